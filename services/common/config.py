@@ -1,0 +1,100 @@
+"""Settings from the environment: every variable is `PHOTOMESH_<FIELD>`.
+
+A service's own `config.py` composes these groups into one frozen class.
+"""
+
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+from pydantic import AfterValidator, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+def _address(value: str) -> str:
+    host, separator, port = value.rpartition(":")
+    if not separator or not host or not port.isdigit():
+        raise ValueError("must be host:port")
+    return value
+
+
+Address = Annotated[str, AfterValidator(_address)]
+"""A host and a port, such as `127.0.0.1:18101`."""
+
+
+class MeshSettings(BaseSettings):
+    """What every process of the mesh needs."""
+
+    model_config = SettingsConfigDict(env_prefix="PHOTOMESH_", frozen=True, extra="ignore")
+
+    listen: Address
+    """Where the gRPC server listens."""
+    tls_dir: Path
+    """Folder with this process's identity: `ca.pem`, `cert.pem` and `key.pem`."""
+    log_level: str = "INFO"
+    drain_seconds: float = 10.0
+    """How long calls in progress may go on after SIGTERM."""
+
+
+class DatabaseSettings(BaseSettings):
+    """Where a service's own schema is."""
+
+    database_url: SecretStr
+    database_pool_size: int = 8
+    database_timeout_seconds: float = 3.0
+    """How long a call waits for a connection, and how long one statement may run."""
+
+
+class CacheSettings(BaseSettings):
+    """Where Valkey or Redis is."""
+
+    valkey_url: str
+    valkey_pool_size: int = 32
+    valkey_timeout_seconds: float = 0.5
+
+
+class KafkaSettings(BaseSettings):
+    """Where the broker is."""
+
+    kafka_bootstrap: str
+    """Comma-separated host:port pairs."""
+
+
+class StorageSettings(BaseSettings):
+    """Where S3 is."""
+
+    s3_endpoint: str
+    s3_access_key: str
+    s3_secret_key: SecretStr
+    s3_region: str = "us-east-1"
+    originals_bucket: str = "photomesh-originals"
+    media_bucket: str = "photomesh-media"
+
+
+class CdnSettings(BaseSettings):
+    """How media URLs are made."""
+
+    cdn_url: str
+    """The edge's origin, without a slash at the end."""
+    cdn_key_file: Path
+    """Holds the HS256 secret as hexadecimal text."""
+
+
+Settings = TypeVar("Settings", bound=BaseSettings)
+
+
+def load(settings: type[Settings]) -> Settings:
+    """Reads settings from the environment.
+
+    Raises:
+        SystemExit: a variable is missing or cannot be understood; the text names each.
+    """
+    try:
+        return settings()
+    except ValidationError as error:
+        problems = "\n".join(
+            f"  PHOTOMESH_{'_'.join(str(part) for part in problem['loc']).upper()}: {problem['msg']}"
+            for problem in error.errors()
+        )
+        raise SystemExit(
+            f"The environment does not configure {settings.__name__}:\n{problems}"
+        ) from None

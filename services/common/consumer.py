@@ -1,0 +1,320 @@
+"""Consuming Kafka topics: at least once, in order for each key, never stuck on one message.
+
+The Kafka client polls in a thread of its own and hands records to the event loop. Records with
+the same key are handled one after the other, others side by side. An offset is committed when
+everything before it is done, so a crash repeats records and loses none; handlers are idempotent.
+
+A handler that raises `Unavailable` is called again for as long as it takes: nothing is wrong
+with the message. Any other error is retried `_TRIES` times with exponential backoff and jitter;
+then the record goes to the topic's dead letters, with the reason in its headers.
+"""
+
+import asyncio
+import random
+import threading
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from google.protobuf.message import DecodeError, Message
+from kafka import (
+    ConsumerRebalanceListener,
+    KafkaConsumer,
+    KafkaProducer,
+    OffsetAndMetadata,
+    TopicPartition,
+)
+from kafka.errors import CommitFailedError, KafkaError
+
+from services.common import context, logs
+from services.common.config import KafkaSettings
+from services.common.errors import Unavailable
+from services.common.threads import run_in_thread
+from services.common.topics import Topic, dead_letters
+
+_log = logs.logger(__name__)
+
+_TRIES = 5
+_FIRST_BACKOFF_SECONDS = 0.1
+_MOST_BACKOFF_SECONDS = 10.0
+
+_IN_FLIGHT = 256
+"""How many records are handled at a time; polling pauses while there are more."""
+
+_COMMIT_SECONDS = 1.0
+
+
+class Rejected(Exception):
+    """A handler's word that a message can never be handled: it is not retried."""
+
+
+@dataclass(frozen=True)
+class Subscription:
+    """A topic, what its messages are, and what to do with each."""
+
+    topic: Topic
+    message: type[Message]
+    handle: Callable[[Any], Awaitable[None]]
+
+
+@dataclass
+class _Partition:
+    """How far one assigned partition is."""
+
+    position: int = -1
+    """The offset behind the last record handed to the loop."""
+    in_flight: set[int] = field(default_factory=set)
+    committed: int = -1
+
+    def done_below(self) -> int:
+        """Returns the offset to commit: everything before it is done."""
+        return min(self.in_flight, default=self.position)
+
+
+class Consumer:
+    """One member of a consumer group."""
+
+    def __init__(
+        self, settings: KafkaSettings, *, group: str, subscriptions: Sequence[Subscription]
+    ) -> None:
+        self._bootstrap = settings.kafka_bootstrap.split(",")
+        self._group = group
+        self._subscriptions: Mapping[str, Subscription] = {
+            subscription.topic.name: subscription for subscription in subscriptions
+        }
+        self._stopping = threading.Event()
+        # Touched only by the event loop.
+        self._last_of_key: dict[tuple[str, bytes], asyncio.Task[None]] = {}
+        # Touched by the loop and the thread.
+        self._lock = threading.Lock()
+        self._partitions: dict[TopicPartition, _Partition] = {}
+
+    async def run(self, ready: Callable[[], None]) -> None:
+        """Consumes until cancelled; calls `ready` when the group has given out partitions."""
+        loop = asyncio.get_running_loop()
+        self._dead_letters = _DeadLetters(self._bootstrap)
+        try:
+            await run_in_thread(
+                "kafka-consumer", lambda: self._consume(loop, ready), self._stopping
+            )
+        finally:
+            for task in list(self._last_of_key.values()):
+                task.cancel()
+            await asyncio.to_thread(self._dead_letters.close)
+
+    # -- In the thread ---------------------------------------------------------------------
+
+    def _consume(self, loop: asyncio.AbstractEventLoop, ready: Callable[[], None]) -> None:
+        while not self._stopping.is_set():
+            try:
+                self._consume_until_stopped(loop, ready)
+            except KafkaError as error:
+                _log.warning("the consumer waits for the broker", error=repr(error))
+                self._stopping.wait(random.uniform(0.2, 2.0))
+
+    def _consume_until_stopped(
+        self, loop: asyncio.AbstractEventLoop, ready: Callable[[], None]
+    ) -> None:
+        consumer = KafkaConsumer(
+            bootstrap_servers=self._bootstrap,
+            group_id=self._group,
+            enable_auto_commit=False,
+            auto_offset_reset="earliest",
+            # A member that died is missed after 6 s, and joining takes half of that.
+            session_timeout_ms=6_000,
+            heartbeat_interval_ms=1_000,
+            fetch_max_wait_ms=500,
+            max_poll_records=_IN_FLIGHT,
+        )
+        assigned = threading.Event()
+        consumer.subscribe(list(self._subscriptions), listener=_Rebalance(self, consumer, assigned))
+        paused = False
+        last_commit = 0.0
+        told = False
+        try:
+            while not self._stopping.is_set():
+                room = _IN_FLIGHT - self._count_in_flight()
+                if paused != (room <= 0):
+                    paused = not paused
+                    (consumer.pause if paused else consumer.resume)(*consumer.assignment())
+                batches = consumer.poll(timeout_ms=20 if paused else 200)
+                for partition, records in batches.items():
+                    self._begin(partition, records, loop)
+                if assigned.is_set() and not told:
+                    told = True
+                    ready()
+                now = loop.time()
+                if now - last_commit >= _COMMIT_SECONDS:
+                    last_commit = now
+                    self.commit(consumer)
+            self.commit(consumer)
+        finally:
+            with self._lock:
+                self._partitions.clear()
+            consumer.close(autocommit=False)
+
+    def _count_in_flight(self) -> int:
+        with self._lock:
+            return sum(len(partition.in_flight) for partition in self._partitions.values())
+
+    def _begin(
+        self, key: TopicPartition, records: Sequence[Any], loop: asyncio.AbstractEventLoop
+    ) -> None:
+        with self._lock:
+            partition = self._partitions.setdefault(key, _Partition())
+            partition.in_flight.update(record.offset for record in records)
+            partition.position = records[-1].offset + 1
+        for record in records:
+            loop.call_soon_threadsafe(self._queue, record, partition)
+
+    def commit(self, consumer: KafkaConsumer) -> None:
+        """Commits what is done. A failure is harmless: the records come again."""
+        with self._lock:
+            offsets = {
+                key: partition.done_below()
+                for key, partition in self._partitions.items()
+                if partition.done_below() > partition.committed
+            }
+        if not offsets:
+            return
+        try:
+            consumer.commit(
+                {key: OffsetAndMetadata(offset, "", -1) for key, offset in offsets.items()}
+            )
+        except CommitFailedError:
+            _log.info("the group was rebalanced before a commit")
+            return
+        with self._lock:
+            for key, offset in offsets.items():
+                if key in self._partitions:
+                    self._partitions[key].committed = offset
+
+    def forget(self, revoked: Sequence[TopicPartition]) -> None:
+        """Drops partitions that now belong to another member; work in progress is harmless."""
+        with self._lock:
+            for key in revoked:
+                self._partitions.pop(key, None)
+
+    # -- In the event loop -----------------------------------------------------------------
+
+    def _queue(self, record: Any, partition: _Partition) -> None:
+        """Handles a record when the one before it with the same key is done."""
+        key = (record.topic, record.key or b"%d" % record.offset)
+        task = asyncio.get_running_loop().create_task(
+            self._after(self._last_of_key.get(key), record)
+        )
+        self._last_of_key[key] = task
+
+        def done(task: asyncio.Task[None]) -> None:
+            if self._last_of_key.get(key) is task:
+                del self._last_of_key[key]
+            if not task.cancelled():
+                with self._lock:
+                    partition.in_flight.discard(record.offset)
+
+        task.add_done_callback(done)
+
+    async def _after(self, before: "asyncio.Task[None] | None", record: Any) -> None:
+        if before is not None:
+            await asyncio.wait([before])
+        headers = dict(record.headers)
+        traceparent = headers.get(context.TRACEPARENT, b"").decode("ascii", "replace")
+        context.enter(context.CallContext(trace_id=context.trace_id_of(traceparent)))
+        await self._handle(record)
+
+    async def _handle(self, record: Any) -> None:
+        subscription = self._subscriptions[record.topic]
+        failures = 0
+        waits = 0
+        while True:
+            try:
+                await subscription.handle(subscription.message.FromString(record.value))
+                return
+            except Unavailable as error:
+                waits += 1
+                delay = _backoff(waits)
+                _log.warning("handling waits", topic=record.topic, seconds=delay, error=str(error))
+            except (Rejected, DecodeError) as error:
+                await self._bury(record, error)
+                return
+            except Exception as error:
+                failures += 1
+                if failures == _TRIES:
+                    await self._bury(record, error)
+                    return
+                delay = _backoff(failures)
+                _log.warning("handling failed", topic=record.topic, tries=failures, exc_info=error)
+            await asyncio.sleep(delay)
+
+    async def _bury(self, record: Any, error: Exception) -> None:
+        """Sends a record to the dead letters, however long the broker takes to accept it."""
+        _log.error("dead letter", topic=record.topic, offset=record.offset, exc_info=error)
+        attempt = 0
+        while True:
+            try:
+                await asyncio.to_thread(
+                    self._dead_letters.send, self._subscriptions[record.topic].topic, record, error
+                )
+                return
+            except KafkaError as trouble:
+                attempt += 1
+                _log.warning("a dead letter waits for the broker", error=repr(trouble))
+                await asyncio.sleep(_backoff(attempt))
+
+
+class _Rebalance(ConsumerRebalanceListener):  # type: ignore[misc]  # kafka-python is not typed
+    """Commits what is done before partitions go to another member."""
+
+    def __init__(self, owner: Consumer, consumer: KafkaConsumer, assigned: threading.Event) -> None:
+        self._owner = owner
+        self._consumer = consumer
+        self._assigned = assigned
+
+    def on_partitions_revoked(self, revoked: Sequence[TopicPartition]) -> None:
+        self._owner.commit(self._consumer)
+        self._owner.forget(revoked)
+
+    def on_partitions_assigned(self, assigned: Sequence[TopicPartition]) -> None:
+        self._assigned.set()
+
+
+class _DeadLetters:
+    """Writes dead letters; connects when there is the first one."""
+
+    def __init__(self, bootstrap: Sequence[str]) -> None:
+        self._bootstrap = bootstrap
+        self._lock = threading.Lock()
+        self._producer: KafkaProducer | None = None
+
+    def send(self, topic: Topic, record: Any, error: Exception) -> None:
+        """Returns when the broker has the record.
+
+        Raises:
+            KafkaError: it does not.
+        """
+        with self._lock:
+            if self._producer is None:
+                self._producer = KafkaProducer(
+                    bootstrap_servers=self._bootstrap, acks="all", max_block_ms=5_000
+                )
+        self._producer.send(
+            dead_letters(topic).name,
+            key=record.key,
+            value=record.value,
+            headers=[
+                *record.headers,
+                ("dlq-reason", f"{type(error).__name__}: {error}"[:1000].encode()),
+                ("dlq-partition", str(record.partition).encode()),
+                ("dlq-offset", str(record.offset).encode()),
+            ],
+        ).get(timeout=10)
+
+    def close(self) -> None:
+        if self._producer is not None:
+            self._producer.close(timeout=1)
+
+
+def _backoff(attempt: int) -> float:
+    """Returns how many seconds to wait after the `attempt`th failure: exponential, jittered."""
+    most = min(_MOST_BACKOFF_SECONDS, _FIRST_BACKOFF_SECONDS * 3**attempt)
+    return random.uniform(most / 2, most)

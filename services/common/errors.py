@@ -1,0 +1,178 @@
+"""Errors that own their gRPC status and their reason, and how they are put on the wire.
+
+A service raises a subclass of `MeshError`; the server's interceptor encodes it once, as
+google.rpc.Status with ErrorInfo, BadRequest and RetryInfo. Whatever is not a `MeshError`
+reaches the caller as INTERNAL without its text.
+"""
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+import grpc
+from google.protobuf.duration_pb2 import Duration
+from google.rpc import error_details_pb2, status_pb2
+from photomesh.common.v1.error_reason_pb2 import ErrorReason
+
+DOMAIN = "photomesh"
+"""google.rpc.ErrorInfo.domain of all our errors."""
+
+
+class MeshError(Exception):
+    """Base of all errors that are meant for callers: subclasses set `code` and `reason`."""
+
+    code: ClassVar[grpc.StatusCode]
+    reason: ClassVar[str]
+    """A name of photomesh.common.v1.ErrorReason without its prefix."""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        fields: Mapping[str, str] | None = None,
+        retry_after: float | None = None,
+    ) -> None:
+        """Takes a sentence for developers, what is wrong with which field, and seconds to wait."""
+        super().__init__(message)
+        self.message = message
+        self.fields = dict(fields or {})
+        self.retry_after = retry_after
+
+    def __init_subclass__(cls) -> None:
+        # A reason that the contract does not list must fail at import, not in a client.
+        if hasattr(cls, "reason"):
+            ErrorReason.Value(f"ERROR_REASON_{cls.reason}")
+
+    def to_status(self, trace_id: str) -> status_pb2.Status:
+        """Returns the error as it travels; the trace id leads to it in the logs."""
+        status = status_pb2.Status(code=self.code.value[0], message=self.message)
+        status.details.add().Pack(
+            error_details_pb2.ErrorInfo(
+                reason=self.reason, domain=DOMAIN, metadata={"traceId": trace_id}
+            )
+        )
+        if self.fields:
+            status.details.add().Pack(
+                error_details_pb2.BadRequest(
+                    field_violations=[
+                        error_details_pb2.BadRequest.FieldViolation(field=field, description=text)
+                        for field, text in self.fields.items()
+                    ]
+                )
+            )
+        if self.retry_after is not None:
+            delay = Duration()
+            delay.FromMilliseconds(round(self.retry_after * 1000))
+            status.details.add().Pack(error_details_pb2.RetryInfo(retry_delay=delay))
+        return status
+
+
+class FieldInvalid(MeshError):
+    """A field has a value that it cannot have."""
+
+    code = grpc.StatusCode.INVALID_ARGUMENT
+    reason = "FIELD_INVALID"
+
+    def __init__(self, fields: Mapping[str, str]) -> None:
+        problems = "; ".join(f"{field}: {text}" for field, text in fields.items())
+        super().__init__(f"The request is not valid: {problems}.", fields=fields)
+
+
+class BadPageToken(MeshError):
+    """A page token that this method did not give to this caller."""
+
+    code = grpc.StatusCode.INVALID_ARGUMENT
+    reason = "BAD_PAGE_TOKEN"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "This method gave you no such page token.",
+            fields={"page_token": "must be a next_page_token of this method, or empty"},
+        )
+
+
+class TokenMissing(MeshError):
+    """A call that needs to know its user does not."""
+
+    code = grpc.StatusCode.UNAUTHENTICATED
+    reason = "TOKEN_MISSING"
+
+    def __init__(self) -> None:
+        super().__init__("This call needs an access token.")
+
+
+class CallerNotAllowed(MeshError):
+    """A peer that may not call this method."""
+
+    code = grpc.StatusCode.PERMISSION_DENIED
+    reason = "CALLER_NOT_ALLOWED"
+
+    def __init__(self, caller: str, method: str) -> None:
+        super().__init__(f"{caller or 'An unknown peer'} may not call {method}.")
+
+
+class Unavailable(MeshError):
+    """A part that is needed is away, slow or overloaded; the same call may succeed soon.
+
+    The edges of the parts (stores, caches, peers) turn their drivers' errors into this one.
+    """
+
+    code = grpc.StatusCode.UNAVAILABLE
+    reason = "UNAVAILABLE"
+
+    def __init__(self, part: str) -> None:
+        super().__init__(f"{part} is not available now; retry with backoff.", retry_after=1.0)
+
+
+class DeadlineExceeded(MeshError):
+    """The call took longer than its caller wanted to wait."""
+
+    code = grpc.StatusCode.DEADLINE_EXCEEDED
+    reason = "DEADLINE_EXCEEDED"
+
+    def __init__(self) -> None:
+        super().__init__("The call took longer than its deadline.")
+
+
+class Internal(MeshError):
+    """Something that should not happen did. Its text stays in the logs."""
+
+    code = grpc.StatusCode.INTERNAL
+    reason = "INTERNAL"
+
+    def __init__(self) -> None:
+        super().__init__("Something went wrong on our side; the trace id leads to it.")
+
+
+class AccountUnknown(MeshError):
+    """There is no such account, or it was deleted."""
+
+    code = grpc.StatusCode.NOT_FOUND
+    reason = "ACCOUNT_UNKNOWN"
+
+    def __init__(self, account_id: int) -> None:
+        super().__init__(f"There is no account {account_id}.", fields={"account_id": "is unknown"})
+
+
+class RequestIdReused(MeshError):
+    """A request id came again with another request."""
+
+    code = grpc.StatusCode.ALREADY_EXISTS
+    reason = "REQUEST_ID_REUSED"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "This request id was used before with another request.",
+            fields={"request_id": "must be new for a new request"},
+        )
+
+
+class MediaUnknown(MeshError):
+    """There is no such media, or it is not the caller's: the two are not told apart."""
+
+    code = grpc.StatusCode.NOT_FOUND
+    reason = "MEDIA_UNKNOWN"
+
+    def __init__(self, media_id: int, field: str = "media_id") -> None:
+        super().__init__(
+            f"You have no media {media_id}.", fields={field: "is unknown, or somebody else's"}
+        )

@@ -1,0 +1,282 @@
+"""The gRPC server of every process: mutual TLS, health, reflection, and one interceptor.
+
+The interceptor does what every method needs, in this order: who calls, on whose behalf, until
+when, is the request valid; and it encodes what goes wrong.
+"""
+
+import asyncio
+import signal
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import grpc
+import protovalidate
+import uvloop
+from google.protobuf.message import Message
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1._async import HealthServicer
+from grpc_reflection.v1alpha import reflection
+
+from services.common import context, logs, tls
+from services.common.config import MeshSettings
+from services.common.errors import (
+    CallerNotAllowed,
+    DeadlineExceeded,
+    FieldInvalid,
+    Internal,
+    MeshError,
+    Unavailable,
+)
+
+PUBLIC = frozenset({"gateway", "operator"})
+"""The identities that may call a public service."""
+
+_SERVING = health_pb2.HealthCheckResponse.SERVING
+_NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+
+_MOST_SECONDS = 30.0
+"""The deadline of a unary call that came without one."""
+
+_log = logs.logger(__name__)
+
+Servicer = grpc.aio.ServicerContext[Any, Any]
+
+
+@dataclass(frozen=True)
+class Service:
+    """A proto service that a process serves, and the identities that may call it."""
+
+    name: str
+    """Its full name, such as "photomesh.account.v1.AccountService"."""
+    add_to: Callable[[grpc.aio.Server], None]
+    callers: frozenset[str]
+
+
+@dataclass(frozen=True)
+class Worker:
+    """Something that runs beside the server for as long as the process does."""
+
+    name: str
+    """Its name in grpc.health.v1, such as "consumer"."""
+    run: Callable[[Callable[[], None]], Awaitable[None]]
+    """Runs until it is cancelled. It is given a function, to be called from the event loop or
+    any thread, that tells health that the worker is ready."""
+
+
+async def serve(
+    settings: MeshSettings, services: Sequence[Service], workers: Sequence[Worker] = ()
+) -> None:
+    """Serves until SIGTERM or SIGINT, then drains: health says NOT_SERVING, calls may end.
+
+    A worker that ends or fails ends the process: whatever supervises it starts a new one.
+    """
+    callers = {service.name: service.callers for service in services}
+    server = grpc.aio.server(
+        interceptors=[_Interceptor(callers)],
+        options=[
+            ("grpc.so_reuseport", 0),
+            ("grpc.max_receive_message_length", 8 * 1024 * 1024),
+            # A peer that vanished without a word is noticed within half a minute.
+            ("grpc.keepalive_time_ms", 20_000),
+            ("grpc.keepalive_timeout_ms", 10_000),
+            ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+        ],
+    )
+    for service in services:
+        service.add_to(server)
+    health = HealthServicer()
+    health_pb2_grpc.add_HealthServicer_to_server(health, server)
+    reflection.enable_server_reflection(
+        [*callers, reflection.SERVICE_NAME, "grpc.health.v1.Health"], server
+    )
+    if server.add_secure_port(settings.listen, tls.server_credentials(settings.tls_dir)) == 0:
+        raise SystemExit(f"Cannot listen on {settings.listen}: is the port taken?")
+    await server.start()
+    for name in ("", *callers):
+        await health.set(name, _SERVING)
+    _log.info("serving", address=settings.listen)
+
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.set)
+
+    tasks = [asyncio.create_task(_run_worker(worker, health)) for worker in workers]
+    for task in tasks:
+        task.add_done_callback(lambda _: stopping.set())
+    await stopping.wait()
+    ended = [task for task in tasks if task.done()]
+
+    await health.enter_graceful_shutdown()
+    await server.stop(settings.drain_seconds)
+    # Only now: what the last calls stored is still relayed.
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    for task in ended:
+        await task
+        raise RuntimeError("a worker ended by itself")
+
+
+async def _run_worker(worker: Worker, health: HealthServicer) -> None:
+    loop = asyncio.get_running_loop()
+
+    def ready() -> None:
+        asyncio.run_coroutine_threadsafe(health.set(worker.name, _SERVING), loop)
+
+    await health.set(worker.name, _NOT_SERVING)
+    await worker.run(ready)
+
+
+def run(main: Callable[[], Coroutine[Any, Any, None]]) -> NoReturn:
+    """Runs a process's `main` on uvloop and exits; the exit status is 1 when it failed."""
+    try:
+        uvloop.run(main())
+    except SystemExit:
+        raise
+    except BaseException:
+        _log.critical("the process ends", exc_info=True)
+        sys.exit(1)
+    sys.exit(0)
+
+
+class _Interceptor(grpc.aio.ServerInterceptor):
+    def __init__(self, callers: dict[str, frozenset[str]]) -> None:
+        self._callers = callers
+        self._validator = protovalidate.Validator()
+
+    async def intercept_service(
+        self,
+        continuation: Callable[
+            [grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]
+        ],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> grpc.RpcMethodHandler[Any, Any] | None:
+        handler = await continuation(handler_call_details)
+        method = handler_call_details.method
+        service = method[1 : method.rfind("/")]
+        # Health and reflection tell nothing secret; any certificate of the mesh will do.
+        if handler is None or service not in self._callers:
+            return handler
+        metadata = dict(handler_call_details.invocation_metadata)
+        guard = _Guard(method, self._callers[service], metadata, self._validator)
+        if handler.unary_unary:
+            return grpc.unary_unary_rpc_method_handler(
+                guard.unary(handler.unary_unary),
+                handler.request_deserializer,
+                handler.response_serializer,
+            )
+        if handler.unary_stream:
+            return grpc.unary_stream_rpc_method_handler(
+                guard.stream(handler.unary_stream),
+                handler.request_deserializer,
+                handler.response_serializer,
+            )
+        if handler.stream_unary:
+            return grpc.stream_unary_rpc_method_handler(
+                guard.unary(handler.stream_unary),
+                handler.request_deserializer,
+                handler.response_serializer,
+            )
+        raise NotImplementedError(f"{method}: bidirectional streams have no guard yet")
+
+
+class _Guard:
+    """What surrounds the handler of one call."""
+
+    def __init__(
+        self,
+        method: str,
+        callers: frozenset[str],
+        metadata: dict[str, Any],
+        validator: protovalidate.Validator,
+    ) -> None:
+        self._method = method
+        self._callers = callers
+        self._metadata = metadata
+        self._validator = validator
+
+    def unary(self, handler: Any) -> Any:
+        async def guarded(request: Any, servicer: Servicer) -> Any:
+            try:
+                call = self._admit(request, servicer)
+                async with asyncio.timeout(call.remaining(_MOST_SECONDS)):
+                    return await handler(request, servicer)
+            except Exception as error:
+                await self._abort(error, servicer)
+
+        return guarded
+
+    def stream(self, handler: Any) -> Any:
+        async def guarded(request: Any, servicer: Servicer) -> AsyncIterator[Any]:
+            try:
+                self._admit(request, servicer)
+                async for response in handler(request, servicer):
+                    yield response
+            except Exception as error:
+                await self._abort(error, servicer)
+
+        return guarded
+
+    def _admit(self, request: Any, servicer: Servicer) -> context.CallContext:
+        """Checks the caller and the request; makes the call the one at hand."""
+        call = context.CallContext(
+            trace_id=context.trace_id_of(self._metadata.get(context.TRACEPARENT)),
+            user_id=_user_id(self._metadata.get(context.USER_ID)),
+            deadline=self._deadline(servicer),
+        )
+        context.enter(call)
+        caller = tls.peer_identity(servicer)
+        if caller not in self._callers:
+            raise CallerNotAllowed(caller, self._method)
+        if isinstance(request, Message):
+            self._validate(request)
+        return call
+
+    def _deadline(self, servicer: Servicer) -> float | None:
+        """Returns when the caller stops waiting.
+
+        Calls that Envoy transcodes from REST carry no gRPC deadline, only Envoy's own header.
+        """
+        seconds = servicer.time_remaining()
+        expected_ms = self._metadata.get("x-envoy-expected-rq-timeout-ms", "")
+        if seconds is None and expected_ms.isdigit():
+            seconds = int(expected_ms) / 1000
+        return None if seconds is None else asyncio.get_running_loop().time() + seconds
+
+    def _validate(self, request: Message) -> None:
+        violations = self._validator.collect_violations(request)
+        if violations:
+            raise FieldInvalid(
+                {_path(violation.proto.field): violation.proto.message for violation in violations}
+            )
+
+    async def _abort(self, error: Exception, servicer: Servicer) -> NoReturn:
+        if isinstance(error, grpc.aio.AbortError):
+            raise error
+        if isinstance(error, TimeoutError):
+            error = DeadlineExceeded()
+        if isinstance(error, Unavailable):
+            _log.warning("unavailable", method=self._method, exc_info=error)
+        if not isinstance(error, MeshError):
+            _log.error("failed", method=self._method, exc_info=error)
+            error = Internal()
+        details = error.to_status(context.current().trace_id).SerializeToString()
+        await servicer.abort(error.code, error.message, (("grpc-status-details-bin", details),))
+
+
+def _user_id(text: str | None) -> int:
+    return int(text) if text and text.isascii() and text.isdigit() else 0
+
+
+def _path(field: Any) -> str:
+    """Returns a field path as text, such as `media_ids[1]`."""
+    path = ""
+    for element in field.elements:
+        subscript = element.subscript
+        path += ("." if path else "") + element.field_name
+        if subscript is not None:
+            path += f"[{subscript.value}]"
+    return path

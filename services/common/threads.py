@@ -1,0 +1,36 @@
+"""Blocking clients in threads of their own, awaited like any coroutine."""
+
+import asyncio
+import threading
+from collections.abc import Callable
+
+
+async def run_in_thread(name: str, work: Callable[[], None], stop: threading.Event) -> None:
+    """Runs `work` in a new thread; when cancelled sets `stop` and waits for it to end.
+
+    asyncio's own executor will not do: it has few threads, and these last as long as the process.
+    """
+    loop = asyncio.get_running_loop()
+    ended: asyncio.Future[None] = loop.create_future()
+
+    def tell(error: BaseException | None) -> None:
+        if error is None:
+            ended.set_result(None)
+        else:
+            ended.set_exception(error)
+
+    def body() -> None:
+        error: BaseException | None = None
+        try:
+            work()
+        except BaseException as raised:
+            error = raised
+        loop.call_soon_threadsafe(tell, error)
+
+    threading.Thread(target=body, name=name, daemon=True).start()
+    try:
+        await asyncio.shield(ended)
+    except asyncio.CancelledError:
+        stop.set()
+        await ended
+        raise

@@ -1,0 +1,28 @@
+"""The Kafka topics: one place that names them all."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Topic:
+    """A topic and its number of partitions."""
+
+    name: str
+    partitions: int = 8
+
+
+MEDIA_UPLOADED = Topic("media_uploaded")
+MEDIA_PROCESSED = Topic("media_processed")
+POST_CREATED = Topic("post_created")
+FOLLOW_CHANGED = Topic("follow_changed")
+
+
+def dead_letters(topic: Topic) -> Topic:
+    """Returns where events of `topic` go that cannot be handled."""
+    return Topic(f"{topic.name}.dlq", partitions=1)
+
+
+_EVENTS = (MEDIA_UPLOADED, MEDIA_PROCESSED, POST_CREATED, FOLLOW_CHANGED)
+
+TOPICS = (*_EVENTS, *(dead_letters(topic) for topic in _EVENTS))
+"""Every topic that provisioning makes."""
