@@ -74,12 +74,13 @@ def _mark_imports(path: Path, ours: set[str]) -> None:
 
 
 def _protoc(validate: Path, *arguments: str) -> None:
+    googleapis = _folder_of("google/api/annotations.proto", "googleapis-common-protos")
+    well_known = _folder_of("grpc_tools/_proto/google/protobuf/any.proto", "grpcio-tools")
     command = [
         *(sys.executable, "-m", "grpc_tools.protoc"),
         f"--proto_path={PROTOS}",
-        f"--proto_path={_folder_of('google/api/annotations.proto', 'googleapis-common-protos')}",
-        f"--proto_path={_folder_of('grpc_tools/_proto/google/protobuf/any.proto', 'grpcio-tools')}"
-        "/grpc_tools/_proto",
+        f"--proto_path={googleapis}",
+        f"--proto_path={well_known / 'grpc_tools' / '_proto'}",
         f"--descriptor_set_in={validate}",
         *arguments,
     ]

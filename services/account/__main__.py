@@ -1,0 +1,48 @@
+"""`python -m services.account`: wires the account service and serves it."""
+
+from photomesh.account.v1.account_internal_service_pb2_grpc import (
+    add_AccountInternalServiceServicer_to_server,
+)
+from photomesh.account.v1.account_service_pb2_grpc import add_AccountServiceServicer_to_server
+
+from services.account.config import AccountSettings
+from services.account.passwords import Passwords
+from services.account.service import AccountInternalService, AccountService
+from services.account.store import AccountStore
+from services.account.tokens import Tokens
+from services.common import config, logs
+from services.common.database import Database
+from services.common.server import PUBLIC, Service, run, serve
+
+
+async def main() -> None:
+    settings = config.load(AccountSettings)
+    logs.configure("account", settings.log_level)
+    async with Database(settings) as database:
+        store = AccountStore(database)
+        public = AccountService(
+            store,
+            Passwords(),
+            Tokens(settings.token_key_file),
+            access_token_life=settings.access_token_life,
+            refresh_token_life=settings.refresh_token_life,
+        )
+        internal = AccountInternalService(store)
+        await serve(
+            settings,
+            [
+                Service(
+                    "photomesh.account.v1.AccountService",
+                    lambda server: add_AccountServiceServicer_to_server(public, server),
+                    callers=PUBLIC,
+                ),
+                Service(
+                    "photomesh.account.v1.AccountInternalService",
+                    lambda server: add_AccountInternalServiceServicer_to_server(internal, server),
+                    callers=frozenset({"graph", "post"}),
+                ),
+            ],
+        )
+
+
+run(main)
