@@ -6,6 +6,7 @@ isort:skip_file
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from photomesh.media.v1 import media_service_pb2 as _media_service_pb2
 import builtins as _builtins
@@ -18,6 +19,109 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+@_typing.final
+class StoredMedia(_message.Message):
+    """A media item and where its variants lie, so that whoever may show it can sign URLs for it.
+
+    It does not change any more once it is READY: a post keeps it as it is.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MEDIA_ID_FIELD_NUMBER: _builtins.int
+    OWNER_ID_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    FAILURE_FIELD_NUMBER: _builtins.int
+    WIDTH_FIELD_NUMBER: _builtins.int
+    HEIGHT_FIELD_NUMBER: _builtins.int
+    CREATE_TIME_FIELD_NUMBER: _builtins.int
+    KEY_PREFIX_FIELD_NUMBER: _builtins.int
+    VARIANTS_FIELD_NUMBER: _builtins.int
+    media_id: _builtins.int
+    """Identifies the media."""
+    owner_id: _builtins.int
+    """Who uploaded it."""
+    state: _media_service_pb2.MediaState.ValueType
+    """Where it is on its way."""
+    failure: _media_service_pb2.MediaFailure.ValueType
+    """Why it failed; set only when FAILED."""
+    width: _builtins.int
+    """The upright picture's width in pixels, before any resizing; 0 until READY."""
+    height: _builtins.int
+    """The upright picture's height in pixels, before any resizing; 0 until READY."""
+    key_prefix: _builtins.str
+    """The S3 key that all variants begin with, with a slash at its end; what a URL is signed for."""
+    @_builtins.property
+    def create_time(self) -> _timestamp_pb2.Timestamp:
+        """When the upload was opened."""
+
+    @_builtins.property
+    def variants(self) -> _containers.RepeatedCompositeFieldContainer[Global___StoredVariant]:
+        """What clients show, smallest first; empty until READY."""
+
+    def __init__(
+        self,
+        *,
+        media_id: _builtins.int = ...,
+        owner_id: _builtins.int = ...,
+        state: _media_service_pb2.MediaState.ValueType = ...,
+        failure: _media_service_pb2.MediaFailure.ValueType = ...,
+        width: _builtins.int = ...,
+        height: _builtins.int = ...,
+        create_time: _timestamp_pb2.Timestamp | None = ...,
+        key_prefix: _builtins.str = ...,
+        variants: _abc.Iterable[Global___StoredVariant] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "failure", b"failure", "height", b"height", "key_prefix", b"key_prefix", "media_id", b"media_id", "owner_id", b"owner_id", "state", b"state", "variants", b"variants", "width", b"width"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StoredMedia: _TypeAlias = StoredMedia  # noqa: Y015
+
+@_typing.final
+class StoredVariant(_message.Message):
+    """One size and encoding of a media item, and where it lies."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    CONTENT_TYPE_FIELD_NUMBER: _builtins.int
+    WIDTH_FIELD_NUMBER: _builtins.int
+    HEIGHT_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    OBJECT_NAME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """The size's name: "square200", "w600" or "w1080"."""
+    content_type: _builtins.str
+    """"image/jpeg" or "image/webp"."""
+    width: _builtins.int
+    """Width in pixels."""
+    height: _builtins.int
+    """Height in pixels."""
+    size_bytes: _builtins.int
+    """Size in bytes."""
+    object_name: _builtins.str
+    """The object's S3 key behind the `key_prefix`."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        content_type: _builtins.str = ...,
+        width: _builtins.int = ...,
+        height: _builtins.int = ...,
+        size_bytes: _builtins.int = ...,
+        object_name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["content_type", b"content_type", "height", b"height", "name", b"name", "object_name", b"object_name", "size_bytes", b"size_bytes", "width", b"width"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StoredVariant: _TypeAlias = StoredVariant  # noqa: Y015
 
 @_typing.final
 class BatchGetMediaRequest(_message.Message):
@@ -51,13 +155,13 @@ class BatchGetMediaResponse(_message.Message):
 
     MEDIA_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def media(self) -> _containers.RepeatedCompositeFieldContainer[_media_service_pb2.Media]:
+    def media(self) -> _containers.RepeatedCompositeFieldContainer[Global___StoredMedia]:
         """One item for each id asked for, in that order."""
 
     def __init__(
         self,
         *,
-        media: _abc.Iterable[_media_service_pb2.Media] | None = ...,
+        media: _abc.Iterable[Global___StoredMedia] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...

@@ -49,7 +49,7 @@ class MediaInternalServiceServicer:
     def BatchGetMedia(self, request, context):
         """Returns each media item, whoever owns it, in the order asked for.
 
-        An unknown item is told by a Media whose `media_id` is 0. Variants carry signed URLs.
+        An unknown item is told by a StoredMedia whose `media_id` is 0.
         Callers: post.
 
         Errors:

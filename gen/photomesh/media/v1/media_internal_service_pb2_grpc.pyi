@@ -19,7 +19,7 @@ class MediaInternalServiceStub:
     BatchGetMedia: _aio.UnaryUnaryMultiCallable[_media_internal_service_pb2.BatchGetMediaRequest, _media_internal_service_pb2.BatchGetMediaResponse]
     """Returns each media item, whoever owns it, in the order asked for.
 
-    An unknown item is told by a Media whose `media_id` is 0. Variants carry signed URLs.
+    An unknown item is told by a StoredMedia whose `media_id` is 0.
     Callers: post.
 
     Errors:
@@ -37,7 +37,7 @@ class MediaInternalServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _abc.Awaitable[_media_internal_service_pb2.BatchGetMediaResponse]:
         """Returns each media item, whoever owns it, in the order asked for.
 
-        An unknown item is told by a Media whose `media_id` is 0. Variants carry signed URLs.
+        An unknown item is told by a StoredMedia whose `media_id` is 0.
         Callers: post.
 
         Errors:
