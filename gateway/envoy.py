@@ -1,0 +1,568 @@
+"""The API gateway: one Envoy in front of every public method, as REST and as gRPC.
+
+The way of a request: headers that only we may set are removed, CORS is answered, gRPC-Web becomes
+gRPC, the access token is checked and becomes `x-photomesh-user-id`, REST becomes gRPC, and the
+router sends it over mutual TLS to the service.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+from betterproto2 import Message
+from envoy_data_plane.envoy.config.accesslog.v3 import AccessLog
+from envoy_data_plane.envoy.config.bootstrap.v3 import Bootstrap, BootstrapStaticResources
+from envoy_data_plane.envoy.config.cluster.v3 import (
+    Cluster,
+    OutlierDetection,
+    UpstreamConnectionOptions,
+)
+from envoy_data_plane.envoy.config.core.v3 import (
+    DataSource,
+    HealthCheck,
+    HealthCheckGrpcHealthCheck,
+    Http2ProtocolOptions,
+    KeepaliveSettings,
+    SubstitutionFormatString,
+    TcpKeepalive,
+    TransportSocket,
+)
+from envoy_data_plane.envoy.config.core.v3 import HttpProtocolOptions as CommonHttpOptions
+from envoy_data_plane.envoy.config.core.v3 import (
+    HttpProtocolOptionsHeadersWithUnderscoresAction as HeadersWithUnderscores,
+)
+from envoy_data_plane.envoy.config.listener.v3 import Filter, FilterChain, Listener
+from envoy_data_plane.envoy.config.route.v3 import (
+    DirectResponseAction,
+    FilterConfig,
+    HeaderMatcher,
+    RetryPolicy,
+    Route,
+    RouteAction,
+    RouteConfiguration,
+    RouteMatch,
+    VirtualHost,
+)
+from envoy_data_plane.envoy.extensions.access_loggers.stream.v3 import StdoutAccessLog
+from envoy_data_plane.envoy.extensions.filters.http.cors.v3 import Cors, CorsPolicy
+from envoy_data_plane.envoy.extensions.filters.http.grpc_json_transcoder.v3 import (
+    GrpcJsonTranscoder,
+    GrpcJsonTranscoderPrintOptions,
+    GrpcJsonTranscoderRequestValidationOptions,
+)
+from envoy_data_plane.envoy.extensions.filters.http.grpc_web.v3 import GrpcWeb
+from envoy_data_plane.envoy.extensions.filters.http.jwt_authn.v3 import (
+    JwtAuthentication,
+    JwtCacheConfig,
+    JwtClaimToHeader,
+    JwtHeader,
+    JwtProvider,
+    JwtRequirement,
+    RequirementRule,
+)
+from envoy_data_plane.envoy.extensions.filters.http.router.v3 import Router
+from envoy_data_plane.envoy.extensions.filters.network.http_connection_manager.v3 import (
+    HttpConnectionManager,
+    HttpFilter,
+)
+from envoy_data_plane.envoy.extensions.filters.network.http_connection_manager.v3 import (
+    HttpConnectionManagerPathWithEscapedSlashesAction as EscapedSlashes,
+)
+from envoy_data_plane.envoy.extensions.transport_sockets.tls.v3 import (
+    CertificateValidationContext,
+    CommonTlsContext,
+    DownstreamTlsContext,
+    SubjectAltNameMatcher,
+    SubjectAltNameMatcherSanType,
+    TlsCertificate,
+    TlsParameters,
+    TlsParametersTlsProtocol,
+    UpstreamTlsContext,
+)
+from envoy_data_plane.envoy.extensions.upstreams.http.v3 import (
+    HttpProtocolOptions,
+    HttpProtocolOptionsExplicitHttpConfig,
+)
+from envoy_data_plane.envoy.type.matcher.v3 import StringMatcher
+from envoy_data_plane.google.protobuf import Any, Struct
+
+from gateway import pieces
+from gateway.contracts import PublicMethod, public_methods, public_services
+from gateway.pieces import SECOND
+
+TOKEN_ISSUER = "photomesh"  # noqa: S105  (a name, no secret)
+TOKEN_AUDIENCE = "photomesh-api"  # noqa: S105  (a name, no secret)
+USER_HEADER = "x-photomesh-user-id"
+
+# How long a call may take; a stream may last longer, but not be silent for longer than
+# _STREAM_SILENCE. The services learn it from x-envoy-expected-rq-timeout-ms.
+CALL_TIMEOUT = 15 * SECOND
+_STREAM_SILENCE = 60 * SECOND
+
+# The largest JSON that is read and written. Pictures do not pass here: they go straight to S3.
+_REQUEST_BODY_BYTES = 1 << 20
+_RESPONSE_BODY_BYTES = 8 << 20
+
+# Whoever calls these has no token yet. Everything else needs one.
+_WITHOUT_TOKEN = frozenset(
+    f"/photomesh.account.v1.AccountService/{name}"
+    for name in ("CreateAccount", "CreateSession", "RefreshSession")
+)
+
+_REFLECTION = ("grpc.reflection.v1.ServerReflection", "grpc.reflection.v1alpha.ServerReflection")
+_REFLECTION_CLUSTER = "reflection"
+
+_CORS = "envoy.filters.http.cors"
+_GRPC_WEB = "envoy.filters.http.grpc_web"
+_JWT = "envoy.filters.http.jwt_authn"
+_TRANSCODER = "envoy.filters.http.grpc_json_transcoder"
+_ROUTER = "envoy.filters.http.router"
+
+
+@dataclass(frozen=True)
+class Peer:
+    """Where a process of the mesh listens, and the identity that its certificate must prove."""
+
+    host: str
+    port: int
+    identity: str
+
+
+@dataclass(frozen=True)
+class GatewaySettings:
+    """Everything that one gateway differs in from another."""
+
+    # Ports on loopback: plain HTTP/1.1 and h2c, TLS, and Envoy's own pages.
+    http_port: int
+    https_port: int
+    admin_port: int
+    # The FileDescriptorSet of all contracts, google/rpc/error_details.proto included.
+    descriptors: Path
+    # The keys that access tokens are signed with, as a JSON Web Key Set.
+    jwks: Path
+    # What the TLS listener shows to the public.
+    public_certificate: Path
+    public_key: Path
+    # The folder of the identity `gateway`: ca.pem, cert.pem, key.pem.
+    identity: Path
+    # Full name of each public proto service -> the process that answers it.
+    services: Mapping[str, Peer]
+    reflection: Peer
+    # Origins whose pages may call from a browser, such as "https://photomesh.example".
+    cors_origins: tuple[str, ...] = ()
+
+
+def build(settings: GatewaySettings) -> str:
+    """Returns Envoy's configuration as JSON.
+
+    Raises ValueError when `settings.services` does not name exactly the public proto services of
+    the descriptor set.
+    """
+    methods = public_methods(settings.descriptors)
+    _check_services(settings, public_services(methods))
+    peers = {peer.identity: peer for peer in settings.services.values()}
+    chain = _connection_manager(settings, methods)
+    return Bootstrap(
+        admin=pieces.admin(settings.admin_port),
+        overload_manager=pieces.connection_limit(10_000),
+        static_resources=BootstrapStaticResources(
+            listeners=[
+                _listener("http", settings.http_port, chain),
+                _listener("https", settings.https_port, chain, _public_tls(settings)),
+            ],
+            clusters=[
+                *(_cluster(name, peer, settings.identity) for name, peer in peers.items()),
+                _cluster(_REFLECTION_CLUSTER, settings.reflection, settings.identity),
+            ],
+        ),
+    ).to_json(indent=2)
+
+
+def _check_services(settings: GatewaySettings, public: tuple[str, ...]) -> None:
+    if difference := settings.services.keys() ^ set(public):
+        raise ValueError(
+            "the gateway's services and the public services of the contracts differ in "
+            + ", ".join(sorted(difference))
+        )
+
+
+def _listener(
+    name: str, port: int, chain: HttpConnectionManager, tls: TransportSocket | None = None
+) -> Listener:
+    return Listener(
+        name=name,
+        address=pieces.address(pieces.LOOPBACK, port),
+        # With SO_REUSEPORT a second gateway on the same port would take half of the connections
+        # instead of failing.
+        enable_reuse_port=False,
+        per_connection_buffer_limit_bytes=1 << 20,
+        filter_chains=[
+            FilterChain(
+                filters=[
+                    Filter(
+                        name="envoy.filters.network.http_connection_manager",
+                        typed_config=Any.pack(chain),
+                    )
+                ],
+                transport_socket=tls,
+            )
+        ],
+    )
+
+
+def _connection_manager(
+    settings: GatewaySettings, methods: tuple[PublicMethod, ...]
+) -> HttpConnectionManager:
+    return HttpConnectionManager(
+        stat_prefix="gateway",
+        server_name="photomesh",
+        route_config=_routes(settings, methods),
+        http_filters=_filters(settings, methods),
+        access_log=[_access_log()],
+        early_header_mutation_extensions=[pieces.strip_own_headers()],
+        use_remote_address=True,
+        generate_request_id=True,
+        always_set_request_id_in_response=True,
+        normalize_path=True,
+        merge_slashes=True,
+        path_with_escaped_slashes_action=EscapedSlashes.REJECT_REQUEST,
+        max_request_headers_kb=32,
+        request_headers_timeout=10 * SECOND,
+        request_timeout=30 * SECOND,
+        stream_idle_timeout=_STREAM_SILENCE,
+        common_http_protocol_options=CommonHttpOptions(
+            idle_timeout=300 * SECOND,
+            max_headers_count=100,
+            # x_photomesh_user_id must not be taken for x-photomesh-user-id by anyone behind.
+            headers_with_underscores_action=HeadersWithUnderscores.REJECT_REQUEST,
+        ),
+        http2_protocol_options=Http2ProtocolOptions(
+            max_concurrent_streams=128,
+            initial_stream_window_size=256 << 10,
+            initial_connection_window_size=1 << 20,
+            # A client's mistake in one call must not end its other calls.
+            override_stream_error_on_invalid_http_message=True,
+        ),
+    )
+
+
+# --- Filters -------------------------------------------------------------------------------------
+
+
+def _filters(settings: GatewaySettings, methods: tuple[PublicMethod, ...]) -> list[HttpFilter]:
+    return [
+        pieces.http_filter(_CORS, Cors()),
+        pieces.http_filter(_GRPC_WEB, GrpcWeb()),
+        pieces.http_filter(_JWT, _token_check(settings)),
+        pieces.http_filter(_TRANSCODER, _transcoder(settings, methods)),
+        pieces.http_filter(_ROUTER, Router()),
+    ]
+
+
+def _token_check(settings: GatewaySettings) -> JwtAuthentication:
+    return JwtAuthentication(
+        providers={
+            "access": JwtProvider(
+                issuer=TOKEN_ISSUER,
+                audiences=[TOKEN_AUDIENCE],
+                require_expiration=True,
+                # Enough for clocks that drift.
+                clock_skew_seconds=5,
+                local_jwks=pieces.file(settings.jwks),
+                # Named, because by default a token is also taken from the query, where logs and
+                # histories keep it.
+                from_headers=[JwtHeader(name="Authorization", value_prefix="Bearer ")],
+                claim_to_headers=[JwtClaimToHeader(claim_name="sub", header_name=USER_HEADER)],
+                jwt_cache_config=JwtCacheConfig(jwt_cache_size=10_000),
+            )
+        },
+        # Everything, even what has no route: the routes say what needs no token.
+        rules=[
+            RequirementRule(
+                match=RouteMatch(prefix="/"), requires=JwtRequirement(provider_name="access")
+            )
+        ],
+        bypass_cors_preflight=True,
+    )
+
+
+def _transcoder(settings: GatewaySettings, methods: tuple[PublicMethod, ...]) -> GrpcJsonTranscoder:
+    return GrpcJsonTranscoder(
+        proto_descriptor=str(settings.descriptors),
+        services=list(public_services(methods)),
+        convert_grpc_status=True,
+        print_options=GrpcJsonTranscoderPrintOptions(
+            always_print_primitive_fields=True, stream_newline_delimited=True
+        ),
+        # Without all three, what cannot be transcoded goes on as it is and comes back as 503.
+        request_validation_options=GrpcJsonTranscoderRequestValidationOptions(
+            reject_unknown_method=True,
+            reject_unknown_query_parameters=True,
+            reject_binding_body_field_collisions=True,
+        ),
+        max_request_body_size=_REQUEST_BODY_BYTES,
+        max_response_body_size=_RESPONSE_BODY_BYTES,
+    )
+
+
+# --- Routes --------------------------------------------------------------------------------------
+
+
+def _routes(settings: GatewaySettings, methods: tuple[PublicMethod, ...]) -> RouteConfiguration:
+    return RouteConfiguration(
+        name="public",
+        virtual_hosts=[
+            VirtualHost(
+                name="public",
+                domains=["*"],
+                routes=[
+                    _health(),
+                    *_rest_routes(methods),
+                    *(_grpc_route(settings, method) for method in methods),
+                    *(_reflection_route(service) for service in _REFLECTION),
+                    _nowhere(),
+                ],
+                typed_per_filter_config={_CORS: Any.pack(_cors(settings.cors_origins))},
+            )
+        ],
+        # The token was read here and must not travel on; no service reads a cookie.
+        request_headers_to_remove=["authorization", "cookie"],
+    )
+
+
+def _health() -> Route:
+    return Route(
+        name="health",
+        match=RouteMatch(path="/healthz"),
+        direct_response=DirectResponseAction(
+            status=200, body=DataSource(inline_string='{"status":"SERVING"}\n')
+        ),
+        response_headers_to_add=[pieces.set_header("content-type", "application/json")],
+        typed_per_filter_config=_without(_JWT, _TRANSCODER),
+    )
+
+
+def _rest_routes(methods: Iterable[PublicMethod]) -> list[Route]:
+    """Says which REST requests need a token.
+
+    None of these routes is gone to the end: the transcoder turns the request into gRPC, which is
+    routed anew, or refuses it.
+    """
+    open_methods = [method for method in methods if method.path in _WITHOUT_TOKEN]
+    return [
+        *(
+            Route(
+                name=f"rest without token: {method.name}",
+                match=RouteMatch(
+                    path=method.http_path,
+                    headers=[
+                        HeaderMatcher(
+                            name=":method", string_match=StringMatcher(exact=method.http_verb)
+                        )
+                    ],
+                ),
+                direct_response=DirectResponseAction(status=404),
+                typed_per_filter_config=_without(_JWT),
+            )
+            for method in open_methods
+        ),
+        Route(
+            name="rest",
+            match=RouteMatch(prefix="/v1/"),
+            direct_response=DirectResponseAction(status=404),
+        ),
+    ]
+
+
+def _grpc_route(settings: GatewaySettings, method: PublicMethod) -> Route:
+    return Route(
+        name=method.path,
+        match=RouteMatch(path=method.path),
+        route=RouteAction(
+            cluster=settings.services[method.service].identity,
+            timeout=timedelta(0) if method.streams else CALL_TIMEOUT,
+            retry_policy=_retries(method),
+        ),
+        typed_per_filter_config=_without(_JWT) if method.path in _WITHOUT_TOKEN else {},
+    )
+
+
+def _retries(method: PublicMethod) -> RetryPolicy:
+    # A call that never reached its service may always be sent again; one that only reads may also
+    # be sent again when the service went away in the middle of it.
+    retry_on = "connect-failure,refused-stream"
+    if method.reads:
+        retry_on += ",reset,unavailable"
+    return RetryPolicy(retry_on=retry_on, num_retries=2)
+
+
+def _reflection_route(service: str) -> Route:
+    return Route(
+        name=service,
+        match=RouteMatch(prefix=f"/{service}/"),
+        # A stream for as long as the caller asks.
+        route=RouteAction(cluster=_REFLECTION_CLUSTER, timeout=timedelta(0)),
+        typed_per_filter_config=_without(_JWT),
+    )
+
+
+def _nowhere() -> Route:
+    """Ends whatever is no public path: without the transcoder, so that it cannot become one."""
+    return Route(
+        name="nowhere",
+        match=RouteMatch(prefix="/"),
+        direct_response=DirectResponseAction(status=404),
+        typed_per_filter_config=_without(_JWT, _TRANSCODER),
+    )
+
+
+def _without(*filters: str) -> dict[str, Any]:
+    return {name: Any.pack(FilterConfig(disabled=True)) for name in filters}
+
+
+def _cors(origins: Iterable[str]) -> CorsPolicy:
+    return CorsPolicy(
+        allow_origin_string_match=[StringMatcher(exact=origin) for origin in origins],
+        allow_methods="GET, POST, PUT, PATCH, DELETE",
+        allow_headers=(
+            "authorization, content-type, grpc-timeout, traceparent, x-grpc-web, x-user-agent"
+        ),
+        expose_headers="grpc-status, grpc-message, grpc-status-details-bin, x-request-id",
+        max_age="7200",
+    )
+
+
+# --- Towards the services ------------------------------------------------------------------------
+
+
+def _cluster(name: str, peer: Peer, identity: Path) -> Cluster:
+    return Cluster(
+        name=name,
+        type=pieces.discovery(peer.host),
+        connect_timeout=SECOND,
+        per_connection_buffer_limit_bytes=1 << 20,
+        load_assignment=pieces.endpoints(name, peer.host, peer.port),
+        circuit_breakers=pieces.circuit_breakers(),
+        # Where one of several instances is away, the others are used. Where it is the only one,
+        # Envoy tries it anyway, so that nothing waits for a check after a restart.
+        health_checks=[
+            HealthCheck(
+                timeout=SECOND,
+                interval=5 * SECOND,
+                unhealthy_threshold=2,
+                healthy_threshold=1,
+                grpc_health_check=HealthCheckGrpcHealthCheck(authority=peer.identity),
+            )
+        ],
+        outlier_detection=OutlierDetection(
+            split_external_local_origin_errors=True,
+            consecutive_local_origin_failure=5,
+            consecutive_gateway_failure=10,
+            base_ejection_time=5 * SECOND,
+            max_ejection_time=30 * SECOND,
+        ),
+        transport_socket=_mesh_tls(peer.identity, identity),
+        typed_extension_protocol_options=_http2(),
+        upstream_connection_options=UpstreamConnectionOptions(
+            tcp_keepalive=TcpKeepalive(keepalive_time=30, keepalive_interval=5, keepalive_probes=3)
+        ),
+    )
+
+
+def _http2() -> dict[str, Any]:
+    options = HttpProtocolOptions(
+        explicit_http_config=HttpProtocolOptionsExplicitHttpConfig(
+            http2_protocol_options=Http2ProtocolOptions(
+                # Only before a call on a connection that was long idle: gRPC servers end
+                # connections whose pings come without calls.
+                connection_keepalive=KeepaliveSettings(
+                    connection_idle_interval=30 * SECOND, timeout=2 * SECOND
+                ),
+                initial_stream_window_size=1 << 20,
+                initial_connection_window_size=16 << 20,
+            )
+        )
+    )
+    return {"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": Any.pack(options)}
+
+
+def _mesh_tls(peer: str, identity: Path) -> TransportSocket:
+    return _tls(
+        UpstreamTlsContext(
+            sni=peer,
+            common_tls_context=CommonTlsContext(
+                tls_params=TlsParameters(
+                    tls_minimum_protocol_version=TlsParametersTlsProtocol.TLSv1_3,
+                    tls_maximum_protocol_version=TlsParametersTlsProtocol.TLSv1_3,
+                ),
+                alpn_protocols=["h2"],
+                tls_certificates=[_certificate(identity / "cert.pem", identity / "key.pem")],
+                validation_context=CertificateValidationContext(
+                    trusted_ca=pieces.file(identity / "ca.pem"),
+                    match_typed_subject_alt_names=[
+                        SubjectAltNameMatcher(
+                            san_type=SubjectAltNameMatcherSanType.DNS,
+                            matcher=StringMatcher(exact=peer),
+                        )
+                    ],
+                ),
+            ),
+        )
+    )
+
+
+def _public_tls(settings: GatewaySettings) -> TransportSocket:
+    return _tls(
+        DownstreamTlsContext(
+            common_tls_context=CommonTlsContext(
+                tls_params=TlsParameters(
+                    tls_minimum_protocol_version=TlsParametersTlsProtocol.TLSv1_2
+                ),
+                alpn_protocols=["h2", "http/1.1"],
+                tls_certificates=[_certificate(settings.public_certificate, settings.public_key)],
+            )
+        )
+    )
+
+
+def _tls(context: Message) -> TransportSocket:
+    return TransportSocket(name="envoy.transport_sockets.tls", typed_config=Any.pack(context))
+
+
+def _certificate(chain: Path, key: Path) -> TlsCertificate:
+    return TlsCertificate(certificate_chain=pieces.file(chain), private_key=pieces.file(key))
+
+
+# --- Logs ----------------------------------------------------------------------------------------
+
+
+def _access_log() -> AccessLog:
+    # Paths without their query, which carries what people look for.
+    fields = {
+        "time": "%START_TIME%",
+        "verb": "%REQ(x-envoy-original-method?:method)%",
+        "path": "%PATH(NQ:ORIG_OR_PATH)%",
+        "method": "%PATH(NQ:PATH)%",
+        "status": "%RESPONSE_CODE%",
+        "grpc_status": "%GRPC_STATUS%",
+        "details": "%RESPONSE_CODE_DETAILS%",
+        "flags": "%RESPONSE_FLAGS%",
+        "milliseconds": "%DURATION%",
+        "bytes_sent": "%BYTES_SENT%",
+        "user_id": f"%REQ({USER_HEADER})%",
+        "request_id": "%REQ(x-request-id)%",
+        "traceparent": "%REQ(traceparent)%",
+        "peer": "%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%",
+        "upstream": "%UPSTREAM_HOST%",
+    }
+    return AccessLog(
+        name="envoy.access_loggers.stdout",
+        typed_config=Any.pack(
+            StdoutAccessLog(
+                log_format=SubstitutionFormatString(
+                    json_format=Struct.from_dict(fields), omit_empty_values=True
+                )
+            )
+        ),
+    )
