@@ -20,7 +20,7 @@ class UrlSigner(Protocol):
 
 
 class SignedPrefix:
-    """The right to read everything below one prefix, for one to two hours."""
+    """The right to read everything below one prefix, for two to three hours."""
 
     def __init__(self, base: str, token: str) -> None:
         self._base = base
@@ -35,7 +35,8 @@ class EdgeSigner:
     """Signs for the Envoy edge: a JWT over the path prefix.
 
     The expiry is rounded up to the hour, so that all viewers of an hour share one URL, which the
-    edge and their browsers can then cache. A URL is good for at least one hour, at most two.
+    edge and their browsers can then cache. A URL is good for two to three hours: an answer that
+    carries it may be cached for one, and still gives its reader another.
     """
 
     def __init__(self, settings: CdnSettings) -> None:
@@ -44,6 +45,6 @@ class EdgeSigner:
 
     def sign(self, prefix: str) -> SignedPrefix:
         path = f"/media/{prefix}"
-        expiry = (int(time.time()) // _HOUR + 2) * _HOUR
+        expiry = (int(time.time()) // _HOUR + 3) * _HOUR
         token = jwt.encode({"p": path, "exp": expiry}, self._key, algorithm="HS256")
         return SignedPrefix(self._origin + path, token)

@@ -92,7 +92,7 @@ def load(settings: type[Settings]) -> Settings:
         return settings()
     except ValidationError as error:
         problems = "\n".join(
-            f"  PHOTOMESH_{'_'.join(str(part) for part in problem['loc']).upper()}: {problem['msg']}"
+            f"  PHOTOMESH_{str(problem['loc'][0]).upper()}: {problem['msg']}"
             for problem in error.errors()
         )
         raise SystemExit(

@@ -1,0 +1,1 @@
+"""Fan-out: pushing posts into home timelines."""

@@ -1,0 +1,14 @@
+"""The feed service's settings."""
+
+from pathlib import Path
+
+from services.common.config import Address, CacheSettings, MeshSettings
+
+
+class FeedSettings(MeshSettings, CacheSettings):
+    """Read from PHOTOMESH_* variables."""
+
+    peer_graph: Address
+    peer_post: Address
+    page_key_file: Path
+    """Holds the secret of page tokens as hexadecimal text."""
