@@ -1,0 +1,187 @@
+"""Makes the database of the services, and migrates the schema of each."""
+
+import logging
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import quote, urlsplit, urlunsplit
+
+import psycopg
+from psycopg import sql
+from pydantic import SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+from yoyo import read_migrations
+from yoyo.backends.core.postgresql import PostgresqlPsycopgBackend
+from yoyo.connections import parse_uri
+from yoyo.migrations import Migration
+
+log = logging.getLogger(__name__)
+
+SERVICES = Path(__file__).parents[1] / "services"
+
+# One number for "migrations of Photomesh" among PostgreSQL's advisory locks.
+_MIGRATION_LOCK = 0x70686F746F
+_MIGRATION_WAIT_SECONDS = 300
+
+# A migration that cannot have its lock soon would queue every query behind it; one that runs long
+# belongs into batches.
+_LOCK_TIMEOUT = "5s"
+_STATEMENT_TIMEOUT = "60s"
+
+# trgm: search by parts of a name. stat_statements: which query costs what.
+_EXTENSIONS = ("pg_trgm", "citext", "btree_gin", "pg_stat_statements")
+
+
+class Database(BaseSettings):
+    """Which database and roles to make, and as whom."""
+
+    model_config = SettingsConfigDict(env_prefix="PHOTOMESH_", frozen=True, extra="ignore")
+
+    admin_database_url: SecretStr
+    """May create roles and databases."""
+    database: str = "photomesh"
+    database_passwords: dict[str, SecretStr]
+    """Password by role; each role owns the schema of its name."""
+
+
+class MigrationFailed(Exception):
+    """A schema could not be brought to its newest form; the text says which and why."""
+
+
+def provision_database(settings: Database, *, services: Path = SERVICES) -> None:
+    """Makes the database, a role and a schema for each service, and migrates each schema.
+
+    Args:
+        services: folder whose `common/migrations` goes into every schema, followed by the
+            schema's own `<service>/migrations`. Either may be absent.
+
+    Raises:
+        MigrationFailed: a migration failed, or another machine migrates for over 5 minutes.
+    """
+    admin_url = settings.admin_database_url.get_secret_value()
+    passwords = {
+        role: password.get_secret_value() for role, password in settings.database_passwords.items()
+    }
+    with psycopg.connect(admin_url, autocommit=True) as admin, _migration_lock(admin):
+        _make_roles(admin, passwords)
+        _make_database(admin, settings.database, passwords)
+        own_url = _at_database(admin_url, settings.database)
+        with psycopg.connect(own_url, autocommit=True) as own:
+            _make_schemas(own, passwords)
+        for role, password in passwords.items():
+            url = _as_role(own_url, role, password)
+            # The common ones first: a service's tables may use its ids.
+            for owner in ("common", role):
+                _migrate(url, role, services / owner / "migrations")
+
+
+@contextmanager
+def _migration_lock(admin: psycopg.Connection) -> Iterator[None]:
+    # Asked for again and again rather than waited for: a waiting session would hold a snapshot
+    # for as long, which blocks CREATE INDEX CONCURRENTLY in the one that migrates.
+    deadline = time.monotonic() + _MIGRATION_WAIT_SECONDS
+    while True:
+        row = admin.execute("SELECT pg_try_advisory_lock(%s)", [_MIGRATION_LOCK]).fetchone()
+        if row and row[0]:
+            break
+        if time.monotonic() > deadline:
+            raise MigrationFailed(
+                f"another session has been migrating for {_MIGRATION_WAIT_SECONDS} s"
+            )
+        time.sleep(0.1)
+    try:
+        yield
+    finally:
+        admin.execute("SELECT pg_advisory_unlock(%s)", [_MIGRATION_LOCK])
+
+
+def _make_roles(admin: psycopg.Connection, passwords: Mapping[str, str]) -> None:
+    known = {name for (name,) in admin.execute("SELECT rolname FROM pg_roles")}
+    for role, password in passwords.items():
+        verb = "ALTER" if role in known else "CREATE"
+        admin.execute(
+            sql.SQL("{} ROLE {} LOGIN PASSWORD {}").format(
+                sql.SQL(verb), sql.Identifier(role), sql.Literal(password)
+            )
+        )
+        if role not in known:
+            log.info("made role %s", role)
+
+
+def _make_database(admin: psycopg.Connection, database: str, passwords: Mapping[str, str]) -> None:
+    name = sql.Identifier(database)
+    found = admin.execute("SELECT 1 FROM pg_database WHERE datname = %s", [database]).fetchone()
+    if not found:
+        admin.execute(sql.SQL("CREATE DATABASE {}").format(name))
+        log.info("made database %s", database)
+    admin.execute(sql.SQL("REVOKE ALL ON DATABASE {} FROM PUBLIC").format(name))
+    for role in passwords:
+        grant = sql.SQL("GRANT CONNECT, TEMPORARY ON DATABASE {} TO {}")
+        admin.execute(grant.format(name, sql.Identifier(role)))
+        # After the role's own schema comes only where the extensions are: what is not there, in
+        # another service's schema, is not found by accident.
+        path = sql.SQL("ALTER ROLE {} IN DATABASE {} SET search_path = {}, extensions")
+        admin.execute(path.format(sql.Identifier(role), name, sql.Identifier(role)))
+
+
+def _make_schemas(own: psycopg.Connection, passwords: Mapping[str, str]) -> None:
+    own.execute("REVOKE ALL ON SCHEMA public FROM PUBLIC")
+    own.execute("CREATE SCHEMA IF NOT EXISTS extensions")
+    own.execute("GRANT USAGE ON SCHEMA extensions TO PUBLIC")
+    for extension in _EXTENSIONS:
+        install = sql.SQL("CREATE EXTENSION IF NOT EXISTS {} SCHEMA extensions")
+        own.execute(install.format(sql.Identifier(extension)))
+    for role in passwords:
+        schema = sql.Identifier(role)
+        own.execute(
+            sql.SQL("CREATE SCHEMA IF NOT EXISTS {} AUTHORIZATION {}").format(schema, schema)
+        )
+        own.execute(sql.SQL("REVOKE ALL ON SCHEMA {} FROM PUBLIC").format(schema))
+
+
+class _Backend(PostgresqlPsycopgBackend):  # type: ignore[misc]
+    """Applies and records a migration in one transaction.
+
+    yoyo records it in a second one: a process killed between the two would apply the migration
+    again.
+    """
+
+    def apply_one(self, migration: Migration, force: bool = False, mark: bool = True) -> None:
+        migration.load()
+        if not migration.use_transactions:
+            super().apply_one(migration, force, mark)
+            return
+        with self.transaction():
+            migration.process_steps(self, "apply", force=force)
+            self.mark_one(migration, log=False)
+
+
+def _migrate(url: str, role: str, folder: Path) -> None:
+    if not folder.is_dir():
+        return
+    timeouts = f"-c lock_timeout={_LOCK_TIMEOUT} -c statement_timeout={_STATEMENT_TIMEOUT}"
+    uri = parse_uri(url)
+    uri = uri._replace(args={**uri.args, "options": timeouts})
+    with _Backend(uri, "schema_migrations") as backend:
+        backend.create_lock_table()
+        # We hold the lock that counts, so this one can only be left from a killed process.
+        backend.break_lock()
+        for migration in backend.to_apply(read_migrations(str(folder))):
+            try:
+                backend.apply_one(migration)
+            except psycopg.Error as error:
+                raise MigrationFailed(
+                    f"migration {migration.path} failed in schema {role}: {error}"
+                ) from error
+            log.info("applied %s to schema %s", migration.id, role)
+
+
+def _at_database(url: str, database: str) -> str:
+    return urlunsplit(urlsplit(url)._replace(path=f"/{quote(database)}"))
+
+
+def _as_role(url: str, role: str, password: str) -> str:
+    parts = urlsplit(url)
+    host = parts.netloc.rpartition("@")[2]
+    return urlunsplit(parts._replace(netloc=f"{quote(role)}:{quote(password, safe='')}@{host}"))

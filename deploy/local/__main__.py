@@ -1,0 +1,256 @@
+"""The local stack from the command line: `python -m deploy.local --help`."""
+
+import os
+import shlex
+import shutil
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import click
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.spinner import Spinner
+from rich.table import Table
+from rich.text import Text
+
+from deploy.local import state
+from deploy.local.stack import Progress, Report, Stack, StackError, State, Status
+from deploy.local.table import MEDIA_BUCKET, ORIGINALS_BUCKET, ROOT, Process
+
+VAR = ROOT / "var"
+
+_STYLES = {
+    State.WAITING: "dim",
+    State.STARTING: "yellow",
+    State.READY: "green",
+    State.DONE: "green",
+    State.UNREADY: "yellow",
+    State.STOPPING: "yellow",
+    State.STOPPED: "dim",
+    State.DEAD: "bold red",
+}
+
+console = Console(highlight=False, soft_wrap=True)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+def cli() -> None:
+    """The whole mesh on this machine: real parts, loopback only, everything under var/.
+
+    The ports are the block from 18000, or the next that is free; PHOTOMESH_PORT_BASE chooses
+    another.
+    """
+
+
+@cli.command()
+@click.argument("names", nargs=-1)
+@click.option("--timeout", default=60.0, show_default=True, help="Seconds each process may take.")
+def up(names: Sequence[str], timeout: float) -> None:
+    """Starts everything, or only NAMES and what they need, and waits until it is healthy.
+
+    What runs already is left alone, unless its code or settings changed. NAMES are processes or
+    one of the groups `infrastructure`, `provision` and `services`.
+    """
+    began = time.monotonic()
+    stack = _stack()
+    try:
+        with _display(stack) as report:
+            stack.up(names or None, report=report, timeout=timeout)
+    except KeyboardInterrupt:
+        running = [name for name in stack.processes if stack.pid(name)]
+        console.print(
+            f"\nInterrupted. {len(running)} processes run on: `make up` goes on from here, "
+            "`make down` stops them."
+        )
+        raise SystemExit(130) from None
+    seconds = time.monotonic() - began
+    console.print()
+    _print_statuses([status for status in stack.status() if not names or status.pid])
+    console.print(f"\nUp after {seconds:.1f} s. Data, logs and keys are under {VAR}.")
+    if not names:
+        console.print(_session(stack))
+
+
+@cli.command()
+@click.argument("names", nargs=-1)
+def down(names: Sequence[str]) -> None:
+    """Stops everything, or only NAMES. Each drains first; data stay."""
+    stack = _stack()
+    if not any(stack.pid(name) for name in stack.processes):
+        console.print("Nothing runs.")
+    with _display(stack) as report:
+        stack.down(names or None, report=report)
+
+
+@cli.command()
+def status() -> None:
+    """Shows what runs where. Ends with code 1 if something is not healthy."""
+    statuses = _stack().status()
+    _print_statuses(statuses)
+    if not all(status.healthy for status in statuses):
+        sys.exit(1)
+
+
+@cli.command()
+@click.argument("service")
+@click.option("-f", "--follow", is_flag=True, help="Go on showing what is written.")
+@click.option("-n", "--lines", default=100, show_default=True, help="How many lines to begin with.")
+def logs(service: str, follow: bool, lines: int) -> None:
+    """Shows the log of SERVICE."""
+    log = _stack().log(service)
+    if not log.exists():
+        raise StackError(f"{service} has written no log yet")
+    arguments = ["tail", "-n", str(lines), *(["-F"] if follow else []), str(log)]
+    os.execvp("tail", arguments)  # noqa: S606 - no shell is the point
+
+
+@cli.command()
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def clean(yes: bool) -> None:
+    """Stops everything and removes var/: data, logs, keys, passwords."""
+    if not VAR.exists():
+        console.print("There is nothing to remove.")
+        return
+    if not yes:
+        click.confirm(f"Stop the stack and remove {VAR} with all its data?", abort=True)
+    stack = _stack()
+    with _display(stack) as report:
+        stack.down(report=report)
+    shutil.rmtree(VAR)
+    console.print(f"Removed {VAR}.")
+
+
+@cli.command()
+def env() -> None:
+    """Prints where everything is, for a shell: `eval "$(python -m deploy.local env)"`."""
+    for name, value in _environment(_stack()).items():
+        click.echo(f"export {name}={shlex.quote(value)}")
+
+
+def _stack() -> Stack:
+    try:
+        ports = state.claim(VAR).ports
+    except (ValueError, OSError) as error:
+        raise StackError(str(error)) from error
+    return Stack(VAR, ports=ports)
+
+
+def _environment(stack: Stack) -> dict[str, str]:
+    ports = stack.ports
+    return {
+        "PHOTOMESH_GATEWAY": f"http://127.0.0.1:{ports.gateway_http}",
+        "PHOTOMESH_GATEWAY_TLS": f"https://localhost:{ports.gateway_https}",
+        "PHOTOMESH_GATEWAY_CA": str(stack.layout.pki / "public" / "ca.pem"),
+        "PHOTOMESH_CDN_URL": f"http://127.0.0.1:{ports.edge}",
+        "PHOTOMESH_OPERATOR_TLS": str(stack.operator),
+        "PHOTOMESH_ADMIN_DATABASE_URL": stack.superuser_url,
+        "PHOTOMESH_VALKEY_URL": stack.valkey_url,
+        "PHOTOMESH_KAFKA_BOOTSTRAP": stack.kafka_bootstrap,
+        "PHOTOMESH_S3_ENDPOINT": stack.s3_endpoint,
+        "PHOTOMESH_S3_ACCESS_KEY": stack.credentials.s3_media.access_key,
+        "PHOTOMESH_S3_SECRET_KEY": stack.credentials.s3_media.secret_key,
+        "PHOTOMESH_ORIGINALS_BUCKET": ORIGINALS_BUCKET,
+        "PHOTOMESH_MEDIA_BUCKET": MEDIA_BUCKET,
+    }
+
+
+def _session(stack: Stack) -> Text:
+    gateway = f"http://127.0.0.1:{stack.ports.gateway_http}"
+    return Text(
+        f"""
+To look around, copy and paste:
+
+    curl -s {gateway}/v1/accounts -d '{{"username": "ada", "password": "correct horse"}}'
+    TOKEN=$(curl -s {gateway}/v1/sessions -d '{{"username": "ada", "password": "correct horse"}}' |
+        python3 -c 'import json, sys; print(json.load(sys.stdin)["session"]["accessToken"])')
+    curl -s {gateway}/v1/accounts/me -H "Authorization: Bearer $TOKEN"
+    curl -s {gateway}/v1/feed -H "Authorization: Bearer $TOKEN"
+
+`make demo` shows the main job. `make status`, `make logs SERVICE=feed`, `make down`."""
+    )
+
+
+def _print_statuses(statuses: Sequence[Status]) -> None:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in ("process", "state", "address", "pid", "log"):
+        table.add_column(heading, no_wrap=True, overflow="ignore")
+    for status in statuses:
+        main_port = next(iter(status.ports.values()), None)
+        words = f"{status.state}: {status.detail}" if status.detail else str(status.state)
+        table.add_row(
+            status.name,
+            Text(words, style=_STYLES[status.state]),
+            f"127.0.0.1:{main_port}" if main_port else "",
+            str(status.pid or ""),
+            str(status.log.relative_to(ROOT)),
+        )
+    console.print(table)
+
+
+@contextmanager
+def _display(stack: Stack) -> Iterator[Report]:
+    if console.is_terminal:
+        display = _LiveDisplay(list(stack.processes.values()))
+        with Live(display, console=console, refresh_per_second=12, transient=True):
+            yield display.report
+    else:
+        yield _print_plainly
+
+
+def _print_plainly(progress: Progress) -> None:
+    if progress.state is State.WAITING:
+        return
+    seconds = f" after {progress.seconds:.1f} s" if progress.seconds >= 0.05 else ""
+    detail = f" ({progress.detail})" if progress.detail else ""
+    # One write per line: several threads report.
+    sys.stdout.write(f"{progress.name}: {progress.state}{seconds}{detail}\n")
+    sys.stdout.flush()
+
+
+class _LiveDisplay:
+    """A table that grows with every process that something happens to."""
+
+    def __init__(self, processes: Sequence[Process]) -> None:
+        self._names = [process.name for process in processes]
+        self._latest: dict[str, tuple[Progress, float]] = {}
+        self._lock = threading.Lock()
+        self._spinner = Spinner("dots")
+
+    def report(self, progress: Progress) -> None:
+        with self._lock:
+            self._latest[progress.name] = (progress, time.monotonic())
+
+    def __rich__(self) -> RenderableType:
+        with self._lock:
+            latest = dict(self._latest)
+        table = Table.grid(padding=(0, 2))
+        for name in self._names:
+            if name not in latest:
+                continue
+            progress, since = latest[name]
+            busy = progress.state in (State.STARTING, State.STOPPING)
+            waiting = progress.state is State.WAITING
+            seconds = progress.seconds + (time.monotonic() - since if busy else 0)
+            table.add_row(
+                self._spinner.render(time.monotonic()) if busy else Text(" " if waiting else "•"),
+                name,
+                Text(progress.state, style=_STYLES[progress.state]),
+                "" if waiting else f"{seconds:.1f} s",
+                Text(progress.detail, style="dim"),
+            )
+        return Group(table)
+
+
+def main() -> None:
+    try:
+        cli()
+    except StackError as error:
+        console.print(Text(f"\nError: {error}", style="red"))
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,298 @@
+"""Certificates, keys and passwords of one clone, made on its machine and never shared.
+
+Everything lies under one folder, readable by its owner only:
+
+    ca/{cert,key}.pem              the authority of this mesh
+    <identity>/{ca,cert,key}.pem   one leaf for each process identity
+    public/{ca,cert,key}.pem       what the gateway shows to browsers on localhost
+    token/key.pem, jwks.json       signs access tokens (Ed25519); its public half for the gateway
+    cdn.key, page.key              HS256 secret of media URLs, secret of page tokens (hex text)
+    credentials.json               passwords of PostgreSQL's roles, keys of the S3 identities
+"""
+
+import base64
+import datetime as dt
+import hashlib
+import ipaddress
+import json
+import os
+import secrets
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Self
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+IDENTITIES = (
+    "account",
+    "media",
+    "media-worker",
+    "post",
+    "graph",
+    "feed",
+    "fanout",
+    "gateway",
+    "reflection",
+    "operator",
+)
+
+DATABASE_ROLES = ("account", "media", "post", "graph")
+
+_AUTHORITY_LIFE = dt.timedelta(days=3650)
+_LEAF_LIFE = dt.timedelta(days=365)
+_RENEW_BEFORE = dt.timedelta(days=30)
+# Clocks of containers and hosts may differ a little.
+_BACKDATED = dt.timedelta(hours=1)
+
+
+@dataclass(frozen=True)
+class KeyPair:
+    """An S3 identity's access key and its secret."""
+
+    access_key: str
+    secret_key: str
+
+    @classmethod
+    def random(cls, prefix: str) -> Self:
+        return cls(f"{prefix}-{secrets.token_hex(8)}", secrets.token_urlsafe(30))
+
+
+@dataclass(frozen=True)
+class Credentials:
+    """Passwords and keys of the parts, drawn once for each clone."""
+
+    database_superuser: str
+    # By role.
+    database: dict[str, str]
+    s3_provision: KeyPair
+    s3_media: KeyPair
+    s3_broker: KeyPair
+    s3_edge: KeyPair
+
+    @classmethod
+    def random(cls) -> Self:
+        return cls(
+            database_superuser=secrets.token_urlsafe(24),
+            database={role: secrets.token_urlsafe(24) for role in DATABASE_ROLES},
+            s3_provision=KeyPair.random("provision"),
+            s3_media=KeyPair.random("media"),
+            s3_broker=KeyPair.random("broker"),
+            s3_edge=KeyPair.random("edge"),
+        )
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        known = json.loads(path.read_text())
+        return cls(
+            database_superuser=known["database_superuser"],
+            database=known["database"],
+            s3_provision=KeyPair(**known["s3_provision"]),
+            s3_media=KeyPair(**known["s3_media"]),
+            s3_broker=KeyPair(**known["s3_broker"]),
+            s3_edge=KeyPair(**known["s3_edge"]),
+        )
+
+
+@dataclass(frozen=True)
+class _Authority:
+    certificate: x509.Certificate
+    key: ec.EllipticCurvePrivateKey
+
+
+def ensure(folder: Path, *, now: dt.datetime | None = None) -> Credentials:
+    """Makes what is missing, broken or within 30 days of its end, and leaves the rest alone.
+
+    Args:
+        folder: where everything lies; made if absent.
+        now: the time to judge validity by, with its zone.
+    """
+    now = now or dt.datetime.now(dt.UTC)
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    authority = _ensure_authority(folder / "ca", now)
+    for identity in IDENTITIES:
+        names = [
+            x509.DNSName(identity),
+            x509.UniformResourceIdentifier(f"spiffe://photomesh/{identity}"),
+        ]
+        usages = [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
+        _ensure_leaf(folder / identity, identity, names, usages, authority, now)
+    # No client usage and no spiffe name: it must open no door inside the mesh.
+    localhost = [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
+    server_only = [ExtendedKeyUsageOID.SERVER_AUTH]
+    _ensure_leaf(folder / "public", "localhost", localhost, server_only, authority, now)
+
+    _ensure_token_key(folder)
+    for name in ("cdn.key", "page.key"):
+        if not (folder / name).exists():
+            _write(folder / name, secrets.token_hex(32).encode())
+    return _ensure_credentials(folder / "credentials.json")
+
+
+def _ensure_authority(folder: Path, now: dt.datetime) -> _Authority:
+    try:
+        authority = _Authority(
+            _read_certificate(folder / "cert.pem"), _read_key(folder / "key.pem")
+        )
+        if _is_good(authority.certificate, authority.key, now):
+            return authority
+    except (OSError, ValueError):
+        pass
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "Photomesh local authority")])
+    certificate = (
+        _builder(name, key, now, _AUTHORITY_LIFE)
+        .issuer_name(name)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .add_extension(_key_usage(signs_certificates=True), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    _write_key(folder / "key.pem", key)
+    _write(folder / "cert.pem", certificate.public_bytes(serialization.Encoding.PEM))
+    return _Authority(certificate, key)
+
+
+def _ensure_leaf(
+    folder: Path,
+    common_name: str,
+    names: list[x509.GeneralName],
+    usages: Iterable[x509.ObjectIdentifier],
+    authority: _Authority,
+    now: dt.datetime,
+) -> None:
+    authority_pem = authority.certificate.public_bytes(serialization.Encoding.PEM)
+    wanted_names = x509.SubjectAlternativeName(names)
+    try:
+        certificate = _read_certificate(folder / "cert.pem")
+        key = _read_key(folder / "key.pem")
+        certificate.verify_directly_issued_by(authority.certificate)
+        has = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        if (
+            _is_good(certificate, key, now)
+            and has == wanted_names
+            and (folder / "ca.pem").read_bytes() == authority_pem
+        ):
+            return
+    except (OSError, ValueError, InvalidSignature, x509.ExtensionNotFound):
+        pass
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
+    issuer_key = x509.AuthorityKeyIdentifier.from_issuer_public_key(authority.key.public_key())
+    certificate = (
+        _builder(subject, key, now, _LEAF_LIFE)
+        .issuer_name(authority.certificate.subject)
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .add_extension(_key_usage(signs_certificates=False), critical=True)
+        .add_extension(x509.ExtendedKeyUsage(usages), critical=False)
+        .add_extension(wanted_names, critical=False)
+        .add_extension(issuer_key, critical=False)
+        .sign(authority.key, hashes.SHA256())
+    )
+    _write_key(folder / "key.pem", key)
+    _write(folder / "ca.pem", authority_pem)
+    _write(folder / "cert.pem", certificate.public_bytes(serialization.Encoding.PEM))
+
+
+def _ensure_token_key(folder: Path) -> None:
+    path = folder / "token" / "key.pem"
+    if not path.exists():
+        _write_key(path, ed25519.Ed25519PrivateKey.generate())
+    key = serialization.load_pem_private_key(path.read_bytes(), password=None)
+    if not isinstance(key, ed25519.Ed25519PrivateKey):
+        raise ValueError(f"{path} holds no Ed25519 key")
+    point = _base64url(
+        key.public_key().public_bytes(serialization.Encoding.Raw, serialization.PublicFormat.Raw)
+    )
+    # RFC 7638: the required members, in lexical order, without spaces.
+    public = {"crv": "Ed25519", "kty": "OKP", "x": point}
+    digest = hashlib.sha256(json.dumps(public, separators=(",", ":")).encode()).digest()
+    jwk = public | {"alg": "EdDSA", "use": "sig", "kid": _base64url(digest)}
+    jwks = json.dumps({"keys": [jwk]}).encode()
+    if not (folder / "jwks.json").exists() or (folder / "jwks.json").read_bytes() != jwks:
+        _write(folder / "jwks.json", jwks)
+
+
+def _ensure_credentials(path: Path) -> Credentials:
+    if path.exists():
+        return Credentials.read(path)
+    credentials = Credentials.random()
+    _write(path, json.dumps(asdict(credentials), indent=2).encode())
+    return credentials
+
+
+def _builder(
+    subject: x509.Name, key: ec.EllipticCurvePrivateKey, now: dt.datetime, life: dt.timedelta
+) -> x509.CertificateBuilder:
+    return (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - _BACKDATED)
+        .not_valid_after(now + life)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+    )
+
+
+def _key_usage(*, signs_certificates: bool) -> x509.KeyUsage:
+    return x509.KeyUsage(
+        digital_signature=not signs_certificates,
+        key_cert_sign=signs_certificates,
+        crl_sign=signs_certificates,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        encipher_only=False,
+        decipher_only=False,
+    )
+
+
+def _is_good(
+    certificate: x509.Certificate, key: ec.EllipticCurvePrivateKey, now: dt.datetime
+) -> bool:
+    return (
+        certificate.public_key() == key.public_key()
+        and certificate.not_valid_before_utc <= now
+        and now + _RENEW_BEFORE < certificate.not_valid_after_utc
+    )
+
+
+def _read_certificate(path: Path) -> x509.Certificate:
+    return x509.load_pem_x509_certificate(path.read_bytes())
+
+
+def _read_key(path: Path) -> ec.EllipticCurvePrivateKey:
+    key = serialization.load_pem_private_key(path.read_bytes(), password=None)
+    if not isinstance(key, ec.EllipticCurvePrivateKey):
+        raise ValueError(f"{path} holds no elliptic-curve key")
+    return key
+
+
+def _write_key(path: Path, key: ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey) -> None:
+    pem = key.private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.NoEncryption(),
+    )
+    _write(path, pem)
+
+
+def _write(path: Path, content: bytes) -> None:
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    # Whole or not at all: a half-written key must not survive an interruption.
+    draft = path.with_name(path.name + ".new")
+    draft.unlink(missing_ok=True)
+    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(content)
+    draft.replace(path)
+
+
+def _base64url(raw: bytes) -> str:
+    return base64.urlsafe_b64encode(raw).rstrip(b"=").decode()

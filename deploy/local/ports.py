@@ -1,0 +1,161 @@
+"""Which ports the local stack uses, and who holds one that we wanted."""
+
+import dataclasses
+import random
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Self
+
+# The offsets leave the well-known last digits readable: 18432 is PostgreSQL, 18379 Valkey.
+_OFFSETS = {
+    "gateway_http": 80,
+    "edge": 81,
+    "gateway_admin": 90,
+    "edge_admin": 91,
+    "kafka": 92,
+    "account": 101,
+    "media": 102,
+    "media_worker": 103,
+    "post": 104,
+    "graph": 105,
+    "feed": 106,
+    "fanout": 107,
+    "reflection": 108,
+    "s3": 333,
+    "s3_grpc": 340,
+    "filer": 341,
+    "filer_grpc": 342,
+    "master": 343,
+    "master_grpc": 344,
+    "volume": 345,
+    "volume_grpc": 346,
+    "s3_admin": 347,
+    "s3_admin_grpc": 348,
+    "valkey": 379,
+    "postgres": 432,
+    "gateway_https": 443,
+}
+
+DEFAULT_BASE = 18_000
+_BLOCK = 1_000
+_LAST_BASE = 31_000
+_NEXT = 2_000
+
+# Below the kernel's ephemeral range: an outgoing connection must not take a port between our
+# choosing and a server's binding it.
+_FREE_RANGE = range(10_000, 18_000)
+
+
+@dataclasses.dataclass(frozen=True)
+class Ports:
+    """A TCP port on 127.0.0.1 for every listener of the stack."""
+
+    gateway_http: int
+    gateway_https: int
+    gateway_admin: int
+    edge: int
+    edge_admin: int
+    postgres: int
+    valkey: int
+    s3: int
+    s3_grpc: int
+    filer: int
+    filer_grpc: int
+    master: int
+    master_grpc: int
+    volume: int
+    volume_grpc: int
+    s3_admin: int
+    s3_admin_grpc: int
+    kafka: int
+    account: int
+    media: int
+    media_worker: int
+    post: int
+    graph: int
+    feed: int
+    fanout: int
+    reflection: int
+
+    @classmethod
+    def block(cls, base: int) -> Self:
+        """The ports of the block that begins at `base` (1024 to 64535)."""
+        if not 1_024 <= base <= 65_535 - _BLOCK:
+            raise ValueError(f"a port block cannot begin at {base}: give 1024 to 64535")
+        return cls(**{name: base + offset for name, offset in _OFFSETS.items()})
+
+    def named(self) -> Iterator[tuple[str, int]]:
+        for field in dataclasses.fields(self):
+            yield field.name, getattr(self, field.name)
+
+
+def free_ports() -> Ports:
+    """Ports that nothing listens on now, drawn at random so that parallel runs seldom meet."""
+    names = [field.name for field in dataclasses.fields(Ports)]
+    # Seeded by the system, not by the test run: two runs with one seed must not draw alike.
+    drawn = random.SystemRandom().sample(_FREE_RANGE, len(_FREE_RANGE))
+    free = (port for port in drawn if is_free(port))
+    return Ports(**dict(zip(names, free, strict=False)))
+
+
+def first_free_base() -> int:
+    """The first block, from 18000 on, none of whose ports is taken.
+
+    Raises:
+        OSError: every block up to 31000 has a taken port.
+    """
+    for base in range(DEFAULT_BASE, _LAST_BASE + 1, _NEXT):
+        if all(is_free(port) for _, port in Ports.block(base).named()):
+            return base
+    raise OSError(
+        f"no block of ports is free between {DEFAULT_BASE} and {_LAST_BASE + _BLOCK}; "
+        "choose one with PHOTOMESH_PORT_BASE"
+    )
+
+
+def is_free(port: int) -> bool:
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        # As the servers do: connections that linger in TIME_WAIT do not make a port taken.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
+
+
+def holder(port: int) -> str:
+    """Who listens on `port`, for a person to read: pid and command line where we may see them."""
+    inodes = _listening_inodes(port)
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        try:
+            for descriptor in (entry / "fd").iterdir():
+                if str(descriptor.readlink()) in inodes:
+                    return f"pid {entry.name} ({_command_line(entry)})"
+        except OSError:
+            # It ended meanwhile, or belongs to someone else.
+            continue
+    return "a process that we may not see"
+
+
+def _listening_inodes(port: int) -> set[str]:
+    listen = "0A"
+    inodes = set()
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        try:
+            lines = Path(table).read_text().splitlines()[1:]
+        except OSError:
+            continue
+        for line in lines:
+            columns = line.split()
+            if columns[3] == listen and int(columns[1].rsplit(":", 1)[1], 16) == port:
+                inodes.add(f"socket:[{columns[9]}]")
+    return inodes
+
+
+def _command_line(entry: Path) -> str:
+    words = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+    return words if len(words) <= 160 else words[:157] + "..."

