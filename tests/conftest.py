@@ -1,0 +1,107 @@
+"""The real parts that tests talk to: each is started once a run, on free ports of its own.
+
+Every test has its own database, cloned from a migrated template, or its own users.
+"""
+
+import itertools
+from collections.abc import AsyncIterator, Callable, Iterator
+
+import httpx
+import psycopg
+import pytest
+from psycopg import sql
+
+from deploy.database import Database, provision_database
+from deploy.local.ports import free_ports
+from deploy.local.stack import Stack
+from services.common.config import DatabaseSettings, KafkaSettings
+from tests.mesh.people import Person
+
+_TEMPLATE = "template_photomesh"
+
+
+@pytest.fixture(scope="session")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """The process table on free ports; nothing of it runs yet."""
+    with Stack(
+        tmp_path_factory.mktemp("stack"),
+        ports=free_ports(),
+        ephemeral=True,
+    ) as stack:
+        yield stack
+
+
+@pytest.fixture(scope="session")
+def infrastructure(stack: Stack) -> Stack:
+    """PostgreSQL, Valkey, S3 and the broker, provisioned."""
+    stack.up(["infrastructure", "provision"])
+    return stack
+
+
+@pytest.fixture(scope="session")
+def mesh(infrastructure: Stack) -> Stack:
+    """Everything: the infrastructure, every service, the gateway and the edge."""
+    infrastructure.up()
+    return infrastructure
+
+
+@pytest.fixture(scope="session")
+def database_template(infrastructure: Stack) -> str:
+    """The name of a migrated database that nobody is connected to."""
+    provision_database(
+        Database(
+            admin_database_url=infrastructure.superuser_url,
+            database=_TEMPLATE,
+            database_passwords=infrastructure.credentials.database,
+        )
+    )
+    return _TEMPLATE
+
+
+@pytest.fixture
+def database_of(
+    infrastructure: Stack, database_template: str
+) -> Iterator[Callable[[str], DatabaseSettings]]:
+    """Gives the settings of a service's schema in a database that only this test uses."""
+    name = f"test_{next(_numbers)}"
+    with psycopg.connect(infrastructure.superuser_url, autocommit=True) as server:
+        database = sql.Identifier(name)
+        server.execute(
+            sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(
+                database, sql.Identifier(database_template)
+            )
+        )
+        for role in map(sql.Identifier, infrastructure.credentials.database):
+            # A role's settings belong to a database and are not cloned with it.
+            server.execute(
+                sql.SQL("ALTER ROLE {} IN DATABASE {} SET search_path = {}, extensions").format(
+                    role, database, role
+                )
+            )
+        yield lambda role: DatabaseSettings(
+            database_url=infrastructure.database_url(role).rpartition("/")[0] + f"/{name}"
+        )
+        server.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(database))
+
+
+_numbers = itertools.count(1)
+
+
+@pytest.fixture
+def kafka(infrastructure: Stack) -> KafkaSettings:
+    """Where the broker is."""
+    return KafkaSettings(kafka_bootstrap=infrastructure.kafka_bootstrap)
+
+
+@pytest.fixture
+async def http(mesh: Stack) -> AsyncIterator[httpx.AsyncClient]:
+    """A client of the gateway's REST API."""
+    base = f"http://127.0.0.1:{mesh.ports.gateway_http}"
+    async with httpx.AsyncClient(base_url=base, timeout=20) as client:
+        yield client
+
+
+@pytest.fixture
+def person(http: httpx.AsyncClient) -> Callable[[], Person]:
+    """Makes people who have not signed up yet."""
+    return lambda: Person(http)
