@@ -57,6 +57,8 @@ class KafkaSettings(BaseSettings):
 
     kafka_bootstrap: str
     """Comma-separated host:port pairs."""
+    kafka_session_seconds: float = 6.0
+    """After how long a consumer that died is missed; Apache Kafka allows no less than 6."""
 
 
 class StorageSettings(BaseSettings):

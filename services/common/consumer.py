@@ -36,7 +36,7 @@ _log = logs.logger(__name__)
 
 _TRIES = 5
 _FIRST_BACKOFF_SECONDS = 0.1
-_MOST_BACKOFF_SECONDS = 10.0
+_MOST_BACKOFF_SECONDS = 3.0
 
 _IN_FLIGHT = 256
 """How many records are handled at a time; polling pauses while there are more."""
@@ -78,6 +78,7 @@ class Consumer:
         self, settings: KafkaSettings, *, group: str, subscriptions: Sequence[Subscription]
     ) -> None:
         self._bootstrap = settings.kafka_bootstrap.split(",")
+        self._session_ms = round(settings.kafka_session_seconds * 1000)
         self._group = group
         self._subscriptions: Mapping[str, Subscription] = {
             subscription.topic.name: subscription for subscription in subscriptions
@@ -120,9 +121,8 @@ class Consumer:
             group_id=self._group,
             enable_auto_commit=False,
             auto_offset_reset="earliest",
-            # A member that died is missed after 6 s, and joining takes half of that.
-            session_timeout_ms=6_000,
-            heartbeat_interval_ms=1_000,
+            session_timeout_ms=self._session_ms,
+            heartbeat_interval_ms=self._session_ms // 6,
             fetch_max_wait_ms=500,
             max_poll_records=_IN_FLIGHT,
         )
@@ -316,5 +316,5 @@ class _DeadLetters:
 
 def _backoff(attempt: int) -> float:
     """Returns how many seconds to wait after the `attempt`th failure: exponential, jittered."""
-    most = min(_MOST_BACKOFF_SECONDS, _FIRST_BACKOFF_SECONDS * 3**attempt)
+    most = min(_MOST_BACKOFF_SECONDS, _FIRST_BACKOFF_SECONDS * 2**attempt)
     return random.uniform(most / 2, most)

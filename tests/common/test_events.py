@@ -1,0 +1,207 @@
+"""The outbox, its relay and the consumer, against a real database and a real broker."""
+
+import asyncio
+import itertools
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import pytest
+from kafka import KafkaConsumer
+from kafka.admin import KafkaAdminClient, NewTopic
+from photomesh.graph.v1.events_pb2 import FollowChanged
+
+from services.common import context
+from services.common.config import KafkaSettings
+from services.common.consumer import Consumer, Rejected, Subscription
+from services.common.database import Database
+from services.common.errors import Unavailable
+from services.common.outbox import Outbox, Relay
+from services.common.topics import Topic, dead_letters
+from tests.eventually import eventually
+
+_numbers = itertools.count(1)
+
+
+@pytest.fixture
+def quick_kafka(kafka: KafkaSettings) -> KafkaSettings:
+    """The broker, with sessions so short that a group forms in a second."""
+    return kafka.model_copy(update={"kafka_session_seconds": 2.0})
+
+
+@pytest.fixture
+def topic(kafka: KafkaSettings) -> Topic:
+    """A topic of this test's own, with its dead letters."""
+    topic = Topic(f"test_events_{next(_numbers)}", partitions=1)
+    admin = KafkaAdminClient(bootstrap_servers=kafka.kafka_bootstrap)
+    admin.create_topics(
+        [
+            NewTopic(each.name, num_partitions=each.partitions, replication_factor=-1)
+            for each in (topic, dead_letters(topic))
+        ]
+    )
+    admin.close()
+    return topic
+
+
+@pytest.fixture
+async def outbox(database_of: Callable, quick_kafka: KafkaSettings) -> AsyncIterator[Outbox]:
+    settings = database_of("graph")
+    relay = Relay(settings, quick_kafka)
+    async with Database(settings) as database, running(relay.run):
+        yield Outbox(database, relay)
+
+
+@asynccontextmanager
+async def running(run: Callable) -> AsyncIterator[asyncio.Task]:
+    """Runs a worker until the end of the block; begins once it is ready."""
+    ready = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    task = asyncio.create_task(run(lambda: loop.call_soon_threadsafe(ready.set)))
+    try:
+        await asyncio.wait_for(ready.wait(), 20)
+        yield task
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+@asynccontextmanager
+async def consuming(settings: KafkaSettings, topic: Topic, handle: Callable) -> AsyncIterator:
+    consumer = Consumer(
+        settings,
+        group=f"group-of-{topic.name}",
+        subscriptions=[Subscription(topic, FollowChanged, handle)],
+    )
+    async with running(consumer.run) as task:
+        yield task
+
+
+async def publish(outbox: Outbox, topic: Topic, *events: FollowChanged) -> None:
+    async with outbox.transaction() as tx:
+        for event in events:
+            await tx.publish(topic, key=event.follower_id, event=event)
+
+
+async def stored(outbox: Outbox) -> int:
+    async with outbox.transaction() as tx:
+        cursor = await tx.connection.execute("SELECT count(*) FROM outbox")
+        row = await cursor.fetchone()
+    return row[0]
+
+
+async def test_what_is_rolled_back_is_never_published_and_what_is_committed_once(
+    outbox, topic, quick_kafka
+):
+    seen = []
+
+    async def handle(event):
+        seen.append((event.follower_id, event.followee_id, context.current().trace_id))
+
+    async def publish_and_fail():
+        async with outbox.transaction() as tx:
+            await tx.publish(topic, key=1, event=FollowChanged(follower_id=1, followee_id=666))
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        await publish_and_fail()
+    context.enter(context.CallContext(trace_id="ab" * 16))
+    await publish(
+        outbox, topic, *(FollowChanged(follower_id=1, followee_id=n) for n in range(1, 51))
+    )
+
+    async with consuming(quick_kafka, topic, handle):
+        await eventually(lambda: as_answer(seen), lambda _: len(seen) >= 50)
+
+    assert seen == [(1, n, "ab" * 16) for n in range(1, 51)]
+    assert await stored(outbox) == 0
+
+
+async def test_a_message_that_fails_goes_to_the_dead_letters_and_blocks_nobody(
+    outbox, topic, quick_kafka
+):
+    done, tries = [], []
+
+    async def handle(event):
+        if event.followee_id == 13:
+            tries.append(event.follower_id)
+            raise ValueError("thirteen")
+        if event.followee_id == 14:
+            raise Rejected("fourteen")
+        done.append((event.follower_id, event.followee_id))
+
+    async with consuming(quick_kafka, topic, handle):
+        await publish(
+            outbox,
+            topic,
+            FollowChanged(follower_id=1, followee_id=13),
+            FollowChanged(follower_id=1, followee_id=15),
+            FollowChanged(follower_id=2, followee_id=14),
+            FollowChanged(follower_id=3, followee_id=16),
+        )
+        # Another key does not wait for the retries; the same key does, and then goes on.
+        await eventually(lambda: as_answer(done), lambda _: (3, 16) in done, within=3)
+        assert (1, 15) not in done
+        await eventually(lambda: as_answer(done), lambda _: (1, 15) in done, within=20)
+        letters = await asyncio.to_thread(read_all, quick_kafka, dead_letters(topic), 2)
+
+    assert tries == [1] * 5
+    reasons = {FollowChanged.FromString(value).followee_id: reason for value, reason in letters}
+    assert reasons == {13: b"ValueError: thirteen", 14: b"Rejected: fourteen"}
+
+
+async def test_a_part_that_is_away_is_waited_for_longer_than_any_message_is_retried(
+    outbox, topic, quick_kafka
+):
+    attempts = []
+
+    async def handle(event):
+        attempts.append(event.followee_id)
+        if len(attempts) <= 6:
+            raise Unavailable("The cache")
+
+    async with consuming(quick_kafka, topic, handle):
+        await publish(outbox, topic, FollowChanged(follower_id=1, followee_id=7))
+        await eventually(lambda: as_answer(attempts), lambda _: len(attempts) == 7, within=60)
+
+
+async def test_a_consumer_that_stops_in_the_middle_loses_nothing(outbox, topic, quick_kafka):
+    handled = []
+    stuck = asyncio.Event()
+
+    async def handle_some(event):
+        if event.follower_id % 2:
+            stuck.set()
+            await asyncio.Event().wait()
+        handled.append(event.follower_id)
+
+    async def handle_all(event):
+        handled.append(event.follower_id)
+
+    await publish(
+        outbox, topic, *(FollowChanged(follower_id=n, followee_id=1) for n in range(1, 41))
+    )
+    async with consuming(quick_kafka, topic, handle_some):
+        await asyncio.wait_for(stuck.wait(), 20)
+    async with consuming(quick_kafka, topic, handle_all):
+        await eventually(lambda: as_answer(handled), lambda _: len(set(handled)) == 40)
+
+
+async def as_answer(value):
+    return value
+
+
+def read_all(settings: KafkaSettings, topic: Topic, count: int) -> list[tuple[bytes, bytes]]:
+    """Returns the first `count` messages of a topic with the reason in their headers."""
+    consumer = KafkaConsumer(
+        topic.name,
+        bootstrap_servers=settings.kafka_bootstrap,
+        auto_offset_reset="earliest",
+        consumer_timeout_ms=10_000,
+    )
+    messages = []
+    for record in consumer:
+        messages.append((record.value, dict(record.headers)["dlq-reason"]))
+        if len(messages) == count:
+            break
+    consumer.close()
+    return messages
