@@ -53,6 +53,7 @@ def provision_database(settings: Database, *, services: Path = SERVICES) -> None
     """Makes the database, a role and a schema for each service, and migrates each schema.
 
     Args:
+        settings: which database and roles, and as whom.
         services: folder whose `common/migrations` goes into every schema, followed by the
             schema's own `<service>/migrations`. Either may be absent.
 

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 import click
 from rich.console import Console, Group, RenderableType
@@ -19,8 +20,6 @@ from rich.text import Text
 from deploy.local import state
 from deploy.local.stack import Progress, Report, Stack, StackError, State, Status
 from deploy.local.table import MEDIA_BUCKET, ORIGINALS_BUCKET, ROOT, Process
-
-VAR = ROOT / "var"
 
 _STYLES = {
     State.WAITING: "dim",
@@ -37,25 +36,34 @@ console = Console(highlight=False, soft_wrap=True)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-def cli() -> None:
+@click.option(
+    "--state-dir",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=ROOT / "var",
+    help="Where data, logs, keys and pid files lie.  [default: var]",
+)
+@click.pass_context
+def cli(context: click.Context, state_dir: Path) -> None:
     """The whole mesh on this machine: real parts, loopback only, everything under var/.
 
     The ports are the block from 18000, or the next that is free; PHOTOMESH_PORT_BASE chooses
     another.
     """
+    context.obj = state_dir.resolve()
 
 
 @cli.command()
 @click.argument("names", nargs=-1)
 @click.option("--timeout", default=60.0, show_default=True, help="Seconds each process may take.")
-def up(names: Sequence[str], timeout: float) -> None:
+@click.pass_obj
+def up(state_dir: Path, names: Sequence[str], timeout: float) -> None:
     """Starts everything, or only NAMES and what they need, and waits until it is healthy.
 
     What runs already is left alone, unless its code or settings changed. NAMES are processes or
     one of the groups `infrastructure`, `provision` and `services`.
     """
     began = time.monotonic()
-    stack = _stack()
+    stack = _stack(state_dir)
     try:
         with _display(stack) as report:
             stack.up(names or None, report=report, timeout=timeout)
@@ -69,16 +77,17 @@ def up(names: Sequence[str], timeout: float) -> None:
     seconds = time.monotonic() - began
     console.print()
     _print_statuses([status for status in stack.status() if not names or status.pid])
-    console.print(f"\nUp after {seconds:.1f} s. Data, logs and keys are under {VAR}.")
+    console.print(f"\nUp after {seconds:.1f} s. Data, logs and keys are under {state_dir}.")
     if not names:
         console.print(_session(stack))
 
 
 @cli.command()
 @click.argument("names", nargs=-1)
-def down(names: Sequence[str]) -> None:
+@click.pass_obj
+def down(state_dir: Path, names: Sequence[str]) -> None:
     """Stops everything, or only NAMES. Each drains first; data stay."""
-    stack = _stack()
+    stack = _stack(state_dir)
     if not any(stack.pid(name) for name in stack.processes):
         console.print("Nothing runs.")
     with _display(stack) as report:
@@ -86,9 +95,10 @@ def down(names: Sequence[str]) -> None:
 
 
 @cli.command()
-def status() -> None:
+@click.pass_obj
+def status(state_dir: Path) -> None:
     """Shows what runs where. Ends with code 1 if something is not healthy."""
-    statuses = _stack().status()
+    statuses = _stack(state_dir).status()
     _print_statuses(statuses)
     if not all(status.healthy for status in statuses):
         sys.exit(1)
@@ -98,9 +108,10 @@ def status() -> None:
 @click.argument("service")
 @click.option("-f", "--follow", is_flag=True, help="Go on showing what is written.")
 @click.option("-n", "--lines", default=100, show_default=True, help="How many lines to begin with.")
-def logs(service: str, follow: bool, lines: int) -> None:
+@click.pass_obj
+def logs(state_dir: Path, service: str, follow: bool, lines: int) -> None:
     """Shows the log of SERVICE."""
-    log = _stack().log(service)
+    log = _stack(state_dir).log(service)
     if not log.exists():
         raise StackError(f"{service} has written no log yet")
     arguments = ["tail", "-n", str(lines), *(["-F"] if follow else []), str(log)]
@@ -109,33 +120,35 @@ def logs(service: str, follow: bool, lines: int) -> None:
 
 @cli.command()
 @click.option("--yes", is_flag=True, help="Do not ask.")
-def clean(yes: bool) -> None:
-    """Stops everything and removes var/: data, logs, keys, passwords."""
-    if not VAR.exists():
+@click.pass_obj
+def clean(state_dir: Path, yes: bool) -> None:
+    """Stops everything and removes data, logs, keys and passwords."""
+    if not state_dir.exists():
         console.print("There is nothing to remove.")
         return
     if not yes:
-        click.confirm(f"Stop the stack and remove {VAR} with all its data?", abort=True)
-    stack = _stack()
+        click.confirm(f"Stop the stack and remove {state_dir} with all its data?", abort=True)
+    stack = _stack(state_dir)
     with _display(stack) as report:
         stack.down(report=report)
-    shutil.rmtree(VAR)
-    console.print(f"Removed {VAR}.")
+    shutil.rmtree(state_dir)
+    console.print(f"Removed {state_dir}.")
 
 
 @cli.command()
-def env() -> None:
+@click.pass_obj
+def env(state_dir: Path) -> None:
     """Prints where everything is, for a shell: `eval "$(python -m deploy.local env)"`."""
-    for name, value in _environment(_stack()).items():
+    for name, value in _environment(_stack(state_dir)).items():
         click.echo(f"export {name}={shlex.quote(value)}")
 
 
-def _stack() -> Stack:
+def _stack(state_dir: Path) -> Stack:
     try:
-        ports = state.claim(VAR).ports
+        ports = state.claim(state_dir).ports
     except (ValueError, OSError) as error:
         raise StackError(str(error)) from error
-    return Stack(VAR, ports=ports)
+    return Stack(state_dir, ports=ports)
 
 
 def _environment(stack: Stack) -> dict[str, str]:
@@ -185,9 +198,10 @@ def _print_statuses(statuses: Sequence[Status]) -> None:
             Text(words, style=_STYLES[status.state]),
             f"127.0.0.1:{main_port}" if main_port else "",
             str(status.pid or ""),
-            str(status.log.relative_to(ROOT)),
+            str(status.log.relative_to(ROOT) if status.log.is_relative_to(ROOT) else status.log),
         )
-    console.print(table)
+    # A narrow terminal may wrap the lines; nothing of them is left out.
+    console.print(table, width=max(console.width, 120), crop=False)
 
 
 @contextmanager

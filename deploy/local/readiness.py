@@ -83,7 +83,7 @@ class HttpReady:
 
     def check(self) -> None:
         with _connect(self.port) as connection:
-            request = f"GET {self.path} HTTP/1.0\r\nHost: 127.0.0.1\r\n\r\n"
+            request = f"GET {self.path} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n"
             connection.sendall(request.encode())
             status = connection.makefile("rb").readline().decode(errors="replace").strip()
         if status.split(" ")[1:2] != ["200"]:

@@ -289,13 +289,13 @@ class Stack:
             return
         futures: dict[str, Future[None]] = {}
         with self._lock(), ThreadPoolExecutor(max(1, len(chosen)), "down") as pool:
-            for process in reversed(self._with_dependencies(chosen)):
-                if process.name not in chosen:
-                    continue
+            order = [p for p in reversed(self._with_dependencies(chosen)) if p.name in chosen]
+            for process in sorted(order, key=lambda process: not process.front_door):
                 dependents = [
                     futures[other.name]
                     for other in self.processes.values()
-                    if other.name in futures and process.name in other.depends_on
+                    if other.name in futures
+                    and (process.name in other.depends_on or other.front_door)
                 ]
                 futures[process.name] = pool.submit(self._bring_down, process, dependents, report)
         self._raise_first(futures.values())
@@ -569,26 +569,36 @@ class Stack:
 
     def _digest(self, process: Process) -> str:
         """Changes when the process would start differently from how it did."""
-        digest = hashlib.sha256()
-        digest.update(json.dumps([process.command, dict(process.environment)]).encode())
-        config = (file.path for file in process.config)
-        for path in (ROOT / "requirements.lock", *config, *process.sources):
-            for file in sorted(path.rglob("*")) if path.is_dir() else (path,):
-                # Compiled code follows the source and is written meanwhile.
-                if file.is_file() and file.suffix != ".pyc":
-                    digest.update(str(file).encode())
-                    digest.update(file.read_bytes())
-        return digest.hexdigest()
+        return _digest(
+            json.dumps([process.command, dict(process.environment)]),
+            ROOT / "requirements.lock",
+            *(config.path for config in process.config),
+            *process.sources,
+        )
 
     def _write_config(self, process: Process) -> None:
         for config in process.config:
-            text = config.render()
-            if config.path.exists() and config.path.read_text() == text:
+            inputs = _digest(config.settings, *config.inputs)
+            known = config.path.with_suffix(".inputs")
+            if (
+                config.inputs
+                and config.path.exists()
+                and known.exists()
+                and known.read_text() == inputs
+            ):
                 continue
+            known.unlink(missing_ok=True)
+            try:
+                text = config.render()
+            except (ImportError, ValueError, OSError) as error:
+                raise StackError(
+                    f"{config.path.name} of {process.name} cannot be written: {error}"
+                ) from error
             # They may hold secrets of the parts.
             descriptor = os.open(config.path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
             with os.fdopen(descriptor, "w") as file:
                 file.write(text)
+            known.write_text(inputs)
 
     def _marker(self, task: Process) -> Path:
         # Beside the data that the task prepares, so that it goes when they go.
@@ -681,6 +691,18 @@ class Stack:
             error = future.exception()
             if error is not None and not isinstance(error, _Cancelled):
                 raise error
+
+
+def _digest(text: str, *paths: Path) -> str:
+    """Of a text and of the content of files and of all files in folders."""
+    digest = hashlib.sha256(text.encode())
+    for path in paths:
+        for file in sorted(path.rglob("*")) if path.is_dir() else (path,):
+            # Compiled code follows the source and is written meanwhile.
+            if file.is_file() and file.suffix != ".pyc":
+                digest.update(str(file).encode())
+                digest.update(file.read_bytes())
+    return digest.hexdigest()
 
 
 def _signal_name(number: int) -> str:

@@ -16,6 +16,7 @@ from types import MappingProxyType
 from deploy.local.pki import DATABASE_ROLES, Credentials, KeyPair
 from deploy.local.ports import Ports
 from deploy.local.readiness import (
+    GrpcReady,
     HttpReady,
     KafkaReady,
     PostgresReady,
@@ -35,6 +36,15 @@ GROUPS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "infrastructure": ("postgres", "valkey", "s3", "kafka"),
         "provision": ("provision-storage", "provision-database", "provision-topics"),
+        "services": (
+            "account",
+            "media",
+            "media-worker",
+            "post",
+            "graph",
+            "feed",
+            "fanout",
+        ),
     }
 )
 """Short names for several processes."""
@@ -69,10 +79,16 @@ class Layout:
 
 @dataclass(frozen=True)
 class ConfigFile:
-    """A file that must be written before the process starts."""
+    """A file that must be written before the process starts.
+
+    Where rendering is slow, `inputs` names what decides the text: the files and folders, and the
+    settings. It is rendered again only when one of them changed.
+    """
 
     path: Path
     render: Callable[[], str]
+    inputs: tuple[Path, ...] = ()
+    settings: str = ""
 
 
 @dataclass(frozen=True)
@@ -98,6 +114,8 @@ class Process:
     prepares: str | None = None
     stop_signal: signal.Signals = signal.SIGTERM
     stop_seconds: float = 15.0
+    # Whether people come in here: it is stopped before anything that answers behind it.
+    front_door: bool = False
 
 
 def processes(layout: Layout, ports: Ports, credentials: Credentials) -> tuple[Process, ...]:
@@ -108,6 +126,9 @@ def processes(layout: Layout, ports: Ports, credentials: Credentials) -> tuple[P
         _s3(layout, ports, credentials),
         _kafka(ports, credentials),
         *_provisioning(ports, credentials),
+        *_services(layout, ports, credentials),
+        _reflection(layout, ports),
+        _gateway(layout, ports),
     )
 
 
@@ -308,6 +329,219 @@ def _provisioning(ports: Ports, credentials: Credentials) -> tuple[Process, ...]
         prepares="s3",
     )
     return storage, database, topics
+
+
+def _services(layout: Layout, ports: Ports, credentials: Credentials) -> tuple[Process, ...]:
+    database, topics, storage = "provision-database", "provision-topics", "provision-storage"
+    s3_keys = {
+        "PHOTOMESH_S3_ACCESS_KEY": credentials.s3_media.access_key,
+        "PHOTOMESH_S3_SECRET_KEY": credentials.s3_media.secret_key,
+    }
+    token_key, page_key, cdn_key = (
+        layout.pki / name for name in ("token/key.pem", "page.key", "cdn.key")
+    )
+
+    def service(
+        name: str,
+        port: int,
+        *,
+        needs: tuple[str, ...],
+        module: str = "",
+        role: str = "",
+        secrets: Mapping[str, str] = MappingProxyType({}),
+        key_files: Mapping[str, Path] = MappingProxyType({}),
+    ) -> Process:
+        package = (module or name).partition(".")[0]
+        environment = {
+            **_mesh_environment(name, port, layout),
+            **_addresses(ports),
+            **secrets,
+            **{variable: str(path) for variable, path in key_files.items()},
+        }
+        if role:
+            environment["PHOTOMESH_DATABASE_URL"] = role_url(role, ports, credentials)
+        return Process(
+            name=name,
+            command=_python(f"services.{module or name}"),
+            depends_on=needs,
+            ports={"gRPC": port},
+            ready=GrpcReady(port, name, layout.pki / "operator"),
+            environment=environment,
+            sources=(
+                ROOT / "services" / package,
+                ROOT / "services/common",
+                # All generated code follows from it.
+                ROOT / "gen/photomesh.binpb",
+                layout.pki / name,
+                *key_files.values(),
+            ),
+        )
+
+    return (
+        service(
+            "account",
+            ports.account,
+            needs=(database,),
+            role="account",
+            key_files={"PHOTOMESH_TOKEN_KEY_FILE": token_key},
+        ),
+        service(
+            "media",
+            ports.media,
+            needs=(database, topics, storage),
+            role="media",
+            secrets=s3_keys,
+            key_files={"PHOTOMESH_CDN_KEY_FILE": cdn_key},
+        ),
+        service(
+            "media-worker",
+            ports.media_worker,
+            module="media.worker",
+            needs=(database, topics, storage),
+            role="media",
+            secrets=s3_keys,
+        ),
+        service(
+            "post",
+            ports.post,
+            needs=(database, topics),
+            role="post",
+            key_files={"PHOTOMESH_PAGE_KEY_FILE": page_key, "PHOTOMESH_CDN_KEY_FILE": cdn_key},
+        ),
+        service(
+            "graph",
+            ports.graph,
+            needs=(database, topics),
+            role="graph",
+            key_files={"PHOTOMESH_PAGE_KEY_FILE": page_key},
+        ),
+        service(
+            "feed",
+            ports.feed,
+            needs=("valkey",),
+            key_files={"PHOTOMESH_PAGE_KEY_FILE": page_key, "PHOTOMESH_CDN_KEY_FILE": cdn_key},
+        ),
+        service("fanout", ports.fanout, needs=("valkey", topics)),
+    )
+
+
+def _mesh_environment(identity: str, port: int, layout: Layout) -> dict[str, str]:
+    return {
+        "PHOTOMESH_LISTEN": f"127.0.0.1:{port}",
+        "PHOTOMESH_TLS_DIR": str(layout.pki / identity),
+    }
+
+
+def _addresses(ports: Ports) -> dict[str, str]:
+    """Where everything is. All services may know; keys and passwords go only to who needs them."""
+    return {
+        "PHOTOMESH_VALKEY_URL": f"redis://127.0.0.1:{ports.valkey}/0",
+        "PHOTOMESH_KAFKA_BOOTSTRAP": f"127.0.0.1:{ports.kafka}",
+        "PHOTOMESH_S3_ENDPOINT": f"http://127.0.0.1:{ports.s3}",
+        "PHOTOMESH_S3_REGION": REGION,
+        "PHOTOMESH_ORIGINALS_BUCKET": ORIGINALS_BUCKET,
+        "PHOTOMESH_MEDIA_BUCKET": MEDIA_BUCKET,
+        "PHOTOMESH_CDN_URL": f"http://127.0.0.1:{ports.edge}",
+        "PHOTOMESH_PEER_ACCOUNT": f"127.0.0.1:{ports.account}",
+        "PHOTOMESH_PEER_MEDIA": f"127.0.0.1:{ports.media}",
+        "PHOTOMESH_PEER_POST": f"127.0.0.1:{ports.post}",
+        "PHOTOMESH_PEER_GRAPH": f"127.0.0.1:{ports.graph}",
+        "PHOTOMESH_PEER_FEED": f"127.0.0.1:{ports.feed}",
+    }
+
+
+def _reflection(layout: Layout, ports: Ports) -> Process:
+    identity = "reflection"
+    return Process(
+        name=identity,
+        command=_python("gateway.reflection"),
+        ports={"gRPC": ports.reflection},
+        ready=GrpcReady(ports.reflection, identity, layout.pki / "operator"),
+        environment=_mesh_environment(identity, ports.reflection, layout),
+        sources=(
+            ROOT / "gateway",
+            ROOT / "services/common",
+            ROOT / "gen/photomesh.binpb",
+            layout.pki / identity,
+        ),
+    )
+
+
+def _gateway(layout: Layout, ports: Ports) -> Process:
+    config = ConfigFile(
+        layout.etc / "gateway.json",
+        lambda: _gateway_config(layout, ports),
+        inputs=(ROOT / "gateway", ROOT / "gen/photomesh.binpb"),
+        settings=repr((layout, ports)),
+    )
+    return _envoy(
+        "gateway",
+        config,
+        {
+            "HTTP": ports.gateway_http,
+            "HTTPS": ports.gateway_https,
+            "Envoy admin": ports.gateway_admin,
+        },
+        HttpReady(ports.gateway_admin, "/ready"),
+        sources=(layout.pki / "gateway", layout.pki / "public", layout.pki / "jwks.json"),
+    )
+
+
+def _gateway_config(layout: Layout, ports: Ports) -> str:
+    # Imported here: Envoy's types take half a second, and are seldom needed.
+    from gateway.envoy import GatewaySettings, Peer, build
+
+    def peer(identity: str, port: int) -> Peer:
+        return Peer("127.0.0.1", port, identity)
+
+    return build(
+        GatewaySettings(
+            http_port=ports.gateway_http,
+            https_port=ports.gateway_https,
+            admin_port=ports.gateway_admin,
+            descriptors=ROOT / "gen/photomesh.binpb",
+            jwks=layout.pki / "jwks.json",
+            public_certificate=layout.pki / "public/cert.pem",
+            public_key=layout.pki / "public/key.pem",
+            identity=layout.pki / "gateway",
+            services={
+                "photomesh.account.v1.AccountService": peer("account", ports.account),
+                "photomesh.media.v1.MediaService": peer("media", ports.media),
+                "photomesh.post.v1.PostService": peer("post", ports.post),
+                "photomesh.graph.v1.GraphService": peer("graph", ports.graph),
+                "photomesh.feed.v1.FeedService": peer("feed", ports.feed),
+            },
+            reflection=peer("reflection", ports.reflection),
+        )
+    )
+
+
+def _envoy(
+    name: str,
+    config: ConfigFile,
+    ports: Mapping[str, int],
+    ready: Readiness,
+    sources: tuple[Path, ...],
+) -> Process:
+    return Process(
+        name=name,
+        command=(
+            str(_packaged("envoy", "_bin/envoy")),
+            "-c",
+            str(config.path),
+            # Shared memory that a second clone's Envoy would collide with.
+            "--disable-hot-restart",
+            "--concurrency",
+            "1",
+            "--log-level",
+            "warn",
+        ),
+        ports=ports,
+        ready=ready,
+        config=(config,),
+        sources=sources,
+        front_door=True,
+    )
 
 
 def _python(module: str, *arguments: str) -> tuple[str, ...]:
