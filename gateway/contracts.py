@@ -4,8 +4,11 @@ A proto service is public when one of its methods has a `google.api.http` rule: 
 routed, so an internal method cannot be reached from outside by construction.
 """
 
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from google.api import annotations_pb2, http_pb2  # type: ignore[import-untyped]
 from google.protobuf import descriptor_pb2
@@ -23,11 +26,21 @@ class PublicMethod:
     http_path: str
     # Whether it answers with a stream.
     streams: bool
+    # The message that is the REST request's whole body, empty if none is. `name` is its full name,
+    # `fields` are its fields, each under both of its names: `many` says whether it is a list, and
+    # one that holds messages has their `name` and `fields` too. True: not known.
+    body: Mapping[str, object]
 
     @property
     def path(self) -> str:
         """The path of the gRPC request."""
         return f"/{self.service}/{self.name}"
+
+    @property
+    def http_pattern(self) -> str:
+        """The REST paths that fit the template, as a regular expression."""
+        literals = re.split(r"\{[^}]*\}", self.http_path)
+        return "[^/:]+".join(re.escape(literal) for literal in literals)
 
     @property
     def reads(self) -> bool:
@@ -38,16 +51,18 @@ class PublicMethod:
 def public_methods(descriptors: Path) -> tuple[PublicMethod, ...]:
     """Returns the public methods in a file that holds a FileDescriptorSet, in its order.
 
-    Raises ValueError for a public service that has a method without a REST path: it would be
-    half public.
+    Raises:
+        ValueError: a public service has a method without a REST path (it would be half public),
+            or with one of a kind that the gateway does not know.
     """
     files = descriptor_pb2.FileDescriptorSet.FromString(descriptors.read_bytes())
+    messages = _Messages(files)
     return tuple(
-        method
+        _public_method(f"{file.package}.{service.name}", method, messages)
         for file in files.file
         for service in file.service
         if any(_rule(method) for method in service.method)
-        for method in _methods(f"{file.package}.{service.name}", service)
+        for method in service.method
     )
 
 
@@ -56,25 +71,38 @@ def public_services(methods: tuple[PublicMethod, ...]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(method.service for method in methods))
 
 
-def _methods(name: str, service: descriptor_pb2.ServiceDescriptorProto) -> list[PublicMethod]:
-    methods = []
-    for method in service.method:
-        rule = _rule(method)
-        if rule is None:
-            raise ValueError(f"{name}.{method.name} has no google.api.http rule, others have one")
-        verb = rule.WhichOneof("pattern")
-        if verb is None or verb == "custom":
-            raise ValueError(f"{name}.{method.name}: its google.api.http rule names no plain verb")
-        methods.append(
-            PublicMethod(
-                service=name,
-                name=method.name,
-                http_verb=verb.upper(),
-                http_path=getattr(rule, verb),
-                streams=method.server_streaming,
-            )
-        )
-    return methods
+def _public_method(
+    service: str, method: descriptor_pb2.MethodDescriptorProto, messages: "_Messages"
+) -> PublicMethod:
+    name = f"{service}.{method.name}"
+    rule = _rule(method)
+    if rule is None:
+        raise ValueError(f"{name} has no google.api.http rule, other methods of its service do")
+    verb = rule.WhichOneof("pattern")
+    path = getattr(rule, verb or "get")
+    if verb in (None, "custom") or rule.additional_bindings or "=" in path:
+        raise ValueError(f"the google.api.http rule of {name} is of a kind that is not routed yet")
+    if rule.body not in ("", "*"):
+        raise ValueError(f"the body of {name} is one field, which is not checked yet")
+    return PublicMethod(
+        service=service,
+        name=method.name,
+        http_verb=verb.upper(),
+        http_path=path,
+        streams=method.server_streaming,
+        body=_without_bound(messages.describe(method.input_type), path) if rule.body else {},
+    )
+
+
+def _without_bound(message: Mapping[str, Any], path: str) -> dict[str, object]:
+    """Returns a message without the fields that stand in the path and so not in the body."""
+    bound = {name.replace("_", "") for name in re.findall(r"\{([^}]*)\}", path)}
+    fields = {
+        name: held
+        for name, held in message["fields"].items()
+        if name.replace("_", "").lower() not in bound
+    }
+    return {**message, "fields": fields}
 
 
 def _rule(method: descriptor_pb2.MethodDescriptorProto) -> http_pb2.HttpRule | None:
@@ -82,3 +110,42 @@ def _rule(method: descriptor_pb2.MethodDescriptorProto) -> http_pb2.HttpRule | N
     if not method.options.HasExtension(annotations_pb2.http):
         return None
     return method.options.Extensions[annotations_pb2.http]
+
+
+class _Messages:
+    """Describes messages by their fields."""
+
+    def __init__(self, files: descriptor_pb2.FileDescriptorSet) -> None:
+        self._by_name: dict[str, descriptor_pb2.DescriptorProto] = {}
+        for file in files.file:
+            for message in file.message_type:
+                self._add(f".{file.package}", message)
+
+    def _add(self, scope: str, message: descriptor_pb2.DescriptorProto) -> None:
+        name = f"{scope}.{message.name}"
+        self._by_name[name] = message
+        for nested in message.nested_type:
+            self._add(name, nested)
+
+    def describe(self, name: str, within: frozenset[str] = frozenset()) -> dict[str, object]:
+        fields: dict[str, object] = {}
+        for field in self._by_name[name].field:
+            held = self._held(field, within | {name})
+            fields[field.name] = fields[field.json_name] = held
+        return {"name": name.removeprefix("."), "fields": fields}
+
+    def _held(
+        self, field: descriptor_pb2.FieldDescriptorProto, within: frozenset[str]
+    ) -> dict[str, object] | bool:
+        many: dict[str, object] = {"many": field.label == field.LABEL_REPEATED}
+        if field.type != field.TYPE_MESSAGE:
+            return many
+        name = field.type_name
+        # Google's own types have JSON forms of their own, a map has any keys, and a message within
+        # itself has no end.
+        if name.startswith(".google.protobuf.") or name in within or self._is_map(name):
+            return True
+        return many | self.describe(name, within)
+
+    def _is_map(self, name: str) -> bool:
+        return self._by_name[name].options.map_entry

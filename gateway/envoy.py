@@ -44,6 +44,9 @@ from envoy_data_plane.envoy.config.route.v3 import (
     RouteMatch,
     VirtualHost,
 )
+from envoy_data_plane.envoy.config.route.v3 import (
+    RouteActionClusterNotFoundResponseCode as ClusterNotFound,
+)
 from envoy_data_plane.envoy.extensions.access_loggers.stream.v3 import StdoutAccessLog
 from envoy_data_plane.envoy.extensions.filters.http.cors.v3 import Cors, CorsPolicy
 from envoy_data_plane.envoy.extensions.filters.http.grpc_json_transcoder.v3 import (
@@ -61,6 +64,7 @@ from envoy_data_plane.envoy.extensions.filters.http.jwt_authn.v3 import (
     JwtRequirement,
     RequirementRule,
 )
+from envoy_data_plane.envoy.extensions.filters.http.lua.v3 import Lua, LuaPerRoute
 from envoy_data_plane.envoy.extensions.filters.http.router.v3 import Router
 from envoy_data_plane.envoy.extensions.filters.network.http_connection_manager.v3 import (
     HttpConnectionManager,
@@ -84,10 +88,10 @@ from envoy_data_plane.envoy.extensions.upstreams.http.v3 import (
     HttpProtocolOptions,
     HttpProtocolOptionsExplicitHttpConfig,
 )
-from envoy_data_plane.envoy.type.matcher.v3 import StringMatcher
+from envoy_data_plane.envoy.type.matcher.v3 import RegexMatcher, StringMatcher
 from envoy_data_plane.google.protobuf import Any, Struct
 
-from gateway import pieces
+from gateway import errors, pieces
 from gateway.contracts import PublicMethod, public_methods, public_services
 from gateway.pieces import SECOND
 
@@ -113,7 +117,16 @@ _WITHOUT_TOKEN = frozenset(
 _REFLECTION = ("grpc.reflection.v1.ServerReflection", "grpc.reflection.v1alpha.ServerReflection")
 _REFLECTION_CLUSTER = "reflection"
 
+_STRICT_LUA = Path(__file__).with_name("strict.lua")
+
+_REFUSALS = (
+    *errors.TOKEN_REFUSALS,
+    errors.ROUTE_UNKNOWN,
+    *errors.COMMON_REFUSALS,
+)
+
 _CORS = "envoy.filters.http.cors"
+_STRICT_JSON = "envoy.filters.http.lua"
 _GRPC_WEB = "envoy.filters.http.grpc_web"
 _JWT = "envoy.filters.http.jwt_authn"
 _TRANSCODER = "envoy.filters.http.grpc_json_transcoder"
@@ -219,6 +232,7 @@ def _connection_manager(
         server_name="photomesh",
         route_config=_routes(settings, methods),
         http_filters=_filters(settings, methods),
+        local_reply_config=errors.local_replies(_REFUSALS, grpc=True),
         access_log=[_access_log()],
         early_header_mutation_extensions=[pieces.strip_own_headers()],
         use_remote_address=True,
@@ -255,6 +269,7 @@ def _filters(settings: GatewaySettings, methods: tuple[PublicMethod, ...]) -> li
         pieces.http_filter(_CORS, Cors()),
         pieces.http_filter(_GRPC_WEB, GrpcWeb()),
         pieces.http_filter(_JWT, _token_check(settings)),
+        pieces.http_filter(_STRICT_JSON, Lua(default_source_code=pieces.file(_STRICT_LUA))),
         pieces.http_filter(_TRANSCODER, _transcoder(settings, methods)),
         pieces.http_filter(_ROUTER, Router()),
     ]
@@ -318,7 +333,7 @@ def _routes(settings: GatewaySettings, methods: tuple[PublicMethod, ...]) -> Rou
                 domains=["*"],
                 routes=[
                     _health(),
-                    *_rest_routes(methods),
+                    *(_rest_route(method) for method in methods),
                     *(_grpc_route(settings, method) for method in methods),
                     *(_reflection_route(service) for service in _REFLECTION),
                     _nowhere(),
@@ -343,36 +358,21 @@ def _health() -> Route:
     )
 
 
-def _rest_routes(methods: Iterable[PublicMethod]) -> list[Route]:
-    """Says which REST requests need a token.
+def _rest_route(method: PublicMethod) -> Route:
+    """Says whether a REST request needs a token, and what its body may hold.
 
-    None of these routes is gone to the end: the transcoder turns the request into gRPC, which is
-    routed anew, or refuses it.
+    The route is not gone to its end: the transcoder turns the request into gRPC, which is routed
+    anew, or refuses it.
     """
-    open_methods = [method for method in methods if method.path in _WITHOUT_TOKEN]
-    return [
-        *(
-            Route(
-                name=f"rest without token: {method.name}",
-                match=RouteMatch(
-                    path=method.http_path,
-                    headers=[
-                        HeaderMatcher(
-                            name=":method", string_match=StringMatcher(exact=method.http_verb)
-                        )
-                    ],
-                ),
-                direct_response=DirectResponseAction(status=404),
-                typed_per_filter_config=_without(_JWT),
-            )
-            for method in open_methods
-        ),
-        Route(
-            name="rest",
-            match=RouteMatch(prefix="/v1/"),
-            direct_response=DirectResponseAction(status=404),
-        ),
-    ]
+    strict = LuaPerRoute(filter_context=Struct.from_dict({"message": method.body}))
+    verb = HeaderMatcher(name=":method", string_match=StringMatcher(exact=method.http_verb))
+    path = RegexMatcher(regex=method.http_pattern)
+    return Route(
+        name=f"rest {method.path}",
+        match=RouteMatch(safe_regex=path, headers=[verb]),
+        route=_dead_end(),
+        typed_per_filter_config=_token_unless_open(method) | {_STRICT_JSON: Any.pack(strict)},
+    )
 
 
 def _grpc_route(settings: GatewaySettings, method: PublicMethod) -> Route:
@@ -384,7 +384,7 @@ def _grpc_route(settings: GatewaySettings, method: PublicMethod) -> Route:
             timeout=timedelta(0) if method.streams else CALL_TIMEOUT,
             retry_policy=_retries(method),
         ),
-        typed_per_filter_config=_without(_JWT) if method.path in _WITHOUT_TOKEN else {},
+        typed_per_filter_config=_token_unless_open(method),
     )
 
 
@@ -412,9 +412,24 @@ def _nowhere() -> Route:
     return Route(
         name="nowhere",
         match=RouteMatch(prefix="/"),
-        direct_response=DirectResponseAction(status=404),
+        route=_dead_end(),
         typed_per_filter_config=_without(_JWT, _TRANSCODER),
     )
+
+
+def _dead_end() -> RouteAction:
+    """Answers 404, by naming a cluster in a header that nobody can send.
+
+    A direct response would be plainer, but the CORS filter passes over those.
+    """
+    return RouteAction(
+        cluster_header=f"{pieces.OWN_HEADERS[0]}nowhere",
+        cluster_not_found_response_code=ClusterNotFound.NOT_FOUND,
+    )
+
+
+def _token_unless_open(method: PublicMethod) -> dict[str, Any]:
+    return _without(_JWT) if method.path in _WITHOUT_TOKEN else {}
 
 
 def _without(*filters: str) -> dict[str, Any]:

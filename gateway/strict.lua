@@ -1,0 +1,234 @@
+-- Refuses what the transcoder would take: fields that the message does not have (it drops them),
+-- JSON that is none (it is lenient), and text that is no UTF-8 (services cannot read it). And
+-- tells, in answers about malformed requests, which field is meant.
+
+local DEEPEST = 64
+
+-- Set on Envoy's answers about malformed requests; see gateway/errors.py.
+local MALFORMED_MARK = "x-photomesh-malformed"
+
+local read_value
+
+local function refuse(message)
+  error({ message = message }, 0)
+end
+
+local function skip_space(text, at)
+  return text:find("[^ \t\r\n]", at) or #text + 1
+end
+
+local function not_json(text, at)
+  if at > #text then
+    refuse("The body ends where JSON goes on.")
+  end
+  refuse("The body is no JSON: byte " .. at .. " is unexpected.")
+end
+
+-- Returns the text between the quotes as it is written, and the position behind them.
+local function read_string(text, at)
+  if text:sub(at, at) ~= '"' then
+    not_json(text, at)
+  end
+  local stop = at
+  repeat
+    stop = text:find('["\\%c]', stop + 1)
+    if not stop then
+      not_json(text, #text + 1)
+    end
+    local found = text:sub(stop, stop)
+    if found == "\\" then
+      stop = stop + 1
+    elseif found ~= '"' then
+      not_json(text, stop)
+    end
+  until found == '"'
+  return text:sub(at + 1, stop - 1), stop + 1
+end
+
+local function read_scalar(text, at)
+  local word = text:match("^[%w.+-]+", at)
+  if word and (word == "true" or word == "false" or word == "null" or
+               (word:find("^-?%d") and tonumber(word))) then
+    return at + #word
+  end
+  not_json(text, at)
+end
+
+-- Reads what stands between an opening bracket and `close`; `read_item` reads one item.
+local function read_items(text, at, close, read_item)
+  at = skip_space(text, at + 1)
+  if text:sub(at, at) == close then
+    return at + 1
+  end
+  while true do
+    at = skip_space(text, read_item(skip_space(text, at)))
+    local mark = text:sub(at, at)
+    if mark == close then
+      return at + 1
+    elseif mark ~= "," then
+      not_json(text, at)
+    end
+    at = at + 1
+  end
+end
+
+-- Returns the position behind the value that begins at `at`, which is what `field` says: a table
+-- with `many`, and for messages `name` and `fields`; `true` where nothing is known.
+function read_value(text, at, field, path, depth)
+  if depth > DEEPEST then
+    refuse("The body is nested too deep.")
+  end
+  local known = type(field) == "table"
+  local first = text:sub(at, at)
+  if first == "{" then
+    if known and not field.fields then
+      refuse(path .. ": must be no object")
+    end
+    return read_items(text, at, "}", function(start)
+      local name, stop = read_string(text, start)
+      local inner_path = path == "" and name or path .. "." .. name
+      local inner = true
+      if known then
+        inner = field.fields[name]
+        if inner == nil then
+          refuse('Could not find field "' .. inner_path .. '" in the type "' .. field.name .. '".')
+        end
+      end
+      stop = skip_space(text, stop)
+      if text:sub(stop, stop) ~= ":" then
+        not_json(text, stop)
+      end
+      return read_value(text, skip_space(text, stop + 1), inner, inner_path, depth + 1)
+    end)
+  elseif first == "[" then
+    if known and not field.many then
+      refuse(path .. ": must be no list")
+    end
+    local item = known and { name = field.name, fields = field.fields } or field
+    local count = -1
+    return read_items(text, at, "]", function(start)
+      count = count + 1
+      return read_value(text, start, item, path .. "[" .. count .. "]", depth + 1)
+    end)
+  end
+  if known and field.fields and not text:find("^null", at) then
+    refuse(path .. ": must be an object")
+  end
+  if first == '"' then
+    local _, stop = read_string(text, at)
+    return stop
+  end
+  return read_scalar(text, at)
+end
+
+local function check_body(text, message)
+  local start = skip_space(text, 1)
+  if text:sub(start, start) ~= "{" then
+    refuse("The body is no JSON object.")
+  end
+  local stop = skip_space(text, read_value(text, start, message, "", 1))
+  if stop <= #text then
+    not_json(text, stop)
+  end
+end
+
+-- The sequences of more than one byte that UTF-8 has; RFC 3629, section 4.
+local UTF8 = {
+  "^[\194-\223][\128-\191]",
+  "^\224[\160-\191][\128-\191]",
+  "^[\225-\236\238\239][\128-\191][\128-\191]",
+  "^\237[\128-\159][\128-\191]",
+  "^\240[\144-\191][\128-\191][\128-\191]",
+  "^[\241-\243][\128-\191][\128-\191][\128-\191]",
+  "^\244[\128-\143][\128-\191][\128-\191]",
+}
+
+local function check_utf8(text, what)
+  local at = text:find("[\128-\255]")
+  while at do
+    local stop
+    for _, sequence in ipairs(UTF8) do
+      _, stop = text:find(sequence, at)
+      if stop then
+        break
+      end
+    end
+    if not stop then
+      refuse(what .. " is no UTF-8.")
+    end
+    at = text:find("[\128-\255]", stop + 1)
+  end
+end
+
+local function check_path(path)
+  local plain = path:gsub("%%(%x%x)", function(digits)
+    return string.char(tonumber(digits, 16))
+  end)
+  check_utf8(plain, "The path")
+end
+
+local function answer(handle, refusal)
+  local text = type(refusal) == "table" and refusal.message or "The request cannot be read."
+  handle:respond({ [":status"] = "400" }, text)
+end
+
+function envoy_on_request(handle)
+  local context = handle:filterContext()
+  local message = context and context:get("message")
+  if not message then
+    return
+  end
+  local good, refusal = pcall(check_path, handle:headers():get(":path"))
+  if not good then
+    return answer(handle, refusal)
+  end
+  -- An empty table: a request without a body.
+  if not message.fields then
+    return
+  end
+  local body = handle:body()
+  if not body or body:length() == 0 then
+    return
+  end
+  local text = body:getBytes(0, body:length())
+  good, refusal = pcall(check_utf8, text, "The body")
+  if good then
+    good, refusal = pcall(check_body, text, message)
+  end
+  if not good then
+    return answer(handle, refusal)
+  end
+end
+
+-- Each finds the field in one of the texts about malformed requests, as they stand in JSON.
+local NAMING = {
+  '^Could not find field \\"(.-)\\" in the type ',
+  "^([%w_.%[%]]+): ",
+  " for type ([%w_]+)$",
+}
+
+function envoy_on_response(handle)
+  local headers = handle:headers()
+  if not headers:get(MALFORMED_MARK) then
+    return
+  end
+  headers:remove(MALFORMED_MARK)
+  local body = handle:body()
+  if not body then
+    return
+  end
+  local text = body:getBytes(0, body:length())
+  local message = text:match('"message":"(.*)"')
+  for _, naming in ipairs(NAMING) do
+    local field = message and message:match(naming)
+    if field then
+      local violation = '{"@type":"type.googleapis.com/google.rpc.BadRequest",' ..
+        '"fieldViolations":[{"field":"' .. field .. '","description":"' .. message .. '"}]}'
+      -- A function, because % means something in a replacement text.
+      local completed = text:gsub("}%]", function() return "}," .. violation .. "]" end, 1)
+      -- Asked for anew: waiting for the body ended the object from above.
+      handle:headers():replace("content-length", body:setBytes(completed))
+      return
+    end
+  end
+end
