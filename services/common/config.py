@@ -21,10 +21,14 @@ Address = Annotated[str, AfterValidator(_address)]
 """A host and a port, such as `127.0.0.1:18101`."""
 
 
-class MeshSettings(BaseSettings):
-    """What every process of the mesh needs."""
+class _Group(BaseSettings):
+    """What all groups agree on: of several bases, the last one's `model_config` would win."""
 
     model_config = SettingsConfigDict(env_prefix="PHOTOMESH_", frozen=True, extra="ignore")
+
+
+class MeshSettings(_Group):
+    """What every process of the mesh needs."""
 
     listen: Address
     """Where the gRPC server listens."""
@@ -35,7 +39,7 @@ class MeshSettings(BaseSettings):
     """How long calls in progress may go on after SIGTERM."""
 
 
-class DatabaseSettings(BaseSettings):
+class DatabaseSettings(_Group):
     """Where a service's own schema is."""
 
     database_url: SecretStr
@@ -44,7 +48,7 @@ class DatabaseSettings(BaseSettings):
     """How long a call waits for a connection, and how long one statement may run."""
 
 
-class CacheSettings(BaseSettings):
+class CacheSettings(_Group):
     """Where Valkey or Redis is."""
 
     valkey_url: str
@@ -52,7 +56,7 @@ class CacheSettings(BaseSettings):
     valkey_timeout_seconds: float = 0.5
 
 
-class KafkaSettings(BaseSettings):
+class KafkaSettings(_Group):
     """Where the broker is."""
 
     kafka_bootstrap: str
@@ -61,7 +65,7 @@ class KafkaSettings(BaseSettings):
     """After how long a consumer that died is missed; Apache Kafka allows no less than 6."""
 
 
-class StorageSettings(BaseSettings):
+class StorageSettings(_Group):
     """Where S3 is."""
 
     s3_endpoint: str
@@ -72,7 +76,7 @@ class StorageSettings(BaseSettings):
     media_bucket: str = "photomesh-media"
 
 
-class CdnSettings(BaseSettings):
+class CdnSettings(_Group):
     """How media URLs are made."""
 
     cdn_url: str
