@@ -11,7 +11,6 @@ from datetime import timedelta
 from pathlib import Path
 
 from betterproto2 import Message
-from envoy_data_plane.envoy.config.accesslog.v3 import AccessLog
 from envoy_data_plane.envoy.config.bootstrap.v3 import Bootstrap, BootstrapStaticResources
 from envoy_data_plane.envoy.config.cluster.v3 import (
     Cluster,
@@ -19,23 +18,14 @@ from envoy_data_plane.envoy.config.cluster.v3 import (
     UpstreamConnectionOptions,
 )
 from envoy_data_plane.envoy.config.core.v3 import (
-    DataSource,
     HealthCheck,
     HealthCheckGrpcHealthCheck,
     Http2ProtocolOptions,
     KeepaliveSettings,
-    SubstitutionFormatString,
     TcpKeepalive,
     TransportSocket,
 )
-from envoy_data_plane.envoy.config.core.v3 import HttpProtocolOptions as CommonHttpOptions
-from envoy_data_plane.envoy.config.core.v3 import (
-    HttpProtocolOptionsHeadersWithUnderscoresAction as HeadersWithUnderscores,
-)
-from envoy_data_plane.envoy.config.listener.v3 import Filter, FilterChain, Listener
 from envoy_data_plane.envoy.config.route.v3 import (
-    DirectResponseAction,
-    FilterConfig,
     HeaderMatcher,
     RetryPolicy,
     Route,
@@ -47,7 +37,6 @@ from envoy_data_plane.envoy.config.route.v3 import (
 from envoy_data_plane.envoy.config.route.v3 import (
     RouteActionClusterNotFoundResponseCode as ClusterNotFound,
 )
-from envoy_data_plane.envoy.extensions.access_loggers.stream.v3 import StdoutAccessLog
 from envoy_data_plane.envoy.extensions.filters.http.cors.v3 import Cors, CorsPolicy
 from envoy_data_plane.envoy.extensions.filters.http.grpc_json_transcoder.v3 import (
     GrpcJsonTranscoder,
@@ -67,11 +56,7 @@ from envoy_data_plane.envoy.extensions.filters.http.jwt_authn.v3 import (
 from envoy_data_plane.envoy.extensions.filters.http.lua.v3 import Lua, LuaPerRoute
 from envoy_data_plane.envoy.extensions.filters.http.router.v3 import Router
 from envoy_data_plane.envoy.extensions.filters.network.http_connection_manager.v3 import (
-    HttpConnectionManager,
     HttpFilter,
-)
-from envoy_data_plane.envoy.extensions.filters.network.http_connection_manager.v3 import (
-    HttpConnectionManagerPathWithEscapedSlashesAction as EscapedSlashes,
 )
 from envoy_data_plane.envoy.extensions.transport_sockets.tls.v3 import (
     CertificateValidationContext,
@@ -97,12 +82,10 @@ from gateway.pieces import SECOND
 
 TOKEN_ISSUER = "photomesh"  # noqa: S105  (a name, no secret)
 TOKEN_AUDIENCE = "photomesh-api"  # noqa: S105  (a name, no secret)
-USER_HEADER = "x-photomesh-user-id"
 
-# How long a call may take; a stream may last longer, but not be silent for longer than
-# _STREAM_SILENCE. The services learn it from x-envoy-expected-rq-timeout-ms.
+# How long a call may take; the services learn it from x-envoy-expected-rq-timeout-ms. A stream
+# may last longer.
 CALL_TIMEOUT = 15 * SECOND
-_STREAM_SILENCE = 60 * SECOND
 
 # The largest JSON that is read and written. Pictures do not pass here: they go straight to S3.
 _REQUEST_BODY_BYTES = 1 << 20
@@ -119,10 +102,8 @@ _REFLECTION_CLUSTER = "reflection"
 
 _STRICT_LUA = Path(__file__).with_name("strict.lua")
 
-_REFUSALS = (
-    *errors.TOKEN_REFUSALS,
-    errors.ROUTE_UNKNOWN,
-    *errors.COMMON_REFUSALS,
+_REFUSALS = errors.local_replies(
+    (*errors.TOKEN_REFUSALS, errors.ROUTE_UNKNOWN, *errors.COMMON_REFUSALS), grpc=True
 )
 
 _CORS = "envoy.filters.http.cors"
@@ -175,14 +156,19 @@ def build(settings: GatewaySettings) -> str:
     methods = public_methods(settings.descriptors)
     _check_services(settings, public_services(methods))
     peers = {peer.identity: peer for peer in settings.services.values()}
-    chain = _connection_manager(settings, methods)
+    chain = pieces.connection_manager(
+        "gateway",
+        routes=_routes(settings, methods),
+        filters=_filters(settings, methods),
+        refusals=_REFUSALS,
+    )
     return Bootstrap(
         admin=pieces.admin(settings.admin_port),
         overload_manager=pieces.connection_limit(10_000),
         static_resources=BootstrapStaticResources(
             listeners=[
-                _listener("http", settings.http_port, chain),
-                _listener("https", settings.https_port, chain, _public_tls(settings)),
+                pieces.listener("http", settings.http_port, chain),
+                pieces.listener("https", settings.https_port, chain, _public_tls(settings)),
             ],
             clusters=[
                 *(_cluster(name, peer, settings.identity) for name, peer in peers.items()),
@@ -198,67 +184,6 @@ def _check_services(settings: GatewaySettings, public: tuple[str, ...]) -> None:
             "the gateway's services and the public services of the contracts differ in "
             + ", ".join(sorted(difference))
         )
-
-
-def _listener(
-    name: str, port: int, chain: HttpConnectionManager, tls: TransportSocket | None = None
-) -> Listener:
-    return Listener(
-        name=name,
-        address=pieces.address(pieces.LOOPBACK, port),
-        # With SO_REUSEPORT a second gateway on the same port would take half of the connections
-        # instead of failing.
-        enable_reuse_port=False,
-        per_connection_buffer_limit_bytes=1 << 20,
-        filter_chains=[
-            FilterChain(
-                filters=[
-                    Filter(
-                        name="envoy.filters.network.http_connection_manager",
-                        typed_config=Any.pack(chain),
-                    )
-                ],
-                transport_socket=tls,
-            )
-        ],
-    )
-
-
-def _connection_manager(
-    settings: GatewaySettings, methods: tuple[PublicMethod, ...]
-) -> HttpConnectionManager:
-    return HttpConnectionManager(
-        stat_prefix="gateway",
-        server_name="photomesh",
-        route_config=_routes(settings, methods),
-        http_filters=_filters(settings, methods),
-        local_reply_config=errors.local_replies(_REFUSALS, grpc=True),
-        access_log=[_access_log()],
-        early_header_mutation_extensions=[pieces.strip_own_headers()],
-        use_remote_address=True,
-        generate_request_id=True,
-        always_set_request_id_in_response=True,
-        normalize_path=True,
-        merge_slashes=True,
-        path_with_escaped_slashes_action=EscapedSlashes.REJECT_REQUEST,
-        max_request_headers_kb=32,
-        request_headers_timeout=10 * SECOND,
-        request_timeout=30 * SECOND,
-        stream_idle_timeout=_STREAM_SILENCE,
-        common_http_protocol_options=CommonHttpOptions(
-            idle_timeout=300 * SECOND,
-            max_headers_count=100,
-            # x_photomesh_user_id must not be taken for x-photomesh-user-id by anyone behind.
-            headers_with_underscores_action=HeadersWithUnderscores.REJECT_REQUEST,
-        ),
-        http2_protocol_options=Http2ProtocolOptions(
-            max_concurrent_streams=128,
-            initial_stream_window_size=256 << 10,
-            initial_connection_window_size=1 << 20,
-            # A client's mistake in one call must not end its other calls.
-            override_stream_error_on_invalid_http_message=True,
-        ),
-    )
 
 
 # --- Filters -------------------------------------------------------------------------------------
@@ -288,7 +213,9 @@ def _token_check(settings: GatewaySettings) -> JwtAuthentication:
                 # Named, because by default a token is also taken from the query, where logs and
                 # histories keep it.
                 from_headers=[JwtHeader(name="Authorization", value_prefix="Bearer ")],
-                claim_to_headers=[JwtClaimToHeader(claim_name="sub", header_name=USER_HEADER)],
+                claim_to_headers=[
+                    JwtClaimToHeader(claim_name="sub", header_name=pieces.USER_HEADER)
+                ],
                 jwt_cache_config=JwtCacheConfig(jwt_cache_size=10_000),
             )
         },
@@ -332,7 +259,7 @@ def _routes(settings: GatewaySettings, methods: tuple[PublicMethod, ...]) -> Rou
                 name="public",
                 domains=["*"],
                 routes=[
-                    _health(),
+                    pieces.health_route(_JWT, _TRANSCODER),
                     *(_rest_route(method) for method in methods),
                     *(_grpc_route(settings, method) for method in methods),
                     *(_reflection_route(service) for service in _REFLECTION),
@@ -343,18 +270,6 @@ def _routes(settings: GatewaySettings, methods: tuple[PublicMethod, ...]) -> Rou
         ],
         # The token was read here and must not travel on; no service reads a cookie.
         request_headers_to_remove=["authorization", "cookie"],
-    )
-
-
-def _health() -> Route:
-    return Route(
-        name="health",
-        match=RouteMatch(path="/healthz"),
-        direct_response=DirectResponseAction(
-            status=200, body=DataSource(inline_string='{"status":"SERVING"}\n')
-        ),
-        response_headers_to_add=[pieces.set_header("content-type", "application/json")],
-        typed_per_filter_config=_without(_JWT, _TRANSCODER),
     )
 
 
@@ -403,7 +318,7 @@ def _reflection_route(service: str) -> Route:
         match=RouteMatch(prefix=f"/{service}/"),
         # A stream for as long as the caller asks.
         route=RouteAction(cluster=_REFLECTION_CLUSTER, timeout=timedelta(0)),
-        typed_per_filter_config=_without(_JWT),
+        typed_per_filter_config=pieces.without(_JWT),
     )
 
 
@@ -413,7 +328,7 @@ def _nowhere() -> Route:
         name="nowhere",
         match=RouteMatch(prefix="/"),
         route=_dead_end(),
-        typed_per_filter_config=_without(_JWT, _TRANSCODER),
+        typed_per_filter_config=pieces.without(_JWT, _TRANSCODER),
     )
 
 
@@ -429,11 +344,7 @@ def _dead_end() -> RouteAction:
 
 
 def _token_unless_open(method: PublicMethod) -> dict[str, Any]:
-    return _without(_JWT) if method.path in _WITHOUT_TOKEN else {}
-
-
-def _without(*filters: str) -> dict[str, Any]:
-    return {name: Any.pack(FilterConfig(disabled=True)) for name in filters}
+    return pieces.without(_JWT) if method.path in _WITHOUT_TOKEN else {}
 
 
 def _cors(origins: Iterable[str]) -> CorsPolicy:
@@ -499,7 +410,7 @@ def _http2() -> dict[str, Any]:
             )
         )
     )
-    return {"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": Any.pack(options)}
+    return pieces.protocol_options(options)
 
 
 def _mesh_tls(peer: str, identity: Path) -> TransportSocket:
@@ -547,37 +458,3 @@ def _tls(context: Message) -> TransportSocket:
 
 def _certificate(chain: Path, key: Path) -> TlsCertificate:
     return TlsCertificate(certificate_chain=pieces.file(chain), private_key=pieces.file(key))
-
-
-# --- Logs ----------------------------------------------------------------------------------------
-
-
-def _access_log() -> AccessLog:
-    # Paths without their query, which carries what people look for.
-    fields = {
-        "time": "%START_TIME%",
-        "verb": "%REQ(x-envoy-original-method?:method)%",
-        "path": "%PATH(NQ:ORIG_OR_PATH)%",
-        "method": "%PATH(NQ:PATH)%",
-        "status": "%RESPONSE_CODE%",
-        "grpc_status": "%GRPC_STATUS%",
-        "details": "%RESPONSE_CODE_DETAILS%",
-        "flags": "%RESPONSE_FLAGS%",
-        "milliseconds": "%DURATION%",
-        "bytes_sent": "%BYTES_SENT%",
-        "user_id": f"%REQ({USER_HEADER})%",
-        "request_id": "%REQ(x-request-id)%",
-        "traceparent": "%REQ(traceparent)%",
-        "peer": "%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%",
-        "upstream": "%UPSTREAM_HOST%",
-    }
-    return AccessLog(
-        name="envoy.access_loggers.stdout",
-        typed_config=Any.pack(
-            StdoutAccessLog(
-                log_format=SubstitutionFormatString(
-                    json_format=Struct.from_dict(fields), omit_empty_values=True
-                )
-            )
-        ),
-    )

@@ -4,6 +4,7 @@ from datetime import timedelta
 from ipaddress import ip_address
 
 from betterproto2 import Message
+from envoy_data_plane.envoy.config.accesslog.v3 import AccessLog
 from envoy_data_plane.envoy.config.bootstrap.v3 import Admin
 from envoy_data_plane.envoy.config.cluster.v3 import (
     CircuitBreakers,
@@ -21,8 +22,15 @@ from envoy_data_plane.envoy.config.core.v3 import (
     HeaderValue,
     HeaderValueOption,
     HeaderValueOptionHeaderAppendAction,
+    Http2ProtocolOptions,
     SocketAddress,
+    SubstitutionFormatString,
+    TransportSocket,
     TypedExtensionConfig,
+)
+from envoy_data_plane.envoy.config.core.v3 import HttpProtocolOptions as CommonHttpOptions
+from envoy_data_plane.envoy.config.core.v3 import (
+    HttpProtocolOptionsHeadersWithUnderscoresAction as HeadersWithUnderscores,
 )
 from envoy_data_plane.envoy.config.endpoint.v3 import (
     ClusterLoadAssignment,
@@ -30,20 +38,39 @@ from envoy_data_plane.envoy.config.endpoint.v3 import (
     LbEndpoint,
     LocalityLbEndpoints,
 )
+from envoy_data_plane.envoy.config.listener.v3 import Filter, FilterChain, Listener
 from envoy_data_plane.envoy.config.overload.v3 import OverloadManager, ResourceMonitor
-from envoy_data_plane.envoy.extensions.filters.network.http_connection_manager.v3 import HttpFilter
+from envoy_data_plane.envoy.config.route.v3 import (
+    DirectResponseAction,
+    FilterConfig,
+    Route,
+    RouteConfiguration,
+    RouteMatch,
+)
+from envoy_data_plane.envoy.extensions.access_loggers.stream.v3 import StdoutAccessLog
+from envoy_data_plane.envoy.extensions.filters.network.http_connection_manager.v3 import (
+    HttpConnectionManager,
+    HttpFilter,
+    LocalReplyConfig,
+)
+from envoy_data_plane.envoy.extensions.filters.network.http_connection_manager.v3 import (
+    HttpConnectionManagerPathWithEscapedSlashesAction as EscapedSlashes,
+)
 from envoy_data_plane.envoy.extensions.http.early_header_mutation.header_mutation.v3 import (
     HeaderMutation as EarlyHeaderMutation,
 )
 from envoy_data_plane.envoy.extensions.resource_monitors.downstream_connections.v3 import (
     DownstreamConnectionsConfig,
 )
+from envoy_data_plane.envoy.extensions.upstreams.http.v3 import HttpProtocolOptions
 from envoy_data_plane.envoy.type.matcher.v3 import StringMatcher
 from envoy_data_plane.envoy.type.v3 import Percent
-from envoy_data_plane.google.protobuf import Any
+from envoy_data_plane.google.protobuf import Any, Struct
 
 LOOPBACK = "127.0.0.1"
 SECOND = timedelta(seconds=1)
+
+USER_HEADER = "x-photomesh-user-id"
 
 # Names in these families are made by the gateway and by Envoy; whoever believes them must know
 # that no one outside can write them.
@@ -69,12 +96,98 @@ def http_filter(name: str, config: Message) -> HttpFilter:
     return HttpFilter(name=name, typed_config=Any.pack(config))
 
 
-def extension(name: str, config: Message) -> TypedExtensionConfig:
-    return TypedExtensionConfig(name=name, typed_config=Any.pack(config))
-
-
 def file(path: object) -> DataSource:
     return DataSource(filename=str(path))
+
+
+def without(*filters: str) -> dict[str, Any]:
+    """A route's configuration that leaves filters out."""
+    return {name: Any.pack(FilterConfig(disabled=True)) for name in filters}
+
+
+def health_route(*filters: str) -> Route:
+    """Tells that Envoy answers, without the filters."""
+    return Route(
+        name="health",
+        match=RouteMatch(path="/healthz"),
+        direct_response=DirectResponseAction(
+            status=200, body=DataSource(inline_string='{"status":"SERVING"}\n')
+        ),
+        response_headers_to_add=[set_header("content-type", "application/json")],
+        typed_per_filter_config=without(*filters),
+    )
+
+
+def protocol_options(options: HttpProtocolOptions) -> dict[str, Any]:
+    return {"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": Any.pack(options)}
+
+
+def listener(
+    name: str, port: int, chain: HttpConnectionManager, tls: TransportSocket | None = None
+) -> Listener:
+    """A listener on loopback."""
+    return Listener(
+        name=name,
+        address=address(LOOPBACK, port),
+        # With SO_REUSEPORT a second Envoy on the same port would take half of the connections
+        # instead of failing.
+        enable_reuse_port=False,
+        per_connection_buffer_limit_bytes=1 << 20,
+        filter_chains=[
+            FilterChain(
+                filters=[
+                    Filter(
+                        name="envoy.filters.network.http_connection_manager",
+                        typed_config=Any.pack(chain),
+                    )
+                ],
+                transport_socket=tls,
+            )
+        ],
+    )
+
+
+def connection_manager(
+    name: str,
+    *,
+    routes: RouteConfiguration,
+    filters: list[HttpFilter],
+    refusals: LocalReplyConfig,
+) -> HttpConnectionManager:
+    """What may come in from outside, and in which form it goes on."""
+    return HttpConnectionManager(
+        stat_prefix=name,
+        server_name="photomesh",
+        route_config=routes,
+        http_filters=filters,
+        local_reply_config=refusals,
+        access_log=[_access_log()],
+        early_header_mutation_extensions=[_strip_own_headers()],
+        use_remote_address=True,
+        generate_request_id=True,
+        always_set_request_id_in_response=True,
+        # The path that is checked must be the path that is meant.
+        normalize_path=True,
+        merge_slashes=True,
+        path_with_escaped_slashes_action=EscapedSlashes.REJECT_REQUEST,
+        max_request_headers_kb=32,
+        request_headers_timeout=10 * SECOND,
+        request_timeout=30 * SECOND,
+        stream_idle_timeout=60 * SECOND,
+        common_http_protocol_options=CommonHttpOptions(
+            idle_timeout=300 * SECOND,
+            max_headers_count=100,
+            # x_photomesh_user_id must not be taken for x-photomesh-user-id by anyone behind.
+            headers_with_underscores_action=HeadersWithUnderscores.REJECT_REQUEST,
+        ),
+        http2_protocol_options=Http2ProtocolOptions(
+            max_concurrent_streams=128,
+            initial_stream_window_size=256 << 10,
+            initial_connection_window_size=1 << 20,
+            # A client's mistake in one call must not end its other calls.
+            override_stream_error_on_invalid_http_message=True,
+        ),
+    )
 
 
 def set_header(name: str, value: str) -> HeaderValueOption:
@@ -95,11 +208,11 @@ def remove_headers(*prefixes: str) -> list[HeaderMutation]:
     ]
 
 
-def strip_own_headers() -> TypedExtensionConfig:
+def _strip_own_headers() -> TypedExtensionConfig:
     """Removes what only we may say, before anything reads the request."""
-    return extension(
-        "envoy.http.early_header_mutation.header_mutation",
-        EarlyHeaderMutation(mutations=remove_headers(*OWN_HEADERS)),
+    return TypedExtensionConfig(
+        name="envoy.http.early_header_mutation.header_mutation",
+        typed_config=Any.pack(EarlyHeaderMutation(mutations=remove_headers(*OWN_HEADERS))),
     )
 
 
@@ -150,4 +263,35 @@ def connection_limit(most: int) -> OverloadManager:
                 ),
             )
         ]
+    )
+
+
+def _access_log() -> AccessLog:
+    # Paths without their query, which carries what people look for.
+    fields = {
+        "time": "%START_TIME%",
+        "verb": "%REQ(x-envoy-original-method?:method)%",
+        "path": "%PATH(NQ:ORIG_OR_PATH)%",
+        "method": "%PATH(NQ:PATH)%",
+        "status": "%RESPONSE_CODE%",
+        "grpc_status": "%GRPC_STATUS%",
+        "details": "%RESPONSE_CODE_DETAILS%",
+        "flags": "%RESPONSE_FLAGS%",
+        "milliseconds": "%DURATION%",
+        "bytes_sent": "%BYTES_SENT%",
+        "user_id": f"%REQ({USER_HEADER})%",
+        "request_id": "%REQ(x-request-id)%",
+        "traceparent": "%REQ(traceparent)%",
+        "peer": "%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%",
+        "upstream": "%UPSTREAM_HOST%",
+    }
+    return AccessLog(
+        name="envoy.access_loggers.stdout",
+        typed_config=Any.pack(
+            StdoutAccessLog(
+                log_format=SubstitutionFormatString(
+                    json_format=Struct.from_dict(fields), omit_empty_values=True
+                )
+            )
+        ),
     )

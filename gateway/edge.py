@@ -1,0 +1,323 @@
+"""The CDN edge: an Envoy that serves media from S3 to whoever shows a token for it.
+
+A request is `/media/<key>?token=<JWT>`. The token is checked, the path must lie below the prefix
+that the token names, the query is dropped so that all viewers share one cached answer, and what is
+not cached is fetched from the private bucket with a signed request.
+"""
+
+import base64
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from envoy_data_plane.envoy.config.bootstrap.v3 import Bootstrap, BootstrapStaticResources
+from envoy_data_plane.envoy.config.cluster.v3 import Cluster
+from envoy_data_plane.envoy.config.core.v3 import DataSource, Http1ProtocolOptions
+from envoy_data_plane.envoy.config.route.v3 import (
+    DirectResponseAction,
+    HeaderMatcher,
+    Route,
+    RouteAction,
+    RouteConfiguration,
+    RouteMatch,
+    VirtualHost,
+)
+from envoy_data_plane.envoy.extensions.common.async_files.v3 import (
+    AsyncFileManagerConfig,
+    AsyncFileManagerConfigThreadPool,
+)
+from envoy_data_plane.envoy.extensions.common.aws.v3 import (
+    AwsCredentialProvider,
+    InlineCredentialProvider,
+)
+from envoy_data_plane.envoy.extensions.filters.http.aws_request_signing.v3 import (
+    AwsRequestSigning,
+)
+from envoy_data_plane.envoy.extensions.filters.http.cache_v2.v3 import CacheV2Config
+from envoy_data_plane.envoy.extensions.filters.http.header_mutation.v3 import (
+    HeaderMutation,
+    Mutations,
+)
+from envoy_data_plane.envoy.extensions.filters.http.jwt_authn.v3 import (
+    JwtAuthentication,
+    JwtCacheConfig,
+    JwtProvider,
+    JwtRequirement,
+    RequirementRule,
+)
+from envoy_data_plane.envoy.extensions.filters.http.lua.v3 import Lua, LuaPerRoute
+from envoy_data_plane.envoy.extensions.filters.http.router.v3 import Router
+from envoy_data_plane.envoy.extensions.filters.http.upstream_codec.v3 import UpstreamCodec
+from envoy_data_plane.envoy.extensions.filters.network.http_connection_manager.v3 import (
+    HttpFilter,
+)
+from envoy_data_plane.envoy.extensions.http.cache_v2.file_system_http_cache.v3 import (
+    FileSystemHttpCacheV2Config,
+)
+from envoy_data_plane.envoy.extensions.upstreams.http.v3 import (
+    HttpProtocolOptions,
+    HttpProtocolOptionsExplicitHttpConfig,
+)
+from envoy_data_plane.envoy.type.matcher.v3 import RegexMatcher, StringMatcher
+from envoy_data_plane.google.protobuf import Any, Struct
+from google.rpc import code_pb2
+
+from gateway import errors, pieces
+from gateway.pieces import SECOND
+
+_JWT = "envoy.filters.http.jwt_authn"
+_LUA = "envoy.filters.http.lua"
+_CLUSTER = "s3"
+
+_EDGE_LUA = Path(__file__).with_name("edge.lua")
+_ORIGIN_LUA = Path(__file__).with_name("origin.lua")
+
+_CACHE_BYTES = 2 << 30
+
+_OBJECT_UNKNOWN = errors.Refusal(
+    when="response.code == 404",
+    reason="MEDIA_UNKNOWN",
+    code=code_pb2.NOT_FOUND,
+    message="There is no such object.",
+)
+_OUTSIDE_PREFIX = errors.Refusal(
+    when="response.code == 403",
+    reason="TOKEN_INVALID",
+    code=code_pb2.PERMISSION_DENIED,
+    message="The token is not for this path.",
+)
+_RANGE_OUTSIDE = errors.Refusal(
+    when="response.code == 416",
+    reason="REQUEST_MALFORMED",
+    code=code_pb2.OUT_OF_RANGE,
+    message="The object has no such range.",
+)
+_ORIGIN_AWAY = errors.Refusal(
+    when="response.code == 503",
+    reason="UNAVAILABLE",
+    code=code_pb2.UNAVAILABLE,
+    message="The media store is not available now; retry with backoff.",
+)
+
+# What Envoy itself answers; what S3 answers is turned in edge.lua.
+_REFUSALS = errors.local_replies(
+    (
+        *errors.TOKEN_REFUSALS,
+        _OUTSIDE_PREFIX,
+        errors.ROUTE_UNKNOWN,
+        _RANGE_OUTSIDE,
+        *errors.COMMON_REFUSALS,
+    ),
+    grpc=False,
+)
+
+
+@dataclass(frozen=True)
+class EdgeSettings:
+    """Everything that one edge differs in from another. The configuration holds its secrets."""
+
+    # Ports on loopback.
+    port: int
+    admin_port: int
+    # S3, and the private bucket of the variants.
+    s3_host: str
+    s3_port: int
+    bucket: str
+    access_key: str
+    secret_key: str = field(repr=False)
+    region: str
+    # The HS256 secret that tokens are signed with.
+    token_secret: bytes = field(repr=False)
+    # Where cached answers lie; made when it is not there.
+    cache_folder: Path
+
+
+def build(settings: EdgeSettings) -> str:
+    """Returns Envoy's configuration as JSON. It holds the secrets: keep it from others' eyes."""
+    chain = pieces.connection_manager(
+        "edge", routes=_routes(settings), filters=_filters(settings), refusals=_REFUSALS
+    )
+    return Bootstrap(
+        admin=pieces.admin(settings.admin_port),
+        overload_manager=pieces.connection_limit(10_000),
+        static_resources=BootstrapStaticResources(
+            listeners=[pieces.listener("edge", settings.port, chain)], clusters=[_s3(settings)]
+        ),
+    ).to_json(indent=2)
+
+
+# --- Towards those who look ----------------------------------------------------------------------
+
+
+def _filters(settings: EdgeSettings) -> list[HttpFilter]:
+    return [
+        pieces.http_filter(_JWT, _token_check(settings.token_secret)),
+        pieces.http_filter(_LUA, Lua(default_source_code=pieces.file(_EDGE_LUA))),
+        pieces.http_filter("envoy.filters.http.cache_v2", _cache(settings.cache_folder)),
+        pieces.http_filter("envoy.filters.http.router", Router()),
+    ]
+
+
+def _token_check(secret: bytes) -> JwtAuthentication:
+    key = base64.urlsafe_b64encode(secret).rstrip(b"=").decode()
+    return JwtAuthentication(
+        providers={
+            "media": JwtProvider(
+                require_expiration=True,
+                # Enough for clocks that drift.
+                clock_skew_seconds=5,
+                local_jwks=DataSource(
+                    inline_string=json.dumps({"keys": [{"kty": "oct", "alg": "HS256", "k": key}]})
+                ),
+                from_params=["token"],
+                payload_in_metadata="token",
+                jwt_cache_config=JwtCacheConfig(jwt_cache_size=10_000),
+            )
+        },
+        rules=[
+            RequirementRule(
+                match=RouteMatch(prefix="/"), requires=JwtRequirement(provider_name="media")
+            )
+        ],
+    )
+
+
+def _cache(folder: Path) -> CacheV2Config:
+    return CacheV2Config(
+        typed_config=Any.pack(
+            FileSystemHttpCacheV2Config(
+                manager_config=AsyncFileManagerConfig(
+                    thread_pool=AsyncFileManagerConfigThreadPool(thread_count=2)
+                ),
+                cache_path=str(folder),
+                create_cache_path=True,
+                max_cache_size_bytes=_CACHE_BYTES,
+            )
+        ),
+        # What a key holds never changes, so no reload needs to ask S3 again.
+        ignore_request_cache_control_header=True,
+    )
+
+
+def _routes(settings: EdgeSettings) -> RouteConfiguration:
+    return RouteConfiguration(
+        name="media",
+        virtual_hosts=[
+            VirtualHost(
+                name="media",
+                domains=["*"],
+                routes=[
+                    pieces.health_route(_JWT),
+                    Route(
+                        name="media",
+                        match=RouteMatch(prefix="/media/", headers=[_verbs("GET|HEAD")]),
+                        route=RouteAction(cluster=_CLUSTER, timeout=30 * SECOND),
+                        typed_per_filter_config={
+                            _LUA: Any.pack(LuaPerRoute(filter_context=_context(settings)))
+                        },
+                    ),
+                    # A page asks this before it reads a picture's bytes with headers of its own.
+                    Route(
+                        name="preflight",
+                        match=RouteMatch(prefix="/media/", headers=[_verbs("OPTIONS")]),
+                        direct_response=DirectResponseAction(status=204),
+                        response_headers_to_add=[
+                            pieces.set_header("access-control-allow-origin", "*"),
+                            pieces.set_header("access-control-allow-methods", "GET, HEAD"),
+                            pieces.set_header("access-control-allow-headers", "range"),
+                            pieces.set_header("access-control-max-age", "86400"),
+                        ],
+                        typed_per_filter_config=pieces.without(_JWT),
+                    ),
+                    Route(
+                        name="nowhere",
+                        match=RouteMatch(prefix="/"),
+                        direct_response=DirectResponseAction(status=404),
+                        typed_per_filter_config=pieces.without(_JWT),
+                    ),
+                ],
+            )
+        ],
+    )
+
+
+def _verbs(pattern: str) -> HeaderMatcher:
+    return HeaderMatcher(
+        name=":method", string_match=StringMatcher(safe_regex=RegexMatcher(regex=pattern))
+    )
+
+
+def _context(settings: EdgeSettings) -> Struct:
+    """What edge.lua needs to know."""
+    answers = {404: _OBJECT_UNKNOWN, 416: _RANGE_OUTSIDE, 503: _ORIGIN_AWAY}
+    context: Struct = Struct.from_dict(
+        {
+            "authority": f"{settings.s3_host}:{settings.s3_port}",
+            "bucket": settings.bucket,
+            "answers": {
+                str(status): json.dumps(errors.status_json(refusal))
+                for status, refusal in answers.items()
+            },
+        }
+    )
+    return context
+
+
+# --- Towards S3 ----------------------------------------------------------------------------------
+
+
+def _s3(settings: EdgeSettings) -> Cluster:
+    # The cache asks S3 by itself, past the listener's router: what every request to S3 needs, and
+    # what its answers must lose before they are cached, belongs to the cluster.
+    options = HttpProtocolOptions(
+        explicit_http_config=HttpProtocolOptionsExplicitHttpConfig(
+            http_protocol_options=Http1ProtocolOptions()
+        ),
+        http_filters=[
+            pieces.http_filter("envoy.filters.http.header_mutation", _header_changes()),
+            pieces.http_filter(_LUA, Lua(default_source_code=pieces.file(_ORIGIN_LUA))),
+            pieces.http_filter("envoy.filters.http.aws_request_signing", _signing(settings)),
+            pieces.http_filter("envoy.filters.http.upstream_codec", UpstreamCodec()),
+        ],
+    )
+    return Cluster(
+        name=_CLUSTER,
+        type=pieces.discovery(settings.s3_host),
+        connect_timeout=SECOND,
+        per_connection_buffer_limit_bytes=1 << 20,
+        load_assignment=pieces.endpoints(_CLUSTER, settings.s3_host, settings.s3_port),
+        circuit_breakers=pieces.circuit_breakers(),
+        typed_extension_protocol_options=pieces.protocol_options(options),
+    )
+
+
+def _header_changes() -> HeaderMutation:
+    return HeaderMutation(
+        mutations=Mutations(
+            request_mutations=pieces.remove_headers("cookie", "x-forwarded-", "x-envoy-"),
+            # The cache never keeps an answer that varies; these vary by nothing.
+            response_mutations=pieces.remove_headers(
+                "vary",
+                "x-amz-",
+                "x-seaweedfs-",
+                "x-request-id",
+                "set-cookie",
+                "content-disposition",
+            ),
+        )
+    )
+
+
+def _signing(settings: EdgeSettings) -> AwsRequestSigning:
+    return AwsRequestSigning(
+        service_name="s3",
+        region=settings.region,
+        use_unsigned_payload=True,
+        # Other headers may still change on their way.
+        match_included_headers=[StringMatcher(prefix="x-amz-")],
+        credential_provider=AwsCredentialProvider(
+            inline_credential=InlineCredentialProvider(
+                access_key_id=settings.access_key, secret_access_key=settings.secret_key
+            )
+        ),
+    )

@@ -1,0 +1,18 @@
+-- Says how long S3's answers may be kept: objects for ever, because what a key holds never changes,
+-- and refusals not at all. What a viewer can do nothing about is told as 503.
+
+local KEPT = { ["200"] = true, ["206"] = true, ["304"] = true }
+local PASSED = { ["404"] = true, ["416"] = true }
+
+function envoy_on_response(handle)
+  local headers = handle:headers()
+  local status = headers:get(":status")
+  if KEPT[status] then
+    headers:replace("cache-control", "public, max-age=31536000, immutable")
+    return
+  end
+  headers:replace("cache-control", "no-store")
+  if not PASSED[status] then
+    headers:replace(":status", "503")
+  end
+end
