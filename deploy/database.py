@@ -106,6 +106,13 @@ def _make_roles(admin: psycopg.Connection, passwords: Mapping[str, str]) -> None
                 sql.SQL(verb), sql.Identifier(role), sql.Literal(password)
             )
         )
+        # After the role's own schema comes only where the extensions are: what is not there, in
+        # another service's schema, is not found by accident.
+        admin.execute(
+            sql.SQL("ALTER ROLE {} SET search_path = {}, extensions").format(
+                sql.Identifier(role), sql.Identifier(role)
+            )
+        )
         if role not in known:
             log.info("made role %s", role)
 
@@ -120,10 +127,6 @@ def _make_database(admin: psycopg.Connection, database: str, passwords: Mapping[
     for role in passwords:
         grant = sql.SQL("GRANT CONNECT, TEMPORARY ON DATABASE {} TO {}")
         admin.execute(grant.format(name, sql.Identifier(role)))
-        # After the role's own schema comes only where the extensions are: what is not there, in
-        # another service's schema, is not found by accident.
-        path = sql.SQL("ALTER ROLE {} IN DATABASE {} SET search_path = {}, extensions")
-        admin.execute(path.format(sql.Identifier(role), name, sql.Identifier(role)))
 
 
 def _make_schemas(own: psycopg.Connection, passwords: Mapping[str, str]) -> None:

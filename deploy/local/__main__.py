@@ -187,21 +187,26 @@ To look around, copy and paste:
 
 
 def _print_statuses(statuses: Sequence[Status]) -> None:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("process", "state", "address", "pid", "log"):
-        table.add_column(heading, no_wrap=True, overflow="ignore")
+    rows = [("process", "address", "pid", "log", "state")]
     for status in statuses:
-        main_port = next(iter(status.ports.values()), None)
-        words = f"{status.state}: {status.detail}" if status.detail else str(status.state)
-        table.add_row(
-            status.name,
-            Text(words, style=_STYLES[status.state]),
-            f"127.0.0.1:{main_port}" if main_port else "",
-            str(status.pid or ""),
-            str(status.log.relative_to(ROOT) if status.log.is_relative_to(ROOT) else status.log),
+        port = next(iter(status.ports.values()), None)
+        rows.append(
+            (
+                status.name,
+                f"127.0.0.1:{port}" if port else "",
+                str(status.pid or ""),
+                str(
+                    status.log.relative_to(ROOT) if status.log.is_relative_to(ROOT) else status.log
+                ),
+                f"{status.state}: {status.detail}" if status.detail else str(status.state),
+            )
         )
-    # A narrow terminal may wrap the lines; nothing of them is left out.
-    console.print(table, width=max(console.width, 120), crop=False)
+    # Not rich's table, which leaves out what does not fit: a pid or a path must be whole.
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    styles = ["bold", *(_STYLES[status.state] for status in statuses)]
+    for row, style in zip(rows, styles, strict=True):
+        *cells, last = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        console.print(Text("  ".join(cells) + "  ").append(last.rstrip(), style=style))
 
 
 @contextmanager

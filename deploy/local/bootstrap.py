@@ -1,0 +1,211 @@
+"""Makes .venv from requirements.lock with nothing but Python 3.11 or newer.
+
+    python3 deploy/local/bootstrap.py
+
+It does nothing when .venv already is what the lock says, and begins anew when an earlier run was
+interrupted. Only the standard library is used, and only syntax that Python 3.7 can read, so that
+an old Python can say what is wrong.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import NoReturn
+
+ROOT = Path(__file__).resolve().parents[2]
+VENV = ROOT / ".venv"
+LOCK = ROOT / "requirements.lock"
+STAMP = VENV / "photomesh.stamp"
+
+OLDEST = (3, 11)
+# Tried in this order when `python3` is too old.
+OTHER_PYTHONS = ("python3.13", "python3.12", "python3.11", "python3.14")
+
+# What pip is told by its files and variables, and how uv, which reads neither, is told the same.
+UV_VARIABLES = {
+    "index-url": "UV_DEFAULT_INDEX",
+    "extra-index-url": "UV_INDEX",
+    "find-links": "UV_FIND_LINKS",
+    "no-index": "UV_NO_INDEX",
+    "trusted-host": "UV_INSECURE_HOST",
+    "timeout": "UV_HTTP_TIMEOUT",
+    "default-timeout": "UV_HTTP_TIMEOUT",
+    "cert": "SSL_CERT_FILE",
+    "proxy": "ALL_PROXY",
+}
+
+
+def main() -> None:
+    require_python()
+    # Two commands in one fresh clone: the second waits, and then finds everything done.
+    folder = os.open(str(ROOT), os.O_RDONLY)
+    fcntl.flock(folder, fcntl.LOCK_EX)
+    place, lock = fingerprint()
+    known = STAMP.read_text().splitlines() if STAMP.exists() else []
+    # The link to a Python that was removed since does not count as existing.
+    whole = known[:1] == [place] and (VENV / "bin" / "python").exists()
+    if whole and known[1:] == [lock]:
+        return
+    began = time.monotonic()
+    # From here on it is not what any lock says, until everything is done.
+    if known:
+        STAMP.unlink()
+    try:
+        if not whole:
+            make_environment()
+        install_packages()
+    except subprocess.CalledProcessError as error:
+        fail("a step failed (see above): " + " ".join(shlex.quote(str(w)) for w in error.cmd))
+    except KeyboardInterrupt:
+        fail("interrupted; the next run begins anew")
+    STAMP.write_text(f"{place}\n{lock}\n")
+    say(f"Environment ready after {time.monotonic() - began:.0f} s.")
+
+
+def require_python() -> None:
+    if not sys.platform.startswith("linux"):
+        fail("the local stack runs on Linux (on other systems: in a Linux container or VM)")
+    if sys.version_info < OLDEST:
+        for name in OTHER_PYTHONS:
+            other = shutil.which(name)
+            if other and runs(other, "-c", "import venv, ensurepip"):
+                os.execv(other, [other, *sys.argv])  # noqa: S606 - no shell is the point
+        fail(
+            f"Photomesh needs Python {OLDEST[0]}.{OLDEST[1]} or newer; {sys.executable} is "
+            f"{sys.version.split()[0]}. Install a newer one, or name it: "
+            "make PYTHON=/path/to/python3.11 ..."
+        )
+    try:
+        import ensurepip  # noqa: F401
+        import venv  # noqa: F401
+    except ImportError:
+        fail(
+            f"this Python cannot make virtual environments: {sys.executable} lacks venv or "
+            "ensurepip. On Debian and Ubuntu: apt install python3-venv; or name another Python: "
+            "make PYTHON=/path/to/python3.11 ..."
+        )
+
+
+def fingerprint() -> tuple[str, str]:
+    """Returns what .venv is bound to (its programs name their folder and Python), and the lock."""
+    place = f"{ROOT} Python {sys.version_info[0]}.{sys.version_info[1]}"
+    return place, hashlib.sha256(LOCK.read_bytes()).hexdigest()
+
+
+def make_environment() -> None:
+    say(f"Making .venv with Python {sys.version.split()[0]} ...")
+    if VENV.exists():
+        shutil.rmtree(str(VENV))
+    run(sys.executable, "-m", "venv", VENV)
+    say("Installing uv ...")
+    run(
+        VENV / "bin" / "python",
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--disable-pip-version-check",
+        "--no-deps",
+        "--require-hashes",
+        "--only-binary",
+        ":all:",
+        "--requirement",
+        "/dev/stdin",
+        text=uv_requirement(),
+    )
+
+
+def uv_requirement() -> str:
+    """Returns the entry of uv, with its hashes, cut out of the lock."""
+    entry: list[str] = []
+    for line in LOCK.read_text().splitlines():
+        if entry or line.startswith("uv=="):
+            entry.append(line)
+            if not line.endswith("\\"):
+                break
+    return "\n".join(entry) + "\n"
+
+
+def install_packages() -> None:
+    say("Installing the packages of requirements.lock, by their hashes ...")
+    run(
+        VENV / "bin" / "uv",
+        "pip",
+        "install",
+        "--python",
+        VENV / "bin" / "python",
+        "--require-hashes",
+        "--only-binary",
+        ":all:",
+        "--requirement",
+        LOCK,
+        env=uv_environment(),
+    )
+
+
+def uv_environment() -> dict[str, str]:
+    """Returns this environment, and pip's own settings where uv has none."""
+    environment = dict(os.environ)
+    # uv would otherwise prefer an environment that happens to be active.
+    environment.pop("VIRTUAL_ENV", None)
+    # Several indexes are searched as pip does; the hashes say which file is right.
+    environment.setdefault("UV_INDEX_STRATEGY", "unsafe-best-match")
+    for name, value in pip_settings():
+        variable = UV_VARIABLES.get(name)
+        if variable:
+            environment.setdefault(variable, " ".join(value.split()))
+    return environment
+
+
+def pip_settings() -> list[tuple[str, str]]:
+    """Returns names and values of pip's settings, the strongest source first."""
+    listed = subprocess.run(
+        [str(VENV / "bin" / "python"), "-m", "pip", "config", "list"],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    settings = []
+    for line in listed.stdout.splitlines():
+        key, separator, value = line.partition("=")
+        if separator:
+            # Such as  global.index-url='https://...'  or  :env:.find-links='/wheels'
+            settings.append((key.rpartition(".")[2], " ".join(shlex.split(value)), key))
+    rank = {":env:": 0, "install": 1}
+    settings.sort(key=lambda setting: rank.get(setting[2].rpartition(".")[0], 2))
+    return [(name, value) for name, value, _ in settings]
+
+
+def run(*command: object, env: dict[str, str] | None = None, text: str | None = None) -> None:
+    subprocess.run([str(word) for word in command], check=True, env=env, input=text, text=True)
+
+
+def runs(*command: object) -> bool:
+    try:
+        finished = subprocess.run(
+            [str(word) for word in command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+    except OSError:
+        return False
+    return finished.returncode == 0
+
+
+def say(text: str) -> None:
+    sys.stderr.write(text + "\n")
+    sys.stderr.flush()
+
+
+def fail(text: str) -> NoReturn:
+    say(f"bootstrap: {text.rstrip('.')}.")
+    sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()
