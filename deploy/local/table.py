@@ -129,6 +129,7 @@ def processes(layout: Layout, ports: Ports, credentials: Credentials) -> tuple[P
         *_services(layout, ports, credentials),
         _reflection(layout, ports),
         _gateway(layout, ports),
+        _edge(layout, ports, credentials),
     )
 
 
@@ -406,20 +407,14 @@ def _services(layout: Layout, ports: Ports, credentials: Credentials) -> tuple[P
             ports.post,
             needs=(database, topics),
             role="post",
-            key_files={"PHOTOMESH_PAGE_KEY_FILE": page_key, "PHOTOMESH_CDN_KEY_FILE": cdn_key},
+            key_files={"PHOTOMESH_CDN_KEY_FILE": cdn_key},
         ),
-        service(
-            "graph",
-            ports.graph,
-            needs=(database, topics),
-            role="graph",
-            key_files={"PHOTOMESH_PAGE_KEY_FILE": page_key},
-        ),
+        service("graph", ports.graph, needs=(database, topics), role="graph"),
         service(
             "feed",
             ports.feed,
             needs=("valkey",),
-            key_files={"PHOTOMESH_PAGE_KEY_FILE": page_key, "PHOTOMESH_CDN_KEY_FILE": cdn_key},
+            key_files={"PHOTOMESH_PAGE_KEY_FILE": page_key},
         ),
         service("fanout", ports.fanout, needs=("valkey", topics)),
     )
@@ -516,12 +511,53 @@ def _gateway_config(layout: Layout, ports: Ports) -> str:
     )
 
 
+def _edge(layout: Layout, ports: Ports, credentials: Credentials) -> Process:
+    config = ConfigFile(
+        layout.etc / "edge.json",
+        lambda: _edge_config(layout, ports, credentials),
+        inputs=(ROOT / "gateway", layout.pki / "cdn.key", layout.pki / "credentials.json"),
+        settings=repr((layout, ports)),
+    )
+    return _envoy(
+        "edge",
+        config,
+        {"HTTP": ports.edge, "Envoy admin": ports.edge_admin},
+        HttpReady(ports.edge_admin, "/ready"),
+        folder=_edge_cache(layout),
+    )
+
+
+def _edge_cache(layout: Layout) -> Path:
+    return layout.data / "edge"
+
+
+def _edge_config(layout: Layout, ports: Ports, credentials: Credentials) -> str:
+    from gateway.edge import EdgeSettings, build
+
+    return build(
+        EdgeSettings(
+            port=ports.edge,
+            admin_port=ports.edge_admin,
+            s3_host="127.0.0.1",
+            s3_port=ports.s3,
+            bucket=MEDIA_BUCKET,
+            access_key=credentials.s3_edge.access_key,
+            secret_key=credentials.s3_edge.secret_key,
+            region=REGION,
+            token_secret=bytes.fromhex((layout.pki / "cdn.key").read_text()),
+            cache_folder=_edge_cache(layout),
+        )
+    )
+
+
 def _envoy(
     name: str,
     config: ConfigFile,
     ports: Mapping[str, int],
     ready: Readiness,
-    sources: tuple[Path, ...],
+    *,
+    sources: tuple[Path, ...] = (),
+    folder: Path | None = None,
 ) -> Process:
     return Process(
         name=name,
@@ -539,6 +575,7 @@ def _envoy(
         ports=ports,
         ready=ready,
         config=(config,),
+        folder=folder,
         sources=sources,
         front_door=True,
     )
