@@ -21,26 +21,37 @@ function envoy_on_request(handle)
     handle:respond({ [":status"] = "403" }, "")
     return
   end
+  -- No key ends so; a store that has folders would show one.
+  if path:sub(-1) == "/" then
+    handle:respond({ [":status"] = "404" }, "")
+    return
+  end
   headers:replace(":path", "/" .. bucket .. "/" .. path:sub(#MEDIA + 1))
   headers:replace(":authority", context:get("authority"))
 end
 
 function envoy_on_response(handle)
-  local context = handle:filterContext()
-  local answers = context:get("answers")
+  local answers = handle:filterContext():get("answers")
   local headers = handle:headers()
   headers:replace("access-control-allow-origin", "*")
   headers:replace("x-content-type-options", "nosniff")
+  headers:remove("x-envoy-upstream-service-time")
+  if headers:get("www-authenticate") then
+    -- Envoy repeats the whole URL here, token included.
+    headers:replace("www-authenticate", "Bearer")
+  end
   -- Envoy's own refusals are JSON already; these are S3's.
   local answer = answers and answers[headers:get(":status")]
   if not answer or headers:get("content-type") == "application/json" then
     return
   end
+  headers:replace("cache-control", "no-store")
   headers:replace("content-type", "application/json")
-  headers:remove("etag")
-  headers:remove("last-modified")
+  -- There is none where only the head was asked for.
   local body = handle:body()
   if body then
     handle:headers():replace("content-length", body:setBytes(answer))
+  else
+    handle:headers():remove("content-length")
   end
 end

@@ -67,6 +67,7 @@ from gateway.pieces import SECOND
 
 _JWT = "envoy.filters.http.jwt_authn"
 _LUA = "envoy.filters.http.lua"
+_CACHE = "envoy.filters.http.cache_v2"
 _CLUSTER = "s3"
 
 _EDGE_LUA = Path(__file__).with_name("edge.lua")
@@ -128,7 +129,7 @@ class EdgeSettings:
     region: str
     # The HS256 secret that tokens are signed with.
     token_secret: bytes = field(repr=False)
-    # Where cached answers lie; made when it is not there.
+    # Where cached answers lie. It must exist: without it Envoy starts, and caches nothing.
     cache_folder: Path
 
 
@@ -152,8 +153,8 @@ def build(settings: EdgeSettings) -> str:
 def _filters(settings: EdgeSettings) -> list[HttpFilter]:
     return [
         pieces.http_filter(_JWT, _token_check(settings.token_secret)),
-        pieces.http_filter(_LUA, Lua(default_source_code=pieces.file(_EDGE_LUA))),
-        pieces.http_filter("envoy.filters.http.cache_v2", _cache(settings.cache_folder)),
+        pieces.http_filter(_LUA, _prefix_check()),
+        pieces.http_filter(_CACHE, _cache(settings.cache_folder)),
         pieces.http_filter("envoy.filters.http.router", Router()),
     ]
 
@@ -182,6 +183,11 @@ def _token_check(secret: bytes) -> JwtAuthentication:
     )
 
 
+def _prefix_check() -> Lua:
+    # The path that it writes is S3's; the route was chosen by the one that came.
+    return Lua(default_source_code=pieces.file(_EDGE_LUA), clear_route_cache=False)
+
+
 def _cache(folder: Path) -> CacheV2Config:
     return CacheV2Config(
         typed_config=Any.pack(
@@ -190,7 +196,6 @@ def _cache(folder: Path) -> CacheV2Config:
                     thread_pool=AsyncFileManagerConfigThreadPool(thread_count=2)
                 ),
                 cache_path=str(folder),
-                create_cache_path=True,
                 max_cache_size_bytes=_CACHE_BYTES,
             )
         ),
@@ -207,7 +212,7 @@ def _routes(settings: EdgeSettings) -> RouteConfiguration:
                 name="media",
                 domains=["*"],
                 routes=[
-                    pieces.health_route(_JWT),
+                    pieces.health_route(_JWT, _CACHE),
                     Route(
                         name="media",
                         match=RouteMatch(prefix="/media/", headers=[_verbs("GET|HEAD")]),
@@ -227,13 +232,13 @@ def _routes(settings: EdgeSettings) -> RouteConfiguration:
                             pieces.set_header("access-control-allow-headers", "range"),
                             pieces.set_header("access-control-max-age", "86400"),
                         ],
-                        typed_per_filter_config=pieces.without(_JWT),
+                        typed_per_filter_config=pieces.without(_JWT, _CACHE),
                     ),
                     Route(
                         name="nowhere",
                         match=RouteMatch(prefix="/"),
                         direct_response=DirectResponseAction(status=404),
-                        typed_per_filter_config=pieces.without(_JWT),
+                        typed_per_filter_config=pieces.without(_JWT, _CACHE),
                     ),
                 ],
             )
@@ -299,7 +304,7 @@ def _header_changes() -> HeaderMutation:
             response_mutations=pieces.remove_headers(
                 "vary",
                 "x-amz-",
-                "x-seaweedfs-",
+                "seaweed-",
                 "x-request-id",
                 "set-cookie",
                 "content-disposition",
