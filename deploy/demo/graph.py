@@ -1,0 +1,65 @@
+"""The follow graph of the demonstration: an edge list, or a small made one."""
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+_NAMES = ("ada", "bela", "chidi", "dolores", "emre", "fatima", "goran", "hana", "ines", "jun")
+
+
+class BadEdgeList(Exception):
+    """The file is no edge list; the text is for a person."""
+
+
+@dataclass(frozen=True)
+class FollowGraph:
+    """Who follows whom."""
+
+    people: tuple[str, ...]
+    follows: tuple[tuple[str, str], ...]
+    """Pairs of follower and followee, each once."""
+
+    def most_followed(self) -> list[str]:
+        """Returns the people who are followed, the most followed first."""
+        counts = Counter(followee for _, followee in self.follows)
+        return [person for person, _ in counts.most_common()]
+
+    def followers_of(self, author: str) -> list[str]:
+        """Returns who follows a person."""
+        return [follower for follower, followee in self.follows if followee == author]
+
+
+def made() -> FollowGraph:
+    """Returns ten people: each follows the three before them, and everybody follows ada."""
+    follows = {
+        (_NAMES[i], _NAMES[(i - step) % len(_NAMES)])
+        for i in range(len(_NAMES))
+        for step in (1, 2, 3)
+    }
+    follows |= {(name, _NAMES[0]) for name in _NAMES[1:]}
+    return FollowGraph(_NAMES, tuple(sorted(follows)))
+
+
+def from_file(path: Path) -> FollowGraph:
+    """Reads an edge list: a line `a b` says that a follows b; # and % begin comments.
+
+    Raises:
+        BadEdgeList: a line is no pair, or there is none.
+    """
+    follows: dict[tuple[str, str], None] = {}
+    try:
+        lines = path.read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadEdgeList(f"{path} cannot be read: {error}") from error
+    for number, line in enumerate(lines, start=1):
+        words = line.replace(",", " ").split()
+        if not words or words[0][0] in "#%":
+            continue
+        if len(words) < 2:
+            raise BadEdgeList(f"{path}, line {number}: not a pair of people: {line!r}")
+        if words[0] != words[1]:
+            follows[words[0], words[1]] = None
+    if not follows:
+        raise BadEdgeList(f"{path} names no pair of people")
+    people = dict.fromkeys(person for pair in follows for person in pair)
+    return FollowGraph(tuple(people), tuple(follows))
