@@ -1,0 +1,1 @@
+"""Uploads, the image pipeline, and where variants lie."""

@@ -1,0 +1,192 @@
+"""A few child processes that make renditions, each bounded in memory and time.
+
+OpenCV is only ever imported there: forking a process that has imported it is a trap, and a
+decoder that a file crashes or takes over must hold nothing of worth.
+"""
+
+import asyncio
+import json
+import os
+import signal
+import sys
+from asyncio.subprocess import PIPE, Process
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from services.common import logs
+from services.common.errors import Unavailable
+from services.media.pipeline.header import MOST_PIXELS
+from services.media.pipeline.outputs import Failure, Rendition, Unprocessable, Variant
+
+_log = logs.logger(__name__)
+
+_ROOT = Path(__file__).parents[3]
+_CHILD = "services.media.pipeline.child"
+
+_FILE_LENGTH_BYTES = 8
+_ANSWER_LENGTH_BYTES = 4
+
+# A child that was taken over by a file must not take the worker's memory with its answer.
+_MOST_ANSWER_BYTES = 64 * 1024
+_MOST_VARIANT_BYTES = 32 * 1024 * 1024
+
+_START_SECONDS = 30.0
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one child, or one file in it, may take."""
+
+    memory_bytes: int
+    cpu_seconds: int
+    wall_seconds: float
+    """A file that takes longer without spending the CPU time is tried again: not it, but the
+    machine is slow."""
+
+
+class RendererFailed(Exception):
+    """A child met an error that the file is not to blame for: a bug of ours."""
+
+
+class Renderers:
+    """Renders as many files at a time as it has children; others wait in line."""
+
+    def __init__(self, children: int, limits: Limits) -> None:
+        self._limits = limits
+        # None: a child that is to be started when it is its turn.
+        self._idle: asyncio.LifoQueue[_Child | None] = asyncio.LifoQueue()
+        for _ in range(children):
+            self._idle.put_nowait(None)
+        self._children = children
+
+    async def __aenter__(self) -> "Renderers":
+        # All at once: each imports OpenCV first, which takes a while.
+        for _ in range(self._children):
+            self._idle.get_nowait()
+        started = await asyncio.gather(*(_Child.start(self._limits) for _ in range(self._children)))
+        for child in started:
+            self._idle.put_nowait(child)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        while not self._idle.empty():
+            child = self._idle.get_nowait()
+            if child is not None:
+                await child.kill()
+
+    async def render(self, file: bytes) -> Rendition:
+        """Makes every variant of a file.
+
+        Raises:
+            Unprocessable: nothing can be made of it.
+            Unavailable: the child was killed from outside, or the machine is too slow now.
+            RendererFailed: there is a bug.
+        """
+        child = await self._idle.get()
+        try:
+            if child is None:
+                child = await _Child.start(self._limits)
+            async with asyncio.timeout(self._limits.wall_seconds):
+                return await child.render(file)
+        except TimeoutError:
+            raise Unavailable("The renderer") from None
+        finally:
+            # Whatever ended in the middle, also by cancellation, leaves an answer unread.
+            if child is not None and child.busy:
+                await child.kill()
+                child = None
+            self._idle.put_nowait(child)
+
+
+class _Child:
+    """One child process."""
+
+    def __init__(self, process: Process) -> None:
+        assert process.stdin is not None and process.stdout is not None  # noqa: S101, PT018
+        self._process = process
+        self._stdin = process.stdin
+        self._stdout = process.stdout
+        self.busy = False
+
+    @classmethod
+    async def start(cls, limits: Limits) -> "_Child":
+        """Starts a child and returns when it is ready.
+
+        Raises:
+            RendererFailed: it cannot start.
+        """
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", _CHILD),
+            *(str(limits.memory_bytes), str(limits.cpu_seconds)),
+            stdin=PIPE,
+            stdout=PIPE,
+            # Nothing else: neither the worker's keys nor its addresses.
+            env={
+                "PATH": os.environ.get("PATH", os.defpath),
+                "PYTHONPATH": str(_ROOT),
+                "OPENBLAS_NUM_THREADS": "1",
+                # OpenCV reads it when it is imported. The header is checked first, but a file
+                # could tell its decoder other dimensions than it tells us.
+                "OPENCV_IO_MAX_IMAGE_PIXELS": str(MOST_PIXELS),
+            },
+        )
+        child = cls(process)
+        try:
+            async with asyncio.timeout(_START_SECONDS):
+                await child._answer()
+        except BaseException:
+            await child.kill()
+            raise
+        return child
+
+    async def render(self, file: bytes) -> Rendition:
+        self.busy = True
+        try:
+            self._stdin.write(len(file).to_bytes(_FILE_LENGTH_BYTES, "big"))
+            self._stdin.write(file)
+            await self._stdin.drain()
+            answer = await self._answer()
+            rendition = await self._rendition(answer) if "variants" in answer else None
+        except (asyncio.IncompleteReadError, ConnectionError):
+            raise _why(await self._process.wait()) from None
+        self.busy = False
+        if rendition is not None:
+            return rendition
+        if "failure" in answer:
+            raise Unprocessable(Failure(answer["failure"]))
+        raise RendererFailed(answer.get("bug"))
+
+    async def _answer(self) -> dict[str, Any]:
+        length = int.from_bytes(await self._stdout.readexactly(_ANSWER_LENGTH_BYTES), "big")
+        if length > _MOST_ANSWER_BYTES:
+            raise RendererFailed("an answer is too long")
+        answer: dict[str, Any] = json.loads(await self._stdout.readexactly(length))
+        return answer
+
+    async def _rendition(self, answer: dict[str, Any]) -> Rendition:
+        files = []
+        for fields in answer["variants"]:
+            variant = Variant(**fields)
+            if variant.size_bytes > _MOST_VARIANT_BYTES:
+                raise RendererFailed("a variant is too long")
+            files.append((variant, await self._stdout.readexactly(variant.size_bytes)))
+        return Rendition(answer["width"], answer["height"], tuple(files))
+
+    async def kill(self) -> None:
+        """Ends the child, whatever it does."""
+        if self._process.returncode is None:
+            self._process.kill()
+        await self._process.wait()
+
+
+def _why(return_code: int) -> Exception:
+    """Returns what it means that a child ended in the middle of a file."""
+    _log.warning("a renderer ended", return_code=return_code)
+    if return_code == -signal.SIGXCPU:
+        return Unprocessable(Failure.TOO_EXPENSIVE)
+    if return_code in (-signal.SIGKILL, -signal.SIGTERM):
+        # Its own limits never send these: the kernel was short of memory, or an operator.
+        return Unavailable("The renderer")
+    # A decoder crashed on it.
+    return Unprocessable(Failure.CORRUPT)
