@@ -18,6 +18,8 @@ from google.protobuf import descriptor_pb2
 class PublicMethod:
     """One method that people outside may call."""
 
+    # The file of its contract, such as "photomesh/feed/v1/feed_service.proto".
+    file: str
     # The full name of its proto service, such as "photomesh.feed.v1.FeedService".
     service: str
     name: str
@@ -58,7 +60,7 @@ def public_methods(descriptors: Path) -> tuple[PublicMethod, ...]:
     files = descriptor_pb2.FileDescriptorSet.FromString(descriptors.read_bytes())
     messages = _Messages(files)
     return tuple(
-        _public_method(f"{file.package}.{service.name}", method, messages)
+        _public_method(file, service, method, messages)
         for file in files.file
         for service in file.service
         if any(_rule(method) for method in service.method)
@@ -72,9 +74,12 @@ def public_services(methods: tuple[PublicMethod, ...]) -> tuple[str, ...]:
 
 
 def _public_method(
-    service: str, method: descriptor_pb2.MethodDescriptorProto, messages: "_Messages"
+    file: descriptor_pb2.FileDescriptorProto,
+    service: descriptor_pb2.ServiceDescriptorProto,
+    method: descriptor_pb2.MethodDescriptorProto,
+    messages: "_Messages",
 ) -> PublicMethod:
-    name = f"{service}.{method.name}"
+    name = f"{file.package}.{service.name}.{method.name}"
     rule = _rule(method)
     if rule is None:
         raise ValueError(f"{name} has no google.api.http rule, other methods of its service do")
@@ -85,7 +90,8 @@ def _public_method(
     if rule.body not in ("", "*"):
         raise ValueError(f"the body of {name} is one field, which is not checked yet")
     return PublicMethod(
-        service=service,
+        file=file.name,
+        service=f"{file.package}.{service.name}",
         name=method.name,
         http_verb=verb.upper(),
         http_path=path,

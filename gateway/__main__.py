@@ -1,0 +1,107 @@
+"""`python -m gateway {gateway,edge}`: prints an Envoy configuration, settings from the environment.
+
+Every setting is a variable; `--help` names them.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from gateway import edge, envoy
+from gateway.contracts import public_methods, public_services
+
+_GATEWAY = """\
+PHOTOMESH_GATEWAY_HTTP_PORT, _HTTPS_PORT, _ADMIN_PORT
+                              ports on loopback
+PHOTOMESH_DESCRIPTORS         the FileDescriptorSet of the contracts (gen/photomesh.binpb)
+PHOTOMESH_JWKS_FILE           the keys of access tokens
+PHOTOMESH_PUBLIC_CERTIFICATE, PHOTOMESH_PUBLIC_KEY
+                              what the TLS listener shows, PEM files
+PHOTOMESH_TLS_DIR             folder of the identity `gateway`: ca.pem, cert.pem, key.pem
+PHOTOMESH_PEER_ACCOUNT, _MEDIA, _POST, _GRAPH, _FEED, _REFLECTION
+                              host:port of each process; its certificate must be for that name
+PHOTOMESH_CORS_ORIGINS        origins of web pages that may call, separated by spaces (optional)
+"""
+
+_EDGE = """\
+PHOTOMESH_EDGE_PORT, PHOTOMESH_EDGE_ADMIN_PORT
+                              ports on loopback
+PHOTOMESH_S3_HOST, PHOTOMESH_S3_PORT, PHOTOMESH_S3_REGION, PHOTOMESH_MEDIA_BUCKET
+                              where the variants are
+PHOTOMESH_S3_ACCESS_KEY, PHOTOMESH_S3_SECRET_KEY
+                              an identity that may read them
+PHOTOMESH_CDN_KEY_FILE        the secret of media tokens, hexadecimal text
+PHOTOMESH_EDGE_CACHE_DIR      where cached answers lie; must exist
+"""
+
+
+def _gateway(environment: Mapping[str, str]) -> str:
+    descriptors = Path(environment["PHOTOMESH_DESCRIPTORS"])
+    return envoy.build(
+        envoy.GatewaySettings(
+            http_port=int(environment["PHOTOMESH_GATEWAY_HTTP_PORT"]),
+            https_port=int(environment["PHOTOMESH_GATEWAY_HTTPS_PORT"]),
+            admin_port=int(environment["PHOTOMESH_GATEWAY_ADMIN_PORT"]),
+            descriptors=descriptors,
+            jwks=Path(environment["PHOTOMESH_JWKS_FILE"]),
+            public_certificate=Path(environment["PHOTOMESH_PUBLIC_CERTIFICATE"]),
+            public_key=Path(environment["PHOTOMESH_PUBLIC_KEY"]),
+            identity=Path(environment["PHOTOMESH_TLS_DIR"]),
+            services={
+                # photomesh.feed.v1.FeedService is answered by the process `feed`.
+                service: _peer(service.split(".")[1], environment)
+                for service in public_services(public_methods(descriptors))
+            },
+            reflection=_peer("reflection", environment),
+            cors_origins=tuple(environment.get("PHOTOMESH_CORS_ORIGINS", "").split()),
+        )
+    )
+
+
+def _peer(identity: str, environment: Mapping[str, str]) -> envoy.Peer:
+    host, _, port = environment[f"PHOTOMESH_PEER_{identity.upper()}"].rpartition(":")
+    return envoy.Peer(host, int(port), identity)
+
+
+def _edge(environment: Mapping[str, str]) -> str:
+    return edge.build(
+        edge.EdgeSettings(
+            port=int(environment["PHOTOMESH_EDGE_PORT"]),
+            admin_port=int(environment["PHOTOMESH_EDGE_ADMIN_PORT"]),
+            s3_host=environment["PHOTOMESH_S3_HOST"],
+            s3_port=int(environment["PHOTOMESH_S3_PORT"]),
+            bucket=environment["PHOTOMESH_MEDIA_BUCKET"],
+            access_key=environment["PHOTOMESH_S3_ACCESS_KEY"],
+            secret_key=environment["PHOTOMESH_S3_SECRET_KEY"],
+            region=environment["PHOTOMESH_S3_REGION"],
+            token_secret=bytes.fromhex(Path(environment["PHOTOMESH_CDN_KEY_FILE"]).read_text()),
+            cache_folder=Path(environment["PHOTOMESH_EDGE_CACHE_DIR"]),
+        )
+    )
+
+
+_BUILDERS: dict[str, Callable[[Mapping[str, str]], str]] = {"gateway": _gateway, "edge": _edge}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m gateway",
+        description="Prints the Envoy configuration of the gateway or of the CDN edge.",
+        epilog=f"variables of the gateway:\n{_GATEWAY}\nvariables of the edge:\n{_EDGE}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("part", choices=_BUILDERS, help="which of the two")
+    build = _BUILDERS[parser.parse_args().part]
+    try:
+        configuration = build(os.environ)
+    except KeyError as missing:
+        sys.exit(f"{missing.args[0]} is not set; see python -m gateway --help")
+    except (ValueError, OSError) as error:
+        sys.exit(str(error))
+    print(configuration)  # noqa: T201  (this is what the command is for)
+
+
+if __name__ == "__main__":
+    main()

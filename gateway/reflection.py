@@ -1,0 +1,34 @@
+"""`python -m gateway.reflection`: tells grpcurl and its like what the gateway offers.
+
+The services behind the gateway each describe themselves, internal methods included. This process
+describes the public ones, all in one place, and serves none of them.
+"""
+
+import importlib
+from pathlib import Path
+
+from gateway.contracts import public_methods, public_services
+from services.common import config, logs
+from services.common.config import MeshSettings
+from services.common.server import Service, run, serve
+
+_DESCRIPTORS = Path(__file__).parents[1] / "gen/photomesh.binpb"
+
+
+async def main() -> None:
+    settings = config.load(MeshSettings)
+    logs.configure("reflection", settings.log_level)
+    methods = public_methods(_DESCRIPTORS)
+    for file in {method.file for method in methods}:
+        # Its descriptors become known by being imported.
+        importlib.import_module(file.removesuffix(".proto").replace("/", ".") + "_pb2")
+    await serve(
+        settings,
+        [
+            Service(name, add_to=lambda _: None, callers=frozenset())
+            for name in public_services(methods)
+        ],
+    )
+
+
+run(main)
