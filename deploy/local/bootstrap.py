@@ -9,6 +9,7 @@ an old Python can say what is wrong.
 
 from __future__ import annotations
 
+import ast
 import fcntl
 import hashlib
 import os
@@ -177,10 +178,11 @@ def pip_settings() -> list[tuple[str, str]]:
         key, separator, value = line.partition("=")
         if separator:
             # Such as  global.index-url='https://...'  or  :env:.find-links='/wheels'
-            settings.append((key.rpartition(".")[2], " ".join(shlex.split(value)), key))
+            source, _, name = key.rpartition(".")
+            settings.append((source, name, ast.literal_eval(value)))
     rank = {":env:": 0, "install": 1}
-    settings.sort(key=lambda setting: rank.get(setting[2].rpartition(".")[0], 2))
-    return [(name, value) for name, value, _ in settings]
+    settings.sort(key=lambda setting: rank.get(setting[0], 2))
+    return [(name, value) for _, name, value in settings]
 
 
 def run(*command: object, env: dict[str, str] | None = None, text: str | None = None) -> None:

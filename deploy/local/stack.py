@@ -429,26 +429,10 @@ class Stack:
         self._spawn(process, self._digest(process))
 
     def _spawn(self, process: Process, digest: str) -> None:
-        if process.folder is not None:
-            process.folder.mkdir(parents=True, exist_ok=True)
-        log = self.log(process.name)
-        if log.exists() and log.stat().st_size > _LOG_LIMIT_BYTES:
-            log.replace(log.with_suffix(".log.1"))
-        with log.open("ab") as output:
-            offset = output.tell()
-            try:
-                child = subprocess.Popen(
-                    process.command,
-                    # A session of its own: neither Ctrl-C nor a closed terminal reaches it.
-                    start_new_session=True,
-                    stdin=subprocess.DEVNULL,
-                    stdout=output,
-                    stderr=subprocess.STDOUT,
-                    env=self._environment(process),
-                    cwd=self.layout.data,
-                )
-            except OSError as error:
-                raise StackError(f"{process.name} cannot be started: {error}") from error
+        try:
+            child, offset = self._launch(process)
+        except OSError as error:
+            raise StackError(f"{process.name} cannot be started: {error}") from error
         self._children[process.name] = child
         identity = proc.identify(child.pid)
         if identity is None:
@@ -457,6 +441,27 @@ class Stack:
         self._keep(process.name, _Record(identity, digest, offset))
         if self.ephemeral:
             self._watch_over()
+
+    def _launch(self, process: Process) -> tuple[subprocess.Popen[bytes], int]:
+        """Returns the new child, and where its lines begin in the log."""
+        if process.folder is not None:
+            process.folder.mkdir(parents=True, exist_ok=True)
+        log = self.log(process.name)
+        if log.exists() and log.stat().st_size > _LOG_LIMIT_BYTES:
+            log.replace(log.with_suffix(".log.1"))
+        with log.open("ab") as output:
+            offset = output.tell()
+            child = subprocess.Popen(
+                process.command,
+                # A session of its own: neither Ctrl-C nor a closed terminal reaches it.
+                start_new_session=True,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=self._environment(process),
+                cwd=self.layout.data,
+            )
+        return child, offset
 
     def _run_task(
         self, process: Process, digest: str, timeout: float, cancelled: threading.Event
@@ -651,6 +656,9 @@ class Stack:
         child = self._children.pop(name, None)
         if child is not None:
             child.wait()
+        for path in self.processes[name].litter:
+            with contextlib.suppress(OSError):
+                path.unlink()
 
     @contextlib.contextmanager
     def _lock(self) -> Iterator[None]:

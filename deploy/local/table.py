@@ -114,6 +114,8 @@ class Process:
     prepares: str | None = None
     stop_signal: signal.Signals = signal.SIGTERM
     stop_seconds: float = 15.0
+    # What it leaves outside its folder when it is killed.
+    litter: tuple[Path, ...] = ()
     # Whether people come in here: it is stopped before anything that answers behind it.
     front_door: bool = False
 
@@ -233,6 +235,18 @@ def _s3(layout: Layout, ports: Ports, credentials: Credentials) -> Process:
         environment={"HOME": str(layout.data / "s3")},
         config=(identities,),
         folder=layout.data / "s3",
+        litter=tuple(
+            Path(f"/tmp/seaweedfs-{name}-{port}.sock")  # noqa: S108 - weed's choice
+            for name, port in (
+                ("s3", ports.s3),
+                ("s3-grpc", ports.s3_grpc),
+                ("filer", ports.filer),
+                ("filer-grpc", ports.filer_grpc),
+                ("master-grpc", ports.master_grpc),
+                ("volume-grpc", ports.volume_grpc),
+                ("admin-grpc", ports.s3_admin_grpc),
+            )
+        ),
     )
 
 

@@ -1,0 +1,50 @@
+import dataclasses
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from deploy.local.ports import Ports, first_free_base, free_ports, holder, is_free
+
+
+@pytest.fixture
+def listener() -> Iterator[socket.socket]:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield server
+
+
+def test_a_block_holds_every_port_once():
+    ports = [port for _, port in Ports.block(18_000).named()]
+
+    assert len(set(ports)) == len(dataclasses.fields(Ports))
+    assert all(18_000 <= port < 19_000 for port in ports)
+
+
+@pytest.mark.parametrize("base", [0, 80, 65_000])
+def test_a_block_outside_the_ports_of_users_is_refused(base):
+    with pytest.raises(ValueError, match=str(base)):
+        Ports.block(base)
+
+
+def test_the_first_free_block_is_free():
+    assert all(is_free(port) for _, port in Ports.block(first_free_base()).named())
+
+
+def test_free_ports_differ_and_cannot_be_taken_by_outgoing_connections():
+    ephemeral = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+
+    ports = [port for _, port in free_ports().named()]
+
+    assert len(set(ports)) == len(ports)
+    assert all(is_free(port) for port in ports)
+    assert max(ports) < max(ephemeral, 18_000)
+
+
+def test_the_holder_of_a_port_is_named(listener):
+    port = listener.getsockname()[1]
+
+    assert not is_free(port)
+    assert f"pid {os.getpid()} (" in holder(port)
+    assert "pytest" in holder(port)

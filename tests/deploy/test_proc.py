@@ -1,0 +1,97 @@
+import dataclasses
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from deploy.local import proc
+
+# A leader that starts a child in its own session, names it, and waits.
+_WITH_CHILD = """
+import subprocess, sys, time
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+print(child.pid, flush=True)
+time.sleep(600)
+"""
+_STUBBORN = """
+import signal, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+print("ready", flush=True)
+time.sleep(600)
+"""
+
+
+class Started:
+    def __init__(self, code: str) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", code], stdout=subprocess.PIPE, start_new_session=True
+        )
+        self.said = self.process.stdout.readline().decode().strip()
+        self.identity = proc.identify(self.process.pid)
+
+
+@pytest.fixture
+def start() -> Iterator[type[Started]]:
+    started = []
+
+    def start(code: str) -> Started:
+        started.append(Started(code))
+        return started[-1]
+
+    yield start
+    for one in started:
+        proc.kill(proc.family(one.identity))
+        one.process.kill()
+        one.process.communicate()
+
+
+def test_a_pid_that_lives_another_life_is_left_alone(start):
+    living = start(_WITH_CHILD)
+    former = dataclasses.replace(living.identity, started=living.identity.started - 1)
+    before_the_reboot = dataclasses.replace(living.identity, boot="another")
+
+    for stranger in (former, before_the_reboot):
+        assert not stranger.is_alive()
+        assert proc.family(stranger) == set()
+        proc.send(stranger, signal.SIGKILL)
+        proc.end(stranger, polite=signal.SIGTERM, seconds=1)
+
+    assert living.identity.is_alive()
+
+
+def test_a_zombie_does_not_live(start):
+    started = start("print('ready', flush=True)")
+
+    assert proc.await_end([started.identity], seconds=5)
+    assert proc.identify(started.process.pid) is None
+
+
+def test_children_end_with_their_leader(start):
+    leader = start(_WITH_CHILD)
+    child = proc.identify(int(leader.said))
+
+    assert proc.end(leader.identity, polite=signal.SIGTERM, seconds=5)
+
+    assert not child.is_alive()
+
+
+def test_children_that_outlived_a_killed_leader_are_found(start):
+    leader = start(_WITH_CHILD)
+    child = proc.identify(int(leader.said))
+    leader.process.kill()
+    leader.process.wait()
+
+    assert proc.family(leader.identity) == {child}
+
+
+def test_who_does_not_end_in_time_is_killed(start):
+    stubborn = start(_STUBBORN)
+    began = time.monotonic()
+
+    assert not proc.end(stubborn.identity, polite=signal.SIGTERM, seconds=0.2)
+
+    assert time.monotonic() - began < 5
+    assert not stubborn.identity.is_alive()
