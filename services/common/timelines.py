@@ -35,9 +35,20 @@ _REBUILD_SECONDS = 10
 _START = b"0"
 _MARKER = b"rebuild:"
 
+# Trims after every single entry: a set that once exceeds 512 is never packed again.
+_ADD = """
+    local function add(key, score, member, cap)
+        redis.call('ZADD', key, score, member)
+        if redis.call('ZCARD', key) > cap then
+            redis.call('ZPOPMIN', key)
+        end
+    end
+"""
+
 # KEYS: timelines. ARGV: cap, then post ids with their scores.
 # A post below the lowest member would stand behind a gap, so it is left to the database.
-_PUSH = """
+_PUSH = f"""
+    {_ADD}
     local cap = tonumber(ARGV[1])
     local reached = 0
     for _, key in ipairs(KEYS) do
@@ -46,12 +57,8 @@ _PUSH = """
             local floor = tonumber(lowest[2])
             for i = 2, #ARGV, 2 do
                 if tonumber(ARGV[i + 1]) >= floor then
-                    redis.call('ZADD', key, ARGV[i + 1], ARGV[i])
+                    add(key, ARGV[i + 1], ARGV[i], cap)
                 end
-            end
-            local surplus = redis.call('ZCARD', key) - cap
-            if surplus > 0 then
-                redis.call('ZREMRANGEBYRANK', key, 0, surplus - 1)
             end
             reached = reached + 1
         end
@@ -84,16 +91,14 @@ _BEGIN = """
 """
 
 # KEYS: timeline. ARGV: marker, cap, seconds, then members with their scores.
-_FINISH = """
+_FINISH = f"""
+    {_ADD}
     if redis.call('ZREM', KEYS[1], ARGV[1]) == 0 then
         return 0
     end
+    local cap = tonumber(ARGV[2])
     for i = 4, #ARGV, 2 do
-        redis.call('ZADD', KEYS[1], ARGV[i + 1], ARGV[i])
-    end
-    local surplus = redis.call('ZCARD', KEYS[1]) - tonumber(ARGV[2])
-    if surplus > 0 then
-        redis.call('ZREMRANGEBYRANK', KEYS[1], 0, surplus - 1)
+        add(KEYS[1], ARGV[i + 1], ARGV[i], cap)
     end
     redis.call('EXPIRE', KEYS[1], ARGV[3])
     return 1

@@ -177,12 +177,18 @@ class HomeFeed:
         response = await call(
             self._post.BatchGetPosts, post_pb.BatchGetPostsRequest(post_ids=post_ids)
         )
-        posts = {post.post_id: post.SerializeToString() for post in response.posts if post.post_id}
-        try:
-            await self._posts.put(posts)
-        except Unavailable as error:
-            _log.warning("posts were not cached", error=str(error))
-        return posts
+        posts = {post.post_id: post for post in response.posts if post.post_id}
+        served = {post_id: post.SerializeToString() for post_id, post in posts.items()}
+        # A post whose author's name was away is served without it, but not kept.
+        whole = {
+            post_id: served[post_id] for post_id, post in posts.items() if post.author.username
+        }
+        if whole:
+            try:
+                await self._posts.put(whole)
+            except Unavailable as error:
+                _log.warning("posts were not cached", error=str(error))
+        return served
 
 
 def _cut(post_ids: Sequence[int], count: int, state: FeedState.ValueType) -> Skeleton:
