@@ -54,7 +54,8 @@ class PostInternalServiceServicer:
     def BatchGetPosts(self, request, context):
         """Returns each published post, in the order asked for.
 
-        An unknown or unpublished post is told by a Post whose `post_id` is 0.
+        An unknown or unpublished post is told by a Post whose `post_id` is 0. While account is away
+        or stalls, authors have no username: such a post may be shown, but must not be kept.
         Callers: feed.
 
         Errors:
@@ -67,7 +68,9 @@ class PostInternalServiceServicer:
     def ListRecentByAuthors(self, request, context):
         """Returns the ids of the newest published posts of several authors, newest first.
 
-        This is what a feed is rebuilt from, and how it goes on past what the cache holds.
+        This is what a feed is rebuilt from, and how it goes on past what the cache holds. A post
+        whose media took long enters the list below posts that were made after it: whoever has paged
+        past its place meets it when they begin anew. Pages never repeat a post.
         Callers: feed, fanout.
 
         Errors:

@@ -19,7 +19,8 @@ class PostInternalServiceStub:
     BatchGetPosts: _aio.UnaryUnaryMultiCallable[_post_internal_service_pb2.BatchGetPostsRequest, _post_internal_service_pb2.BatchGetPostsResponse]
     """Returns each published post, in the order asked for.
 
-    An unknown or unpublished post is told by a Post whose `post_id` is 0.
+    An unknown or unpublished post is told by a Post whose `post_id` is 0. While account is away
+    or stalls, authors have no username: such a post may be shown, but must not be kept.
     Callers: feed.
 
     Errors:
@@ -28,7 +29,9 @@ class PostInternalServiceStub:
     ListRecentByAuthors: _aio.UnaryUnaryMultiCallable[_post_internal_service_pb2.ListRecentByAuthorsRequest, _post_internal_service_pb2.ListRecentByAuthorsResponse]
     """Returns the ids of the newest published posts of several authors, newest first.
 
-    This is what a feed is rebuilt from, and how it goes on past what the cache holds.
+    This is what a feed is rebuilt from, and how it goes on past what the cache holds. A post
+    whose media took long enters the list below posts that were made after it: whoever has paged
+    past its place meets it when they begin anew. Pages never repeat a post.
     Callers: feed, fanout.
 
     Errors:
@@ -46,7 +49,8 @@ class PostInternalServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _abc.Awaitable[_post_internal_service_pb2.BatchGetPostsResponse]:
         """Returns each published post, in the order asked for.
 
-        An unknown or unpublished post is told by a Post whose `post_id` is 0.
+        An unknown or unpublished post is told by a Post whose `post_id` is 0. While account is away
+        or stalls, authors have no username: such a post may be shown, but must not be kept.
         Callers: feed.
 
         Errors:
@@ -61,7 +65,9 @@ class PostInternalServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _abc.Awaitable[_post_internal_service_pb2.ListRecentByAuthorsResponse]:
         """Returns the ids of the newest published posts of several authors, newest first.
 
-        This is what a feed is rebuilt from, and how it goes on past what the cache holds.
+        This is what a feed is rebuilt from, and how it goes on past what the cache holds. A post
+        whose media took long enters the list below posts that were made after it: whoever has paged
+        past its place meets it when they begin anew. Pages never repeat a post.
         Callers: feed, fanout.
 
         Errors:

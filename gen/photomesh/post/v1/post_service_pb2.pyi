@@ -63,14 +63,14 @@ class Post(_message.Message):
     STATE_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     post_id: _builtins.int
-    """Identifies the post. Ids grow with the time of posting."""
+    """Identifies the post. Ids grow with the time of posting, not of publication."""
     caption: _builtins.str
     """The caption, as written."""
     state: Global___PostState.ValueType
     """Where the post is on its way."""
     @_builtins.property
     def author(self) -> _account_service_pb2.AccountSummary:
-        """Who posted."""
+        """Who posted. The username is empty when it cannot be told just now."""
 
     @_builtins.property
     def media(self) -> _containers.RepeatedCompositeFieldContainer[_media_service_pb2.Media]:
