@@ -1,0 +1,1 @@
+"""Posts: media with a caption, told to the author's followers."""

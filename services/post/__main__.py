@@ -1,0 +1,69 @@
+"""`python -m services.post`: wires the post service and serves it."""
+
+from photomesh.account.v1.account_internal_service_pb2_grpc import AccountInternalServiceStub
+from photomesh.media.v1.events_pb2 import MediaProcessed
+from photomesh.media.v1.media_internal_service_pb2_grpc import MediaInternalServiceStub
+from photomesh.post.v1.post_internal_service_pb2_grpc import (
+    add_PostInternalServiceServicer_to_server,
+)
+from photomesh.post.v1.post_service_pb2_grpc import add_PostServiceServicer_to_server
+
+from services.common import client, config, logs, topics
+from services.common.cdn import EdgeSigner
+from services.common.consumer import Consumer, Subscription
+from services.common.database import Database
+from services.common.outbox import Outbox, Relay
+from services.common.server import PUBLIC, Service, Worker, run, serve
+from services.post.config import PostSettings
+from services.post.presenter import Presenter
+from services.post.publisher import Publisher
+from services.post.service import PostInternalService, PostService
+from services.post.store import PostStore
+
+
+async def main() -> None:
+    settings = config.load(PostSettings)
+    logs.configure("post", settings.log_level)
+    relay = Relay(settings, settings)
+    async with (
+        Database(settings) as database,
+        client.channel("account", settings.peer_account, settings.tls_dir) as account,
+        client.channel("media", settings.peer_media, settings.tls_dir) as media,
+    ):
+        store = PostStore(database, Outbox(database, relay))
+        publisher = Publisher(
+            store, MediaInternalServiceStub(media), sweep_seconds=settings.sweep_seconds
+        )
+        presenter = Presenter(AccountInternalServiceStub(account), EdgeSigner(settings))
+        public = PostService(store, publisher, presenter)
+        internal = PostInternalService(store, presenter)
+        consumer = Consumer(
+            settings,
+            group="post",
+            subscriptions=[
+                Subscription(topics.MEDIA_PROCESSED, MediaProcessed, publisher.on_media_processed)
+            ],
+        )
+        await serve(
+            settings,
+            [
+                Service(
+                    "photomesh.post.v1.PostService",
+                    lambda server: add_PostServiceServicer_to_server(public, server),
+                    callers=PUBLIC,
+                ),
+                Service(
+                    "photomesh.post.v1.PostInternalService",
+                    lambda server: add_PostInternalServiceServicer_to_server(internal, server),
+                    callers=frozenset({"feed", "fanout"}),
+                ),
+            ],
+            [
+                Worker("consumer", consumer.run),
+                Worker("relay", relay.run),
+                Worker("sweep", publisher.sweep_until_cancelled),
+            ],
+        )
+
+
+run(main)

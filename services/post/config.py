@@ -1,0 +1,18 @@
+"""The post service's settings."""
+
+from services.common.config import (
+    Address,
+    CdnSettings,
+    DatabaseSettings,
+    KafkaSettings,
+    MeshSettings,
+)
+
+
+class PostSettings(MeshSettings, DatabaseSettings, KafkaSettings, CdnSettings):
+    """Read from PHOTOMESH_* variables."""
+
+    peer_account: Address
+    peer_media: Address
+    sweep_seconds: float = 15.0
+    """How often posts are looked for that wait for something that was missed."""

@@ -1,0 +1,37 @@
+"""What can go wrong with posts."""
+
+from collections.abc import Mapping
+
+import grpc
+
+from services.common.errors import MeshError
+
+
+class PostUnknown(MeshError):
+    """There is no such post, or the caller may not see it: the two are not told apart."""
+
+    code = grpc.StatusCode.NOT_FOUND
+    reason = "POST_UNKNOWN"
+
+    def __init__(self, post_id: int) -> None:
+        super().__init__(f"There is no post {post_id}.", fields={"post_id": "is unknown"})
+
+
+class MediaNotUploaded(MeshError):
+    """Some of the media were not completed, so nobody knows whether they ever will be."""
+
+    code = grpc.StatusCode.FAILED_PRECONDITION
+    reason = "MEDIA_NOT_UPLOADED"
+
+    def __init__(self, fields: Mapping[str, str]) -> None:
+        super().__init__("Complete the upload of every media before you post it.", fields=fields)
+
+
+class MediaFailed(MeshError):
+    """Some of the media cannot be processed, so the post could never be published."""
+
+    code = grpc.StatusCode.FAILED_PRECONDITION
+    reason = "MEDIA_FAILED"
+
+    def __init__(self, fields: Mapping[str, str]) -> None:
+        super().__init__("Some of the media cannot be shown.", fields=fields)

@@ -1,0 +1,117 @@
+"""Takes posts to their end: PUBLISHED when all their media are READY, FAILED when one FAILED.
+
+A post is settled right after it was made, when one of its media reaches its end, and, in case
+the process died between the one and the other, by a sweep. Each may happen at any time and on
+several replicas at once; the store lets only the first of them change the post.
+"""
+
+import asyncio
+import random
+from collections.abc import Callable, Sequence
+
+from photomesh.media.v1.events_pb2 import MediaProcessed
+from photomesh.media.v1.media_internal_service_pb2 import BatchGetMediaRequest, StoredMedia
+from photomesh.media.v1.media_internal_service_pb2_grpc import MediaInternalServiceStub
+from photomesh.media.v1.media_service_pb2 import MediaState
+
+from services.common import client, context, logs
+from services.common.errors import Unavailable
+from services.post.store import Post, PostStore, State
+
+_SWEEP_BATCH = 100
+
+_log = logs.logger(__name__)
+
+
+class Publisher:
+    """Settles posts."""
+
+    def __init__(
+        self, store: PostStore, media: MediaInternalServiceStub, *, sweep_seconds: float
+    ) -> None:
+        self._store = store
+        self._media = media
+        self._sweep_seconds = sweep_seconds
+
+    async def media(self, media_ids: Sequence[int]) -> Sequence[StoredMedia]:
+        """Returns the media as they are now; an unknown one has no `media_id`.
+
+        Raises:
+            Unavailable: media is away, slow or overloaded.
+        """
+        answer = await client.call(
+            self._media.BatchGetMedia, BatchGetMediaRequest(media_ids=media_ids)
+        )
+        return answer.media
+
+    async def media_of(self, post: Post) -> Sequence[StoredMedia]:
+        """Returns a post's media: as they were published, else as they are now.
+
+        Raises:
+            Unavailable: the post is not PUBLISHED, and media is away, slow or overloaded.
+        """
+        if post.state is State.PUBLISHED:
+            return post.snapshots
+        return await self.media(post.media_ids)
+
+    async def settle(self, post: Post) -> tuple[Post, Sequence[StoredMedia]]:
+        """Publishes or fails a post that is PROCESSING, if its media allow it.
+
+        Returns the post and its media as they are now.
+
+        Raises:
+            Unavailable: media or the database is away; the post stays as it is.
+        """
+        media = await self.media_of(post)
+        if post.state is not State.PROCESSING:
+            return post, media
+        if any(_is_lost(item) for item in media):
+            await self._store.fail(post)
+        elif all(item.state == MediaState.MEDIA_STATE_READY for item in media):
+            if await self._store.publish(post, media):
+                _log.info("published", post_id=post.post_id, author_id=post.author_id)
+        else:
+            return post, media
+        # Whoever settled it, it is settled now.
+        settled = await self._store.post(post.post_id)
+        return settled or post, media
+
+    async def on_media_processed(self, event: MediaProcessed) -> None:
+        """Settles the posts that wait for a media item that has reached its end."""
+        for post in await self._store.posts_awaiting(event.media_id):
+            await self.settle(post)
+
+    async def sweep_until_cancelled(self, ready: Callable[[], None]) -> None:
+        """Settles, time and again, what neither its creation nor an event has settled."""
+        ready()
+        while True:
+            # Jitter keeps the replicas apart.
+            await asyncio.sleep(self._sweep_seconds * random.uniform(0.5, 1.5))
+            context.enter(context.CallContext(trace_id=context.trace_id_of(None)))
+            try:
+                await self.sweep()
+            except Unavailable as error:
+                _log.warning("the sweep was cut short", error=str(error))
+
+    async def sweep(self) -> None:
+        """Settles every post that has been PROCESSING for over 10 s and is not left alone.
+
+        Raises:
+            Unavailable: media or the database is away; the next sweeps settle the rest.
+        """
+        while posts := await self._store.take_unsettled(_SWEEP_BATCH):
+            for post in posts:
+                try:
+                    await self.settle(post)
+                except Unavailable:
+                    raise
+                except Exception:
+                    # One post that cannot be settled must not keep the others from it.
+                    _log.exception("a post was not settled", post_id=post.post_id)
+            if len(posts) < _SWEEP_BATCH:
+                return
+
+
+def _is_lost(item: StoredMedia) -> bool:
+    """Tells whether a media item never becomes READY: it FAILED, or is there no longer."""
+    return item.state == MediaState.MEDIA_STATE_FAILED or not item.media_id

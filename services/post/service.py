@@ -1,0 +1,140 @@
+"""The post service's methods, in the order of its contracts."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import grpc
+from photomesh.media.v1.media_internal_service_pb2 import StoredMedia
+from photomesh.media.v1.media_service_pb2 import MediaFailure, MediaState
+from photomesh.post.v1 import post_internal_service_pb2 as internal_pb
+from photomesh.post.v1 import post_service_pb2 as pb
+from photomesh.post.v1.post_internal_service_pb2_grpc import PostInternalServiceServicer
+from photomesh.post.v1.post_service_pb2_grpc import PostServiceServicer
+
+from services.common import logs
+from services.common.context import signed_in
+from services.common.errors import MediaUnknown, RequestIdReused
+from services.post.errors import MediaFailed, MediaNotUploaded, PostUnknown
+from services.post.presenter import Presenter
+from services.post.publisher import Publisher
+from services.post.store import Post, PostStore, State
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+_log = logs.logger(__name__)
+
+
+class PostService(PostServiceServicer):
+    """Posts, for people."""
+
+    def __init__(self, store: PostStore, publisher: Publisher, presenter: Presenter) -> None:
+        self._store = store
+        self._publisher = publisher
+        self._presenter = presenter
+
+    async def CreatePost(
+        self, request: pb.CreatePostRequest, context: Context
+    ) -> pb.CreatePostResponse:
+        author_id = signed_in()
+        # A repeat is looked for first: what its media have come to since is no matter.
+        post = await self._made_before(author_id, request)
+        if post is not None:
+            post, media = await self._publisher.settle(post)
+        else:
+            media = await self._publisher.media(request.media_ids)
+            _check(media, request.media_ids, author_id)
+            post = await self._make(author_id, request)
+            try:
+                post, media = await self._publisher.settle(post)
+            except Exception:
+                # The post is made all the same; an event or the sweep settles it.
+                _log.warning("a new post was not settled", post_id=post.post_id, exc_info=True)
+        return pb.CreatePostResponse(post=await self._presenter.present(post, media))
+
+    async def GetPost(self, request: pb.GetPostRequest, context: Context) -> pb.GetPostResponse:
+        caller_id = signed_in()
+        post = await self._store.post(request.post_id)
+        if post is None or (post.state is not State.PUBLISHED and post.author_id != caller_id):
+            raise PostUnknown(request.post_id)
+        media = await self._publisher.media_of(post)
+        return pb.GetPostResponse(post=await self._presenter.present(post, media))
+
+    async def _made_before(self, author_id: int, request: pb.CreatePostRequest) -> Post | None:
+        """Returns the post that this request made before.
+
+        Raises:
+            RequestIdReused: the author used its id for another request.
+        """
+        post = await self._store.post_by_request(author_id, request.request_id)
+        if post and not (
+            post.caption == request.caption and list(post.media_ids) == list(request.media_ids)
+        ):
+            raise RequestIdReused
+        return post
+
+    async def _make(self, author_id: int, request: pb.CreatePostRequest) -> Post:
+        added = await self._store.add_post(
+            author_id, request.media_ids, request.caption, request.request_id
+        )
+        # Refused, it gave way to the same request, which came twice at the same time.
+        post = added or await self._made_before(author_id, request)
+        assert post is not None  # noqa: S101 -- Posts are not deleted.
+        return post
+
+
+class PostInternalService(PostInternalServiceServicer):
+    """Posts, for the mesh."""
+
+    def __init__(self, store: PostStore, presenter: Presenter) -> None:
+        self._store = store
+        self._presenter = presenter
+
+    async def BatchGetPosts(
+        self, request: internal_pb.BatchGetPostsRequest, context: Context
+    ) -> internal_pb.BatchGetPostsResponse:
+        found = await self._store.posts(request.post_ids)
+        published = [
+            (post, post.snapshots) for post in found.values() if post.state is State.PUBLISHED
+        ]
+        presented = {post.post_id: post for post in await self._presenter.present_all(published)}
+        return internal_pb.BatchGetPostsResponse(
+            posts=[presented.get(post_id, pb.Post()) for post_id in request.post_ids]
+        )
+
+    async def ListRecentByAuthors(
+        self, request: internal_pb.ListRecentByAuthorsRequest, context: Context
+    ) -> internal_pb.ListRecentByAuthorsResponse:
+        post_ids = await self._store.recent(
+            request.author_ids, before=request.before_post_id, limit=request.limit
+        )
+        return internal_pb.ListRecentByAuthorsResponse(post_ids=post_ids)
+
+
+def _check(media: Sequence[StoredMedia], media_ids: Sequence[int], author_id: int) -> None:
+    """Checks that media can be posted by an author.
+
+    Raises:
+        MediaUnknown: one does not exist, or is not the author's.
+        MediaNotUploaded, MediaFailed: some are; the fields say which.
+    """
+    for index, item in enumerate(media):
+        if item.owner_id != author_id:
+            raise MediaUnknown(media_ids[index], field=f"media_ids[{index}]")
+    failed = {
+        f"media_ids[{index}]": f"cannot be processed: {_reason(item)}"
+        for index, item in enumerate(media)
+        if item.state == MediaState.MEDIA_STATE_FAILED
+    }
+    if failed:
+        raise MediaFailed(failed)
+    pending = {
+        f"media_ids[{index}]": "was not completed yet"
+        for index, item in enumerate(media)
+        if item.state == MediaState.MEDIA_STATE_PENDING
+    }
+    if pending:
+        raise MediaNotUploaded(pending)
+
+
+def _reason(item: StoredMedia) -> str:
+    return MediaFailure.Name(item.failure).removeprefix("MEDIA_FAILURE_")

@@ -1,0 +1,299 @@
+"""All SQL of the post service."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from enum import StrEnum
+from typing import LiteralString
+
+from photomesh.media.v1.media_internal_service_pb2 import StoredMedia
+from photomesh.post.v1.events_pb2 import PostCreated
+from psycopg.rows import kwargs_row, scalar_row
+
+from services.common import topics
+from services.common.database import Database
+from services.common.ids import shard_of
+from services.common.outbox import Outbox
+
+_ADD_POST = """
+    INSERT INTO posts (shard, post_id, author_id, caption, state, request_id, settle_time)
+    VALUES (%(shard)s, next_id(%(shard)s), %(author_id)s, %(caption)s, 'PROCESSING',
+            %(request_id)s, now() + %(settle_after)s)
+    ON CONFLICT (shard, author_id, request_id) WHERE request_id <> '' DO NOTHING
+    RETURNING post_id
+"""
+
+_ADD_MEDIA = """
+    INSERT INTO post_media (shard, post_id, position, media_id)
+    SELECT %(shard)s, %(post_id)s, position, media_id
+      FROM unnest(%(media_ids)s::bigint[]) WITH ORDINALITY AS media (media_id, position)
+"""
+
+_COLUMNS = """
+    SELECT post_id, author_id, caption, state,
+           ARRAY(SELECT media_id FROM post_media AS media
+                  WHERE media.shard = posts.shard AND media.post_id = posts.post_id
+                  ORDER BY position) AS media_ids,
+           ARRAY(SELECT snapshot FROM post_media AS media
+                  WHERE media.shard = posts.shard AND media.post_id = posts.post_id
+                    AND snapshot IS NOT NULL
+                  ORDER BY position) AS snapshots
+      FROM posts
+"""
+
+# Answered by posts_request.
+_POST_BY_REQUEST = f"""
+    {_COLUMNS}
+     WHERE shard = %(shard)s AND author_id = %(author_id)s
+       AND request_id = %(request_id)s AND request_id <> ''
+"""
+
+# Answered by the primary keys: one look into each table for each post, in its own partition.
+_POSTS = f"""
+    {_COLUMNS}
+      JOIN unnest(%(shards)s::smallint[], %(post_ids)s::bigint[]) AS wanted (shard, post_id)
+           USING (shard, post_id)
+"""
+
+# A media item has its owner's shard, and so has each post of it. Answered by post_media_awaited.
+_POSTS_AWAITING = f"""
+    {_COLUMNS}
+     WHERE shard = %(shard)s AND state = 'PROCESSING'
+       AND post_id IN (
+               SELECT post_id FROM post_media
+                WHERE shard = %(shard)s AND media_id = %(media_id)s AND snapshot IS NULL
+           )
+"""  # noqa: S608 -- Both parts are constants.
+
+# Puts the posts off while it takes them: replicas share the work, and posts that wait for long
+# do not keep the sweep from those behind them. Answered by posts_unsettled.
+_TAKE_UNSETTLED = """
+    UPDATE posts
+       SET settle_time = now() + %(settle_after)s
+     WHERE (shard, post_id) IN (
+               SELECT shard, post_id
+                 FROM posts
+                WHERE state = 'PROCESSING' AND settle_time < now()
+                ORDER BY settle_time
+                LIMIT %(limit)s
+                  FOR UPDATE SKIP LOCKED
+           )
+    RETURNING post_id
+"""
+
+# Of several that settle a post at once, the first changes the row and the others find it changed.
+_SETTLE = """
+    UPDATE posts
+       SET state = %(state)s
+     WHERE shard = %(shard)s AND post_id = %(post_id)s AND state = 'PROCESSING'
+"""
+
+_KEEP_SNAPSHOTS = """
+    UPDATE post_media
+       SET snapshot = kept.snapshot
+      FROM unnest(%(snapshots)s::bytea[]) WITH ORDINALITY AS kept (snapshot, position)
+     WHERE shard = %(shard)s AND post_id = %(post_id)s AND post_media.position = kept.position
+"""
+
+# The newest posts of thousands of authors. An author whose newest post is not among the `limit`
+# newest of such has nothing among the `limit` newest of all, so most authors cost one look into
+# posts_published. When there are `limit` of the others, nothing below the last of their newest
+# counts either, so these, too, give little more than what is returned.
+_RECENT = """
+    WITH newest AS MATERIALIZED (
+        SELECT author.shard, author.author_id, latest.post_id
+          FROM unnest(%(shards)s::smallint[], %(author_ids)s::bigint[]) AS author (shard, author_id)
+         CROSS JOIN LATERAL (
+                   SELECT post_id
+                     FROM posts
+                    WHERE posts.shard = author.shard AND posts.author_id = author.author_id
+                      AND state = 'PUBLISHED' AND post_id < %(before_post_id)s
+                    ORDER BY post_id DESC
+                    LIMIT 1
+               ) AS latest
+         ORDER BY latest.post_id DESC
+         LIMIT %(limit)s
+    ), bound AS MATERIALIZED (
+        SELECT CASE WHEN count(*) = %(limit)s THEN min(post_id) ELSE 0 END AS post_id FROM newest
+    )
+    SELECT recent.post_id
+      FROM newest
+     CROSS JOIN LATERAL (
+               SELECT post_id
+                 FROM posts
+                WHERE posts.shard = newest.shard AND posts.author_id = newest.author_id
+                  AND state = 'PUBLISHED' AND post_id <= newest.post_id
+                  AND post_id >= (SELECT post_id FROM bound)
+                ORDER BY post_id DESC
+                LIMIT %(limit)s
+           ) AS recent
+     ORDER BY recent.post_id DESC
+     LIMIT %(limit)s
+"""
+
+_FIRST_SETTLE = timedelta(seconds=10)
+"""A post that is younger is left to its creation and to events."""
+
+_NEXT_SETTLE = timedelta(seconds=30)
+"""How long the sweep leaves a post alone that it found waiting for its media."""
+
+_LARGEST_ID = (1 << 63) - 1
+
+
+class State(StrEnum):
+    """Where a post is on its way; the names of photomesh.post.v1.PostState without its prefix."""
+
+    PROCESSING = "PROCESSING"
+    PUBLISHED = "PUBLISHED"
+    FAILED = "FAILED"
+
+
+@dataclass(frozen=True)
+class Post:
+    """One post."""
+
+    post_id: int
+    author_id: int
+    caption: str
+    state: State
+    media_ids: Sequence[int]
+    """In the author's order."""
+    snapshots: Sequence[StoredMedia]
+    """The media as they were when the post was PUBLISHED; none before."""
+
+
+class PostStore:
+    """Posts in PostgreSQL. Every method may raise Unavailable."""
+
+    def __init__(self, database: Database, outbox: Outbox) -> None:
+        self._database = database
+        self._outbox = outbox
+
+    async def add_post(
+        self, author_id: int, media_ids: Sequence[int], caption: str, request_id: str
+    ) -> Post | None:
+        """Adds a post, PROCESSING; None: the author used the request id before."""
+        shard = shard_of(author_id)
+        async with self._database.transaction() as connection:
+            cursor = connection.cursor(row_factory=scalar_row)
+            await cursor.execute(
+                _ADD_POST,
+                {
+                    "shard": shard,
+                    "author_id": author_id,
+                    "caption": caption,
+                    "request_id": request_id,
+                    "settle_after": _FIRST_SETTLE,
+                },
+            )
+            post_id: int | None = await cursor.fetchone()
+            if post_id is None:
+                return None
+            await connection.execute(
+                _ADD_MEDIA, {"shard": shard, "post_id": post_id, "media_ids": list(media_ids)}
+            )
+        return Post(post_id, author_id, caption, State.PROCESSING, tuple(media_ids), ())
+
+    async def post_by_request(self, author_id: int, request_id: str) -> Post | None:
+        """Returns the post that an author made with a request id; None for the empty one."""
+        found = await self._posts(
+            _POST_BY_REQUEST,
+            {"shard": shard_of(author_id), "author_id": author_id, "request_id": request_id},
+        )
+        return found[0] if found else None
+
+    async def post(self, post_id: int) -> Post | None:
+        """Returns a post in any state."""
+        return (await self.posts([post_id])).get(post_id)
+
+    async def posts(self, post_ids: Sequence[int]) -> dict[int, Post]:
+        """Returns those of the posts that exist, in any state, by their ids."""
+        wanted = sorted(set(post_ids))
+        found = await self._posts(
+            _POSTS, {"shards": [shard_of(post_id) for post_id in wanted], "post_ids": wanted}
+        )
+        return {post.post_id: post for post in found}
+
+    async def posts_awaiting(self, media_id: int) -> list[Post]:
+        """Returns the posts that are PROCESSING and show a media item."""
+        return await self._posts(
+            _POSTS_AWAITING, {"shard": shard_of(media_id), "media_id": media_id}
+        )
+
+    async def take_unsettled(self, limit: int) -> list[Post]:
+        """Returns up to `limit` posts that have been PROCESSING for over 10 s.
+
+        No caller is given one of them again within 30 s.
+        """
+        async with self._database.connection() as connection:
+            cursor = connection.cursor(row_factory=scalar_row)
+            await cursor.execute(_TAKE_UNSETTLED, {"settle_after": _NEXT_SETTLE, "limit": limit})
+            post_ids: list[int] = await cursor.fetchall()
+        return list((await self.posts(post_ids)).values()) if post_ids else []
+
+    async def publish(self, post: Post, media: Sequence[StoredMedia]) -> bool:
+        """Makes a post PUBLISHED with its media; False: it was not PROCESSING any more."""
+        row = {"shard": shard_of(post.post_id), "post_id": post.post_id}
+        async with self._outbox.transaction() as tx:
+            settled = await tx.connection.execute(_SETTLE, {**row, "state": State.PUBLISHED})
+            if settled.rowcount == 0:
+                return False
+            await tx.connection.execute(
+                _KEEP_SNAPSHOTS,
+                {**row, "snapshots": [item.SerializeToString() for item in media]},
+            )
+            await tx.publish(
+                topics.POST_CREATED,
+                key=post.author_id,
+                event=PostCreated(post_id=post.post_id, author_id=post.author_id),
+            )
+        return True
+
+    async def fail(self, post: Post) -> None:
+        """Makes a post FAILED, unless it is not PROCESSING any more."""
+        async with self._database.connection() as connection:
+            await connection.execute(
+                _SETTLE,
+                {
+                    "shard": shard_of(post.post_id),
+                    "post_id": post.post_id,
+                    "state": State.FAILED,
+                },
+            )
+
+    async def recent(self, author_ids: Sequence[int], *, before: int, limit: int) -> list[int]:
+        """Returns the ids of the newest published posts of some authors, newest first.
+
+        `before`: only ids below it; 0: from the newest. An author may come twice.
+        """
+        wanted = sorted(set(author_ids))
+        async with self._database.connection() as connection:
+            cursor = connection.cursor(row_factory=scalar_row)
+            await cursor.execute(
+                _RECENT,
+                {
+                    "shards": [shard_of(author_id) for author_id in wanted],
+                    "author_ids": wanted,
+                    "before_post_id": before or _LARGEST_ID,
+                    "limit": limit,
+                },
+            )
+            return await cursor.fetchall()
+
+    async def _posts(self, query: LiteralString, parameters: dict[str, object]) -> list[Post]:
+        async with self._database.connection() as connection:
+            cursor = connection.cursor(row_factory=kwargs_row(_to_post))
+            await cursor.execute(query, parameters)
+            return await cursor.fetchall()
+
+
+def _to_post(
+    post_id: int,
+    author_id: int,
+    caption: str,
+    state: str,
+    media_ids: list[int],
+    snapshots: list[bytes],
+) -> Post:
+    media = tuple(map(StoredMedia.FromString, snapshots))
+    return Post(post_id, author_id, caption, State(state), tuple(media_ids), media)
