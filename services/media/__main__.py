@@ -1,0 +1,45 @@
+"""`python -m services.media`: wires the media service and serves it."""
+
+from photomesh.media.v1.media_internal_service_pb2_grpc import (
+    add_MediaInternalServiceServicer_to_server,
+)
+from photomesh.media.v1.media_service_pb2_grpc import add_MediaServiceServicer_to_server
+
+from services.common import config, logs
+from services.common.cdn import EdgeSigner
+from services.common.database import Database
+from services.common.outbox import Outbox, Relay
+from services.common.server import PUBLIC, Service, Worker, run, serve
+from services.media.config import MediaSettings
+from services.media.service import MediaInternalService, MediaService
+from services.media.storage import Storage
+from services.media.store import MediaStore
+
+
+async def main() -> None:
+    settings = config.load(MediaSettings)
+    logs.configure("media", settings.log_level)
+    relay = Relay(settings, settings)
+    async with Database(settings) as database:
+        store = MediaStore(database, Outbox(database, relay))
+        public = MediaService(store, Storage(settings), EdgeSigner(settings))
+        internal = MediaInternalService(store)
+        await serve(
+            settings,
+            [
+                Service(
+                    "photomesh.media.v1.MediaService",
+                    lambda server: add_MediaServiceServicer_to_server(public, server),
+                    callers=PUBLIC,
+                ),
+                Service(
+                    "photomesh.media.v1.MediaInternalService",
+                    lambda server: add_MediaInternalServiceServicer_to_server(internal, server),
+                    callers=frozenset({"post"}),
+                ),
+            ],
+            [Worker("relay", relay.run)],
+        )
+
+
+run(main)

@@ -1,0 +1,217 @@
+"""All SQL of the media service and its worker."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from typing import Any
+
+from photomesh.media.v1.events_pb2 import MediaProcessed, MediaUploaded
+from photomesh.media.v1.media_service_pb2 import MediaState
+from psycopg import AsyncConnection
+from psycopg.rows import dict_row
+from psycopg.types.json import Jsonb
+
+from services.common import topics
+from services.common.database import Database
+from services.common.ids import shard_of
+from services.common.outbox import Outbox
+from services.media.pipeline.outputs import Failure, Rendition, Variant
+
+_COLUMNS = """
+    media_id, owner_id, size_bytes, content_type, state, etag, failure, width, height, variants
+"""
+
+# Two that race with one request id: the second waits for the first and then adds nothing.
+_ADD = f"""
+    INSERT INTO media (shard, media_id, owner_id, request_id, size_bytes, content_type)
+    VALUES (%(shard)s, next_id(%(shard)s), %(owner_id)s, %(request_id)s, %(size_bytes)s,
+            %(content_type)s)
+    ON CONFLICT (shard, owner_id, request_id) WHERE request_id IS NOT NULL DO NOTHING
+    RETURNING {_COLUMNS}
+"""  # noqa: S608 -- Only constants are put in, here and below.
+
+# Answered by media_requests.
+_BY_REQUEST = f"""
+    SELECT {_COLUMNS}
+      FROM media
+     WHERE shard = %(shard)s AND owner_id = %(owner_id)s AND request_id = %(request_id)s
+"""  # noqa: S608
+
+# Answered by the primary key.
+_ONE = f"SELECT {_COLUMNS} FROM media WHERE shard = %(shard)s AND media_id = %(media_id)s"  # noqa: S608
+
+# The shards prune the partitions; answered by the primary key.
+_MANY = f"""
+    SELECT {_COLUMNS}
+      FROM media
+     WHERE shard = ANY(%(shards)s) AND media_id = ANY(%(media_ids)s)
+"""  # noqa: S608
+
+# Each step names the states that it leaves, so of two that race one finds no row.
+_UPLOADED = """
+    UPDATE media
+       SET state = 'UPLOADED', etag = %(etag)s
+     WHERE shard = %(shard)s AND media_id = %(media_id)s AND state = 'PENDING'
+"""
+
+# PROCESSING, too: whoever began it before may have died.
+_PROCESSING = f"""
+    UPDATE media
+       SET state = 'PROCESSING'
+     WHERE shard = %(shard)s AND media_id = %(media_id)s AND state IN ('UPLOADED', 'PROCESSING')
+    RETURNING {_COLUMNS}
+"""  # noqa: S608
+
+_READY = """
+    UPDATE media
+       SET state = 'READY', width = %(width)s, height = %(height)s, variants = %(variants)s
+     WHERE shard = %(shard)s AND media_id = %(media_id)s AND state = 'PROCESSING'
+"""
+
+_FAILED = """
+    UPDATE media
+       SET state = 'FAILED', failure = %(failure)s
+     WHERE shard = %(shard)s AND media_id = %(media_id)s AND state = 'PROCESSING'
+"""
+
+
+class State(StrEnum):
+    """Where a media item is on its way; the names of photomesh.media.v1.MediaState."""
+
+    PENDING = "PENDING"
+    UPLOADED = "UPLOADED"
+    PROCESSING = "PROCESSING"
+    READY = "READY"
+    FAILED = "FAILED"
+
+
+@dataclass(frozen=True)
+class Media:
+    """One media item."""
+
+    media_id: int
+    owner_id: int
+    size_bytes: int
+    """Of the original, as declared and, from UPLOADED on, checked."""
+    content_type: str
+    state: State
+    etag: str | None
+    """Of the original that was checked; None while PENDING."""
+    failure: Failure | None
+    width: int
+    """Of the upright picture in pixels; 0 until READY."""
+    height: int
+    variants: tuple[Variant, ...]
+    """Smallest first; empty until READY."""
+
+
+class MediaStore:
+    """Media in PostgreSQL. Every method may raise Unavailable."""
+
+    def __init__(self, database: Database, outbox: Outbox) -> None:
+        self._database = database
+        self._outbox = outbox
+
+    async def add(
+        self, owner_id: int, *, request_id: str | None, size_bytes: int, content_type: str
+    ) -> Media:
+        """Adds a PENDING media item, or returns the one that its owner's request id made."""
+        values = {
+            "shard": shard_of(owner_id),
+            "owner_id": owner_id,
+            "request_id": request_id,
+            "size_bytes": size_bytes,
+            "content_type": content_type,
+        }
+        async with self._database.connection() as connection:
+            rows = await _rows(connection, _ADD, values) or await _rows(
+                connection, _BY_REQUEST, values
+            )
+        return _media(rows[0])
+
+    async def media(self, media_id: int) -> Media | None:
+        """Returns a media item, whoever owns it."""
+        async with self._database.connection() as connection:
+            rows = await _rows(connection, _ONE, _key(media_id))
+        return _media(rows[0]) if rows else None
+
+    async def many(self, media_ids: Sequence[int]) -> dict[int, Media]:
+        """Returns those of the media that exist, by their ids."""
+        values = {
+            "shards": sorted({shard_of(media_id) for media_id in media_ids}),
+            "media_ids": sorted(set(media_ids)),
+        }
+        async with self._database.connection() as connection:
+            rows = await _rows(connection, _MANY, values)
+        return {row["media_id"]: _media(row) for row in rows}
+
+    async def mark_uploaded(self, media: Media, etag: str) -> None:
+        """Makes a PENDING media item UPLOADED and tells the worker; otherwise does nothing."""
+        async with self._outbox.transaction() as tx:
+            updated = await tx.connection.execute(_UPLOADED, _key(media.media_id) | {"etag": etag})
+            if updated.rowcount == 1:
+                await tx.publish(
+                    topics.MEDIA_UPLOADED,
+                    key=media.owner_id,
+                    event=MediaUploaded(media_id=media.media_id, owner_id=media.owner_id),
+                )
+
+    async def begin(self, media_id: int) -> Media | None:
+        """Makes an uploaded media item PROCESSING; None: there is nothing (more) to process."""
+        async with self._database.connection() as connection:
+            rows = await _rows(connection, _PROCESSING, _key(media_id))
+        return _media(rows[0]) if rows else None
+
+    async def mark_ready(self, media: Media, rendition: Rendition) -> None:
+        """Makes a PROCESSING media item READY and tells so; otherwise does nothing."""
+        values = {
+            "width": rendition.width,
+            "height": rendition.height,
+            "variants": Jsonb([asdict(variant) for variant, _ in rendition.files]),
+        }
+        await self._end(media, MediaState.MEDIA_STATE_READY, _READY, values)
+
+    async def mark_failed(self, media: Media, failure: Failure) -> None:
+        """Makes a PROCESSING media item FAILED and tells so; otherwise does nothing."""
+        await self._end(media, MediaState.MEDIA_STATE_FAILED, _FAILED, {"failure": failure.value})
+
+    async def _end(
+        self, media: Media, state: "MediaState.ValueType", statement: str, values: dict[str, Any]
+    ) -> None:
+        async with self._outbox.transaction() as tx:
+            updated = await tx.connection.execute(statement, _key(media.media_id) | values)
+            if updated.rowcount == 1:
+                await tx.publish(
+                    topics.MEDIA_PROCESSED,
+                    key=media.owner_id,
+                    event=MediaProcessed(
+                        media_id=media.media_id, owner_id=media.owner_id, state=state
+                    ),
+                )
+
+
+def _key(media_id: int) -> dict[str, Any]:
+    return {"shard": shard_of(media_id), "media_id": media_id}
+
+
+async def _rows(
+    connection: AsyncConnection, statement: str, values: dict[str, Any]
+) -> list[dict[str, Any]]:
+    cursor = connection.cursor(row_factory=dict_row)
+    await cursor.execute(statement, values)
+    return await cursor.fetchall()
+
+
+def _media(row: dict[str, Any]) -> Media:
+    return Media(
+        media_id=row["media_id"],
+        owner_id=row["owner_id"],
+        size_bytes=row["size_bytes"],
+        content_type=row["content_type"],
+        state=State(row["state"]),
+        etag=row["etag"],
+        failure=Failure(row["failure"]) if row["failure"] else None,
+        width=row["width"] or 0,
+        height=row["height"] or 0,
+        variants=tuple(Variant(**variant) for variant in row["variants"] or ()),
+    )

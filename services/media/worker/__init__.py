@@ -1,0 +1,1 @@
+"""The media worker: makes the variants of every uploaded photo."""

@@ -1,0 +1,45 @@
+"""`python -m services.media.worker`: wires the media worker and runs it."""
+
+from photomesh.media.v1.events_pb2 import MediaUploaded
+
+from services.common import config, logs, topics
+from services.common.consumer import Consumer, Subscription
+from services.common.database import Database
+from services.common.outbox import Outbox, Relay
+from services.common.server import Worker, run, serve
+from services.media.config import MediaWorkerSettings
+from services.media.pipeline.renderers import Limits, Renderers
+from services.media.storage import Storage
+from services.media.store import MediaStore
+from services.media.worker.processor import Processor
+
+
+async def main() -> None:
+    settings = config.load(MediaWorkerSettings)
+    logs.configure("media-worker", settings.log_level)
+    limits = Limits(
+        memory_bytes=settings.renderer_memory_mib * 2**20,
+        cpu_seconds=settings.renderer_cpu_seconds,
+        wall_seconds=settings.renderer_wall_seconds,
+    )
+    relay = Relay(settings, settings)
+    async with (
+        Database(settings) as database,
+        Renderers(settings.renderers, limits) as renderers,
+    ):
+        processor = Processor(
+            MediaStore(database, Outbox(database, relay)),
+            Storage(settings),
+            renderers,
+            # While one is rendered the next is fetched, or the last one stored.
+            at_a_time=2 * settings.renderers,
+        )
+        consumer = Consumer(
+            settings,
+            group="media-worker",
+            subscriptions=[Subscription(topics.MEDIA_UPLOADED, MediaUploaded, processor.process)],
+        )
+        await serve(settings, [], [Worker("consumer", consumer.run), Worker("relay", relay.run)])
+
+
+run(main)

@@ -1,0 +1,68 @@
+"""What the worker does with an uploaded photo."""
+
+import asyncio
+
+from photomesh.media.v1.events_pb2 import MediaUploaded
+
+from services.common import logs
+from services.media.pipeline.outputs import Failure, Rendition, Unprocessable
+from services.media.pipeline.renderers import Renderers
+from services.media.storage import OriginalChanged, Storage
+from services.media.store import Media, MediaStore
+
+_log = logs.logger(__name__)
+
+
+class Processor:
+    """Renders photos and stores their variants.
+
+    Everything may happen again after a crash at any moment: the same original gives the same
+    variants under the same keys, and only one run's end is told.
+    """
+
+    def __init__(
+        self, store: MediaStore, storage: Storage, renderers: Renderers, *, at_a_time: int
+    ) -> None:
+        """Takes how many photos are in memory at a time, those being fetched or stored too."""
+        self._store = store
+        self._storage = storage
+        self._renderers = renderers
+        self._room = asyncio.Semaphore(at_a_time)
+
+    async def process(self, event: MediaUploaded) -> None:
+        """Brings a media item to its end, READY or FAILED; nothing if it is there already.
+
+        Raises:
+            Unavailable: a part is away; nothing is wrong with the photo.
+        """
+        async with self._room:
+            media = await self._store.begin(event.media_id)
+            if media is None:
+                _log.info("nothing to process", media_id=event.media_id)
+                return
+            try:
+                rendition = await self._render(media)
+            except Unprocessable as error:
+                # An outcome, not a dead letter: it is the file that is wrong, not the message.
+                await self._store.mark_failed(media, error.failure)
+                _log.info("failed", media_id=media.media_id, failure=error.failure)
+                return
+            await asyncio.gather(
+                *(
+                    self._storage.put_variant(media.media_id, media.owner_id, variant, content)
+                    for variant, content in rendition.files
+                )
+            )
+            # Only now that every variant is there may anybody learn of them.
+            await self._store.mark_ready(media, rendition)
+            _log.info("ready", media_id=media.media_id)
+
+    async def _render(self, media: Media) -> Rendition:
+        assert media.etag is not None  # noqa: S101 -- It is set from UPLOADED on.
+        try:
+            original = await self._storage.read_original(media.media_id, media.owner_id, media.etag)
+        except OriginalChanged:
+            # The client sent another file after this one was checked. Were it rendered, two runs
+            # could store variants of different photos under the same, cached, keys.
+            raise Unprocessable(Failure.CORRUPT) from None
+        return await self._renderers.render(original)
