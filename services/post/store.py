@@ -56,14 +56,11 @@ _POSTS = f"""
 """
 
 # A media item has its owner's shard, and so has each post of it. Answered by post_media_awaited.
-_POSTS_AWAITING = f"""
-    {_COLUMNS}
-     WHERE shard = %(shard)s AND state = 'PROCESSING'
-       AND post_id IN (
-               SELECT post_id FROM post_media
-                WHERE shard = %(shard)s AND media_id = %(media_id)s AND snapshot IS NULL
-           )
-"""  # noqa: S608 -- Both parts are constants.
+_AWAITING = """
+    SELECT post_id
+      FROM post_media
+     WHERE shard = %(shard)s AND media_id = %(media_id)s AND snapshot IS NULL
+"""
 
 # Puts the posts off while it takes them: replicas share the work, and posts that wait for long
 # do not keep the sweep from those behind them. Answered by posts_unsettled.
@@ -209,6 +206,8 @@ class PostStore:
     async def posts(self, post_ids: Sequence[int]) -> dict[int, Post]:
         """Returns those of the posts that exist, in any state, by their ids."""
         wanted = sorted(set(post_ids))
+        if not wanted:
+            return {}
         found = await self._posts(
             _POSTS, {"shards": [shard_of(post_id) for post_id in wanted], "post_ids": wanted}
         )
@@ -216,9 +215,12 @@ class PostStore:
 
     async def posts_awaiting(self, media_id: int) -> list[Post]:
         """Returns the posts that are PROCESSING and show a media item."""
-        return await self._posts(
-            _POSTS_AWAITING, {"shard": shard_of(media_id), "media_id": media_id}
-        )
+        async with self._database.connection() as connection:
+            cursor = connection.cursor(row_factory=scalar_row)
+            await cursor.execute(_AWAITING, {"shard": shard_of(media_id), "media_id": media_id})
+            post_ids: list[int] = await cursor.fetchall()
+        posts = await self.posts(post_ids)
+        return [post for post in posts.values() if post.state is State.PROCESSING]
 
     async def take_unsettled(self, limit: int) -> list[Post]:
         """Returns up to `limit` posts that have been PROCESSING for over 10 s.
@@ -229,7 +231,7 @@ class PostStore:
             cursor = connection.cursor(row_factory=scalar_row)
             await cursor.execute(_TAKE_UNSETTLED, {"settle_after": _NEXT_SETTLE, "limit": limit})
             post_ids: list[int] = await cursor.fetchall()
-        return list((await self.posts(post_ids)).values()) if post_ids else []
+        return list((await self.posts(post_ids)).values())
 
     async def publish(self, post: Post, media: Sequence[StoredMedia]) -> bool:
         """Makes a post PUBLISHED with its media; False: it was not PROCESSING any more."""
