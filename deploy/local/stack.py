@@ -31,7 +31,10 @@ from deploy.local.table import (
     superuser_url,
 )
 
-_POLL_SECONDS = 0.03
+# Asked often at first, then every tenth of the time waited: a dozen processes that are asked all
+# the time would take the processor from those that start.
+_POLL_SHARE = 0.1
+_POLL_SECONDS = (0.01, 0.15)
 _LOG_LIMIT_BYTES = 50 * 2**20
 _TAIL_LINES = 20
 
@@ -370,6 +373,8 @@ class Stack:
             report(Progress(process.name, state, time.monotonic() - began, detail))
 
         self._write_config(process)
+        if cancelled.is_set():
+            raise _Cancelled
         digest = self._digest(process)
         if process.ready is None:
             marker = self._marker(process)
@@ -470,14 +475,14 @@ class Stack:
         marker.unlink(missing_ok=True)
         self._spawn(process, digest)
         child = self._children[process.name]
-        deadline = time.monotonic() + timeout
+        began = time.monotonic()
         while (code := child.poll()) is None:
-            if cancelled.is_set() or time.monotonic() > deadline:
+            if cancelled.is_set() or time.monotonic() > began + timeout:
                 self.kill(process.name)
                 if cancelled.is_set():
                     raise _Cancelled
                 raise self._late(process, timeout, "it has not ended")
-            time.sleep(_POLL_SECONDS)
+            _pause(began)
         died = self._died(process, code)
         self._forget(process.name)
         if code:
@@ -487,7 +492,7 @@ class Stack:
     def _await_ready(self, process: Process, timeout: float, cancelled: threading.Event) -> None:
         if process.ready is None:
             return
-        deadline = time.monotonic() + timeout
+        began = time.monotonic()
         while True:
             if cancelled.is_set():
                 raise _Cancelled
@@ -500,9 +505,9 @@ class Stack:
                 self._raise_if_dead(process)
                 return
             self._raise_if_dead(process)
-            if time.monotonic() > deadline:
+            if time.monotonic() > began + timeout:
                 raise self._late(process, timeout, reason)
-            time.sleep(_POLL_SECONDS)
+            _pause(began)
 
     def _raise_if_dead(self, process: Process) -> None:
         child = self._children.get(process.name)
@@ -595,7 +600,7 @@ class Stack:
             known.unlink(missing_ok=True)
             try:
                 text = config.render()
-            except (ImportError, ValueError, OSError) as error:
+            except (ValueError, OSError) as error:
                 raise StackError(
                     f"{config.path.name} of {process.name} cannot be written: {error}"
                 ) from error
@@ -699,6 +704,12 @@ class Stack:
             error = future.exception()
             if error is not None and not isinstance(error, _Cancelled):
                 raise error
+
+
+def _pause(began: float) -> None:
+    shortest, longest = _POLL_SECONDS
+    waited = time.monotonic() - began
+    time.sleep(min(longest, max(shortest, waited * _POLL_SHARE)))
 
 
 def _digest(text: str, *paths: Path) -> str:

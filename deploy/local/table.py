@@ -5,7 +5,9 @@ Developing, tests and load all start the mesh from here and nowhere else.
 
 import importlib.util
 import json
+import os
 import signal
+import subprocess
 import sys
 import sysconfig
 from collections.abc import Callable, Mapping
@@ -477,102 +479,78 @@ def _reflection(layout: Layout, ports: Ports) -> Process:
 
 
 def _gateway(layout: Layout, ports: Ports) -> Process:
-    config = ConfigFile(
-        layout.etc / "gateway.json",
-        lambda: _gateway_config(layout, ports),
-        inputs=(ROOT / "gateway", ROOT / "gen/photomesh.binpb"),
-        settings=repr((layout, ports)),
-    )
+    settings = {
+        **_addresses(ports),
+        "PHOTOMESH_GATEWAY_HTTP_PORT": str(ports.gateway_http),
+        "PHOTOMESH_GATEWAY_HTTPS_PORT": str(ports.gateway_https),
+        "PHOTOMESH_GATEWAY_ADMIN_PORT": str(ports.gateway_admin),
+        "PHOTOMESH_DESCRIPTORS": str(ROOT / "gen/photomesh.binpb"),
+        "PHOTOMESH_JWKS_FILE": str(layout.pki / "jwks.json"),
+        "PHOTOMESH_PUBLIC_CERTIFICATE": str(layout.pki / "public/cert.pem"),
+        "PHOTOMESH_PUBLIC_KEY": str(layout.pki / "public/key.pem"),
+        "PHOTOMESH_TLS_DIR": str(layout.pki / "gateway"),
+        "PHOTOMESH_PEER_REFLECTION": f"127.0.0.1:{ports.reflection}",
+    }
     return _envoy(
         "gateway",
-        config,
+        layout,
+        settings,
         {
             "HTTP": ports.gateway_http,
             "HTTPS": ports.gateway_https,
             "Envoy admin": ports.gateway_admin,
         },
         HttpReady(ports.gateway_admin, "/ready"),
-        sources=(layout.pki / "gateway", layout.pki / "public", layout.pki / "jwks.json"),
-    )
-
-
-def _gateway_config(layout: Layout, ports: Ports) -> str:
-    # Imported here: Envoy's types take half a second, and are seldom needed.
-    from gateway.envoy import GatewaySettings, Peer, build
-
-    def peer(identity: str, port: int) -> Peer:
-        return Peer("127.0.0.1", port, identity)
-
-    return build(
-        GatewaySettings(
-            http_port=ports.gateway_http,
-            https_port=ports.gateway_https,
-            admin_port=ports.gateway_admin,
-            descriptors=ROOT / "gen/photomesh.binpb",
-            jwks=layout.pki / "jwks.json",
-            public_certificate=layout.pki / "public/cert.pem",
-            public_key=layout.pki / "public/key.pem",
-            identity=layout.pki / "gateway",
-            services={
-                "photomesh.account.v1.AccountService": peer("account", ports.account),
-                "photomesh.media.v1.MediaService": peer("media", ports.media),
-                "photomesh.post.v1.PostService": peer("post", ports.post),
-                "photomesh.graph.v1.GraphService": peer("graph", ports.graph),
-                "photomesh.feed.v1.FeedService": peer("feed", ports.feed),
-            },
-            reflection=peer("reflection", ports.reflection),
-        )
+        reads=(
+            ROOT / "gen/photomesh.binpb",
+            layout.pki / "gateway",
+            layout.pki / "public",
+            layout.pki / "jwks.json",
+        ),
     )
 
 
 def _edge(layout: Layout, ports: Ports, credentials: Credentials) -> Process:
-    config = ConfigFile(
-        layout.etc / "edge.json",
-        lambda: _edge_config(layout, ports, credentials),
-        inputs=(ROOT / "gateway", layout.pki / "cdn.key", layout.pki / "credentials.json"),
-        settings=repr((layout, ports)),
-    )
+    cache = layout.data / "edge"
+    settings = {
+        "PHOTOMESH_EDGE_PORT": str(ports.edge),
+        "PHOTOMESH_EDGE_ADMIN_PORT": str(ports.edge_admin),
+        "PHOTOMESH_EDGE_CACHE_DIR": str(cache),
+        "PHOTOMESH_S3_HOST": "127.0.0.1",
+        "PHOTOMESH_S3_PORT": str(ports.s3),
+        "PHOTOMESH_S3_REGION": REGION,
+        "PHOTOMESH_MEDIA_BUCKET": MEDIA_BUCKET,
+        "PHOTOMESH_S3_ACCESS_KEY": credentials.s3_edge.access_key,
+        "PHOTOMESH_S3_SECRET_KEY": credentials.s3_edge.secret_key,
+        "PHOTOMESH_CDN_KEY_FILE": str(layout.pki / "cdn.key"),
+    }
     return _envoy(
         "edge",
-        config,
+        layout,
+        settings,
         {"HTTP": ports.edge, "Envoy admin": ports.edge_admin},
         HttpReady(ports.edge_admin, "/ready"),
-        folder=_edge_cache(layout),
-    )
-
-
-def _edge_cache(layout: Layout) -> Path:
-    return layout.data / "edge"
-
-
-def _edge_config(layout: Layout, ports: Ports, credentials: Credentials) -> str:
-    from gateway.edge import EdgeSettings, build
-
-    return build(
-        EdgeSettings(
-            port=ports.edge,
-            admin_port=ports.edge_admin,
-            s3_host="127.0.0.1",
-            s3_port=ports.s3,
-            bucket=MEDIA_BUCKET,
-            access_key=credentials.s3_edge.access_key,
-            secret_key=credentials.s3_edge.secret_key,
-            region=REGION,
-            token_secret=bytes.fromhex((layout.pki / "cdn.key").read_text()),
-            cache_folder=_edge_cache(layout),
-        )
+        reads=(layout.pki / "cdn.key",),
+        folder=cache,
     )
 
 
 def _envoy(
     name: str,
-    config: ConfigFile,
+    layout: Layout,
+    settings: Mapping[str, str],
     ports: Mapping[str, int],
     ready: Readiness,
     *,
-    sources: tuple[Path, ...] = (),
+    reads: tuple[Path, ...],
     folder: Path | None = None,
 ) -> Process:
+    config = ConfigFile(
+        layout.etc / f"{name}.json",
+        lambda: _envoy_config(name, settings),
+        inputs=(ROOT / "gateway", *reads),
+        settings=json.dumps(settings),
+    )
     return Process(
         name=name,
         command=(
@@ -590,9 +568,24 @@ def _envoy(
         ready=ready,
         config=(config,),
         folder=folder,
-        sources=sources,
+        sources=reads,
         front_door=True,
     )
+
+
+def _envoy_config(name: str, settings: Mapping[str, str]) -> str:
+    # As a program of its own, for Envoy's types take more than a second to import.
+    printed = subprocess.run(
+        _python("gateway", name),
+        env={"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'gen'}", **settings},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if printed.returncode:
+        raise ValueError(printed.stderr.strip())
+    return printed.stdout
 
 
 def _python(module: str, *arguments: str) -> tuple[str, ...]:
