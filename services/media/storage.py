@@ -75,7 +75,7 @@ class Storage:
         self._originals = settings.originals_bucket
         self._variants = settings.media_bucket
         self._threads = ThreadPoolExecutor(_AT_A_TIME, thread_name_prefix="s3")
-        self._s3: "S3Client" = boto3.client(
+        self._s3: S3Client = boto3.client(
             "s3",
             endpoint_url=settings.s3_endpoint,
             region_name=settings.s3_region,
