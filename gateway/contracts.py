@@ -29,8 +29,9 @@ class PublicMethod:
     # Whether it answers with a stream.
     streams: bool
     # The message that is the REST request's whole body, empty if none is. `name` is its full name,
-    # `fields` are its fields, each under both of its names: `many` says whether it is a list, and
-    # one that holds messages has their `name` and `fields` too. True: not known.
+    # `fields` are its fields, each under both of its names: what it is `called` in the contract,
+    # whether it is a list (`many`), and the `name` and `fields` of messages that it holds. True:
+    # nothing is known of what it holds.
     body: Mapping[str, object]
 
     @property
@@ -143,15 +144,15 @@ class _Messages:
     def _held(
         self, field: descriptor_pb2.FieldDescriptorProto, within: frozenset[str]
     ) -> dict[str, object] | bool:
-        many: dict[str, object] = {"many": field.label == field.LABEL_REPEATED}
+        plain = {"called": field.name, "many": field.label == field.LABEL_REPEATED}
         if field.type != field.TYPE_MESSAGE:
-            return many
+            return plain
         name = field.type_name
         # Google's own types have JSON forms of their own, a map has any keys, and a message within
         # itself has no end.
         if name.startswith(".google.protobuf.") or name in within or self._is_map(name):
             return True
-        return many | self.describe(name, within)
+        return plain | self.describe(name, within)
 
     def _is_map(self, name: str) -> bool:
         return self._by_name[name].options.map_entry

@@ -72,26 +72,36 @@ local function read_items(text, at, close, read_item)
   end
 end
 
+local function below(path, name)
+  return path == "" and name or path .. "." .. name
+end
+
 -- Returns the position behind the value that begins at `at`, which is what `field` says: a table
--- with `many`, and for messages `name` and `fields`; `true` where nothing is known.
+-- with `called` and `many`, and for messages `name` and `fields`; `true` where nothing is known.
 function read_value(text, at, field, path, depth)
   if depth > DEEPEST then
     refuse("The body is nested too deep.")
   end
   local known = type(field) == "table"
   local first = text:sub(at, at)
+  if known and field.many and first ~= "[" and not text:find("^null", at) then
+    refuse(path .. ": must be a list")
+  end
   if first == "{" then
     if known and not field.fields then
       refuse(path .. ": must be no object")
     end
     return read_items(text, at, "}", function(start)
       local name, stop = read_string(text, start)
-      local inner_path = path == "" and name or path .. "." .. name
+      local inner_path = below(path, name)
       local inner = true
       if known then
         inner = field.fields[name]
         if inner == nil then
           refuse('Could not find field "' .. inner_path .. '" in the type "' .. field.name .. '".')
+        end
+        if inner ~= true then
+          inner_path = below(path, inner.called)
         end
       end
       stop = skip_space(text, stop)
@@ -204,7 +214,6 @@ end
 local NAMING = {
   '^Could not find field \\"(.-)\\" in the type ',
   "^([%w_.%[%]]+): ",
-  " for type ([%w_]+)$",
 }
 
 function envoy_on_response(handle)
@@ -217,7 +226,9 @@ function envoy_on_response(handle)
   if not body then
     return
   end
+  -- The index that Envoy gives in a list is not the item's.
   local text = body:getBytes(0, body:length())
+    :gsub('("message":"[%w_.]+)%[%d+%](: invalid value )', "%1%2", 1)
   local message = text:match('"message":"(.*)"')
   for _, naming in ipairs(NAMING) do
     local field = message and message:match(naming)
