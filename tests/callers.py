@@ -1,0 +1,40 @@
+"""Calling a service of the mesh directly, with the identity of one that may."""
+
+from dataclasses import dataclass
+
+import grpc
+from google.rpc import error_details_pb2
+from grpc_status.rpc_status import from_call
+
+from deploy.local.stack import Stack
+from services.common import client
+from services.common.context import USER_ID
+
+
+def channel_to(stack: Stack, service: str, *, identity: str) -> grpc.aio.Channel:
+    """Returns a channel to a service of the stack."""
+    address = f"127.0.0.1:{getattr(stack.ports, service)}"
+    return client.channel(service, address, stack.layout.pki / identity)
+
+
+def as_user(user_id: int) -> tuple[tuple[str, str], ...]:
+    """Returns the metadata by which the gateway tells who is signed in."""
+    return ((USER_ID, str(user_id)),)
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """What an error says."""
+
+    code: grpc.StatusCode
+    reason: str
+    # The fields that something is wrong with.
+    fields: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, error: grpc.aio.AioRpcError) -> "Refusal":
+        info, bad = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest()
+        for detail in from_call(error).details:
+            detail.Unpack(info) or detail.Unpack(bad)
+        fields = tuple(violation.field for violation in bad.field_violations)
+        return cls(error.code(), info.reason, fields)
