@@ -37,7 +37,8 @@ _UNPRIVILEGED = ("postgres", "nobody")
 # linux/capability.h and linux/prctl.h
 _CAP_DAC_OVERRIDE = 1
 _CAPABILITY_VERSION_3 = 0x20080522
-_PR_SET_KEEPCAPS = 8
+_PR_SET_SECUREBITS = 28
+_SECBIT_NO_SETUID_FIXUP = 1 << 2
 _PR_CAP_AMBIENT = 47
 _PR_CAP_AMBIENT_RAISE = 2
 
@@ -167,7 +168,9 @@ def _give_up_root(user: pwd.struct_passwd) -> None:
 
 
 def _keep_right_to_pass() -> None:
-    _prctl(_PR_SET_KEEPCAPS, 1)
+    # Changing the user then takes no rights away, nor does access(2) disregard them, by which
+    # PostgreSQL looks for its own programs.
+    _prctl(_PR_SET_SECUREBITS, _SECBIT_NO_SETUID_FIXUP)
 
 
 def _raise_right_to_pass() -> None:
@@ -175,10 +178,7 @@ def _raise_right_to_pass() -> None:
     header = _CapabilityHeader(_CAPABILITY_VERSION_3, 0)
     sets = (_CapabilitySets * 2)(_CapabilitySets(wanted, wanted, wanted))
     if ctypes.CDLL(None, use_errno=True).capset(ctypes.byref(header), sets) != 0:
-        _fail(
-            "PostgreSQL does not run as root, and its user may not enter the folder of this "
-            "clone: put the clone where every user may pass, or run as an ordinary user"
-        )
+        _fail_unreachable()
     _prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE, _CAP_DAC_OVERRIDE)
 
 
@@ -186,8 +186,14 @@ def _prctl(option: int, *arguments: int) -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     words = [ctypes.c_ulong(word) for word in (*arguments, 0, 0, 0, 0)[:4]]
     if libc.prctl(option, *words) != 0:
-        number = ctypes.get_errno()
-        raise OSError(number, f"prctl({option}): {os.strerror(number)}")
+        _fail_unreachable()
+
+
+def _fail_unreachable() -> NoReturn:
+    _fail(
+        "PostgreSQL does not run as root, and its user may not enter the folder of this clone: "
+        "put the clone where every user may pass, or run as an ordinary user"
+    )
 
 
 def _fail(reason: str) -> NoReturn:
