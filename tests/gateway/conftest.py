@@ -14,6 +14,13 @@ from deploy.local.ports import free_ports
 from deploy.local.stack import Stack
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    # Envoy's types were generated for an older pydantic, and say so a hundred times.
+    config.addinivalue_line(
+        "filterwarnings", "ignore::pydantic.warnings.PydanticDeprecatedSince212"
+    )
+
+
 @pytest.fixture(scope="session")
 def lonely(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """A stack of which only the gateway runs: whatever it lets through ends in UNAVAILABLE."""

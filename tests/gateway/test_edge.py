@@ -1,0 +1,277 @@
+"""The CDN edge in front of a real S3: who may see what, and how often S3 is asked."""
+
+import itertools
+import os
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import boto3
+import httpx
+import jwt
+import pytest
+
+from deploy.local.ports import free_ports
+from deploy.local.stack import Stack
+from services.common.cdn import EdgeSigner
+from services.common.config import CdnSettings
+from tests.gateway.refusals import Refusal
+
+BUCKET = "photomesh-media"
+_numbers = itertools.count(int(time.time() * 1000))
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory):
+    """An edge and a store of their own, because one test ends the store."""
+    with Stack(tmp_path_factory.mktemp("edge"), ports=free_ports(), ephemeral=True) as stack:
+        stack.up(["provision-storage", "edge"])
+        yield stack
+
+
+@pytest.fixture(scope="module")
+def edge(running):
+    with httpx.Client(base_url=f"http://127.0.0.1:{running.ports.edge}") as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def s3(running):
+    keys = running.credentials.s3_media
+    return boto3.client(
+        "s3",
+        endpoint_url=running.s3_endpoint,
+        aws_access_key_id=keys.access_key,
+        aws_secret_access_key=keys.secret_key,
+        region_name="us-east-1",
+    )
+
+
+@pytest.fixture(scope="module")
+def sign(running):
+    """Makes tokens as the signer does, or otherwise."""
+    secret = bytes.fromhex((running.layout.pki / "cdn.key").read_text())
+
+    def sign(prefix, *, seconds=60, secret=secret, algorithm="HS256", **claims):
+        said = {"p": prefix, "exp": int(time.time()) + seconds} | claims
+        said = {name: value for name, value in said.items() if value is not None}
+        return jwt.encode(said, secret, algorithm=algorithm)
+
+    return sign
+
+
+@dataclass(frozen=True)
+class Picture:
+    prefix: str
+    path: str
+    content: bytes
+    etag: str
+
+
+@pytest.fixture
+def picture(s3):
+    """A picture that nobody has asked for yet."""
+    prefix = f"2026/11/21/7/{next(_numbers)}/"
+    content = os.urandom(150_000)
+    stored = s3.put_object(
+        Bucket=BUCKET, Key=f"{prefix}w600.jpg", Body=content, ContentType="image/jpeg"
+    )
+    return Picture(f"/media/{prefix}", f"/media/{prefix}w600.jpg", content, stored["ETag"])
+
+
+@pytest.fixture
+def origin_requests(running):
+    """Counts what was asked of S3 since the test began."""
+
+    def total() -> int:
+        url = f"http://127.0.0.1:{running.ports.edge_admin}/stats"
+        text = httpx.get(url, params={"filter": "^cluster.s3.upstream_rq_total$"}).text
+        return int(text.rpartition(":")[2])
+
+    before = total()
+    return lambda: total() - before
+
+
+def get(edge, path, token=None, **headers):
+    return edge.get(path, params={"token": token} if token else None, headers=headers)
+
+
+def test_urls_of_the_signer_show_the_picture(running, edge, picture):
+    settings = CdnSettings(cdn_url=str(edge.base_url), cdn_key_file=running.layout.pki / "cdn.key")
+    url = EdgeSigner(settings).sign(picture.prefix.removeprefix("/media/")).url("w600.jpg")
+    answer = httpx.get(url)
+    assert answer.status_code == 200
+    assert answer.content == picture.content
+    assert answer.headers["etag"] == picture.etag
+
+
+def test_an_answer_says_what_a_browser_needs_and_nothing_of_the_store(edge, picture, sign):
+    for _ in range(2):
+        headers = get(edge, picture.path, sign(picture.prefix)).headers
+        assert headers["content-type"] == "image/jpeg"
+        assert headers["cache-control"] == "public, max-age=31536000, immutable"
+        assert headers["accept-ranges"] == "bytes"
+        assert headers["x-content-type-options"] == "nosniff"
+        assert headers["access-control-allow-origin"] == "*"
+        assert "vary" not in headers
+        assert not [name for name in headers if "amz" in name or "seaweed" in name]
+        assert headers["server"] == "photomesh"
+
+
+def test_s3_is_asked_once_for_all_viewers(edge, picture, sign, origin_requests):
+    tokens = [sign(picture.prefix, seconds=60 + number) for number in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda token: get(edge, picture.path, token), tokens))
+    answers.append(edge.get(picture.path, params={"token": tokens[0], "other": "1"}))
+    answers.append(get(edge, picture.path, tokens[0], **{"cache-control": "no-cache"}))
+    assert all(answer.content == picture.content for answer in answers)
+    assert origin_requests() == 1
+
+
+@pytest.mark.parametrize("warm", [True, False], ids=["cached", "not cached"])
+def test_parts_of_a_picture(edge, picture, sign, warm):
+    token = sign(picture.prefix)
+    if warm:
+        get(edge, picture.path, token)
+    part = get(edge, picture.path, token, range="bytes=10-19")
+    assert (part.status_code, part.content) == (206, picture.content[10:20])
+    assert part.headers["content-range"] == "bytes 10-19/150000"
+    end = get(edge, picture.path, token, range="bytes=-5")
+    assert (end.status_code, end.content) == (206, picture.content[-5:])
+    assert get(edge, picture.path, token, range="bytes=150000-").status_code == 416
+
+
+def test_the_head_of_a_picture(edge, picture, sign):
+    token = sign(picture.prefix)
+    for _ in range(2):
+        answer = edge.head(picture.path, params={"token": token})
+        assert answer.status_code == 200
+        assert answer.headers["content-length"] == "150000"
+        assert answer.headers["etag"] == picture.etag
+        get(edge, picture.path, token)
+
+
+def test_a_picture_that_the_viewer_has_is_not_sent_again(edge, picture, sign):
+    answer = get(edge, picture.path, sign(picture.prefix), **{"if-none-match": picture.etag})
+    assert (answer.status_code, answer.content) == (304, b"")
+
+
+def test_without_a_token_nothing_is_shown(edge, picture):
+    assert Refusal.of(get(edge, picture.path)) == Refusal(401, 16, "TOKEN_MISSING", {})
+    bearer = get(edge, picture.path, authorization="Bearer abc")
+    assert Refusal.of(bearer).reason == "TOKEN_MISSING"
+
+
+def test_a_bad_token_shows_nothing_even_of_what_is_cached(edge, picture, sign):
+    get(edge, picture.path, sign(picture.prefix))
+    bad = {
+        "abc": "TOKEN_INVALID",
+        sign(picture.prefix, seconds=-60): "TOKEN_EXPIRED",
+        sign(picture.prefix, exp=None): "TOKEN_INVALID",
+        sign(picture.prefix, secret=b"x" * 32): "TOKEN_INVALID",
+        sign(picture.prefix, secret=None, algorithm="none"): "TOKEN_INVALID",
+    }
+    for token, reason in bad.items():
+        answer = get(edge, picture.path, token)
+        assert Refusal.of(answer) == Refusal(401, 16, reason, {})
+        assert token not in answer.headers["www-authenticate"]
+
+
+def test_a_token_opens_only_what_lies_below_its_prefix(edge, picture, sign):
+    folder = picture.prefix
+    parent = folder[:-1].rpartition("/")[0]
+    for prefix in (
+        f"{parent}/1/",
+        # Also a prefix of the text, but of no folder.
+        folder[:-1],
+        folder[:-2],
+        "/",
+        "",
+        "/photomesh-media/",
+        5,
+        [folder],
+        None,
+    ):
+        answer = get(edge, picture.path, sign(prefix))
+        assert Refusal.of(answer) == Refusal(403, 7, "TOKEN_INVALID", {}), prefix
+
+
+@pytest.mark.parametrize(
+    "way",
+    ["../{other}", "%2e%2e/{other}", ".%2E/{other}", "x/../../{other}", "./../{other}",
+     "..%2f{other}", "%2e%2e%2f{other}", "..\\{other}", "..%5c{other}", "%252e%252e/{other}",
+     "/../{other}", "..;/{other}", "x/..%00/../../{other}"],
+)  # fmt: skip
+def test_no_way_leads_out_of_the_prefix(running, edge, picture, sign, s3, way):
+    secret = f"2026/11/21/7/{next(_numbers)}/w600.jpg"
+    s3.put_object(Bucket=BUCKET, Key=secret, Body=b"secret")
+    other = "/".join(secret.split("/")[-2:])
+    path = picture.prefix + way.format(other=other)
+    # Written by hand: a client would tidy the path up.
+    answer = raw_get(running.ports.edge, f"{path}?token={sign(picture.prefix)}")
+    assert answer.status_code in (400, 403, 404)
+    assert b"secret" not in answer.content
+    Refusal.of(answer)
+
+
+def raw_get(port: int, target: str) -> httpx.Response:
+    request = httpx.Request(
+        "GET",
+        f"http://127.0.0.1:{port}",
+        extensions={"target": target.encode()},
+    )
+    with httpx.Client() as client:
+        return client.send(request)
+
+
+def test_tidied_paths_stay_inside(running, picture, sign):
+    token = sign(picture.prefix)
+    for path in (f"{picture.prefix}x/../w600.jpg", picture.path.replace("/7/", "//7/")):
+        assert raw_get(running.ports.edge, f"{path}?token={token}").content == picture.content
+
+
+def test_what_is_not_there_is_not_found_until_it_is(edge, picture, sign, s3):
+    token = sign(picture.prefix)
+    path = f"{picture.prefix}later.jpg"
+    assert Refusal.of(get(edge, path, token)) == Refusal(404, 5, "MEDIA_UNKNOWN", {})
+    assert edge.head(path, params={"token": token}).status_code == 404
+    key = path.removeprefix("/media/")
+    s3.put_object(Bucket=BUCKET, Key=key, Body=b"now", ContentType="image/jpeg")
+    assert get(edge, path, token).content == b"now"
+
+
+def test_folders_are_not_shown(edge, picture, sign):
+    answer = edge.get(picture.prefix, params={"token": sign(picture.prefix), "list-type": "2"})
+    assert Refusal.of(answer).status == 404
+
+
+def test_originals_are_out_of_reach(edge, sign):
+    for path in ("/photomesh-originals/x", "/media/../photomesh-originals/x"):
+        answer = raw_get(edge.base_url.port, f"{path}?token={sign('/')}")
+        assert Refusal.of(answer) == Refusal(404, 5, "ROUTE_UNKNOWN", {})
+
+
+@pytest.mark.parametrize("verb", ["POST", "PUT", "DELETE", "PATCH"])
+def test_nothing_can_be_changed(edge, picture, sign, verb):
+    answer = edge.request(verb, picture.path, params={"token": sign(picture.prefix)})
+    assert Refusal.of(answer) == Refusal(404, 5, "ROUTE_UNKNOWN", {})
+
+
+def test_pages_of_other_origins_may_read_pictures(edge, picture):
+    answer = edge.options(
+        picture.path,
+        headers={"origin": "https://example.com", "access-control-request-method": "GET"},
+    )
+    assert answer.status_code == 204
+    assert answer.headers["access-control-allow-origin"] == "*"
+    assert answer.headers["access-control-allow-methods"] == "GET, HEAD"
+
+
+def test_what_is_cached_outlives_the_store_and_the_edge(running, edge, picture, sign):
+    token = sign(picture.prefix)
+    get(edge, picture.path, token)
+    running.restart("edge")
+    running.kill("s3")
+    assert get(edge, picture.path, token).content == picture.content
+    away = get(edge, f"{picture.prefix}other.jpg", token)
+    assert Refusal.of(away) == Refusal(503, 14, "UNAVAILABLE", {})
