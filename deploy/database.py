@@ -1,8 +1,9 @@
 """Makes the database of the services, and migrates the schema of each."""
 
+import hashlib
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import quote, urlsplit, urlunsplit
@@ -145,20 +146,43 @@ def _make_schemas(own: psycopg.Connection, passwords: Mapping[str, str]) -> None
 
 
 class _Backend(PostgresqlPsycopgBackend):  # type: ignore[misc]
-    """Applies and records a migration in one transaction.
+    """Applies and records a migration in one transaction, and remembers its text.
 
     yoyo records it in a second one: a process killed between the two would apply the migration
-    again.
+    again. Nor does it notice that a migration was edited after it was applied.
     """
 
     def apply_one(self, migration: Migration, force: bool = False, mark: bool = True) -> None:
         migration.load()
         if not migration.use_transactions:
             super().apply_one(migration, force, mark)
+            self._remember(migration)
             return
         with self.transaction():
             migration.process_steps(self, "apply", force=force)
             self.mark_one(migration, log=False)
+            self._remember(migration)
+
+    def edited(self, migrations: Iterable[Migration]) -> list[str]:
+        """The migrations whose text is not what was applied."""
+        self.connection.execute(
+            "CREATE TABLE IF NOT EXISTS schema_texts (migration_id text PRIMARY KEY, sha256 text)"
+        )
+        applied = dict(self.connection.execute("SELECT migration_id, sha256 FROM schema_texts"))
+        return [
+            migration.id
+            for migration in migrations
+            if applied.get(migration.id, _digest(migration)) != _digest(migration)
+        ]
+
+    def _remember(self, migration: Migration) -> None:
+        self.connection.execute(
+            "INSERT INTO schema_texts VALUES (%s, %s)", [migration.id, _digest(migration)]
+        )
+
+
+def _digest(migration: Migration) -> str:
+    return hashlib.sha256(Path(migration.path).read_bytes()).hexdigest()
 
 
 def _migrate(url: str, role: str, folder: Path) -> None:
@@ -171,7 +195,13 @@ def _migrate(url: str, role: str, folder: Path) -> None:
         backend.create_lock_table()
         # We hold the lock that counts, so this one can only be left from a killed process.
         backend.break_lock()
-        for migration in backend.to_apply(read_migrations(str(folder))):
+        migrations = read_migrations(str(folder))
+        if edited := backend.edited(migrations):
+            raise MigrationFailed(
+                f"{', '.join(edited)} of schema {role} changed after being applied: put the change "
+                "into a new migration (or begin without data: make clean)"
+            )
+        for migration in backend.to_apply(migrations):
             try:
                 backend.apply_one(migration)
             except psycopg.Error as error:

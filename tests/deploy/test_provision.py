@@ -140,6 +140,14 @@ def test_a_migration_that_fails_leaves_nothing_and_is_named(place):
     assert place.applied("account") == ["0001.ids", "0001.people", "0002.bad"]
 
 
+def test_a_migration_that_was_edited_after_it_was_applied_is_refused(place):
+    place.provision()
+    place.write("account", {"0001.people.sql": "CREATE TABLE persons ();"})
+
+    with pytest.raises(MigrationFailed, match=r"0001\.people of schema account changed"):
+        place.provision()
+
+
 def test_a_lock_left_by_a_killed_migration_does_not_block_the_next(place):
     place.provision()
     with place.connect("account") as account:
