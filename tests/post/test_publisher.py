@@ -1,0 +1,155 @@
+"""Settling posts: whoever does it, however often, a post is published once."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+
+import pytest
+from photomesh.account.v1.account_internal_service_pb2_grpc import AccountInternalServiceStub
+from photomesh.media.v1.events_pb2 import MediaProcessed
+from photomesh.media.v1.media_internal_service_pb2_grpc import MediaInternalServiceStub
+from photomesh.post.v1 import post_service_pb2 as pb
+from photomesh.post.v1.events_pb2 import PostCreated
+
+from services.common import context
+from services.common.cdn import EdgeSigner
+from services.common.config import CdnSettings, DatabaseSettings, KafkaSettings
+from services.common.database import Database
+from services.common.outbox import Outbox, Relay
+from services.post.presenter import Presenter
+from services.post.publisher import Publisher
+from services.post.service import PostService
+from services.post.store import PostStore, State
+from tests.callers import channel_to
+
+
+class Replica:
+    """One process's store and publisher. No relay runs, so events stay in the database."""
+
+    def __init__(
+        self, database: Database, relay: Relay, media_service: MediaInternalServiceStub
+    ) -> None:
+        self.database = database
+        self.store = PostStore(database, Outbox(database, relay))
+        self.publisher = Publisher(self.store, media_service, sweep_seconds=3600)
+
+    async def events(self) -> list[int]:
+        """Returns the posts that events were stored for."""
+        async with self.database.connection() as connection:
+            cursor = await connection.execute("SELECT topic, key, payload FROM outbox")
+            rows = await cursor.fetchall()
+        events = [(topic, key, PostCreated.FromString(payload)) for topic, key, payload in rows]
+        assert all(
+            topic == "post_created" and key == event.author_id for topic, key, event in events
+        )
+        return sorted(event.post_id for _, _, event in events)
+
+    async def make_due(self) -> None:
+        """Makes the sweep look at every post."""
+        async with self.database.connection() as connection:
+            await connection.execute("UPDATE posts SET settle_time = now() - interval '1 s'")
+
+
+@pytest.fixture
+def settings(database_of: Callable) -> DatabaseSettings:
+    return database_of("post")
+
+
+@pytest.fixture
+async def replicas(
+    settings: DatabaseSettings, kafka: KafkaSettings, media_service: MediaInternalServiceStub
+) -> AsyncIterator[list[Replica]]:
+    relay = Relay(settings, kafka)
+    async with Database(settings) as one, Database(settings) as other:
+        yield [Replica(database, relay, media_service) for database in (one, other)]
+
+
+async def test_a_post_that_is_settled_twenty_times_at_once_is_published_once(replicas, author):
+    media_ids = [await author.photo(seed) for seed in (1, 2)]
+    store = replicas[0].store
+    post = await store.add_post(author.account_id, media_ids, "caption", "")
+    assert post.state is State.PROCESSING
+
+    outcomes = await asyncio.gather(*(replica.publisher.settle(post) for replica in replicas * 10))
+
+    assert {settled.state for settled, _ in outcomes} == {State.PUBLISHED}
+    assert await replicas[0].events() == [post.post_id]
+    published = await store.post(post.post_id)
+    assert [item.media_id for item in published.snapshots] == media_ids
+    assert all(item.variants and item.key_prefix.endswith("/") for item in published.snapshots)
+
+
+async def test_an_event_settles_the_posts_that_wait_for_its_media_and_no_others(replicas, author):
+    ready, pending = await author.photo(), (await author.open_upload(b"x")).media.media_id
+    store, publisher = replicas[0].store, replicas[0].publisher
+    one, other, waiting, third = [
+        await store.add_post(author.account_id, media_ids, "", "")
+        for media_ids in ([ready], [ready], [pending, ready], [pending])
+    ]
+
+    for _ in range(2):
+        await publisher.on_media_processed(
+            MediaProcessed(media_id=ready, owner_id=author.account_id)
+        )
+
+    assert await replicas[0].events() == sorted([one.post_id, other.post_id])
+    left = await store.posts([waiting.post_id, third.post_id])
+    assert {post.state for post in left.values()} == {State.PROCESSING}
+
+
+async def test_sweeps_of_two_replicas_publish_each_forgotten_post_once(replicas, author):
+    ready, pending = await author.photo(), (await author.open_upload(b"x")).media.media_id
+    store = replicas[0].store
+    # More than one batch, with some between them that are still not ready.
+    posts = [
+        await store.add_post(author.account_id, [pending if n % 10 == 0 else ready], "", "")
+        for n in range(120)
+    ]
+    await replicas[0].publisher.sweep()
+    assert await replicas[0].events() == [], "what was just made is left to its maker"
+
+    await replicas[0].make_due()
+    await asyncio.gather(*(replica.publisher.sweep() for replica in replicas))
+
+    forgotten = [post.post_id for post in posts if post.media_ids == (ready,)]
+    assert await replicas[0].events() == sorted(forgotten)
+    assert await store.take_unsettled(100) == [], "what waits on is left alone for a while"
+
+
+async def test_a_post_fails_with_its_media(replicas, author):
+    broken = await author.upload(b"this is no picture")
+    await author.processed(broken)
+    store, publisher = replicas[0].store, replicas[0].publisher
+    post = await store.add_post(author.account_id, [await author.photo(), broken], "", "")
+
+    settled, media = await publisher.settle(post)
+
+    assert settled.state is State.FAILED
+    assert [item.failure != 0 for item in media] == [False, True]
+    assert await replicas[0].events() == []
+
+
+async def test_a_post_is_made_even_if_it_cannot_be_settled_at_once(
+    replicas, author, services, media_service, kafka
+):
+    away = DatabaseSettings(
+        database_url="postgresql://post@127.0.0.1:1/photomesh", database_timeout_seconds=0.2
+    )
+    context.enter(context.CallContext(trace_id="ab" * 16, user_id=author.account_id))
+    cdn = CdnSettings(cdn_url="http://cdn", cdn_key_file=services.layout.pki / "cdn.key")
+    async with (
+        Database(away) as database,
+        channel_to(services, "account", identity="post") as account,
+    ):
+        service = PostService(
+            replicas[0].store,
+            Replica(database, Relay(away, kafka), media_service).publisher,
+            Presenter(AccountInternalServiceStub(account), EdgeSigner(cdn)),
+        )
+        request = pb.CreatePostRequest(media_ids=[await author.photo()], request_id="once")
+        answer = await service.CreatePost(request, None)
+
+    assert answer.post.state == pb.POST_STATE_PROCESSING
+    assert [item.media_id for item in answer.post.media] == list(request.media_ids)
+    await replicas[0].make_due()
+    await replicas[0].publisher.sweep()
+    assert await replicas[0].events() == [answer.post.post_id]
