@@ -1,0 +1,139 @@
+"""What the tests of media share: renderers, a store of the test's own, and people who upload."""
+
+import itertools
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import grpc
+import httpx
+import pytest
+from google.rpc import error_details_pb2
+from grpc_status.rpc_status import from_call
+from photomesh.media.v1 import media_service_pb2 as pb
+from photomesh.media.v1.media_service_pb2_grpc import MediaServiceStub
+
+from services.common import client, context
+from services.common.config import KafkaSettings, StorageSettings
+from services.common.database import Database
+from services.common.ids import EPOCH_MS
+from services.common.outbox import Outbox, Relay
+from services.media.pipeline.renderers import Limits, Renderers
+from services.media.storage import Storage
+from services.media.store import MediaStore
+
+LIMITS = Limits(memory_bytes=2**30, cpu_seconds=30, wall_seconds=60)
+
+_users = itertools.count()
+
+
+def new_user() -> int:
+    """Returns the id of a user that nobody has used before, each on another shard."""
+    number = next(_users)
+    return (int(time.time() * 1000) - EPOCH_MS) << 23 | (number % 8192) << 10 | number % 1024
+
+
+@pytest.fixture(scope="session")
+async def renderers() -> AsyncIterator[Renderers]:
+    async with Renderers(2, LIMITS) as renderers:
+        yield renderers
+
+
+@pytest.fixture(scope="session")
+def storage_settings(infrastructure) -> StorageSettings:
+    keys = infrastructure.credentials.s3_media
+    return StorageSettings(
+        s3_endpoint=infrastructure.s3_endpoint,
+        s3_access_key=keys.access_key,
+        s3_secret_key=keys.secret_key,
+    )
+
+
+@pytest.fixture(scope="session")
+def storage(storage_settings) -> Storage:
+    return Storage(storage_settings)
+
+
+@pytest.fixture
+async def database(database_of: Callable) -> AsyncIterator[Database]:
+    async with Database(database_of("media")) as database:
+        yield database
+
+
+@pytest.fixture
+def store(database, database_of, kafka: KafkaSettings) -> MediaStore:
+    """A store of this test's own. Its relay does not run: what is published stays to be counted."""
+    return MediaStore(database, Outbox(database, Relay(database_of("media"), kafka)))
+
+
+@dataclass(frozen=True)
+class Uploader:
+    """Somebody who calls MediaService as the gateway would for them."""
+
+    stub: MediaServiceStub
+    user_id: int
+
+    async def create(
+        self, file: bytes, content_type: str = "image/jpeg", request_id: str = ""
+    ) -> pb.CreateUploadResponse:
+        request = pb.CreateUploadRequest(
+            content_type=content_type, size_bytes=len(file), request_id=request_id
+        )
+        return await self._call(self.stub.CreateUpload, request)
+
+    async def complete(self, media_id: int) -> pb.Media:
+        request = pb.CompleteUploadRequest(media_id=media_id)
+        return (await self._call(self.stub.CompleteUpload, request)).media
+
+    async def get(self, media_id: int) -> pb.Media:
+        request = pb.GetMediaRequest(media_id=media_id)
+        return (await self._call(self.stub.GetMedia, request)).media
+
+    async def upload(self, file: bytes, content_type: str = "image/jpeg") -> pb.Media:
+        """Opens, sends and completes an upload."""
+        opened = await self.create(file, content_type)
+        assert (await send(opened, file)).is_success
+        return await self.complete(opened.media.media_id)
+
+    def somebody_else(self) -> "Uploader":
+        return replace(self, user_id=new_user())
+
+    async def _call(self, method: Any, request: Any) -> Any:
+        metadata = [(context.USER_ID, str(self.user_id))] if self.user_id else []
+        return await method(request, metadata=metadata, timeout=20)
+
+
+@pytest.fixture(scope="session")
+async def gateway_channel(infrastructure) -> AsyncIterator[grpc.aio.Channel]:
+    """The media service, called with the gateway's identity."""
+    infrastructure.up(["media"])
+    address = f"127.0.0.1:{infrastructure.ports.media}"
+    async with client.channel("media", address, infrastructure.layout.pki / "gateway") as channel:
+        yield channel
+
+
+@pytest.fixture
+def uploader(gateway_channel) -> Uploader:
+    return Uploader(MediaServiceStub(gateway_channel), new_user())
+
+
+async def send(upload: pb.CreateUploadResponse, file: bytes, **changed: str) -> httpx.Response:
+    """POSTs a file with the form that CreateUpload gave, perhaps with fields changed."""
+    async with httpx.AsyncClient(timeout=20) as phone:
+        return await phone.post(
+            upload.upload_url, data={**upload.form_fields, **changed}, files={"file": file}
+        )
+
+
+async def refusal(call: Any) -> str:
+    """Returns the reason why a call is refused."""
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await call
+    status = from_call(refused.value)
+    for detail in status.details:
+        info = error_details_pb2.ErrorInfo()
+        if detail.Unpack(info):
+            assert info.domain == "photomesh"
+            return info.reason
+    raise AssertionError(f"no ErrorInfo in {status}")

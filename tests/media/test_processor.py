@@ -1,0 +1,190 @@
+"""What the worker does with an upload, whatever happens twice, at once, or not at all."""
+
+import asyncio
+import io
+from collections.abc import Awaitable, Callable
+
+import httpx
+import pytest
+from photomesh.media.v1.events_pb2 import MediaProcessed, MediaUploaded
+from photomesh.media.v1.media_service_pb2 import MEDIA_STATE_FAILED, MEDIA_STATE_READY
+from PIL import Image
+from psycopg.rows import scalar_row
+
+from services.common import topics
+from services.common.errors import Unavailable
+from services.media.pipeline.outputs import Failure
+from services.media.storage import Storage, key_prefix
+from services.media.store import Media, MediaStore, State
+from services.media.worker.processor import Processor
+from tests.media.conftest import new_user
+from tests.pictures import photo
+
+PHOTO = photo(300, 200)
+
+
+@pytest.fixture
+def processor(store, storage, renderers) -> Processor:
+    return Processor(store, storage, renderers, at_a_time=4)
+
+
+@pytest.fixture
+def upload(store: MediaStore, storage: Storage) -> Callable[[bytes], Awaitable[Media]]:
+    """Gives media that were uploaded and checked."""
+
+    async def upload(file: bytes) -> Media:
+        media = await store.add(
+            new_user(), request_id=None, size_bytes=len(file), content_type="image/jpeg"
+        )
+        await put_original(storage, media, file)
+        original = await storage.original(media.media_id, media.owner_id)
+        await store.mark_uploaded(media, original.etag)
+        return media
+
+    return upload
+
+
+async def put_original(storage: Storage, media: Media, file: bytes) -> None:
+    form = storage.form(
+        media.media_id, media.owner_id, content_type="image/jpeg", size_bytes=len(file)
+    )
+    async with httpx.AsyncClient() as phone:
+        sent = await phone.post(form.url, data=form.fields, files={"file": file})
+    assert sent.is_success
+
+
+def told(media: Media) -> MediaUploaded:
+    return MediaUploaded(media_id=media.media_id, owner_id=media.owner_id)
+
+
+async def ends(database) -> list[tuple[int, int]]:
+    """Returns each media item that was told to be at its end, and that end."""
+    async with database.connection() as connection:
+        cursor = connection.cursor(row_factory=scalar_row)
+        await cursor.execute(
+            "SELECT payload FROM outbox WHERE topic = %s ORDER BY id",
+            (topics.MEDIA_PROCESSED.name,),
+        )
+        events = [MediaProcessed.FromString(payload) for payload in await cursor.fetchall()]
+    return [(event.media_id, event.state) for event in events]
+
+
+def stored(storage: Storage, media: Media) -> dict[str, dict]:
+    """Returns what lies in the media bucket for a media item, by object name."""
+    prefix = key_prefix(media.media_id, media.owner_id)
+    listed = storage._s3.list_objects_v2(Bucket="photomesh-media", Prefix=prefix)
+    return {
+        each["Key"].removeprefix(prefix): storage._s3.get_object(
+            Bucket="photomesh-media", Key=each["Key"]
+        )
+        for each in listed.get("Contents", [])
+    }
+
+
+async def test_a_photo_becomes_ready_with_every_variant_stored(
+    processor, upload, store, storage, database
+):
+    media = await upload(PHOTO)
+
+    await processor.process(told(media))
+
+    ready = await store.media(media.media_id)
+    assert ready.state is State.READY
+    assert (ready.width, ready.height) == (300, 200)
+    objects = stored(storage, media)
+    assert set(objects) == {variant.object_name for variant in ready.variants}
+    for variant in ready.variants:
+        found = objects[variant.object_name]
+        assert found["ContentType"] == variant.content_type
+        assert found["CacheControl"] == "public, max-age=31536000, immutable"
+        content = found["Body"].read()
+        assert len(content) == variant.size_bytes
+        assert Image.open(io.BytesIO(content)).size == (variant.width, variant.height)
+    assert await ends(database) == [(media.media_id, MEDIA_STATE_READY)]
+
+
+async def test_an_upload_that_is_told_again_changes_nothing(processor, upload, store, database):
+    good, bad = await upload(PHOTO), await upload(b"no photo")
+
+    for media in (good, bad, good, bad):
+        await processor.process(told(media))
+
+    assert await ends(database) == [
+        (good.media_id, MEDIA_STATE_READY),
+        (bad.media_id, MEDIA_STATE_FAILED),
+    ]
+    assert (await store.media(bad.media_id)).failure is Failure.NOT_AN_IMAGE
+
+
+async def test_workers_that_race_end_a_media_item_once(processor, upload, store, database):
+    media = await upload(PHOTO)
+
+    await asyncio.gather(*(processor.process(told(media)) for _ in range(8)))
+
+    assert (await store.media(media.media_id)).state is State.READY
+    assert await ends(database) == [(media.media_id, MEDIA_STATE_READY)]
+
+
+async def test_a_worker_that_died_is_taken_over(processor, upload, store, database):
+    media = await upload(PHOTO)
+    await store.begin(media.media_id)
+    working = asyncio.create_task(processor.process(told(media)))
+    await asyncio.sleep(0)
+    working.cancel()
+    await asyncio.gather(working, return_exceptions=True)
+
+    await processor.process(told(media))
+
+    assert await ends(database) == [(media.media_id, MEDIA_STATE_READY)]
+
+
+async def test_a_file_that_was_changed_after_it_was_checked_fails(
+    processor, upload, store, storage, database
+):
+    media = await upload(PHOTO)
+    other = photo(300, 200, seed=1)
+    await put_original(storage, media, other + bytes(max(0, len(PHOTO) - len(other))))
+
+    await processor.process(told(media))
+
+    assert (await store.media(media.media_id)).failure is Failure.CORRUPT
+    assert await ends(database) == [(media.media_id, MEDIA_STATE_FAILED)]
+    assert not stored(storage, media)
+
+
+async def test_what_was_never_completed_or_is_unknown_is_left_alone(processor, store, database):
+    pending = await store.add(new_user(), request_id=None, size_bytes=1, content_type="image/jpeg")
+
+    await processor.process(told(pending))
+    await processor.process(MediaUploaded(media_id=1, owner_id=1))
+
+    assert (await store.media(pending.media_id)).state is State.PENDING
+    assert await ends(database) == []
+
+
+async def test_an_original_that_cannot_be_found_is_waited_for(processor, upload, store, storage):
+    media = await upload(PHOTO)
+    key = key_prefix(media.media_id, media.owner_id) + "original"
+    storage._s3.delete_object(Bucket="photomesh-originals", Key=key)
+
+    with pytest.raises(Unavailable):
+        await processor.process(told(media))
+
+    assert (await store.media(media.media_id)).state is State.PROCESSING
+
+
+async def test_s3_that_is_away_is_waited_for(
+    store, renderers, storage, storage_settings, upload, database
+):
+    media = await upload(PHOTO)
+    # Nothing listens on port 1.
+    away = Storage(storage_settings.model_copy(update={"s3_endpoint": "http://127.0.0.1:1"}))
+
+    with pytest.raises(Unavailable):
+        await Processor(store, away, renderers, at_a_time=1).process(told(media))
+    with pytest.raises(Unavailable):
+        await away.original(media.media_id, media.owner_id)
+    assert await ends(database) == []
+
+    await Processor(store, storage, renderers, at_a_time=1).process(told(media))
+    assert await ends(database) == [(media.media_id, MEDIA_STATE_READY)]

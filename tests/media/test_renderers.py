@@ -1,0 +1,124 @@
+"""The processes that render: bounded, replaced when they end, and never left behind."""
+
+import asyncio
+import os
+import signal
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from deploy.local.proc import Identity, identify, kill, send
+from services.common.errors import Unavailable
+from services.media.pipeline.outputs import Failure, Unprocessable
+from services.media.pipeline.renderers import Renderers
+from tests.eventually import eventually
+from tests.media.conftest import LIMITS
+from tests.media.pngs import RGBA, png
+from tests.pictures import photo
+
+
+@pytest.fixture(scope="session")
+def expensive() -> bytes:
+    """A file of 81 megapixels: small, allowed, and dear to decode."""
+    return png(9_000, 9_000, colours=RGBA)
+
+
+def children(pid: int) -> set[Identity]:
+    """Returns the renderers' processes that a process has started."""
+    started = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return {
+        identity
+        for identity in map(identify, map(int, started))
+        if identity
+        and b"services.media.pipeline.child" in Path(f"/proc/{identity.pid}/cmdline").read_bytes()
+    }
+
+
+async def test_a_file_that_needs_too_much_memory_is_refused_and_the_next_is_rendered(expensive):
+    async with Renderers(1, replace(LIMITS, memory_bytes=300 * 2**20)) as renderers:
+        with pytest.raises(Unprocessable) as refused:
+            await renderers.render(expensive)
+
+        assert refused.value.failure == Failure.TOO_EXPENSIVE
+        assert (await renderers.render(photo(300, 200))).width == 300
+
+
+async def test_a_file_that_takes_too_long_is_refused_and_the_next_is_rendered(expensive):
+    async with Renderers(1, replace(LIMITS, cpu_seconds=0)) as renderers:
+        with pytest.raises(Unprocessable) as refused:
+            await renderers.render(expensive)
+
+        assert refused.value.failure == Failure.TOO_EXPENSIVE
+        assert (await renderers.render(photo(300, 200))).width == 300
+
+
+async def test_a_child_that_is_killed_is_nothing_against_the_file():
+    before = children(os.getpid())
+    async with Renderers(1, LIMITS) as renderers:
+        [child] = children(os.getpid()) - before
+        # Stopped, so that it cannot be done before it is killed.
+        send(child, signal.SIGSTOP)
+        rendering = asyncio.create_task(renderers.render(photo(300, 200)))
+        await asyncio.sleep(0)
+        kill([child])
+        with pytest.raises(Unavailable):
+            await rendering
+
+        assert (await renderers.render(photo(300, 200))).width == 300
+
+
+async def test_a_cancelled_file_does_not_answer_for_the_next_one():
+    async with Renderers(1, LIMITS) as renderers:
+        rendering = asyncio.create_task(renderers.render(photo(2000, 1500)))
+        await asyncio.sleep(0)
+        rendering.cancel()
+        await asyncio.gather(rendering, return_exceptions=True)
+
+        assert (await renderers.render(photo(300, 200))).width == 300
+
+
+async def test_a_machine_that_is_too_slow_is_nothing_against_the_file():
+    async with Renderers(1, replace(LIMITS, wall_seconds=0.001)) as renderers:
+        with pytest.raises(Unavailable):
+            await renderers.render(photo(4000, 3000))
+
+
+_PARENT = """
+import asyncio, sys
+from services.media.pipeline.renderers import Limits, Renderers
+
+async def main():
+    async with Renderers(2, Limits(2**30, 30, 60.0)) as renderers:
+        assert "cv2" not in sys.modules and "numpy" not in sys.modules
+        files = [sys.stdin.buffer.read()] * 2
+        working = [asyncio.create_task(renderers.render(file)) for file in files]
+        await asyncio.sleep(0.1)
+        print("working", flush=True)
+        await asyncio.gather(*working)
+
+asyncio.run(main())
+"""
+
+
+async def test_children_end_with_their_parent_also_in_the_middle_of_a_file(expensive):
+    parent = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", _PARENT),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": ".:gen"},
+    )
+    parent.stdin.write(expensive)
+    parent.stdin.close()
+    assert await parent.stdout.readline() == b"working\n"
+    left = children(parent.pid)
+    assert len(left) == 2
+
+    parent.kill()
+    await parent.wait()
+
+    async def gone() -> bool:
+        return not any(child.is_alive() for child in left)
+
+    await eventually(gone, within=1.0)
