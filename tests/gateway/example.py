@@ -1,0 +1,27 @@
+"""The settings of a gateway, to be changed by a test."""
+
+from pathlib import Path
+
+from gateway.contracts import public_methods, public_services
+from gateway.envoy import GatewaySettings, Peer
+
+DESCRIPTORS = Path(__file__).parents[2] / "gen/photomesh.binpb"
+
+
+def gateway_settings(pki: Path) -> GatewaySettings:
+    """Settings with which a gateway would run, but for its ports."""
+    return GatewaySettings(
+        http_port=1,
+        https_port=2,
+        admin_port=3,
+        descriptors=DESCRIPTORS,
+        jwks=pki / "jwks.json",
+        public_certificate=pki / "public/cert.pem",
+        public_key=pki / "public/key.pem",
+        identity=pki / "gateway",
+        services={
+            service: Peer("127.0.0.1", 4, service.split(".")[1])
+            for service in public_services(public_methods(DESCRIPTORS))
+        },
+        reflection=Peer("127.0.0.1", 5, "reflection"),
+    )
