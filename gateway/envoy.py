@@ -376,6 +376,8 @@ def _cluster(name: str, peer: Peer, identity: Path) -> Cluster:
             HealthCheck(
                 timeout=SECOND,
                 interval=5 * SECOND,
+                # Otherwise a minute, which a service without calls would stay unhealthy for.
+                no_traffic_interval=5 * SECOND,
                 unhealthy_threshold=2,
                 healthy_threshold=1,
                 grpc_health_check=HealthCheckGrpcHealthCheck(authority=peer.identity),
