@@ -55,6 +55,8 @@ class Subscription:
     topic: Topic
     message: type[Message]
     handle: Callable[[Any], Awaitable[None]]
+    in_order: bool = True
+    """Whether a message waits for the one before it with the same key."""
 
 
 @dataclass
@@ -198,8 +200,10 @@ class Consumer:
     # -- In the event loop -----------------------------------------------------------------
 
     def _queue(self, record: Any, partition: _Partition) -> None:
-        """Handles a record when the one before it with the same key is done."""
-        key = (record.topic, record.key or b"%d" % record.offset)
+        """Handles a record, if order matters when the one before it with the same key is done."""
+        in_order = self._subscriptions[record.topic].in_order and record.key
+        alone = b"%d/%d" % (record.partition, record.offset)
+        key = (record.topic, record.key if in_order else alone)
         task = asyncio.get_running_loop().create_task(
             self._after(self._last_of_key.get(key), record)
         )

@@ -205,3 +205,23 @@ def read_all(settings: KafkaSettings, topic: Topic, count: int) -> list[tuple[by
             break
     consumer.close()
     return messages
+
+
+async def test_messages_of_one_key_wait_for_each_other_only_where_order_matters(
+    outbox, topic, quick_kafka
+):
+    seen = []
+
+    async def handle(event):
+        if event.followee_id == 1:
+            # Until the second, which was published later, is done.
+            await eventually(lambda: as_answer(seen), lambda seen: 2 in seen)
+        seen.append(event.followee_id)
+
+    await publish(outbox, topic, *(FollowChanged(follower_id=1, followee_id=n) for n in (1, 2)))
+    subscription = Subscription(topic, FollowChanged, handle, in_order=False)
+    consumer = Consumer(quick_kafka, group=topic.name, subscriptions=[subscription])
+    async with running(consumer.run):
+        await eventually(lambda: as_answer(seen), lambda seen: len(seen) == 2)
+
+    assert seen == [2, 1]
