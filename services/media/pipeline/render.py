@@ -220,7 +220,7 @@ def _encode(pixels: Pixels, encoding: Encoding) -> bytes:
     if pixels.shape[2] == 4:
         pixels = _on_white(pixels) if encoding is JPEG else _unpremultiply(pixels)
     _, content = cv2.imencode(f".{encoding.extension}", pixels, _PARAMETERS[encoding])
-    return bytes(content)
+    return content.tobytes()
 
 
 def _on_white(pixels: Pixels) -> Pixels:

@@ -80,7 +80,8 @@ class Renderers:
 
         Raises:
             Unprocessable: nothing can be made of it.
-            Unavailable: the child was killed from outside, or the machine is too slow now.
+            Unavailable: the child was killed from outside or cannot start, or the machine is
+                too slow now.
             RendererFailed: there is a bug.
         """
         child = await self._idle.get()
@@ -114,31 +115,23 @@ class _Child:
         """Starts a child and returns when it is ready.
 
         Raises:
-            RendererFailed: it cannot start.
+            Unavailable: it cannot start.
         """
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", _CHILD),
-            *(str(limits.memory_bytes), str(limits.cpu_seconds)),
-            stdin=PIPE,
-            stdout=PIPE,
-            # Nothing else: neither the worker's keys nor its addresses.
-            env={
-                "PATH": os.environ.get("PATH", os.defpath),
-                "PYTHONPATH": str(_ROOT),
-                "OPENBLAS_NUM_THREADS": "1",
-                # OpenCV reads it when it is imported. The header is checked first, but a file
-                # could tell its decoder other dimensions than it tells us.
-                "OPENCV_IO_MAX_IMAGE_PIXELS": str(MOST_PIXELS),
-            },
-        )
-        child = cls(process)
         try:
             async with asyncio.timeout(_START_SECONDS):
-                await child._answer()
-        except BaseException:
-            await child.kill()
-            raise
+                child = cls(await _spawn(limits))
+                await child._until_ready()
+        except (OSError, TimeoutError, asyncio.IncompleteReadError) as error:
+            # Nothing that a file could be blamed for.
+            raise Unavailable("The renderer") from error
         return child
+
+    async def _until_ready(self) -> None:
+        try:
+            await self._answer()
+        except BaseException:
+            await self.kill()
+            raise
 
     async def render(self, file: bytes) -> Rendition:
         self.busy = True
@@ -178,6 +171,24 @@ class _Child:
         if self._process.returncode is None:
             self._process.kill()
         await self._process.wait()
+
+
+async def _spawn(limits: Limits) -> Process:
+    return await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", _CHILD),
+        *(str(limits.memory_bytes), str(limits.cpu_seconds)),
+        stdin=PIPE,
+        stdout=PIPE,
+        # Nothing else: neither the worker's keys nor its addresses.
+        env={
+            "PATH": os.environ.get("PATH", os.defpath),
+            "PYTHONPATH": str(_ROOT),
+            "OPENBLAS_NUM_THREADS": "1",
+            # OpenCV reads it when it is imported. The header is checked first, but a file could
+            # tell its decoder other dimensions than it tells us.
+            "OPENCV_IO_MAX_IMAGE_PIXELS": str(MOST_PIXELS),
+        },
+    )
 
 
 def _why(return_code: int) -> Exception:

@@ -37,7 +37,15 @@ async def main() -> None:
         consumer = Consumer(
             settings,
             group="media-worker",
-            subscriptions=[Subscription(topics.MEDIA_UPLOADED, MediaUploaded, processor.process)],
+            subscriptions=[
+                Subscription(
+                    topics.MEDIA_UPLOADED,
+                    MediaUploaded,
+                    processor.process,
+                    # The photos of one album are rendered side by side.
+                    in_order=False,
+                )
+            ],
         )
         await serve(settings, [], [Worker("consumer", consumer.run), Worker("relay", relay.run)])
 
