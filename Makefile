@@ -32,6 +32,10 @@ logs: venv ## Follows a log: make logs SERVICE=feed
 	@test -n "$(SERVICE)" || { echo "Which one? make logs SERVICE=feed"; exit 2; }
 	@$(STACK) logs --follow $(SERVICE)
 
+.PHONY: env
+env: venv ## Prints where everything is, for a shell: eval "$$(make -s env)"
+	@$(STACK) env
+
 .PHONY: clean
 clean: venv ## Stops the mesh and removes var/ with all data (YES=1: does not ask)
 	@$(STACK) clean $(if $(YES),--yes)
@@ -42,7 +46,7 @@ demo: venv ## Shows the main job: make demo [PHOTOS=folder] [GRAPH=edges.txt]
 
 .PHONY: gen
 gen: venv ## Generates gen/ from protos/
-	@$(RUN) -m protos.generate
+	@.venv/bin/python protos/generate.py
 
 .PHONY: lock
 lock: venv ## Resolves pyproject.toml anew into requirements.lock
@@ -67,9 +71,5 @@ test: lint ## Checks everything, on a stack of its own (ARGS="-k feed" chooses t
 	@$(RUN) -m pytest -q $(ARGS)
 
 .PHONY: prove
-prove: venv ## Runs the long proofs: kills, races, large inputs
-	@$(RUN) -m pytest -q -m prove $(ARGS)
-
-.PHONY: bench
-bench: venv ## Measures throughput and latency on this machine
-	@$(RUN) -m loadtest
+prove: venv ## Runs the long proofs: each process is killed 20 times (PHOTOMESH_CRASHES=N)
+	@PHOTOMESH_CRASHES=$${PHOTOMESH_CRASHES:-20} $(RUN) -m pytest -q tests/mesh/test_crashes.py $(ARGS)

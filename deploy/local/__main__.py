@@ -19,7 +19,7 @@ from rich.text import Text
 
 from deploy.local import state
 from deploy.local.stack import Progress, Report, Stack, StackError, State, Status
-from deploy.local.table import MEDIA_BUCKET, ORIGINALS_BUCKET, ROOT, Process
+from deploy.local.table import ROOT, Process
 
 _STYLES = {
     State.WAITING: "dim",
@@ -139,7 +139,7 @@ def clean(state_dir: Path, yes: bool) -> None:
 @click.pass_obj
 def env(state_dir: Path) -> None:
     """Prints where everything is, for a shell: `eval "$(python -m deploy.local env)"`."""
-    for name, value in _environment(_stack(state_dir)).items():
+    for name, value in _stack(state_dir).shell_environment().items():
         click.echo(f"export {name}={shlex.quote(value)}")
 
 
@@ -149,25 +149,6 @@ def _stack(state_dir: Path) -> Stack:
     except (ValueError, OSError) as error:
         raise StackError(str(error)) from error
     return Stack(state_dir, ports=ports)
-
-
-def _environment(stack: Stack) -> dict[str, str]:
-    ports = stack.ports
-    return {
-        "PHOTOMESH_GATEWAY": f"http://127.0.0.1:{ports.gateway_http}",
-        "PHOTOMESH_GATEWAY_TLS": f"https://localhost:{ports.gateway_https}",
-        "PHOTOMESH_GATEWAY_CA": str(stack.layout.pki / "public" / "ca.pem"),
-        "PHOTOMESH_CDN_URL": f"http://127.0.0.1:{ports.edge}",
-        "PHOTOMESH_OPERATOR_TLS": str(stack.operator),
-        "PHOTOMESH_ADMIN_DATABASE_URL": stack.superuser_url,
-        "PHOTOMESH_VALKEY_URL": stack.valkey_url,
-        "PHOTOMESH_KAFKA_BOOTSTRAP": stack.kafka_bootstrap,
-        "PHOTOMESH_S3_ENDPOINT": stack.s3_endpoint,
-        "PHOTOMESH_S3_ACCESS_KEY": stack.credentials.s3_media.access_key,
-        "PHOTOMESH_S3_SECRET_KEY": stack.credentials.s3_media.secret_key,
-        "PHOTOMESH_ORIGINALS_BUCKET": ORIGINALS_BUCKET,
-        "PHOTOMESH_MEDIA_BUCKET": MEDIA_BUCKET,
-    }
 
 
 def _session(stack: Stack) -> Text:

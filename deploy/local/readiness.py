@@ -98,6 +98,8 @@ class GrpcReady:
     # The name that the server's certificate must carry.
     identity: str
     operator: Path
+    # What runs beside the server and must be ready, too, such as "consumer".
+    workers: tuple[str, ...] = ()
 
     def check(self) -> None:
         # A refused connection is found much faster by a plain socket than by a channel.
@@ -117,15 +119,18 @@ class GrpcReady:
         )
         address = f"127.0.0.1:{self.port}"
         with grpc.secure_channel(address, credentials, options=options) as channel:
-            try:
-                # The published types of this stub have no methods.
-                answer = health_pb2_grpc.HealthStub(channel).Check(  # type: ignore[attr-defined]
-                    health_pb2.HealthCheckRequest(), timeout=_TIMEOUT_SECONDS
-                )
-            except grpc.RpcError as error:
-                raise NotReady(str(error)) from error
-        if answer.status != health_pb2.HealthCheckResponse.SERVING:
-            raise NotReady(health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status))
+            stub = health_pb2_grpc.HealthStub(channel)
+            for name in ("", *self.workers):
+                try:
+                    # The published types of this stub have no methods.
+                    answer = stub.Check(  # type: ignore[attr-defined]
+                        health_pb2.HealthCheckRequest(service=name), timeout=_TIMEOUT_SECONDS
+                    )
+                except grpc.RpcError as error:
+                    raise NotReady(str(error)) from error
+                if answer.status != health_pb2.HealthCheckResponse.SERVING:
+                    status = health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)
+                    raise NotReady(f"{name or self.identity} is {status}")
 
 
 def _connect(port: int) -> socket.socket:

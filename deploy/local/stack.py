@@ -26,6 +26,7 @@ from deploy.local.table import (
     ROOT,
     Layout,
     Process,
+    addresses,
     processes,
     role_url,
     superuser_url,
@@ -217,6 +218,19 @@ class Stack:
     @property
     def s3_endpoint(self) -> str:
         return f"http://127.0.0.1:{self.ports.s3}"
+
+    def shell_environment(self) -> dict[str, str]:
+        """What someone at a shell needs to use the stack, and to look into its parts."""
+        return {
+            **addresses(self.ports),
+            "PHOTOMESH_GATEWAY": f"http://127.0.0.1:{self.ports.gateway_http}",
+            "PHOTOMESH_GATEWAY_TLS": f"https://localhost:{self.ports.gateway_https}",
+            "PHOTOMESH_GATEWAY_CA": str(self.layout.pki / "public" / "ca.pem"),
+            "PHOTOMESH_OPERATOR_TLS": str(self.operator),
+            "PHOTOMESH_ADMIN_DATABASE_URL": self.superuser_url,
+            "PHOTOMESH_S3_ACCESS_KEY": self.credentials.s3_media.access_key,
+            "PHOTOMESH_S3_SECRET_KEY": self.credentials.s3_media.secret_key,
+        }
 
     # Verbs.
 

@@ -365,13 +365,16 @@ def _services(layout: Layout, ports: Ports, credentials: Credentials) -> tuple[P
         needs: tuple[str, ...],
         module: str = "",
         role: str = "",
+        workers: tuple[str, ...] = (),
         secrets: Mapping[str, str] = MappingProxyType({}),
         key_files: Mapping[str, Path] = MappingProxyType({}),
     ) -> Process:
         package = (module or name).partition(".")[0]
         environment = {
             **_mesh_environment(name, port, layout),
-            **_addresses(ports),
+            **addresses(ports),
+            # A consumer joins its group after half a session, and is missed after a whole one.
+            "PHOTOMESH_KAFKA_SESSION_SECONDS": "3",
             **secrets,
             **{variable: str(path) for variable, path in key_files.items()},
         }
@@ -382,7 +385,7 @@ def _services(layout: Layout, ports: Ports, credentials: Credentials) -> tuple[P
             command=_python(f"services.{module or name}"),
             depends_on=needs,
             ports={"gRPC": port},
-            ready=GrpcReady(port, name, layout.pki / "operator"),
+            ready=GrpcReady(port, name, layout.pki / "operator", workers),
             environment=environment,
             sources=(
                 ROOT / "services" / package,
@@ -416,6 +419,7 @@ def _services(layout: Layout, ports: Ports, credentials: Credentials) -> tuple[P
             module="media.worker",
             needs=(database, topics, storage),
             role="media",
+            workers=("consumer",),
             secrets=s3_keys,
         ),
         service(
@@ -423,6 +427,7 @@ def _services(layout: Layout, ports: Ports, credentials: Credentials) -> tuple[P
             ports.post,
             needs=(database, topics),
             role="post",
+            workers=("consumer",),
             key_files={"PHOTOMESH_CDN_KEY_FILE": cdn_key},
         ),
         service("graph", ports.graph, needs=(database, topics), role="graph"),
@@ -432,7 +437,7 @@ def _services(layout: Layout, ports: Ports, credentials: Credentials) -> tuple[P
             needs=("valkey",),
             key_files={"PHOTOMESH_PAGE_KEY_FILE": page_key},
         ),
-        service("fanout", ports.fanout, needs=("valkey", topics)),
+        service("fanout", ports.fanout, needs=("valkey", topics), workers=("consumer",)),
     )
 
 
@@ -443,7 +448,7 @@ def _mesh_environment(identity: str, port: int, layout: Layout) -> dict[str, str
     }
 
 
-def _addresses(ports: Ports) -> dict[str, str]:
+def addresses(ports: Ports) -> dict[str, str]:
     """Where everything is. All services may know; keys and passwords go only to who needs them."""
     return {
         "PHOTOMESH_VALKEY_URL": f"redis://127.0.0.1:{ports.valkey}/0",
@@ -480,7 +485,7 @@ def _reflection(layout: Layout, ports: Ports) -> Process:
 
 def _gateway(layout: Layout, ports: Ports) -> Process:
     settings = {
-        **_addresses(ports),
+        **addresses(ports),
         "PHOTOMESH_GATEWAY_HTTP_PORT": str(ports.gateway_http),
         "PHOTOMESH_GATEWAY_HTTPS_PORT": str(ports.gateway_https),
         "PHOTOMESH_GATEWAY_ADMIN_PORT": str(ports.gateway_admin),

@@ -113,8 +113,11 @@ class Person:
         sent = await self.send_file(upload, file)
         assert sent.status_code in (200, 201, 204), sent.text
         media_id: str = upload["media"]["mediaId"]
-        await self.call("POST", f"/v1/media/{media_id}:complete", {})
+        await self.complete(media_id)
         return media_id
+
+    async def complete(self, media_id: str) -> None:
+        await self.call("POST", f"/v1/media/{media_id}:complete", {})
 
     async def media(self, media_id: str) -> Any:
         return (await self.call("GET", f"/v1/media/{media_id}"))["media"]

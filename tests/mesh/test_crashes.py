@@ -7,6 +7,7 @@
 import asyncio
 import os
 import random
+from collections.abc import Callable
 
 import boto3
 import httpx
@@ -22,56 +23,80 @@ from tests.pictures import photo
 ROUNDS = int(os.environ.get("PHOTOMESH_CRASHES", "1"))
 SEED = int(os.environ.get("PHOTOMESH_SEED", "1"))
 
-# What runs our code or our configuration. The parts' own crashes are proven per part.
-PROCESSES = [
-    "account",
-    "media",
-    "media-worker",
-    "post",
-    "graph",
-    "feed",
-    "fanout",
-    "gateway",
-    "edge",
-]
+# What runs our code or our configuration, and the step of the journey in which it has most to
+# lose. The first crash of each is in that step, others are in any.
+PROCESSES = {
+    "account": "sign up",
+    "media": "complete",
+    "media-worker": "process",
+    "post": "post",
+    "graph": "follow",
+    "feed": "feed",
+    "fanout": "process",
+    "gateway": "post",
+    "edge": "pictures",
+}
 
-# The journey takes about this long when nothing is killed.
-_JOURNEY_SECONDS = 2.0
+STEPS = ("sign up", "follow", "read", "upload", "complete", "post", "process", "feed", "pictures")
+
+# How long after a step's begin a crash comes at most; rendering takes about this long.
+_LATEST_SECONDS = 0.5
 
 
 @pytest.mark.parametrize("number", range(ROUNDS))
 @pytest.mark.parametrize("victim", PROCESSES)
 async def test_the_journey_completes_over_a_crash(mesh, http, victim, number):
     rng = random.Random(f"{SEED} {victim} {number}")
-    moment = rng.uniform(0.0, _JOURNEY_SECONDS)
+    fatal = PROCESSES[victim] if number == 0 else rng.choice(STEPS)
+    crashes: list[asyncio.Task] = []
 
     async def crash():
-        await asyncio.sleep(moment)
+        await asyncio.sleep(rng.uniform(0.0, _LATEST_SECONDS))
         await asyncio.to_thread(mesh.kill, victim)
         await asyncio.to_thread(mesh.start, victim)
 
-    crashing = asyncio.create_task(crash())
+    def begin(step: str) -> None:
+        assert step in STEPS
+        if step == fatal:
+            crashes.append(asyncio.create_task(crash()))
+
     try:
-        await journey(mesh, http)
+        await journey(mesh, http, begin)
     finally:
-        await crashing
+        # Also when the journey failed, so that the next test finds everything running.
+        await asyncio.gather(*crashes)
+    assert len(crashes) == 1
 
 
-async def journey(mesh, http: httpx.AsyncClient) -> None:
+async def journey(mesh, http: httpx.AsyncClient, begin: Callable[[str], None]) -> None:
+    """One photo's way, as in test_journey; calls `begin` with the name of each step."""
     author, follower = Person(http, patience=30), Person(http, patience=30)
+    begin("sign up")
     await asyncio.gather(author.sign_up(), follower.sign_up())
+    begin("follow")
     await follower.follow(author)
+    begin("read")
     # A warm timeline, so that the post must be pushed into it.
     assert (await follower.feed())["posts"] == []
 
-    media_id = await author.upload(photo(1200, 900, orientation=8))
+    begin("upload")
+    file = photo(3000, 2250, orientation=8)
+    upload = await author.open_upload(len(file))
+    assert (await author.send_file(upload, file)).is_success
+    begin("complete")
+    media_id = upload["media"]["mediaId"]
+    await author.complete(media_id)
+    begin("post")
     post = await author.post(media_id, caption="over a crash")
+    begin("process")
     media = await author.processed(media_id, within=40)
     assert media["state"] == "MEDIA_STATE_READY"
+    begin("feed")
     feed = await eventually(follower.feed, lambda feed: feed["posts"], within=40)
 
     assert [each["postId"] for each in feed["posts"]] == [post["postId"]]
     assert [each["postId"] async for each in author.whole_feed()] == [post["postId"]]
+    begin("pictures")
     async with httpx.AsyncClient() as browser:
         for variant in feed["posts"][0]["media"][0]["variants"]:
             answer = await eventually(
