@@ -86,7 +86,7 @@ class Renderers:
         """
         child = await self._idle.get()
         try:
-            if child is None:
+            if child is None or child.ended:
                 child = await _Child.start(self._limits)
             async with asyncio.timeout(self._limits.wall_seconds):
                 return await child.render(file)
@@ -109,6 +109,11 @@ class _Child:
         self._stdin = process.stdin
         self._stdout = process.stdout
         self.busy = False
+
+    @property
+    def ended(self) -> bool:
+        """Whether the child has ended by itself, such as by an operator's hand while idle."""
+        return self._process.returncode is not None or self._stdin.is_closing()
 
     @classmethod
     async def start(cls, limits: Limits) -> "_Child":
