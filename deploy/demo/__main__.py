@@ -65,7 +65,7 @@ class Demo:
         posted, seconds = await self._post_and_watch(follows, work)
 
         reader = max(
-            watchers, key=lambda name: sum((name, p.author) in follows.follows for p in posted)
+            watchers, key=lambda name: sum(follows.reaches(post.author, name) for post in posted)
         )
         feed = await self._phones[reader].feed()
         self._show(reader, feed, seconds[reader])
@@ -106,10 +106,9 @@ class Demo:
             posted.append(Posted(await phone.post(media_id, picture.name), author, at))
 
         await self._each("Uploading and posting", work, share)
-        pairs = set(follows.follows)
         expected = {
-            follower: [post for post in posted if (follower, post.author) in pairs]
-            for follower in {f for post in posted for f in follows.followers_of(post.author)}
+            name: [post for post in posted if follows.reaches(post.author, name)]
+            for name in {f for post in posted for f in follows.followers_of(post.author)}
         }
         seconds: dict[str, dict[str, float]] = {follower: {} for follower in expected}
 

@@ -16,17 +16,21 @@ class FollowGraph:
     """Who follows whom."""
 
     people: tuple[str, ...]
-    follows: tuple[tuple[str, str], ...]
-    """Pairs of follower and followee, each once."""
+    follows: frozenset[tuple[str, str]]
+    """Pairs of follower and followee."""
 
     def most_followed(self) -> list[str]:
         """Returns the people who are followed, the most followed first."""
         counts = Counter(followee for _, followee in self.follows)
-        return [person for person, _ in counts.most_common()]
+        return sorted(counts, key=lambda person: (-counts[person], person))
 
     def followers_of(self, author: str) -> list[str]:
         """Returns who follows a person."""
         return [follower for follower, followee in self.follows if followee == author]
+
+    def reaches(self, author: str, reader: str) -> bool:
+        """Tells whether an author's posts belong in a reader's feed."""
+        return author == reader or (reader, author) in self.follows
 
 
 def made() -> FollowGraph:
@@ -37,7 +41,7 @@ def made() -> FollowGraph:
         for step in (1, 2, 3)
     }
     follows |= {(name, _NAMES[0]) for name in _NAMES[1:]}
-    return FollowGraph(_NAMES, tuple(sorted(follows)))
+    return FollowGraph(_NAMES, frozenset(follows))
 
 
 def from_file(path: Path) -> FollowGraph:
@@ -46,7 +50,7 @@ def from_file(path: Path) -> FollowGraph:
     Raises:
         BadEdgeList: a line is no pair, or there is none.
     """
-    follows: dict[tuple[str, str], None] = {}
+    follows: set[tuple[str, str]] = set()
     try:
         lines = path.read_text().splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -58,8 +62,8 @@ def from_file(path: Path) -> FollowGraph:
         if len(words) < 2:
             raise BadEdgeList(f"{path}, line {number}: not a pair of people: {line!r}")
         if words[0] != words[1]:
-            follows[words[0], words[1]] = None
+            follows.add((words[0], words[1]))
     if not follows:
         raise BadEdgeList(f"{path} names no pair of people")
-    people = dict.fromkeys(person for pair in follows for person in pair)
-    return FollowGraph(tuple(people), tuple(follows))
+    people = sorted({person for pair in follows for person in pair})
+    return FollowGraph(tuple(people), frozenset(follows))
