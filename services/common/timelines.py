@@ -207,6 +207,11 @@ class Timelines:
             )
         return bool(finished)
 
+    async def exists(self, account_id: int) -> bool:
+        """Tells whether there is a timeline that posts can be pushed into."""
+        with told_as_unavailable():
+            return bool(await self._valkey.exists(_key(account_id)))
+
     async def drop(self, account_id: int) -> None:
         """Removes a timeline; the next read rebuilds it."""
         with told_as_unavailable():

@@ -39,6 +39,9 @@ class Fanout:
 
     async def follow_changed(self, event: FollowChanged) -> None:
         """Brings a follower's timeline in line with what holds now, whatever the event was."""
+        if not await self._timelines.exists(event.follower_id):
+            # Whoever builds it from now on reads the follow, which was committed before the event.
+            return
         response = await call(
             self._graph.BatchCheckFollows,
             graph_pb.BatchCheckFollowsRequest(
