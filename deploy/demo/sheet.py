@@ -16,7 +16,8 @@ _PAGE = Template("""<!doctype html>
   main { display: grid; gap: 1.5rem; grid-template-columns: repeat(auto-fill, minmax(17rem, 1fr)); }
   figure { margin: 0; background: #fff; border: 1px solid #ddd; border-radius: 8px;
            overflow: hidden; }
-  img { display: block; width: 100%; height: auto; aspect-ratio: 1; object-fit: cover; background: #eee; }
+  img { display: block; width: 100%; height: auto; aspect-ratio: 1; object-fit: cover;
+        background: #eee; }
   figcaption { padding: .75rem 1rem; }
   small { color: #666; }
 </style>
