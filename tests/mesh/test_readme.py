@@ -1,5 +1,6 @@
 """The README's examples, run as they stand there."""
 
+import json
 import os
 import re
 import shutil
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.mesh.people import ApiError
 from tests.pictures import photo
 
 ROOT = Path(__file__).parents[2]
@@ -64,6 +66,20 @@ def test_the_python_examples(variables):
     )
 
     assert re.fullmatch(r"carol\.\w+ 0 FEED_STATE_\w+\n", output)
+
+
+async def test_the_error_that_it_shows_is_the_error_that_comes(person):
+    shown = json.loads(blocks("json"))
+    author = await person().sign_up()
+
+    with pytest.raises(ApiError) as refused:
+        await author.post("1", caption="x" * 2201)
+
+    assert refused.value.status == 400
+    trace = refused.value.body["details"][0]["metadata"]
+    assert trace.keys() == {"traceId"}
+    trace["traceId"] = shown["details"][0]["metadata"]["traceId"]
+    assert refused.value.body == shown
 
 
 def test_the_verbs_that_the_readme_names_exist():
