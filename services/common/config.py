@@ -4,9 +4,16 @@ A service's own `config.py` composes these groups into one frozen class.
 """
 
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, Literal, TypeVar
 
-from pydantic import AfterValidator, SecretStr, ValidationError
+from pydantic import (
+    AfterValidator,
+    Field,
+    SecretStr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
@@ -80,9 +87,23 @@ class CdnSettings(_Group):
     """How media URLs are made."""
 
     cdn_url: str
-    """The edge's origin, without a slash at the end."""
+    """The CDN's origin, without a slash at the end."""
+    cdn_signer: Literal["edge", "cloudfront"] = "edge"
+    """Which CDN it is: the Envoy edge, or Amazon CloudFront."""
     cdn_key_file: Path
-    """Holds the HS256 secret as hexadecimal text."""
+    """For the edge, the HS256 secret as hexadecimal text; for CloudFront, an RSA key as PEM."""
+    cdn_key_pair_id: str = Field(default="", validate_default=True)
+    """Under which id CloudFront knows the key; the edge has no such ids."""
+
+    @field_validator("cdn_key_pair_id")
+    @classmethod
+    def _only_cloudfront_has_ids(cls, value: str, info: ValidationInfo) -> str:
+        cloudfront = info.data.get("cdn_signer") == "cloudfront"
+        if cloudfront and not value:
+            raise ValueError("must be set for the signer cloudfront")
+        if value and not cloudfront:
+            raise ValueError("must not be set for the signer edge")
+        return value
 
 
 Settings = TypeVar("Settings", bound=BaseSettings)

@@ -5,8 +5,7 @@ from photomesh.media.v1.media_internal_service_pb2_grpc import (
 )
 from photomesh.media.v1.media_service_pb2_grpc import add_MediaServiceServicer_to_server
 
-from services.common import config, logs
-from services.common.cdn import EdgeSigner
+from services.common import cdn, config, logs
 from services.common.database import Database
 from services.common.outbox import Outbox, Relay
 from services.common.server import PUBLIC, Service, Worker, run, serve
@@ -22,7 +21,7 @@ async def main() -> None:
     relay = Relay(settings, settings)
     async with Database(settings) as database:
         store = MediaStore(database, Outbox(database, relay))
-        public = MediaService(store, Storage(settings), EdgeSigner(settings))
+        public = MediaService(store, Storage(settings), cdn.signer(settings))
         internal = MediaInternalService(store)
         await serve(
             settings,

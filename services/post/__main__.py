@@ -8,8 +8,7 @@ from photomesh.post.v1.post_internal_service_pb2_grpc import (
 )
 from photomesh.post.v1.post_service_pb2_grpc import add_PostServiceServicer_to_server
 
-from services.common import client, config, logs, topics
-from services.common.cdn import EdgeSigner
+from services.common import cdn, client, config, logs, topics
 from services.common.consumer import Consumer, Subscription
 from services.common.database import Database
 from services.common.outbox import Outbox, Relay
@@ -34,7 +33,7 @@ async def main() -> None:
         publisher = Publisher(
             store, MediaInternalServiceStub(media), sweep_seconds=settings.sweep_seconds
         )
-        presenter = Presenter(AccountInternalServiceStub(account), EdgeSigner(settings))
+        presenter = Presenter(AccountInternalServiceStub(account), cdn.signer(settings))
         public = PostService(store, publisher, presenter)
         internal = PostInternalService(store, presenter)
         consumer = Consumer(
