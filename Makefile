@@ -71,5 +71,5 @@ test: lint ## Checks everything, on a stack of its own (ARGS="-k feed" chooses t
 	@$(RUN) -m pytest -q $(ARGS)
 
 .PHONY: prove
-prove: venv ## Runs the long proofs: each process is killed 20 times (PHOTOMESH_CRASHES=N)
+prove: venv ## Runs the long proofs: each process and part is killed 20 times (PHOTOMESH_CRASHES=N)
 	@PHOTOMESH_CRASHES=$${PHOTOMESH_CRASHES:-20} $(RUN) -m pytest -q tests/mesh/test_crashes.py $(ARGS)

@@ -23,7 +23,8 @@ from tests.pictures import photo
 ROUNDS = int(os.environ.get("PHOTOMESH_CRASHES", "1"))
 SEED = int(os.environ.get("PHOTOMESH_SEED", "1"))
 
-# Every process that serves, and the step of the journey in which it has most to lose. The first crash of each is in that step, others are in any.
+# Every process that serves, and the step of the journey in which it has most to lose. The first
+# crash of each is in that step, others are in any.
 PROCESSES = {
     "account": "sign up",
     "media": "complete",
