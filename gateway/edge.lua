@@ -2,16 +2,49 @@
 -- and turns it into S3's path without a query: whoever may see a picture shares one cached answer.
 
 local MEDIA = "/media/"
+local OWN = "photomesh.edge"
+
+-- Whether one of the entity tags in an If-None-Match is this one; RFC 9110, section 13.1.2.
+local function names(known, etag)
+  if known:match("^%s*%*%s*$") then
+    return true
+  end
+  etag = etag:gsub("^W/", "")
+  for tag in known:gmatch('"[^"]*"') do
+    if tag == etag then
+      return true
+    end
+  end
+  return false
+end
+
+-- Answers a viewer who has the picture already. With a condition the cache would step aside and
+-- leave each request to S3, so it is asked for the head alone, through our own front door.
+local function answer_known(handle, path, known)
+  local head = handle:httpCall(
+    "self", { [":method"] = "HEAD", [":path"] = path, [":authority"] = "self" }, "", 5000
+  )
+  local etag = head[":status"] == "200" and head["etag"]
+  if etag and names(known, etag) then
+    handle:respond({
+      [":status"] = "304",
+      ["etag"] = etag,
+      ["cache-control"] = handle:filterContext():get("cache_control"),
+    }, "")
+    return true
+  end
+end
 
 function envoy_on_request(handle)
   local context = handle:filterContext()
-  local bucket = context:get("bucket")
+  local bucket, authority = context:get("bucket"), context:get("authority")
   if not bucket then
     return
   end
   local headers = handle:headers()
   local path = headers:get(":path"):match("^[^?]*")
-  local claims = handle:streamInfo():dynamicMetadata():get("envoy.filters.http.jwt_authn")
+  local metadata = handle:streamInfo():dynamicMetadata()
+  local claims = metadata:get("envoy.filters.http.jwt_authn")
   local prefix = claims and claims["token"] and claims["token"]["p"]
   -- The slash at its end keeps a prefix from covering its neighbours' names.
   local good = type(prefix) == "string"
@@ -26,12 +59,28 @@ function envoy_on_request(handle)
     handle:respond({ [":status"] = "404" }, "")
     return
   end
+  metadata:set(OWN, "method", headers:get(":method"))
+  local known = headers:get("if-none-match")
+  if known and not headers:get("range") then
+    if answer_known(handle, headers:get(":path"), known) then
+      return
+    end
+    -- Asked for anew: waiting for the answer ended the object from above.
+    headers = handle:headers()
+  end
   headers:replace(":path", "/" .. bucket .. "/" .. path:sub(#MEDIA + 1))
-  headers:replace(":authority", context:get("authority"))
+  headers:replace(":authority", authority)
+  headers:remove("if-none-match")
+  headers:remove("if-modified-since")
+  -- What a key holds never changes, so a part always belongs to what the viewer has of it.
+  headers:remove("if-range")
 end
 
+local GOOD = { ["200"] = true, ["206"] = true }
+
 function envoy_on_response(handle)
-  local answers = handle:filterContext():get("answers")
+  local context = handle:filterContext()
+  local answers = context:get("answers")
   local headers = handle:headers()
   headers:replace("access-control-allow-origin", "*")
   headers:replace("x-content-type-options", "nosniff")
@@ -40,18 +89,28 @@ function envoy_on_response(handle)
     -- Envoy repeats the whole URL here, token included.
     headers:replace("www-authenticate", "Bearer")
   end
-  -- Envoy's own refusals are JSON already; these are S3's.
-  local answer = answers and answers[headers:get(":status")]
+  local own = handle:streamInfo():dynamicMetadata():get(OWN)
+  if not own then
+    return
+  end
+  local status = headers:get(":status")
+  if GOOD[status] then
+    -- The edge asks anew before long, in case the picture was deleted; whoever has it, has it.
+    headers:replace("cache-control", context:get("cache_control"))
+    return
+  end
+  -- Envoy's own refusals are JSON already; these are S3's and the cache's.
+  local answer = answers[status]
   if not answer or headers:get("content-type") == "application/json" then
     return
   end
   headers:replace("cache-control", "no-store")
   headers:replace("content-type", "application/json")
-  -- There is none where only the head was asked for.
-  local body = handle:body()
-  if body then
-    handle:headers():replace("content-length", body:setBytes(answer))
+  if own["method"] == "HEAD" then
+    headers:remove("content-length")
   else
-    handle:headers():remove("content-length")
+    -- Also where the answer came without a body.
+    local body = handle:body(true)
+    handle:headers():replace("content-length", body:setBytes(answer))
   end
 end

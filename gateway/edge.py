@@ -75,6 +75,9 @@ _ORIGIN_LUA = Path(__file__).with_name("origin.lua")
 
 _CACHE_BYTES = 2 << 30
 
+# What a key holds never changes: who has it need not ask again.
+_FOR_EVER = "public, max-age=31536000, immutable"
+
 _OBJECT_UNKNOWN = errors.Refusal(
     when="response.code == 404",
     reason="MEDIA_UNKNOWN",
@@ -131,6 +134,10 @@ class EdgeSettings:
     token_secret: bytes = field(repr=False)
     # Where cached answers lie. It must exist: without it Envoy starts, and caches nothing.
     cache_folder: Path
+    # For how long a cached answer is given out before S3 is asked whether the object is still
+    # there: so long may a deleted one be seen. Each object that is looked at costs one request to
+    # S3 without a body in this time.
+    fresh_seconds: int = 30
 
 
 def build(settings: EdgeSettings) -> str:
@@ -142,7 +149,8 @@ def build(settings: EdgeSettings) -> str:
         admin=pieces.admin(settings.admin_port),
         overload_manager=pieces.connection_limit(10_000),
         static_resources=BootstrapStaticResources(
-            listeners=[pieces.listener("edge", settings.port, chain)], clusters=[_s3(settings)]
+            listeners=[pieces.listener("edge", settings.port, chain)],
+            clusters=[_s3(settings), _self(settings)],
         ),
     ).to_json(indent=2)
 
@@ -171,6 +179,8 @@ def _token_check(secret: bytes) -> JwtAuthentication:
                     inline_string=json.dumps({"keys": [{"kty": "oct", "alg": "HS256", "k": key}]})
                 ),
                 from_params=["token"],
+                # edge.lua needs it once more, and then drops it with the whole query.
+                forward=True,
                 payload_in_metadata="token",
                 jwt_cache_config=JwtCacheConfig(jwt_cache_size=10_000),
             )
@@ -199,7 +209,7 @@ def _cache(folder: Path) -> CacheV2Config:
                 max_cache_size_bytes=_CACHE_BYTES,
             )
         ),
-        # What a key holds never changes, so no reload needs to ask S3 again.
+        # No reload needs to ask S3 again; freshness does, before long.
         ignore_request_cache_control_header=True,
     )
 
@@ -259,6 +269,7 @@ def _context(settings: EdgeSettings) -> Struct:
         {
             "authority": f"{settings.s3_host}:{settings.s3_port}",
             "bucket": settings.bucket,
+            "cache_control": _FOR_EVER,
             "answers": {
                 str(status): json.dumps(errors.status_json(refusal))
                 for status, refusal in answers.items()
@@ -280,7 +291,7 @@ def _s3(settings: EdgeSettings) -> Cluster:
         ),
         http_filters=[
             pieces.http_filter("envoy.filters.http.header_mutation", _header_changes()),
-            pieces.http_filter(_LUA, Lua(default_source_code=pieces.file(_ORIGIN_LUA))),
+            pieces.http_filter(_LUA, _lifetimes(settings.fresh_seconds)),
             pieces.http_filter("envoy.filters.http.aws_request_signing", _signing(settings)),
             pieces.http_filter("envoy.filters.http.upstream_codec", UpstreamCodec()),
         ],
@@ -294,6 +305,21 @@ def _s3(settings: EdgeSettings) -> Cluster:
         circuit_breakers=pieces.circuit_breakers(),
         typed_extension_protocol_options=pieces.protocol_options(options),
     )
+
+
+def _self(settings: EdgeSettings) -> Cluster:
+    """The edge as its own client; see edge.lua."""
+    return Cluster(
+        name="self",
+        type=pieces.discovery(pieces.LOOPBACK),
+        connect_timeout=SECOND,
+        load_assignment=pieces.endpoints("self", pieces.LOOPBACK, settings.port),
+    )
+
+
+def _lifetimes(fresh_seconds: int) -> Lua:
+    source = f"local FRESH_SECONDS = {fresh_seconds}\n{_ORIGIN_LUA.read_text()}"
+    return Lua(default_source_code=DataSource(inline_string=source))
 
 
 def _header_changes() -> HeaderMutation:

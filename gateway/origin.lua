@@ -1,5 +1,7 @@
--- Says how long S3's answers may be kept: objects for ever, because what a key holds never changes,
--- and refusals not at all. What a viewer can do nothing about is told as 503.
+-- Says how long S3's answers may be kept before the cache asks S3 whether they are still there, and
+-- that refusals may not be kept at all. What a viewer can do nothing about is told as 503.
+--
+-- FRESH_SECONDS stands before this text; see gateway/edge.py.
 
 local KEPT = { ["200"] = true, ["206"] = true, ["304"] = true }
 local PASSED = { ["404"] = true, ["416"] = true }
@@ -8,7 +10,7 @@ function envoy_on_response(handle)
   local headers = handle:headers()
   local status = headers:get(":status")
   if KEPT[status] then
-    headers:replace("cache-control", "public, max-age=31536000, immutable")
+    headers:replace("cache-control", "public, max-age=" .. FRESH_SECONDS)
     return
   end
   headers:replace("cache-control", "no-store")

