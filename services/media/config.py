@@ -19,9 +19,12 @@ class MediaWorkerSettings(MeshSettings, DatabaseSettings, KafkaSettings, Storage
     """Read from PHOTOMESH_* variables."""
 
     renderers: int = os.cpu_count() or 1
-    """How many photos are rendered at a time; each keeps one core busy."""
-    renderer_memory_mib: int = 1024
-    """How much memory one renderer may allocate. 100 megapixels need about 700."""
+    """How many photos are rendered at a time."""
+    renderer_memory_mib: int = 320
+    """How much memory a renderer may allocate. A phone's photo needs about 200."""
+    renderer_large_memory_mib: int = 640
+    """How much it may allocate for a large picture, of which there is one at a time. Most of 100
+    megapixels need less; what needs more has FAILED as TOO_EXPENSIVE."""
     renderer_cpu_seconds: int = 30
     """How long one photo may keep its core busy."""
     renderer_wall_seconds: float = 120.0

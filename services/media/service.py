@@ -15,6 +15,7 @@ from services.common.context import signed_in
 from services.common.errors import MediaUnknown, RequestIdReused
 from services.common.ids import created_at
 from services.media.errors import ObjectMismatch, ObjectMissing, UploadCompleted
+from services.media.pipeline.outputs import Fact
 from services.media.storage import Storage, key_prefix
 from services.media.store import Media, MediaStore, State
 
@@ -97,6 +98,9 @@ class MediaService(MediaServiceServicer):
             width=media.width,
             height=media.height,
             create_time=_timestamp(created_at(media.media_id)),
+            blurhash=media.facts.get(Fact.BLURHASH, ""),
+            dominant_colour=media.facts.get(Fact.DOMINANT_COLOUR, ""),
+            perceptual_hash=media.facts.get(Fact.PERCEPTUAL_HASH, ""),
         )
         if media.variants:
             # One signature is good for all of them.
@@ -140,6 +144,9 @@ def _to_stored_pb(media: Media | None) -> internal_pb.StoredMedia:
         height=media.height,
         create_time=_timestamp(created_at(media.media_id)),
         key_prefix=key_prefix(media.media_id, media.owner_id),
+        blurhash=media.facts.get(Fact.BLURHASH, ""),
+        dominant_colour=media.facts.get(Fact.DOMINANT_COLOUR, ""),
+        perceptual_hash=media.facts.get(Fact.PERCEPTUAL_HASH, ""),
     )
     for variant in media.variants:
         message.variants.add(

@@ -165,6 +165,18 @@ class Storage:
             )
         )
 
+    async def variants(self, media_id: int, owner_id: int) -> dict[str, int]:
+        """Returns what is stored of a media item's variants: object names, sizes in bytes."""
+        prefix = key_prefix(media_id, owner_id)
+
+        def ls() -> dict[str, int]:
+            found = self._s3.list_objects_v2(Bucket=self._variants, Prefix=prefix)
+            return {
+                each["Key"].removeprefix(prefix): each["Size"] for each in found.get("Contents", [])
+            }
+
+        return await self._in_thread(ls)
+
     async def _in_thread(self, work: Callable[[], Result]) -> Result:
         loop = asyncio.get_running_loop()
         try:

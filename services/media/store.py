@@ -1,6 +1,6 @@
 """All SQL of the media service and its worker."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any
@@ -15,10 +15,11 @@ from services.common import topics
 from services.common.database import Database
 from services.common.ids import shard_of
 from services.common.outbox import Outbox
-from services.media.pipeline.outputs import Failure, Rendition, Variant
+from services.media.pipeline.outputs import RECIPE, Fact, Failure, Rendition, Variant
 
 _COLUMNS = """
-    media_id, owner_id, size_bytes, content_type, state, etag, failure, width, height, variants
+    media_id, owner_id, size_bytes, content_type, state, etag, failure, width, height, variants,
+    blurhash, dominant_colour, perceptual_hash, recipe
 """
 
 # Two that race with one request id: the second waits for the first and then adds nothing.
@@ -62,10 +63,24 @@ _PROCESSING = f"""
     RETURNING {_COLUMNS}
 """  # noqa: S608
 
+# READY, too, when it was made by another recipe: it stays READY with the old variants meanwhile.
 _READY = """
     UPDATE media
-       SET state = 'READY', width = %(width)s, height = %(height)s, variants = %(variants)s
-     WHERE shard = %(shard)s AND media_id = %(media_id)s AND state = 'PROCESSING'
+       SET state = 'READY', width = %(width)s, height = %(height)s, variants = %(variants)s,
+           blurhash = %(blurhash)s, dominant_colour = %(dominant_colour)s,
+           perceptual_hash = %(perceptual_hash)s, recipe = %(recipe)s
+     WHERE shard = %(shard)s AND media_id = %(media_id)s
+       AND (state = 'PROCESSING' OR state = 'READY' AND recipe IS DISTINCT FROM %(recipe)s)
+"""
+
+# Answered by the primary key, of which it reads on from where the last page ended.
+_OUTDATED = """
+    SELECT shard, media_id, owner_id
+      FROM media
+     WHERE (shard, media_id) > (%(after_shard)s, %(after_media_id)s)
+       AND state = 'READY' AND recipe IS DISTINCT FROM %(recipe)s
+     ORDER BY shard, media_id
+     LIMIT %(limit)s
 """
 
 _FAILED = """
@@ -103,6 +118,10 @@ class Media:
     height: int
     variants: tuple[Variant, ...]
     """Smallest first; empty until READY."""
+    facts: Mapping[Fact, str]
+    """Empty until READY."""
+    recipe: str | None
+    """What made the variants and facts; None until READY."""
 
 
 class MediaStore:
@@ -157,17 +176,54 @@ class MediaStore:
                 )
 
     async def begin(self, media_id: int) -> Media | None:
-        """Makes an uploaded media item PROCESSING; None: there is nothing (more) to process."""
+        """Makes an uploaded media item PROCESSING; None: there is nothing (more) to process.
+
+        One that is READY by another recipe than today's is returned as it is.
+        """
         async with self._database.connection() as connection:
             rows = await _rows(connection, _PROCESSING, _key(media_id))
-        return _media(rows[0]) if rows else None
+        if rows:
+            return _media(rows[0])
+        media = await self.media(media_id)
+        outdated = media and media.state is State.READY and media.recipe != RECIPE
+        return media if outdated else None
+
+    async def announce_outdated(self, after: tuple[int, int], limit: int) -> tuple[int, int] | None:
+        """Tells the worker of media that are READY by another recipe than today's.
+
+        Args:
+            after: the shard and media id of the last one that was told; (-1, 0) to begin.
+            limit: how many are told.
+
+        Returns the last one that was told now; None: there are no more.
+        """
+        async with self._outbox.transaction() as tx:
+            rows = await _rows(
+                tx.connection,
+                _OUTDATED,
+                {
+                    "after_shard": after[0],
+                    "after_media_id": after[1],
+                    "recipe": RECIPE,
+                    "limit": limit,
+                },
+            )
+            for row in rows:
+                event = MediaUploaded(media_id=row["media_id"], owner_id=row["owner_id"])
+                await tx.publish(topics.MEDIA_UPLOADED, key=row["owner_id"], event=event)
+        return (rows[-1]["shard"], rows[-1]["media_id"]) if rows else None
 
     async def mark_ready(self, media: Media, rendition: Rendition) -> None:
-        """Makes a PROCESSING media item READY and tells so; otherwise does nothing."""
-        values = {
+        """Makes a media item READY and tells so, if it is PROCESSING or READY but outdated.
+
+        Otherwise does nothing.
+        """
+        facts = {fact.value: rendition.facts[fact] for fact in Fact}
+        values = facts | {
+            "recipe": RECIPE,
             "width": rendition.width,
             "height": rendition.height,
-            "variants": Jsonb([asdict(variant) for variant, _ in rendition.files]),
+            "variants": Jsonb([asdict(variant) for variant in rendition.variants]),
         }
         await self._end(media, MediaState.MEDIA_STATE_READY, _READY, values)
 
@@ -214,4 +270,6 @@ def _media(row: dict[str, Any]) -> Media:
         width=row["width"] or 0,
         height=row["height"] or 0,
         variants=tuple(Variant(**variant) for variant in row["variants"] or ()),
+        facts={fact: row[fact] for fact in Fact if row[fact] is not None},
+        recipe=row["recipe"],
     )

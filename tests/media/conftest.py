@@ -23,7 +23,9 @@ from services.media.pipeline.renderers import Limits, Renderers
 from services.media.storage import Storage
 from services.media.store import MediaStore
 
-LIMITS = Limits(memory_bytes=2**30, cpu_seconds=30, wall_seconds=60)
+LIMITS = Limits(
+    memory_bytes=320 * 2**20, large_memory_bytes=640 * 2**20, cpu_seconds=30, wall_seconds=60
+)
 
 _users = itertools.count()
 

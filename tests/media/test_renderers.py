@@ -37,7 +37,9 @@ def children(pid: int) -> set[Identity]:
 
 
 async def test_a_file_that_needs_too_much_memory_is_refused_and_the_next_is_rendered(expensive):
-    async with Renderers(1, replace(LIMITS, memory_bytes=300 * 2**20)) as renderers:
+    async with Renderers(
+        1, replace(LIMITS, memory_bytes=300 << 20, large_memory_bytes=300 << 20)
+    ) as renderers:
         with pytest.raises(Unprocessable) as refused:
             await renderers.render(expensive)
 
@@ -90,7 +92,7 @@ import asyncio, sys
 from services.media.pipeline.renderers import Limits, Renderers
 
 async def main():
-    async with Renderers(2, Limits(2**30, 30, 60.0)) as renderers:
+    async with Renderers(2, Limits(2**28, 2**30, 30, 60.0)) as renderers:
         assert "cv2" not in sys.modules and "numpy" not in sys.modules
         files = [sys.stdin.buffer.read()] * 2
         working = [asyncio.create_task(renderers.render(file)) for file in files]

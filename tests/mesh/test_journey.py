@@ -17,12 +17,15 @@ from tests.pictures import photo
 
 # Of a photo stored as 1600 x 1200 that its orientation turns upright.
 VARIANTS = {
-    ("square200", "image/jpeg"): (200, 200),
-    ("square200", "image/webp"): (200, 200),
-    ("w600", "image/jpeg"): (600, 800),
-    ("w600", "image/webp"): (600, 800),
-    ("w1080", "image/jpeg"): (1080, 1440),
-    ("w1080", "image/webp"): (1080, 1440),
+    (name, content_type): size
+    for name, size in (
+        ("square200", (200, 200)),
+        ("w600", (600, 800)),
+        ("w1080", (1080, 1440)),
+        # Never larger than the original.
+        ("w2048", (1200, 1600)),
+    )
+    for content_type in ("image/jpeg", "image/webp", "image/avif")
 }
 
 

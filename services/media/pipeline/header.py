@@ -1,10 +1,13 @@
 """What a file's header tells before anything of it is decoded.
 
-Only what decides how to decode is read: the real type, the dimensions, the orientation, and
-whether there is transparency. The bytes may be anything, so nothing in them is believed.
+Only what decides how to decode is read: the real type, the dimensions, the orientation, the
+colour profile, and whether there is transparency. The bytes may be anything, so nothing in them
+is believed. Of AVIF, HEIF, GIF and TIFF only the type is told here: their headers are as long a
+story as their pixels, and left to the libraries that decode them (see `foreign`).
 """
 
 import struct
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum, auto
@@ -25,6 +28,10 @@ class Kind(Enum):
     JPEG = auto()
     PNG = auto()
     WEBP = auto()
+    AVIF = auto()
+    HEIF = auto()
+    GIF = auto()
+    TIFF = auto()
 
 
 @dataclass(frozen=True)
@@ -39,38 +46,79 @@ class Header:
     """1 to 8, as EXIF counts."""
     transparent: bool = False
     """Whether there may be pixels that are not opaque."""
+    profile: bytes | None = None
+    """The ICC profile that its colours are meant by; None: sRGB."""
+    unusual: bool = False
+    """Whether it has what few files have: four inks, or 16 bits and transparency."""
+    progressive: bool = False
+    """Whether a JPEG's pixels are only known when all of it was read."""
 
 
-def read_header(data: bytes) -> Header:
+def kind_of(data: bytes) -> Kind:
+    """Tells what a file is by its first bytes, whatever anybody says that it is.
+
+    Raises:
+        Unprocessable: NOT_AN_IMAGE.
+    """
+    if data.startswith(b"\xff\xd8\xff"):
+        return Kind.JPEG
+    if data.startswith(b"\x89PNG\r\n\x1a\n"):
+        return Kind.PNG
+    if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
+        return Kind.WEBP
+    if data.startswith((b"GIF87a", b"GIF89a")):
+        return Kind.GIF
+    if data.startswith((b"II*\0", b"MM\0*")):
+        return Kind.TIFF
+    if data[4:8] == b"ftyp":
+        return _boxed(data)
+    raise Unprocessable(Failure.NOT_AN_IMAGE)
+
+
+def read_header(kind: Kind, data: bytes) -> Header:
     """Reads the header of a JPEG, PNG or WebP file.
 
     Raises:
-        Unprocessable: NOT_AN_IMAGE, CORRUPT, or TOO_MANY_PIXELS.
+        Unprocessable: CORRUPT.
     """
     try:
-        header = _read(data)
-    except (IndexError, struct.error):
+        return {Kind.JPEG: _jpeg, Kind.PNG: _png, Kind.WEBP: _webp}[kind](data)
+    except (IndexError, struct.error, zlib.error, StopIteration):
         raise Unprocessable(Failure.CORRUPT) from None
+
+
+def check_size(header: Header) -> None:
+    """Checks that a picture is neither empty nor too large to be decoded.
+
+    Raises:
+        Unprocessable: CORRUPT or TOO_MANY_PIXELS.
+    """
     if header.width < 1 or header.height < 1:
         raise Unprocessable(Failure.CORRUPT)
     if max(header.width, header.height) > MOST_SIDE or header.width * header.height > MOST_PIXELS:
         raise Unprocessable(Failure.TOO_MANY_PIXELS)
-    return header
 
 
-def _read(data: bytes) -> Header:
-    if data.startswith(b"\xff\xd8\xff"):
-        return _jpeg(data)
-    if data.startswith(b"\x89PNG\r\n\x1a\n"):
-        return _png(data)
-    if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
-        return _webp(data)
+_AVIF_BRANDS = frozenset({b"avif", b"avis"})
+_HEIF_BRANDS = frozenset({b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1"})
+
+
+def _boxed(data: bytes) -> Kind:
+    """Tells pictures apart from films, which lie in the same boxes."""
+    end = min(int.from_bytes(data[:4], "big"), 256)
+    brands = {data[start : start + 4] for start in (8, *range(16, end, 4))}
+    if brands & _AVIF_BRANDS:
+        return Kind.AVIF
+    if brands & _HEIF_BRANDS:
+        return Kind.HEIF
     raise Unprocessable(Failure.NOT_AN_IMAGE)
 
 
 # Start of frame: C0 to CF, but for DHT, JPG and DAC, which share the range.
 _JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+_JPEG_PROGRESSIVE = frozenset({0xC2, 0xC6, 0xCA, 0xCE})
 _JPEG_APP1 = 0xE1
+_JPEG_APP2 = 0xE2
 _JPEG_SCAN = 0xDA
 _JPEG_END = 0xD9
 
@@ -78,7 +126,9 @@ _JPEG_END = 0xD9
 def _jpeg(data: bytes) -> Header:
     """Walks the segments up to the first scan."""
     orientation = _UPRIGHT
-    size: tuple[int, int] | None = None
+    size: tuple[int, int, int] | None = None
+    progressive = False
+    profile: dict[int, bytes] = {}
     position = 2
     while True:
         if data[position] != 0xFF:
@@ -92,23 +142,39 @@ def _jpeg(data: bytes) -> Header:
         (length,) = struct.unpack_from(">H", data, position + 1)
         body = position + 3
         if marker in _JPEG_FRAMES:
-            size = struct.unpack_from(">HH", data, body + 1)
+            size = struct.unpack_from(">HHB", data, body + 1)
+            progressive = marker in _JPEG_PROGRESSIVE
         elif marker == _JPEG_APP1 and data.startswith(b"Exif\0\0", body):
             orientation = _orientation(data[body + 6 : position + 1 + length])
+        elif marker == _JPEG_APP2 and data.startswith(b"ICC_PROFILE\0", body):
+            # At most 255 parts, each with its number.
+            profile[data[body + 12]] = data[body + 14 : position + 1 + length]
         position += 1 + length
     if size is None:
         raise Unprocessable(Failure.CORRUPT)
-    height, width = size
-    return Header(Kind.JPEG, width, height, orientation)
+    height, width, components = size
+    return Header(
+        Kind.JPEG,
+        width,
+        height,
+        orientation,
+        profile=b"".join(part for _, part in sorted(profile.items())) or None,
+        unusual=components == 4,
+        progressive=progressive,
+    )
 
 
 # Colour types with an alpha channel: grey and alpha, RGBA.
 _PNG_ALPHA = frozenset({4, 6})
 
 
+_MOST_PROFILE_BYTES = 4 * 1024 * 1024
+
+
 def _png(data: bytes) -> Header:
-    width, height, _, colour_type = struct.unpack_from(">IIBB", data, 16)
+    width, height, bits, colour_type = struct.unpack_from(">IIBB", data, 16)
     orientation = _UPRIGHT
+    profile = None
     transparent = colour_type in _PNG_ALPHA
     position = 8
     while position < len(data):
@@ -117,8 +183,20 @@ def _png(data: bytes) -> Header:
             transparent = True
         elif name == b"eXIf":
             orientation = _orientation(data[position + 8 : position + 8 + length])
+        elif name == b"iCCP":
+            # Its name, a zero, the method (there is but one), then it is compressed.
+            _, _, packed = data[position + 8 : position + 8 + length].partition(b"\0")
+            profile = zlib.decompressobj().decompress(packed[1:], _MOST_PROFILE_BYTES)
         elif name == b"IEND":
-            return Header(Kind.PNG, width, height, orientation, transparent)
+            return Header(
+                Kind.PNG,
+                width,
+                height,
+                orientation,
+                transparent,
+                profile,
+                unusual=transparent and bits == 16,
+            )
         position += 12 + length
     raise Unprocessable(Failure.CORRUPT)
 
@@ -128,7 +206,8 @@ _WEBP_ALPHA_FLAG = 0x10
 
 def _webp(data: bytes) -> Header:
     chunks = _webp_chunks(data)
-    name, first = next(chunks)
+    name, content = next(chunks)
+    first = content.start
     if name == b"VP8 ":
         if data[first + 3 : first + 6] != b"\x9d\x01\x2a":
             raise Unprocessable(Failure.CORRUPT)
@@ -145,18 +224,22 @@ def _webp(data: bytes) -> Header:
     width = int.from_bytes(data[first + 4 : first + 7], "little") + 1
     height = int.from_bytes(data[first + 7 : first + 10], "little") + 1
     orientation = _UPRIGHT
-    for name, start in chunks:
+    profile = None
+    for name, content in chunks:
         if name == b"EXIF":
-            orientation = _orientation(data[start:].removeprefix(b"Exif\0\0"))
-    return Header(Kind.WEBP, width, height, orientation, bool(data[first] & _WEBP_ALPHA_FLAG))
+            orientation = _orientation(data[content].removeprefix(b"Exif\0\0"))
+        elif name == b"ICCP":
+            profile = data[content]
+    transparent = bool(data[first] & _WEBP_ALPHA_FLAG)
+    return Header(Kind.WEBP, width, height, orientation, transparent, profile)
 
 
-def _webp_chunks(data: bytes) -> Iterator[tuple[bytes, int]]:
-    """Yields each chunk's name and where its content begins."""
+def _webp_chunks(data: bytes) -> Iterator[tuple[bytes, slice]]:
+    """Yields each chunk's name and where its content lies."""
     position = 12
     while position < len(data):
         name, length = struct.unpack_from("<4sI", data, position)
-        yield name, position + 8
+        yield name, slice(position + 8, position + 8 + length)
         # Chunks begin at even offsets.
         position += 8 + length + (length & 1)
 

@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 from asyncio.subprocess import PIPE, Process
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,15 +18,14 @@ from typing import Any
 from services.common import logs
 from services.common.errors import Unavailable
 from services.media.pipeline.header import MOST_PIXELS
-from services.media.pipeline.outputs import Failure, Rendition, Unprocessable, Variant
+from services.media.pipeline.outputs import Fact, Failure, Rendition, Unprocessable, Variant
 
 _log = logs.logger(__name__)
 
 _ROOT = Path(__file__).parents[3]
 _CHILD = "services.media.pipeline.child"
 
-_FILE_LENGTH_BYTES = 8
-_ANSWER_LENGTH_BYTES = 4
+_LENGTH_BYTES = 4
 
 # A child that was taken over by a file must not take the worker's memory with its answer.
 _MOST_ANSWER_BYTES = 64 * 1024
@@ -33,12 +33,17 @@ _MOST_VARIANT_BYTES = 32 * 1024 * 1024
 
 _START_SECONDS = 30.0
 
+_THREADS = os.cpu_count() or 1
+"""How many steps of one file are done at a time: all cores, when they have nothing else to do."""
+
 
 @dataclass(frozen=True)
 class Limits:
     """What one child, or one file in it, may take."""
 
     memory_bytes: int
+    large_memory_bytes: int
+    """What a large picture may take. There is one at a time, whatever the number of children."""
     cpu_seconds: int
     wall_seconds: float
     """A file that takes longer without spending the CPU time is tried again: not it, but the
@@ -54,6 +59,7 @@ class Renderers:
 
     def __init__(self, children: int, limits: Limits) -> None:
         self._limits = limits
+        self._large = asyncio.Lock()
         # None: a child that is to be started when it is its turn.
         self._idle: asyncio.LifoQueue[_Child | None] = asyncio.LifoQueue()
         for _ in range(children):
@@ -75,8 +81,8 @@ class Renderers:
             if child is not None:
                 await child.kill()
 
-    async def render(self, file: bytes) -> Rendition:
-        """Makes every variant of a file.
+    async def render(self, file: bytes, present: Mapping[str, int] | None = None) -> Rendition:
+        """Makes every variant of a file that is not `present`: object names and sizes in bytes.
 
         Raises:
             Unprocessable: nothing can be made of it.
@@ -84,17 +90,30 @@ class Renderers:
                 too slow now.
             RendererFailed: there is a bug.
         """
+        order = {"size_bytes": len(file), "present": dict(present or {}), "large": False}
+        rendition = await self._render(file, order)
+        if rendition is None:
+            # It waits without a child, so that smaller ones overtake it.
+            async with self._large:
+                rendition = await self._render(file, order | {"large": True})
+        if rendition is None:
+            raise RendererFailed("a large picture was not rendered when it was its turn")
+        return rendition
+
+    async def _render(self, file: bytes, order: Mapping[str, Any]) -> Rendition | None:
+        """Renders a file; None: it is a large one and was not ordered as such."""
         child = await self._idle.get()
         try:
             if child is None or child.ended:
                 child = await _Child.start(self._limits)
             async with asyncio.timeout(self._limits.wall_seconds):
-                return await child.render(file)
+                return await child.render(file, order)
         except TimeoutError:
             raise Unavailable("The renderer") from None
         finally:
-            # Whatever ended in the middle, also by cancellation, leaves an answer unread.
-            if child is not None and child.busy:
+            # Whatever ended in the middle, also by cancellation, leaves an answer unread. And what
+            # a large picture leaves behind in the allocator would be missing for the next ones.
+            if child is not None and (child.busy or order["large"]):
                 await child.kill()
                 child = None
             self._idle.put_nowait(child)
@@ -138,10 +157,12 @@ class _Child:
             await self.kill()
             raise
 
-    async def render(self, file: bytes) -> Rendition:
+    async def render(self, file: bytes, order: Mapping[str, Any]) -> Rendition | None:
         self.busy = True
         try:
-            self._stdin.write(len(file).to_bytes(_FILE_LENGTH_BYTES, "big"))
+            text = json.dumps(order).encode()
+            self._stdin.write(len(text).to_bytes(_LENGTH_BYTES, "big"))
+            self._stdin.write(text)
             self._stdin.write(file)
             await self._stdin.drain()
             answer = await self._answer()
@@ -149,27 +170,32 @@ class _Child:
         except (asyncio.IncompleteReadError, ConnectionError):
             raise _why(await self._process.wait()) from None
         self.busy = False
-        if rendition is not None:
+        if rendition is not None or "large" in answer:
             return rendition
         if "failure" in answer:
             raise Unprocessable(Failure(answer["failure"]))
         raise RendererFailed(answer.get("bug"))
 
     async def _answer(self) -> dict[str, Any]:
-        length = int.from_bytes(await self._stdout.readexactly(_ANSWER_LENGTH_BYTES), "big")
+        length = int.from_bytes(await self._stdout.readexactly(_LENGTH_BYTES), "big")
         if length > _MOST_ANSWER_BYTES:
             raise RendererFailed("an answer is too long")
         answer: dict[str, Any] = json.loads(await self._stdout.readexactly(length))
         return answer
 
     async def _rendition(self, answer: dict[str, Any]) -> Rendition:
-        files = []
-        for fields in answer["variants"]:
-            variant = Variant(**fields)
-            if variant.size_bytes > _MOST_VARIANT_BYTES:
+        contents = {}
+        for name, size_bytes in answer["contents"].items():
+            if size_bytes > _MOST_VARIANT_BYTES:
                 raise RendererFailed("a variant is too long")
-            files.append((variant, await self._stdout.readexactly(variant.size_bytes)))
-        return Rendition(answer["width"], answer["height"], tuple(files))
+            contents[name] = await self._stdout.readexactly(size_bytes)
+        return Rendition(
+            answer["width"],
+            answer["height"],
+            {Fact(name): value for name, value in answer["facts"].items()},
+            tuple(Variant(**fields) for fields in answer["variants"]),
+            contents,
+        )
 
     async def kill(self) -> None:
         """Ends the child, whatever it does."""
@@ -181,7 +207,8 @@ class _Child:
 async def _spawn(limits: Limits) -> Process:
     return await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", _CHILD),
-        *(str(limits.memory_bytes), str(limits.cpu_seconds)),
+        *(str(limits.memory_bytes), str(limits.large_memory_bytes)),
+        *(str(limits.cpu_seconds), str(_THREADS)),
         stdin=PIPE,
         stdout=PIPE,
         # Nothing else: neither the worker's keys nor its addresses.
@@ -189,6 +216,8 @@ async def _spawn(limits: Limits) -> Process:
             "PATH": os.environ.get("PATH", os.defpath),
             "PYTHONPATH": str(_ROOT),
             "OPENBLAS_NUM_THREADS": "1",
+            # What each thread would keep for itself is missing for the pictures.
+            "MALLOC_ARENA_MAX": "2",
             # OpenCV reads it when it is imported. The header is checked first, but a file could
             # tell its decoder other dimensions than it tells us.
             "OPENCV_IO_MAX_IMAGE_PIXELS": str(MOST_PIXELS),

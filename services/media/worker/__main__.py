@@ -19,6 +19,7 @@ async def main() -> None:
     logs.configure("media-worker", settings.log_level)
     limits = Limits(
         memory_bytes=settings.renderer_memory_mib * 2**20,
+        large_memory_bytes=settings.renderer_large_memory_mib * 2**20,
         cpu_seconds=settings.renderer_cpu_seconds,
         wall_seconds=settings.renderer_wall_seconds,
     )

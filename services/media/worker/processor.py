@@ -8,9 +8,12 @@ from services.common import logs
 from services.media.pipeline.outputs import Failure, Rendition, Unprocessable
 from services.media.pipeline.renderers import Renderers
 from services.media.storage import OriginalChanged, Storage
-from services.media.store import Media, MediaStore
+from services.media.store import Media, MediaStore, State
 
 _log = logs.logger(__name__)
+
+MOST_BYTES = 64 * 1024 * 1024
+"""Of a photo's file, which is in memory while it is processed."""
 
 
 class Processor:
@@ -43,14 +46,21 @@ class Processor:
             try:
                 rendition = await self._render(media)
             except Unprocessable as error:
+                if media.state is State.READY:
+                    # What it has stays, rather than what today's steps would no longer give.
+                    _log.warning("not remade", media_id=media.media_id, failure=error.failure)
+                    return
                 # An outcome, not a dead letter: it is the file that is wrong, not the message.
                 await self._store.mark_failed(media, error.failure)
                 _log.info("failed", media_id=media.media_id, failure=error.failure)
                 return
             await asyncio.gather(
                 *(
-                    self._storage.put_variant(media.media_id, media.owner_id, variant, content)
-                    for variant, content in rendition.files
+                    self._storage.put_variant(
+                        media.media_id, media.owner_id, variant, rendition.contents[name]
+                    )
+                    for variant in rendition.variants
+                    if (name := variant.object_name) in rendition.contents
                 )
             )
             # Only now that every variant is there may anybody learn of them.
@@ -59,10 +69,14 @@ class Processor:
 
     async def _render(self, media: Media) -> Rendition:
         assert media.etag is not None  # noqa: S101 -- It is set from UPLOADED on.
+        if media.size_bytes > MOST_BYTES:
+            raise Unprocessable(Failure.TOO_EXPENSIVE)
         try:
             original = await self._storage.read_original(media.media_id, media.owner_id, media.etag)
         except OriginalChanged:
             # The client sent another file after this one was checked. Were it rendered, two runs
             # could store variants of different photos under the same, cached, keys.
             raise Unprocessable(Failure.CORRUPT) from None
-        return await self._renderers.render(original)
+        # What a run before made, or another recipe that made it in the same way, is not made again.
+        present = await self._storage.variants(media.media_id, media.owner_id)
+        return await self._renderers.render(original, present)

@@ -47,7 +47,9 @@ Global___MediaUploaded: _TypeAlias = MediaUploaded  # noqa: Y015
 
 @_typing.final
 class MediaProcessed(_message.Message):
-    """A media item reached its end, READY or FAILED. Topic `media_processed`, key `owner_id`."""
+    """A media item reached its end, READY or FAILED, or was READY and got other variants. Topic
+    `media_processed`, key `owner_id`.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 

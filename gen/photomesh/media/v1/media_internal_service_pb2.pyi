@@ -24,7 +24,8 @@ DESCRIPTOR: _descriptor.FileDescriptor
 class StoredMedia(_message.Message):
     """A media item and where its variants lie, so that whoever may show it can sign URLs for it.
 
-    It does not change any more once it is READY: a post keeps it as it is.
+    A post keeps it as it is when it is READY. It changes after that only when its variants are made
+    anew, which MEDIA_PROCESSED tells; the old ones stay where they are.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -38,6 +39,9 @@ class StoredMedia(_message.Message):
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     KEY_PREFIX_FIELD_NUMBER: _builtins.int
     VARIANTS_FIELD_NUMBER: _builtins.int
+    BLURHASH_FIELD_NUMBER: _builtins.int
+    DOMINANT_COLOUR_FIELD_NUMBER: _builtins.int
+    PERCEPTUAL_HASH_FIELD_NUMBER: _builtins.int
     media_id: _builtins.int
     """Identifies the media."""
     owner_id: _builtins.int
@@ -52,6 +56,16 @@ class StoredMedia(_message.Message):
     """The upright picture's height in pixels, before any resizing; 0 until READY."""
     key_prefix: _builtins.str
     """The S3 key that all variants begin with, with a slash at its end; what a URL is signed for."""
+    blurhash: _builtins.str
+    """What to show until a variant is there: a BlurHash (blurha.sh) of 4 by 3 components; empty
+    until READY.
+    """
+    dominant_colour: _builtins.str
+    """The colour that most of the picture is near to, such as "#8eafae"; empty until READY."""
+    perceptual_hash: _builtins.str
+    """64 bits in 16 hex digits, of which copies of a picture, resized or encoded anew, differ in
+    few; empty until READY.
+    """
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When the upload was opened."""
@@ -72,10 +86,13 @@ class StoredMedia(_message.Message):
         create_time: _timestamp_pb2.Timestamp | None = ...,
         key_prefix: _builtins.str = ...,
         variants: _abc.Iterable[Global___StoredVariant] | None = ...,
+        blurhash: _builtins.str = ...,
+        dominant_colour: _builtins.str = ...,
+        perceptual_hash: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "failure", b"failure", "height", b"height", "key_prefix", b"key_prefix", "media_id", b"media_id", "owner_id", b"owner_id", "state", b"state", "variants", b"variants", "width", b"width"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blurhash", b"blurhash", "create_time", b"create_time", "dominant_colour", b"dominant_colour", "failure", b"failure", "height", b"height", "key_prefix", b"key_prefix", "media_id", b"media_id", "owner_id", b"owner_id", "perceptual_hash", b"perceptual_hash", "state", b"state", "variants", b"variants", "width", b"width"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -94,9 +111,9 @@ class StoredVariant(_message.Message):
     SIZE_BYTES_FIELD_NUMBER: _builtins.int
     OBJECT_NAME_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """The size's name: "square200", "w600" or "w1080"."""
+    """The size's name: "square200", "w600", "w1080" or "w2048"."""
     content_type: _builtins.str
-    """"image/jpeg" or "image/webp"."""
+    """"image/jpeg", "image/webp" or "image/avif"."""
     width: _builtins.int
     """Width in pixels."""
     height: _builtins.int

@@ -27,7 +27,7 @@ from google.api import annotations_pb2 as google_dot_api_dot_annotations__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&photomesh/media/v1/media_service.proto\x12\x12photomesh.media.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x8c\x02\n\x05Media\x12\x10\n\x08media_id\x18\x01 \x01(\x03\x12\x10\n\x08owner_id\x18\x02 \x01(\x03\x12-\n\x05state\x18\x03 \x01(\x0e\x32\x1e.photomesh.media.v1.MediaState\x12\x31\n\x07\x66\x61ilure\x18\x04 \x01(\x0e\x32 .photomesh.media.v1.MediaFailure\x12\r\n\x05width\x18\x05 \x01(\x05\x12\x0e\n\x06height\x18\x06 \x01(\x05\x12-\n\x08variants\x18\x07 \x03(\x0b\x32\x1b.photomesh.media.v1.Variant\x12/\n\x0b\x63reate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"m\n\x07Variant\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0c\x63ontent_type\x18\x02 \x01(\t\x12\r\n\x05width\x18\x03 \x01(\x05\x12\x0e\n\x06height\x18\x04 \x01(\x05\x12\x12\n\nsize_bytes\x18\x05 \x01(\x03\x12\x0b\n\x03url\x18\x06 \x01(\t\"\x94\x01\n\x13\x43reateUploadRequest\x12>\n\x0c\x63ontent_type\x18\x01 \x01(\tB(\xbaH%r#R\nimage/jpegR\timage/pngR\nimage/webp\x12 \n\nsize_bytes\x18\x02 \x01(\x03\x42\x0c\xbaH\t\"\x07\x18\x80\x80\x80\x10(\x01\x12\x1b\n\nrequest_id\x18\x03 \x01(\tB\x07\xbaH\x04r\x02\x18@\"\x87\x02\n\x14\x43reateUploadResponse\x12(\n\x05media\x18\x01 \x01(\x0b\x32\x19.photomesh.media.v1.Media\x12\x12\n\nupload_url\x18\x02 \x01(\t\x12M\n\x0b\x66orm_fields\x18\x03 \x03(\x0b\x32\x38.photomesh.media.v1.CreateUploadResponse.FormFieldsEntry\x12/\n\x0b\x65xpire_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x1a\x31\n\x0f\x46ormFieldsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"2\n\x15\x43ompleteUploadRequest\x12\x19\n\x08media_id\x18\x01 \x01(\x03\x42\x07\xbaH\x04\"\x02 \x00\"B\n\x16\x43ompleteUploadResponse\x12(\n\x05media\x18\x01 \x01(\x0b\x32\x19.photomesh.media.v1.Media\",\n\x0fGetMediaRequest\x12\x19\n\x08media_id\x18\x01 \x01(\x03\x42\x07\xbaH\x04\"\x02 \x00\"<\n\x10GetMediaResponse\x12(\n\x05media\x18\x01 \x01(\x0b\x32\x19.photomesh.media.v1.Media*\xa7\x01\n\nMediaState\x12\x1b\n\x17MEDIA_STATE_UNSPECIFIED\x10\x00\x12\x17\n\x13MEDIA_STATE_PENDING\x10\x01\x12\x18\n\x14MEDIA_STATE_UPLOADED\x10\x02\x12\x1a\n\x16MEDIA_STATE_PROCESSING\x10\x03\x12\x15\n\x11MEDIA_STATE_READY\x10\x04\x12\x16\n\x12MEDIA_STATE_FAILED\x10\x05*\xac\x01\n\x0cMediaFailure\x12\x1d\n\x19MEDIA_FAILURE_UNSPECIFIED\x10\x00\x12\x1e\n\x1aMEDIA_FAILURE_NOT_AN_IMAGE\x10\x01\x12\x19\n\x15MEDIA_FAILURE_CORRUPT\x10\x02\x12!\n\x1dMEDIA_FAILURE_TOO_MANY_PIXELS\x10\x03\x12\x1f\n\x1bMEDIA_FAILURE_TOO_EXPENSIVE\x10\x04\x32\x97\x03\n\x0cMediaService\x12~\n\x0c\x43reateUpload\x12\'.photomesh.media.v1.CreateUploadRequest\x1a(.photomesh.media.v1.CreateUploadResponse\"\x1b\x82\xd3\xe4\x93\x02\x15\"\x10/v1/media/upload:\x01*\x12\x91\x01\n\x0e\x43ompleteUpload\x12).photomesh.media.v1.CompleteUploadRequest\x1a*.photomesh.media.v1.CompleteUploadResponse\"(\x82\xd3\xe4\x93\x02\"\"\x1d/v1/media/{media_id}:complete:\x01*\x12s\n\x08GetMedia\x12#.photomesh.media.v1.GetMediaRequest\x1a$.photomesh.media.v1.GetMediaResponse\"\x1c\x82\xd3\xe4\x93\x02\x16\x12\x14/v1/media/{media_id}b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&photomesh/media/v1/media_service.proto\x12\x12photomesh.media.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xd0\x02\n\x05Media\x12\x10\n\x08media_id\x18\x01 \x01(\x03\x12\x10\n\x08owner_id\x18\x02 \x01(\x03\x12-\n\x05state\x18\x03 \x01(\x0e\x32\x1e.photomesh.media.v1.MediaState\x12\x31\n\x07\x66\x61ilure\x18\x04 \x01(\x0e\x32 .photomesh.media.v1.MediaFailure\x12\r\n\x05width\x18\x05 \x01(\x05\x12\x0e\n\x06height\x18\x06 \x01(\x05\x12-\n\x08variants\x18\x07 \x03(\x0b\x32\x1b.photomesh.media.v1.Variant\x12/\n\x0b\x63reate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08\x62lurhash\x18\t \x01(\t\x12\x17\n\x0f\x64ominant_colour\x18\n \x01(\t\x12\x17\n\x0fperceptual_hash\x18\x0b \x01(\t\"m\n\x07Variant\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0c\x63ontent_type\x18\x02 \x01(\t\x12\r\n\x05width\x18\x03 \x01(\x05\x12\x0e\n\x06height\x18\x04 \x01(\x05\x12\x12\n\nsize_bytes\x18\x05 \x01(\x03\x12\x0b\n\x03url\x18\x06 \x01(\t\"\xcf\x01\n\x13\x43reateUploadRequest\x12y\n\x0c\x63ontent_type\x18\x01 \x01(\tBc\xbaH`r^R\nimage/jpegR\timage/pngR\nimage/webpR\nimage/avifR\nimage/heicR\nimage/heifR\timage/gifR\nimage/tiff\x12 \n\nsize_bytes\x18\x02 \x01(\x03\x42\x0c\xbaH\t\"\x07\x18\x80\x80\x80\x10(\x01\x12\x1b\n\nrequest_id\x18\x03 \x01(\tB\x07\xbaH\x04r\x02\x18@\"\x87\x02\n\x14\x43reateUploadResponse\x12(\n\x05media\x18\x01 \x01(\x0b\x32\x19.photomesh.media.v1.Media\x12\x12\n\nupload_url\x18\x02 \x01(\t\x12M\n\x0b\x66orm_fields\x18\x03 \x03(\x0b\x32\x38.photomesh.media.v1.CreateUploadResponse.FormFieldsEntry\x12/\n\x0b\x65xpire_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x1a\x31\n\x0f\x46ormFieldsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"2\n\x15\x43ompleteUploadRequest\x12\x19\n\x08media_id\x18\x01 \x01(\x03\x42\x07\xbaH\x04\"\x02 \x00\"B\n\x16\x43ompleteUploadResponse\x12(\n\x05media\x18\x01 \x01(\x0b\x32\x19.photomesh.media.v1.Media\",\n\x0fGetMediaRequest\x12\x19\n\x08media_id\x18\x01 \x01(\x03\x42\x07\xbaH\x04\"\x02 \x00\"<\n\x10GetMediaResponse\x12(\n\x05media\x18\x01 \x01(\x0b\x32\x19.photomesh.media.v1.Media*\xa7\x01\n\nMediaState\x12\x1b\n\x17MEDIA_STATE_UNSPECIFIED\x10\x00\x12\x17\n\x13MEDIA_STATE_PENDING\x10\x01\x12\x18\n\x14MEDIA_STATE_UPLOADED\x10\x02\x12\x1a\n\x16MEDIA_STATE_PROCESSING\x10\x03\x12\x15\n\x11MEDIA_STATE_READY\x10\x04\x12\x16\n\x12MEDIA_STATE_FAILED\x10\x05*\xac\x01\n\x0cMediaFailure\x12\x1d\n\x19MEDIA_FAILURE_UNSPECIFIED\x10\x00\x12\x1e\n\x1aMEDIA_FAILURE_NOT_AN_IMAGE\x10\x01\x12\x19\n\x15MEDIA_FAILURE_CORRUPT\x10\x02\x12!\n\x1dMEDIA_FAILURE_TOO_MANY_PIXELS\x10\x03\x12\x1f\n\x1bMEDIA_FAILURE_TOO_EXPENSIVE\x10\x04\x32\x97\x03\n\x0cMediaService\x12~\n\x0c\x43reateUpload\x12\'.photomesh.media.v1.CreateUploadRequest\x1a(.photomesh.media.v1.CreateUploadResponse\"\x1b\x82\xd3\xe4\x93\x02\x15\"\x10/v1/media/upload:\x01*\x12\x91\x01\n\x0e\x43ompleteUpload\x12).photomesh.media.v1.CompleteUploadRequest\x1a*.photomesh.media.v1.CompleteUploadResponse\"(\x82\xd3\xe4\x93\x02\"\"\x1d/v1/media/{media_id}:complete:\x01*\x12s\n\x08GetMedia\x12#.photomesh.media.v1.GetMediaRequest\x1a$.photomesh.media.v1.GetMediaResponse\"\x1c\x82\xd3\xe4\x93\x02\x16\x12\x14/v1/media/{media_id}b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,7 +35,7 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'photomesh.media.v1.media_se
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_CREATEUPLOADREQUEST'].fields_by_name['content_type']._loaded_options = None
-  _globals['_CREATEUPLOADREQUEST'].fields_by_name['content_type']._serialized_options = b'\272H%r#R\nimage/jpegR\timage/pngR\nimage/webp'
+  _globals['_CREATEUPLOADREQUEST'].fields_by_name['content_type']._serialized_options = b'\272H`r^R\nimage/jpegR\timage/pngR\nimage/webpR\nimage/avifR\nimage/heicR\nimage/heifR\timage/gifR\nimage/tiff'
   _globals['_CREATEUPLOADREQUEST'].fields_by_name['size_bytes']._loaded_options = None
   _globals['_CREATEUPLOADREQUEST'].fields_by_name['size_bytes']._serialized_options = b'\272H\t\"\007\030\200\200\200\020(\001'
   _globals['_CREATEUPLOADREQUEST'].fields_by_name['request_id']._loaded_options = None
@@ -52,28 +52,28 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_MEDIASERVICE'].methods_by_name['CompleteUpload']._serialized_options = b'\202\323\344\223\002\"\"\035/v1/media/{media_id}:complete:\001*'
   _globals['_MEDIASERVICE'].methods_by_name['GetMedia']._loaded_options = None
   _globals['_MEDIASERVICE'].methods_by_name['GetMedia']._serialized_options = b'\202\323\344\223\002\026\022\024/v1/media/{media_id}'
-  _globals['_MEDIASTATE']._serialized_start=1182
-  _globals['_MEDIASTATE']._serialized_end=1349
-  _globals['_MEDIAFAILURE']._serialized_start=1352
-  _globals['_MEDIAFAILURE']._serialized_end=1524
+  _globals['_MEDIASTATE']._serialized_start=1309
+  _globals['_MEDIASTATE']._serialized_end=1476
+  _globals['_MEDIAFAILURE']._serialized_start=1479
+  _globals['_MEDIAFAILURE']._serialized_end=1651
   _globals['_MEDIA']._serialized_start=155
-  _globals['_MEDIA']._serialized_end=423
-  _globals['_VARIANT']._serialized_start=425
-  _globals['_VARIANT']._serialized_end=534
-  _globals['_CREATEUPLOADREQUEST']._serialized_start=537
-  _globals['_CREATEUPLOADREQUEST']._serialized_end=685
-  _globals['_CREATEUPLOADRESPONSE']._serialized_start=688
-  _globals['_CREATEUPLOADRESPONSE']._serialized_end=951
-  _globals['_CREATEUPLOADRESPONSE_FORMFIELDSENTRY']._serialized_start=902
-  _globals['_CREATEUPLOADRESPONSE_FORMFIELDSENTRY']._serialized_end=951
-  _globals['_COMPLETEUPLOADREQUEST']._serialized_start=953
-  _globals['_COMPLETEUPLOADREQUEST']._serialized_end=1003
-  _globals['_COMPLETEUPLOADRESPONSE']._serialized_start=1005
-  _globals['_COMPLETEUPLOADRESPONSE']._serialized_end=1071
-  _globals['_GETMEDIAREQUEST']._serialized_start=1073
-  _globals['_GETMEDIAREQUEST']._serialized_end=1117
-  _globals['_GETMEDIARESPONSE']._serialized_start=1119
-  _globals['_GETMEDIARESPONSE']._serialized_end=1179
-  _globals['_MEDIASERVICE']._serialized_start=1527
-  _globals['_MEDIASERVICE']._serialized_end=1934
+  _globals['_MEDIA']._serialized_end=491
+  _globals['_VARIANT']._serialized_start=493
+  _globals['_VARIANT']._serialized_end=602
+  _globals['_CREATEUPLOADREQUEST']._serialized_start=605
+  _globals['_CREATEUPLOADREQUEST']._serialized_end=812
+  _globals['_CREATEUPLOADRESPONSE']._serialized_start=815
+  _globals['_CREATEUPLOADRESPONSE']._serialized_end=1078
+  _globals['_CREATEUPLOADRESPONSE_FORMFIELDSENTRY']._serialized_start=1029
+  _globals['_CREATEUPLOADRESPONSE_FORMFIELDSENTRY']._serialized_end=1078
+  _globals['_COMPLETEUPLOADREQUEST']._serialized_start=1080
+  _globals['_COMPLETEUPLOADREQUEST']._serialized_end=1130
+  _globals['_COMPLETEUPLOADRESPONSE']._serialized_start=1132
+  _globals['_COMPLETEUPLOADRESPONSE']._serialized_end=1198
+  _globals['_GETMEDIAREQUEST']._serialized_start=1200
+  _globals['_GETMEDIAREQUEST']._serialized_end=1244
+  _globals['_GETMEDIARESPONSE']._serialized_start=1246
+  _globals['_GETMEDIARESPONSE']._serialized_end=1306
+  _globals['_MEDIASERVICE']._serialized_start=1654
+  _globals['_MEDIASERVICE']._serialized_end=2061
 # @@protoc_insertion_point(module_scope)

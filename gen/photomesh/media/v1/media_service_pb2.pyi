@@ -102,6 +102,9 @@ class Media(_message.Message):
     HEIGHT_FIELD_NUMBER: _builtins.int
     VARIANTS_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
+    BLURHASH_FIELD_NUMBER: _builtins.int
+    DOMINANT_COLOUR_FIELD_NUMBER: _builtins.int
+    PERCEPTUAL_HASH_FIELD_NUMBER: _builtins.int
     media_id: _builtins.int
     """Identifies the media."""
     owner_id: _builtins.int
@@ -114,6 +117,16 @@ class Media(_message.Message):
     """The upright picture's width in pixels, before any resizing; 0 until READY."""
     height: _builtins.int
     """The upright picture's height in pixels, before any resizing; 0 until READY."""
+    blurhash: _builtins.str
+    """What to show until a variant is there: a BlurHash (blurha.sh) of 4 by 3 components; empty
+    until READY.
+    """
+    dominant_colour: _builtins.str
+    """The colour that most of the picture is near to, such as "#8eafae"; empty until READY."""
+    perceptual_hash: _builtins.str
+    """64 bits in 16 hex digits, of which copies of a picture, resized or encoded anew, differ in
+    few; empty until READY.
+    """
     @_builtins.property
     def variants(self) -> _containers.RepeatedCompositeFieldContainer[Global___Variant]:
         """What clients show, smallest first; empty until READY."""
@@ -133,10 +146,13 @@ class Media(_message.Message):
         height: _builtins.int = ...,
         variants: _abc.Iterable[Global___Variant] | None = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
+        blurhash: _builtins.str = ...,
+        dominant_colour: _builtins.str = ...,
+        perceptual_hash: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "failure", b"failure", "height", b"height", "media_id", b"media_id", "owner_id", b"owner_id", "state", b"state", "variants", b"variants", "width", b"width"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blurhash", b"blurhash", "create_time", b"create_time", "dominant_colour", b"dominant_colour", "failure", b"failure", "height", b"height", "media_id", b"media_id", "owner_id", b"owner_id", "perceptual_hash", b"perceptual_hash", "state", b"state", "variants", b"variants", "width", b"width"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -155,9 +171,9 @@ class Variant(_message.Message):
     SIZE_BYTES_FIELD_NUMBER: _builtins.int
     URL_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """The size's name: "square200", "w600" or "w1080"."""
+    """The size's name: "square200", "w600", "w1080" or "w2048"."""
     content_type: _builtins.str
-    """"image/jpeg" or "image/webp"."""
+    """"image/jpeg", "image/webp" or "image/avif": a client takes the smallest that it can show."""
     width: _builtins.int
     """Width in pixels."""
     height: _builtins.int

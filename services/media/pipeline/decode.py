@@ -1,0 +1,271 @@
+"""From a file to its picture: upright, sRGB, and no larger than the largest variants need.
+
+Nothing of the file but its pixels goes further, so neither does its metadata: no GPS position, no
+camera, no thumbnail.
+"""
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from cv2.typing import MatLike
+from PIL import Image
+
+from services.media.pipeline.colour import inks_to_srgb, to_srgb
+from services.media.pipeline.foreign import blamed_on_the_file, open_foreign
+from services.media.pipeline.header import Header, Kind, check_size, kind_of, read_header
+from services.media.pipeline.outputs import SIZES, Failure, Size, Unprocessable
+
+Pixels = MatLike
+"""Rows of pixels: blue, green, red, and for some alpha, by which the colours are multiplied."""
+
+# What turns a picture upright: a transposition (rows become columns), then a flip.
+_ROWS, _COLUMNS, _BOTH = 0, 1, -1
+_UPRIGHT: dict[int, tuple[bool, int | None]] = {
+    1: (False, None),
+    2: (False, _COLUMNS),
+    3: (False, _BOTH),
+    4: (False, _ROWS),
+    5: (True, None),
+    6: (True, _COLUMNS),
+    7: (True, _BOTH),
+    8: (True, _ROWS),
+}
+
+_REDUCED = (
+    (8, cv2.IMREAD_REDUCED_COLOR_8),
+    (4, cv2.IMREAD_REDUCED_COLOR_4),
+    (2, cv2.IMREAD_REDUCED_COLOR_2),
+)
+
+# libjpeg fills what is missing with grey and only complains. Its other complaints, such as
+# needless bytes between segments, are of files that every viewer shows.
+_FATAL = (b"premature end of data", b"bad Huffman code")
+
+_BAND_ROWS = 256
+
+_LARGE_BYTES = 96 * 1024 * 1024
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file whose header was read."""
+
+    data: bytes
+    header: Header
+    image: Image.Image | None
+    """What decodes it when OpenCV does not."""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """The upright picture's width and height in pixels."""
+        width, height = self.header.width, self.header.height
+        return (height, width) if _UPRIGHT[self.header.orientation][0] else (width, height)
+
+    @property
+    def large(self) -> bool:
+        """Whether decoding it takes so much memory that it should not be done twice at a time."""
+        header = self.header
+        pixels = header.width * header.height
+        if header.kind is Kind.JPEG:
+            needed = 3 * pixels // _reduction(self.size) ** 2
+            # Two bytes for each coefficient of three channels, or of four inks.
+            if header.progressive or header.unusual:
+                needed += 8 * pixels
+        elif header.unusual:
+            # The decoder's own, Pillow's, and ours.
+            needed = 10 * pixels
+        else:
+            needed = 7 * pixels
+        return needed > _LARGE_BYTES
+
+
+def open_source(data: bytes) -> Source:
+    """Reads a file's header.
+
+    Raises:
+        Unprocessable: NOT_AN_IMAGE, CORRUPT or TOO_MANY_PIXELS.
+        MemoryError: there is less than it needs.
+    """
+    kind = kind_of(data)
+    image = None
+    if kind in (Kind.JPEG, Kind.PNG, Kind.WEBP):
+        header = read_header(kind, data)
+        check_size(header)
+        if header.unusual:
+            header, image = open_foreign(kind, data)
+    else:
+        header, image = open_foreign(kind, data)
+    check_size(header)
+    return Source(data, header, image)
+
+
+def decode(source: Source) -> Pixels:
+    """Returns the picture, large enough for every variant.
+
+    Raises:
+        Unprocessable: CORRUPT.
+        MemoryError: there is less than it needs.
+    """
+    profile = source.header.profile
+    if source.image is None:
+        pixels = _decode(source)
+    else:
+        pixels, profile = _decode_foreign(source, source.image)
+    if pixels.shape[2] == 4:
+        pixels = _premultiply(pixels)
+
+    upright = _enough(source.size)
+    transposed, flip = _UPRIGHT[source.header.orientation]
+    target = upright[::-1] if transposed else upright
+    # Turned only when it is small.
+    if (pixels.shape[1], pixels.shape[0]) != target:
+        pixels = cv2.resize(pixels, target, interpolation=cv2.INTER_AREA)
+    if transposed:
+        pixels = cv2.transpose(pixels)
+    if flip is not None:
+        pixels = cv2.flip(pixels, flip)
+
+    if profile is None:
+        return pixels
+    if pixels.shape[2] == 4:
+        return _premultiply(to_srgb(unpremultiply(pixels), profile))
+    return to_srgb(pixels, profile)
+
+
+def unpremultiply(pixels: Pixels) -> Pixels:
+    """Returns blue, green, red and alpha as a file has them."""
+    alpha = pixels[..., 3]
+    # Where nothing is visible the colour is 0 already, and so is 0 by 0 here.
+    colours = cv2.divide(pixels[..., :3], cv2.cvtColor(alpha, cv2.COLOR_GRAY2BGR), scale=255)
+    return cv2.merge((*cv2.split(colours), alpha))
+
+
+def _enough(picture: tuple[int, int]) -> tuple[int, int]:
+    """Returns the least size of a picture that every variant can be made of."""
+    width, height = picture
+    scale = max(_scale(size, width, height) for size in SIZES)
+    return max(1, round(width * scale)), max(1, round(height * scale))
+
+
+def _scale(size: Size, width: int, height: int) -> float:
+    fitted_width, fitted_height = size.fit(width, height)
+    if size.square:
+        return fitted_width / min(width, height)
+    return max(fitted_width / width, fitted_height / height)
+
+
+def _reduction(picture: tuple[int, int]) -> int:
+    """Returns by how much a JPEG can be reduced while it is decoded: 1, 2, 4 or 8."""
+    wanted = _enough(picture)
+    for factor, _ in _REDUCED:
+        if picture[0] // factor >= wanted[0] and picture[1] // factor >= wanted[1]:
+            return factor
+    return 1
+
+
+def _decode(source: Source) -> Pixels:
+    """Returns the picture as it lies in the file, perhaps reduced."""
+    header = source.header
+    encoded = np.frombuffer(source.data, np.uint8)
+    flags = cv2.IMREAD_UNCHANGED
+    if not header.transparent:
+        flags = cv2.IMREAD_COLOR
+        if header.kind is Kind.JPEG:
+            # A JPEG decoder can leave out the detail that no variant shows, and is faster for it.
+            flags = dict(_REDUCED).get(_reduction(source.size), flags)
+        flags |= cv2.IMREAD_IGNORE_ORIENTATION
+    try:
+        with _complaints() as complaints:
+            pixels = cv2.imdecode(encoded, flags)
+    except cv2.error as error:
+        if error.code == cv2.Error.StsNoMem:
+            raise MemoryError from error
+        raise Unprocessable(Failure.CORRUPT) from error
+    if pixels is None and header.kind is Kind.JPEG:
+        # libjpeg does not tell that it ran out of memory. It may need this much, all at once.
+        np.empty((header.height, header.width, 3), np.int16)
+    if pixels is None or any(complaint in complaints for complaint in _FATAL):
+        raise Unprocessable(Failure.CORRUPT)
+    return cv2.cvtColor(pixels, cv2.COLOR_GRAY2BGR) if pixels.ndim == 2 else pixels
+
+
+@contextmanager
+def _complaints() -> Iterator[bytearray]:
+    """Gives, when it ends, what the decoders' C code wrote to standard error meanwhile."""
+    text = bytearray()
+    before = os.dup(2)
+    with tempfile.TemporaryFile() as file:
+        os.dup2(file.fileno(), 2)
+        try:
+            yield text
+        finally:
+            os.dup2(before, 2)
+            os.close(before)
+        file.seek(0)
+        text += file.read()
+
+
+def _decode_foreign(source: Source, image: Image.Image) -> tuple[Pixels, bytes | None]:
+    """Returns the picture as it lies in the file, and the profile that it is still in."""
+    header = source.header
+    profile = header.profile
+    with blamed_on_the_file():
+        if header.kind is Kind.JPEG:
+            factor = _reduction(source.size)
+            image.draft(image.mode, (header.width // factor, header.height // factor))
+        image.load()
+        if image.mode.startswith(("I", "F")):
+            image = _eight_bits(image)
+        if image.mode in ("CMYK", "LAB"):
+            image, profile = inks_to_srgb(_reduced(image, source.size), profile), None
+        elif header.transparent:
+            image = image.convert("RGBA")
+        elif image.mode != "RGB":
+            image = image.convert("RGB")
+        if image.mode == "RGB":
+            image = _reduced(image, source.size)
+        return _to_pixels(image), profile
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """Returns a grey picture of 16 bits, or of fractions from 0 to 1, as one of 8 bits."""
+    values = np.asarray(image)
+    scale = 255.0 if values.dtype.kind == "f" else 1 / 257
+    return Image.fromarray(np.clip(np.nan_to_num(values) * scale + 0.5, 0, 255).astype(np.uint8))
+
+
+def _reduced(image: Image.Image, picture: tuple[int, int]) -> Image.Image:
+    wanted = min(_enough(picture)), max(_enough(picture))
+    shown = min(image.size), max(image.size)
+    factor = min(shown[0] // wanted[0], shown[1] // wanted[1])
+    return image.reduce(factor) if factor > 1 else image
+
+
+def _to_pixels(image: Image.Image) -> Pixels:
+    """Converts from Pillow in bands, so that a large picture is not in memory several times."""
+    conversion = cv2.COLOR_RGBA2BGRA if image.mode == "RGBA" else cv2.COLOR_RGB2BGR
+    pixels = np.empty((image.height, image.width, len(image.getbands())), np.uint8)
+    for top in range(0, image.height, _BAND_ROWS):
+        band = image.crop((0, top, image.width, min(top + _BAND_ROWS, image.height)))
+        pixels[top : top + _BAND_ROWS] = cv2.cvtColor(np.asarray(band), conversion)
+    return pixels
+
+
+def _premultiply(pixels: Pixels) -> Pixels:
+    """Weighs colours by their opacity, in place; drops an alpha channel that hides nothing.
+
+    Otherwise the colours of invisible pixels would bleed into their neighbours when resized.
+    """
+    if int(pixels[..., 3].min()) == 255:
+        return cv2.cvtColor(pixels, cv2.COLOR_BGRA2BGR)
+    # In bands, so that a large picture is not in memory several times.
+    for top in range(0, len(pixels), _BAND_ROWS):
+        band = pixels[top : top + _BAND_ROWS]
+        alpha = cv2.cvtColor(band[..., 3], cv2.COLOR_GRAY2BGR)
+        band[..., :3] = cv2.multiply(band[..., :3], alpha, scale=1 / 255)
+    return pixels

@@ -1,0 +1,78 @@
+"""Pictures that OpenCV does not read, or not as they are meant, read by Pillow and libheif.
+
+Pillow tells a file's dimensions, orientation and colour profile when it opens it, and decodes
+when it is told to; pillow-heif does the same for HEIF. Both turn HEIF and TIFF upright themselves.
+"""
+
+import io
+import struct
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pillow_heif
+from PIL import AvifImagePlugin, ExifTags, Image, TiffImagePlugin
+
+from services.media.pipeline.header import MOST_PIXELS, Header, Kind
+from services.media.pipeline.outputs import Failure, Unprocessable
+
+# More than this is refused before; this is for files that tell their decoder something else.
+Image.MAX_IMAGE_PIXELS = MOST_PIXELS
+
+# Imported here, so that no file makes Pillow look for all the formats that it knows.
+_PLUGINS = (AvifImagePlugin, TiffImagePlugin)
+
+# Neither threads nor pictures beside the first are wanted.
+pillow_heif.register_heif_opener(
+    thumbnails=False, depth_images=False, aux_images=False, decode_threads=1
+)
+
+_ALREADY_UPRIGHT = frozenset({Kind.HEIF, Kind.TIFF, Kind.GIF})
+
+_TRANSPARENT_MODES = frozenset({"RGBA", "LA", "PA", "RGBa", "La"})
+
+
+def open_foreign(kind: Kind, data: bytes) -> tuple[Header, Image.Image]:
+    """Reads the header of a file and returns it with what decodes it.
+
+    Raises:
+        Unprocessable: CORRUPT.
+        MemoryError: there is less than it needs.
+    """
+    with blamed_on_the_file():
+        image = Image.open(io.BytesIO(data), formats=[kind.name])
+        orientation = 1
+        if kind not in _ALREADY_UPRIGHT:
+            told = image.getexif().get(ExifTags.Base.Orientation)
+            orientation = told if isinstance(told, int) and 1 <= told <= 8 else 1
+        profile = image.info.get("icc_profile")
+    width, height = image.size
+    return Header(
+        kind,
+        width,
+        height,
+        orientation,
+        transparent=image.mode in _TRANSPARENT_MODES or "transparency" in image.info,
+        profile=profile if isinstance(profile, bytes) and profile else None,
+        unusual=True,
+    ), image
+
+
+@contextmanager
+def blamed_on_the_file() -> Iterator[None]:
+    """Turns what Pillow raises about a damaged file, which may be anything, into CORRUPT.
+
+    Raises:
+        Unprocessable: CORRUPT.
+        MemoryError: there is less memory than it needs.
+    """
+    try:
+        yield
+    except (
+        *(ArithmeticError, AttributeError, EOFError, LookupError, OSError, RuntimeError),
+        *(SyntaxError, TypeError, ValueError, struct.error, zlib.error),
+        Image.DecompressionBombError,
+    ) as error:
+        if "memory" in str(error).lower():
+            raise MemoryError from error
+        raise Unprocessable(Failure.CORRUPT) from error
