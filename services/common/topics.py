@@ -13,6 +13,7 @@ class Topic:
 
 MEDIA_UPLOADED = Topic("media_uploaded")
 MEDIA_PROCESSED = Topic("media_processed")
+MEDIA_DELETED = Topic("media_deleted")
 POST_CREATED = Topic("post_created")
 FOLLOW_CHANGED = Topic("follow_changed")
 
@@ -22,7 +23,7 @@ def dead_letters(topic: Topic) -> Topic:
     return Topic(f"{topic.name}.dlq", partitions=1)
 
 
-_EVENTS = (MEDIA_UPLOADED, MEDIA_PROCESSED, POST_CREATED, FOLLOW_CHANGED)
+_EVENTS = (MEDIA_UPLOADED, MEDIA_PROCESSED, MEDIA_DELETED, POST_CREATED, FOLLOW_CHANGED)
 
 TOPICS = (*_EVENTS, *(dead_letters(topic) for topic in _EVENTS))
 """Every topic that provisioning makes."""

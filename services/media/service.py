@@ -77,6 +77,12 @@ class MediaService(MediaServiceServicer):
     async def GetMedia(self, request: pb.GetMediaRequest, context: Context) -> pb.GetMediaResponse:
         return pb.GetMediaResponse(media=self._to_pb(await self._own(request.media_id)))
 
+    async def DeleteMedia(
+        self, request: pb.DeleteMediaRequest, context: Context
+    ) -> pb.DeleteMediaResponse:
+        await self._store.delete(await self._own(request.media_id))
+        return pb.DeleteMediaResponse(media=self._to_pb(await self._own(request.media_id)))
+
     async def _own(self, media_id: int) -> Media:
         """Returns a media item of the caller's.
 

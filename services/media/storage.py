@@ -177,6 +177,30 @@ class Storage:
 
         return await self._in_thread(ls)
 
+    async def erase(self, media_id: int, owner_id: int) -> int:
+        """Removes all files of a media item, and uploads in progress; returns how many."""
+        prefix = key_prefix(media_id, owner_id)
+
+        def remove() -> int:
+            removed = 0
+            for bucket in (self._originals, self._variants):
+                for upload in self._s3.list_multipart_uploads(Bucket=bucket, Prefix=prefix).get(
+                    "Uploads", []
+                ):
+                    self._s3.abort_multipart_upload(
+                        Bucket=bucket, Key=upload["Key"], UploadId=upload["UploadId"]
+                    )
+                    removed += 1
+                # One item has far fewer files than a page of S3's.
+                for found in self._s3.list_objects_v2(Bucket=bucket, Prefix=prefix).get(
+                    "Contents", []
+                ):
+                    self._s3.delete_object(Bucket=bucket, Key=found["Key"])
+                    removed += 1
+            return removed
+
+        return await self._in_thread(remove)
+
     async def _in_thread(self, work: Callable[[], Result]) -> Result:
         loop = asyncio.get_running_loop()
         try:

@@ -2,10 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from datetime import timedelta
 from enum import StrEnum
 from typing import Any
 
-from photomesh.media.v1.events_pb2 import MediaProcessed, MediaUploaded
+from photomesh.media.v1.events_pb2 import MediaDeleted, MediaProcessed, MediaUploaded
 from photomesh.media.v1.media_service_pb2 import MediaState
 from psycopg import AsyncConnection
 from psycopg.rows import dict_row
@@ -90,6 +91,41 @@ _FAILED = """
 """
 
 
+# What was known of the picture goes with it. Deleting again changes nothing.
+_DELETED = """
+    UPDATE media
+       SET state = 'DELETED', failure = NULL, width = NULL, height = NULL, variants = NULL,
+           blurhash = NULL, dominant_colour = NULL, perceptual_hash = NULL, recipe = NULL,
+           erase_time = now() + %(erase_after)s
+     WHERE shard = %(shard)s AND media_id = %(media_id)s AND state <> 'DELETED'
+"""
+
+# Puts the items off while it takes them, so that replicas share the work and what fails is tried
+# again. Answered by media_to_erase.
+_TAKE_TO_ERASE = f"""
+    UPDATE media
+       SET erase_time = now() + %(again_after)s
+     WHERE (shard, media_id) IN (
+               SELECT shard, media_id
+                 FROM media
+                WHERE erase_time < now()
+                ORDER BY erase_time
+                LIMIT %(limit)s
+                  FOR UPDATE SKIP LOCKED
+           )
+    RETURNING {_COLUMNS}
+"""  # noqa: S608
+
+_ERASED = """
+    UPDATE media SET erase_time = NULL WHERE shard = %(shard)s AND media_id = %(media_id)s
+"""
+
+_ERASE_AFTER = timedelta(minutes=20)
+"""Longer than any form or link for an upload is good, and than a worker takes for an item."""
+
+_ERASE_AGAIN_AFTER = timedelta(minutes=5)
+
+
 class State(StrEnum):
     """Where a media item is on its way; the names of photomesh.media.v1.MediaState."""
 
@@ -98,6 +134,7 @@ class State(StrEnum):
     PROCESSING = "PROCESSING"
     READY = "READY"
     FAILED = "FAILED"
+    DELETED = "DELETED"
 
 
 @dataclass(frozen=True)
@@ -230,6 +267,32 @@ class MediaStore:
     async def mark_failed(self, media: Media, failure: Failure) -> None:
         """Makes a PROCESSING media item FAILED and tells so; otherwise does nothing."""
         await self._end(media, MediaState.MEDIA_STATE_FAILED, _FAILED, {"failure": failure.value})
+
+    async def delete(self, media: Media) -> None:
+        """Makes a media item DELETED and tells so; nothing if it is so already."""
+        async with self._outbox.transaction() as tx:
+            values = _key(media.media_id) | {"erase_after": _ERASE_AFTER}
+            deleted = await tx.connection.execute(_DELETED, values)
+            if deleted.rowcount == 1:
+                await tx.publish(
+                    topics.MEDIA_DELETED,
+                    key=media.owner_id,
+                    event=MediaDeleted(media_id=media.media_id, owner_id=media.owner_id),
+                )
+
+    async def take_to_erase(self, limit: int) -> list[Media]:
+        """Returns up to `limit` items whose files are to be removed for good, longest due first.
+
+        No caller is given one of them again within 5 minutes.
+        """
+        values = {"limit": limit, "again_after": _ERASE_AGAIN_AFTER}
+        async with self._database.connection() as connection:
+            return [_media(row) for row in await _rows(connection, _TAKE_TO_ERASE, values)]
+
+    async def mark_erased(self, media: Media) -> None:
+        """Tells that an item's files were removed for good."""
+        async with self._database.connection() as connection:
+            await connection.execute(_ERASED, _key(media.media_id))
 
     async def _end(
         self, media: Media, state: "MediaState.ValueType", statement: str, values: dict[str, Any]

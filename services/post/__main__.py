@@ -1,7 +1,7 @@
 """`python -m services.post`: wires the post service and serves it."""
 
 from photomesh.account.v1.account_internal_service_pb2_grpc import AccountInternalServiceStub
-from photomesh.media.v1.events_pb2 import MediaProcessed
+from photomesh.media.v1.events_pb2 import MediaDeleted, MediaProcessed
 from photomesh.media.v1.media_internal_service_pb2_grpc import MediaInternalServiceStub
 from photomesh.post.v1.post_internal_service_pb2_grpc import (
     add_PostInternalServiceServicer_to_server,
@@ -40,7 +40,8 @@ async def main() -> None:
             settings,
             group="post",
             subscriptions=[
-                Subscription(topics.MEDIA_PROCESSED, MediaProcessed, publisher.on_media_processed)
+                Subscription(topics.MEDIA_PROCESSED, MediaProcessed, publisher.on_media_processed),
+                Subscription(topics.MEDIA_DELETED, MediaDeleted, publisher.on_media_deleted),
             ],
         )
         await serve(

@@ -9,16 +9,20 @@ import asyncio
 import random
 from collections.abc import Callable, Sequence
 
-from photomesh.media.v1.events_pb2 import MediaProcessed
+from google.protobuf.timestamp_pb2 import Timestamp
+from photomesh.media.v1.events_pb2 import MediaDeleted, MediaProcessed
 from photomesh.media.v1.media_internal_service_pb2 import BatchGetMediaRequest, StoredMedia
 from photomesh.media.v1.media_internal_service_pb2_grpc import MediaInternalServiceStub
 from photomesh.media.v1.media_service_pb2 import MediaState
 
 from services.common import client, context, logs
 from services.common.errors import Unavailable
+from services.common.ids import created_at
 from services.post.store import Post, PostStore, State
 
 _SWEEP_BATCH = 100
+
+_LOST = (MediaState.MEDIA_STATE_FAILED, MediaState.MEDIA_STATE_DELETED)
 
 _log = logs.logger(__name__)
 
@@ -81,6 +85,19 @@ class Publisher:
         for post in await self._store.posts_awaiting(event.media_id):
             await self.settle(post)
 
+    async def on_media_deleted(self, event: MediaDeleted) -> None:
+        """Takes a deleted media item out of the posts that show it; those that wait for it fail."""
+        create_time = Timestamp()
+        create_time.FromDatetime(created_at(event.media_id))
+        deleted = StoredMedia(
+            media_id=event.media_id,
+            owner_id=event.owner_id,
+            state=MediaState.MEDIA_STATE_DELETED,
+            create_time=create_time,
+        )
+        for post in await self._store.forget_media(deleted):
+            await self.settle(post)
+
     async def sweep_until_cancelled(self, ready: Callable[[], None]) -> None:
         """Settles, time and again, what neither its creation nor an event has settled."""
         ready()
@@ -114,4 +131,4 @@ class Publisher:
 
 def _is_lost(item: StoredMedia) -> bool:
     """Tells whether a media item never becomes READY: it FAILED, or is there no longer."""
-    return item.state == MediaState.MEDIA_STATE_FAILED or not item.media_id
+    return item.state in _LOST or not item.media_id

@@ -118,7 +118,7 @@ def _check(media: Sequence[StoredMedia], media_ids: Sequence[int], author_id: in
         MediaNotUploaded, MediaFailed: some are; the fields say which.
     """
     for index, item in enumerate(media):
-        if item.owner_id != author_id:
+        if item.owner_id != author_id or item.state == MediaState.MEDIA_STATE_DELETED:
             raise MediaUnknown(media_ids[index], field=f"media_ids[{index}]")
     failed = {
         f"media_ids[{index}]": f"cannot be processed: {_reason(item)}"

@@ -90,6 +90,17 @@ _KEEP_SNAPSHOTS = """
        SET snapshot = kept.snapshot
       FROM unnest(%(snapshots)s::bytea[]) WITH ORDINALITY AS kept (snapshot, position)
      WHERE shard = %(shard)s AND post_id = %(post_id)s AND post_media.position = kept.position
+       -- What was deleted while the post was settled stays so.
+       AND post_media.snapshot IS NULL
+"""
+
+# In posts that wait, too: whoever publishes one at this moment leaves it as it is. Answered by
+# post_media_shown.
+_FORGET_MEDIA = """
+    UPDATE post_media
+       SET snapshot = %(snapshot)s
+     WHERE shard = %(shard)s AND media_id = %(media_id)s
+    RETURNING post_id
 """
 
 # The newest posts of thousands of authors. An author whose newest post is not among the `limit`
@@ -262,6 +273,21 @@ class PostStore:
                     "state": State.FAILED,
                 },
             )
+
+    async def forget_media(self, deleted: StoredMedia) -> list[Post]:
+        """Puts a deleted media item in the place of what posts show of it; returns the posts."""
+        async with self._database.connection() as connection:
+            cursor = connection.cursor(row_factory=scalar_row)
+            await cursor.execute(
+                _FORGET_MEDIA,
+                {
+                    "shard": shard_of(deleted.media_id),
+                    "media_id": deleted.media_id,
+                    "snapshot": deleted.SerializeToString(),
+                },
+            )
+            post_ids: list[int] = await cursor.fetchall()
+        return list((await self.posts(post_ids)).values())
 
     async def recent(self, author_ids: Sequence[int], *, before: int, limit: int) -> list[int]:
         """Returns the ids of the newest published posts of some authors, newest first.

@@ -92,6 +92,10 @@ class Uploader:
         request = pb.GetMediaRequest(media_id=media_id)
         return (await self._call(self.stub.GetMedia, request)).media
 
+    async def delete(self, media_id: int) -> pb.Media:
+        request = pb.DeleteMediaRequest(media_id=media_id)
+        return (await self._call(self.stub.DeleteMedia, request)).media
+
     async def upload(self, file: bytes, content_type: str = "image/jpeg") -> pb.Media:
         """Opens, sends and completes an upload."""
         opened = await self.create(file, content_type)

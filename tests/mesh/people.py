@@ -122,6 +122,9 @@ class Person:
     async def media(self, media_id: str) -> Any:
         return (await self.call("GET", f"/v1/media/{media_id}"))["media"]
 
+    async def delete_media(self, media_id: str) -> Any:
+        return (await self.call("DELETE", f"/v1/media/{media_id}"))["media"]
+
     async def processed(self, media_id: str, *, within: float = 15.0) -> Any:
         """Waits until a media item is READY or FAILED and returns it."""
         return await eventually(

@@ -56,6 +56,10 @@ class Author:
         )
         return upload.media.media_id
 
+    async def delete(self, media_id: int) -> None:
+        request = media_pb.DeleteMediaRequest(media_id=media_id)
+        await self._media.DeleteMedia(request, metadata=self.metadata)
+
     async def processed(self, media_id: int) -> media_pb.Media:
         """Waits for a media item's end."""
 

@@ -5,7 +5,9 @@ from collections.abc import AsyncIterator, Callable
 
 import pytest
 from photomesh.account.v1.account_internal_service_pb2_grpc import AccountInternalServiceStub
-from photomesh.media.v1.events_pb2 import MediaProcessed
+from photomesh.media.v1 import media_service_pb2 as media_pb
+from photomesh.media.v1.events_pb2 import MediaDeleted, MediaProcessed
+from photomesh.media.v1.media_internal_service_pb2 import StoredMedia
 from photomesh.media.v1.media_internal_service_pb2_grpc import MediaInternalServiceStub
 from photomesh.post.v1 import post_service_pb2 as pb
 from photomesh.post.v1.events_pb2 import PostCreated
@@ -126,6 +128,51 @@ async def test_a_post_fails_with_its_media(replicas, author):
     assert settled.state is State.FAILED
     assert [item.failure != 0 for item in media] == [False, True]
     assert await replicas[0].events() == []
+
+
+async def test_posts_show_a_deleted_photo_no_more_and_stay(replicas, author):
+    gone, kept = await author.photo(1), await author.photo(2)
+    store, publisher = replicas[0].store, replicas[0].publisher
+    post = await store.add_post(author.account_id, [gone, kept], "", "")
+    await publisher.settle(post)
+
+    for replica in replicas:
+        await replica.publisher.on_media_deleted(
+            MediaDeleted(media_id=gone, owner_id=author.account_id)
+        )
+
+    left = await store.post(post.post_id)
+    assert left.state is State.PUBLISHED
+    first, second = left.snapshots
+    assert (first.media_id, first.state) == (gone, media_pb.MEDIA_STATE_DELETED)
+    assert not first.variants
+    assert second.media_id == kept
+    assert second.variants
+
+
+async def test_a_photo_that_is_deleted_while_its_post_is_published_is_not_shown(replicas, author):
+    media_id = await author.photo()
+    store = replicas[0].store
+    post = await store.add_post(author.account_id, [media_id], "", "")
+    media = await replicas[0].publisher.media([media_id])
+
+    deleted = StoredMedia(media_id=media_id, state=media_pb.MEDIA_STATE_DELETED)
+    await replicas[1].store.forget_media(deleted)
+    # With what was read before.
+    await store.publish(post, media)
+
+    assert not (await store.post(post.post_id)).snapshots[0].variants
+
+
+async def test_a_post_that_waits_for_a_photo_fails_when_it_is_deleted(replicas, author):
+    media_id = (await author.open_upload(b"x")).media.media_id
+    store, publisher = replicas[0].store, replicas[0].publisher
+    post = await store.add_post(author.account_id, [media_id], "", "")
+    await author.delete(media_id)
+
+    await publisher.on_media_deleted(MediaDeleted(media_id=media_id, owner_id=author.account_id))
+
+    assert (await store.post(post.post_id)).state is State.FAILED
 
 
 async def test_a_post_is_made_even_if_it_cannot_be_settled_at_once(

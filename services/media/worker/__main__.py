@@ -1,6 +1,6 @@
 """`python -m services.media.worker`: wires the media worker and runs it."""
 
-from photomesh.media.v1.events_pb2 import MediaUploaded
+from photomesh.media.v1.events_pb2 import MediaDeleted, MediaUploaded
 
 from services.common import config, logs, topics
 from services.common.consumer import Consumer, Subscription
@@ -11,6 +11,7 @@ from services.media.config import MediaWorkerSettings
 from services.media.pipeline.renderers import Limits, Renderers
 from services.media.storage import Storage
 from services.media.store import MediaStore
+from services.media.worker.eraser import Eraser
 from services.media.worker.processor import Processor
 
 
@@ -28,9 +29,11 @@ async def main() -> None:
         Database(settings) as database,
         Renderers(settings.renderers, limits) as renderers,
     ):
+        store, storage = MediaStore(database, Outbox(database, relay)), Storage(settings)
+        eraser = Eraser(store, storage)
         processor = Processor(
-            MediaStore(database, Outbox(database, relay)),
-            Storage(settings),
+            store,
+            storage,
             renderers,
             # While one is rendered the next is fetched, or the last one stored.
             at_a_time=2 * settings.renderers,
@@ -45,10 +48,21 @@ async def main() -> None:
                     processor.process,
                     # The photos of one album are rendered side by side.
                     in_order=False,
-                )
+                ),
+                Subscription(
+                    topics.MEDIA_DELETED, MediaDeleted, eraser.on_media_deleted, in_order=False
+                ),
             ],
         )
-        await serve(settings, [], [Worker("consumer", consumer.run), Worker("relay", relay.run)])
+        await serve(
+            settings,
+            [],
+            [
+                Worker("consumer", consumer.run),
+                Worker("relay", relay.run),
+                Worker("eraser", eraser.sweep_until_cancelled),
+            ],
+        )
 
 
 run(main)

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from photomesh.media.v1 import media_service_pb2 as photomesh_dot_media_dot_v1_dot_media__service__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fphotomesh/media/v1/events.proto\x12\x12photomesh.media.v1\x1a&photomesh/media/v1/media_service.proto\"3\n\rMediaUploaded\x12\x10\n\x08media_id\x18\x01 \x01(\x03\x12\x10\n\x08owner_id\x18\x02 \x01(\x03\"c\n\x0eMediaProcessed\x12\x10\n\x08media_id\x18\x01 \x01(\x03\x12\x10\n\x08owner_id\x18\x02 \x01(\x03\x12-\n\x05state\x18\x03 \x01(\x0e\x32\x1e.photomesh.media.v1.MediaStateb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fphotomesh/media/v1/events.proto\x12\x12photomesh.media.v1\x1a&photomesh/media/v1/media_service.proto\"3\n\rMediaUploaded\x12\x10\n\x08media_id\x18\x01 \x01(\x03\x12\x10\n\x08owner_id\x18\x02 \x01(\x03\"c\n\x0eMediaProcessed\x12\x10\n\x08media_id\x18\x01 \x01(\x03\x12\x10\n\x08owner_id\x18\x02 \x01(\x03\x12-\n\x05state\x18\x03 \x01(\x0e\x32\x1e.photomesh.media.v1.MediaState\"2\n\x0cMediaDeleted\x12\x10\n\x08media_id\x18\x01 \x01(\x03\x12\x10\n\x08owner_id\x18\x02 \x01(\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,4 +36,6 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_MEDIAUPLOADED']._serialized_end=146
   _globals['_MEDIAPROCESSED']._serialized_start=148
   _globals['_MEDIAPROCESSED']._serialized_end=247
+  _globals['_MEDIADELETED']._serialized_start=249
+  _globals['_MEDIADELETED']._serialized_end=299
 # @@protoc_insertion_point(module_scope)

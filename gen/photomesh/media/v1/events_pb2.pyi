@@ -76,3 +76,31 @@ class MediaProcessed(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___MediaProcessed: _TypeAlias = MediaProcessed  # noqa: Y015
+
+@_typing.final
+class MediaDeleted(_message.Message):
+    """A media item was deleted by its owner; its files are removed after this event. Topic
+    `media_deleted`, key `owner_id`.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MEDIA_ID_FIELD_NUMBER: _builtins.int
+    OWNER_ID_FIELD_NUMBER: _builtins.int
+    media_id: _builtins.int
+    """The media."""
+    owner_id: _builtins.int
+    """Who uploaded it."""
+    def __init__(
+        self,
+        *,
+        media_id: _builtins.int = ...,
+        owner_id: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["media_id", b"media_id", "owner_id", b"owner_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MediaDeleted: _TypeAlias = MediaDeleted  # noqa: Y015

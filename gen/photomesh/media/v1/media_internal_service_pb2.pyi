@@ -25,7 +25,8 @@ class StoredMedia(_message.Message):
     """A media item and where its variants lie, so that whoever may show it can sign URLs for it.
 
     A post keeps it as it is when it is READY. It changes after that only when its variants are made
-    anew, which MEDIA_PROCESSED tells; the old ones stay where they are.
+    anew, which MEDIA_PROCESSED tells (the old ones stay where they are), and when it is DELETED,
+    which MEDIA_DELETED tells.
     """
 
     DESCRIPTOR: _descriptor.Descriptor

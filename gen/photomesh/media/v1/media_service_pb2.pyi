@@ -38,6 +38,8 @@ class _MediaStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_MediaState
     """Every variant is stored."""
     MEDIA_STATE_FAILED: _MediaState.ValueType  # 5
     """The file cannot be processed; `failure` says why. Final."""
+    MEDIA_STATE_DELETED: _MediaState.ValueType  # 6
+    """Its owner deleted it. Final."""
 
 class MediaState(_MediaState, metaclass=_MediaStateEnumTypeWrapper):
     """Where a media item is on its way."""
@@ -54,6 +56,8 @@ MEDIA_STATE_READY: MediaState.ValueType  # 4
 """Every variant is stored."""
 MEDIA_STATE_FAILED: MediaState.ValueType  # 5
 """The file cannot be processed; `failure` says why. Final."""
+MEDIA_STATE_DELETED: MediaState.ValueType  # 6
+"""Its owner deleted it. Final."""
 Global___MediaState: _TypeAlias = MediaState  # noqa: Y015
 
 class _MediaFailure:
@@ -383,3 +387,49 @@ class GetMediaResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetMediaResponse: _TypeAlias = GetMediaResponse  # noqa: Y015
+
+@_typing.final
+class DeleteMediaRequest(_message.Message):
+    """Asks to delete a media item."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MEDIA_ID_FIELD_NUMBER: _builtins.int
+    media_id: _builtins.int
+    """The media."""
+    def __init__(
+        self,
+        *,
+        media_id: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["media_id", b"media_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteMediaRequest: _TypeAlias = DeleteMediaRequest  # noqa: Y015
+
+@_typing.final
+class DeleteMediaResponse(_message.Message):
+    """Answers DeleteMedia."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MEDIA_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def media(self) -> Global___Media:
+        """The media, DELETED."""
+
+    def __init__(
+        self,
+        *,
+        media: Global___Media | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["media", b"media"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["media", b"media"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteMediaResponse: _TypeAlias = DeleteMediaResponse  # noqa: Y015

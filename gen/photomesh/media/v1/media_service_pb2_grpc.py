@@ -54,6 +54,11 @@ class MediaServiceStub:
                 request_serializer=photomesh_dot_media_dot_v1_dot_media__service__pb2.GetMediaRequest.SerializeToString,
                 response_deserializer=photomesh_dot_media_dot_v1_dot_media__service__pb2.GetMediaResponse.FromString,
                 _registered_method=True)
+        self.DeleteMedia = channel.unary_unary(
+                '/photomesh.media.v1.MediaService/DeleteMedia',
+                request_serializer=photomesh_dot_media_dot_v1_dot_media__service__pb2.DeleteMediaRequest.SerializeToString,
+                response_deserializer=photomesh_dot_media_dot_v1_dot_media__service__pb2.DeleteMediaResponse.FromString,
+                _registered_method=True)
 
 
 class MediaServiceServicer:
@@ -103,6 +108,20 @@ class MediaServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def DeleteMedia(self, request, context):
+        """Deletes the caller's media: the original and all variants, wherever the media is on its way.
+
+        The media stays as DELETED, and so do the posts that show it, without its picture. The files
+        go within seconds, and the CDN stops serving them within 60 s; what browsers have, they keep.
+        Idempotent: deleting again returns the media as it is.
+
+        Errors:
+        - NOT_FOUND (MEDIA_UNKNOWN): no such media, or it is not the caller's.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_MediaServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -120,6 +139,11 @@ def add_MediaServiceServicer_to_server(servicer, server):
                     servicer.GetMedia,
                     request_deserializer=photomesh_dot_media_dot_v1_dot_media__service__pb2.GetMediaRequest.FromString,
                     response_serializer=photomesh_dot_media_dot_v1_dot_media__service__pb2.GetMediaResponse.SerializeToString,
+            ),
+            'DeleteMedia': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteMedia,
+                    request_deserializer=photomesh_dot_media_dot_v1_dot_media__service__pb2.DeleteMediaRequest.FromString,
+                    response_serializer=photomesh_dot_media_dot_v1_dot_media__service__pb2.DeleteMediaResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -208,6 +232,33 @@ class MediaService:
             '/photomesh.media.v1.MediaService/GetMedia',
             photomesh_dot_media_dot_v1_dot_media__service__pb2.GetMediaRequest.SerializeToString,
             photomesh_dot_media_dot_v1_dot_media__service__pb2.GetMediaResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteMedia(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/photomesh.media.v1.MediaService/DeleteMedia',
+            photomesh_dot_media_dot_v1_dot_media__service__pb2.DeleteMediaRequest.SerializeToString,
+            photomesh_dot_media_dot_v1_dot_media__service__pb2.DeleteMediaResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -48,6 +48,16 @@ class MediaServiceStub:
     Errors:
     - NOT_FOUND (MEDIA_UNKNOWN): no such media, or it is not the caller's.
     """
+    DeleteMedia: _aio.UnaryUnaryMultiCallable[_media_service_pb2.DeleteMediaRequest, _media_service_pb2.DeleteMediaResponse]
+    """Deletes the caller's media: the original and all variants, wherever the media is on its way.
+
+    The media stays as DELETED, and so do the posts that show it, without its picture. The files
+    go within seconds, and the CDN stops serving them within 60 s; what browsers have, they keep.
+    Idempotent: deleting again returns the media as it is.
+
+    Errors:
+    - NOT_FOUND (MEDIA_UNKNOWN): no such media, or it is not the caller's.
+    """
 
 class MediaServiceServicer(metaclass=_abc_1.ABCMeta):
     """Uploading photos and learning what became of them.
@@ -97,6 +107,22 @@ class MediaServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_media_service_pb2.GetMediaRequest, _abc.Awaitable[_media_service_pb2.GetMediaResponse]],
     ) -> _abc.Awaitable[_media_service_pb2.GetMediaResponse]:
         """Returns the caller's media: its state, and when READY its variants with their URLs.
+
+        Errors:
+        - NOT_FOUND (MEDIA_UNKNOWN): no such media, or it is not the caller's.
+        """
+
+    @_abc_1.abstractmethod
+    def DeleteMedia(
+        self,
+        request: _media_service_pb2.DeleteMediaRequest,
+        context: _aio.ServicerContext[_media_service_pb2.DeleteMediaRequest, _abc.Awaitable[_media_service_pb2.DeleteMediaResponse]],
+    ) -> _abc.Awaitable[_media_service_pb2.DeleteMediaResponse]:
+        """Deletes the caller's media: the original and all variants, wherever the media is on its way.
+
+        The media stays as DELETED, and so do the posts that show it, without its picture. The files
+        go within seconds, and the CDN stops serving them within 60 s; what browsers have, they keep.
+        Idempotent: deleting again returns the media as it is.
 
         Errors:
         - NOT_FOUND (MEDIA_UNKNOWN): no such media, or it is not the caller's.

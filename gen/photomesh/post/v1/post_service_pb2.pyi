@@ -35,7 +35,9 @@ class _PostStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_PostState.V
     POST_STATE_PUBLISHED: _PostState.ValueType  # 2
     """Everybody may see it."""
     POST_STATE_FAILED: _PostState.ValueType  # 3
-    """One of its media cannot be processed; `media` says which and why. Final."""
+    """One of its media cannot be processed, or was deleted before the post was published; `media`
+    says which and why. Final.
+    """
 
 class PostState(_PostState, metaclass=_PostStateEnumTypeWrapper):
     """Where a post is on its way."""
@@ -47,7 +49,9 @@ POST_STATE_PROCESSING: PostState.ValueType  # 1
 POST_STATE_PUBLISHED: PostState.ValueType  # 2
 """Everybody may see it."""
 POST_STATE_FAILED: PostState.ValueType  # 3
-"""One of its media cannot be processed; `media` says which and why. Final."""
+"""One of its media cannot be processed, or was deleted before the post was published; `media`
+says which and why. Final.
+"""
 Global___PostState: _TypeAlias = PostState  # noqa: Y015
 
 @_typing.final
@@ -74,7 +78,9 @@ class Post(_message.Message):
 
     @_builtins.property
     def media(self) -> _containers.RepeatedCompositeFieldContainer[_media_service_pb2.Media]:
-        """The photos, in the author's order."""
+        """The photos, in the author's order. One that was deleted after the post was published is
+        DELETED and has no variants.
+        """
 
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:

@@ -1,0 +1,69 @@
+"""Removes the files of deleted media."""
+
+import asyncio
+import random
+from collections.abc import Callable
+
+from photomesh.media.v1.events_pb2 import MediaDeleted
+
+from services.common import context, logs
+from services.common.errors import Unavailable
+from services.media.storage import Storage
+from services.media.store import Media, MediaStore, State
+
+_SWEEP_SECONDS = 60.0
+_SWEEP_BATCH = 100
+
+_log = logs.logger(__name__)
+
+
+class Eraser:
+    """Removes files twice: as soon as an item was deleted, and once more a while later.
+
+    What a worker was just making of the item, or somebody uploads with a form that is still good,
+    comes after the first time, but nothing comes after the second. Both are idempotent.
+    """
+
+    def __init__(self, store: MediaStore, storage: Storage) -> None:
+        self._store = store
+        self._storage = storage
+
+    async def on_media_deleted(self, event: MediaDeleted) -> None:
+        """Removes the files of an item that was just deleted.
+
+        Raises:
+            Unavailable: a part is away; to be called again.
+        """
+        media = await self._store.media(event.media_id)
+        # Whoever tells so, only what its owner deleted is ever removed.
+        if media is not None and media.state is State.DELETED:
+            await self._erase(media)
+
+    async def sweep_until_cancelled(self, ready: Callable[[], None]) -> None:
+        """Removes, time and again, what came after the files were removed first."""
+        ready()
+        while True:
+            # Jitter keeps the replicas apart.
+            await asyncio.sleep(_SWEEP_SECONDS * random.uniform(0.5, 1.5))
+            context.enter(context.CallContext(trace_id=context.trace_id_of(None)))
+            try:
+                await self.sweep()
+            except Unavailable as error:
+                _log.warning("the sweep was cut short", error=str(error))
+
+    async def sweep(self) -> None:
+        """Removes for good the files of all items for which it is time.
+
+        Raises:
+            Unavailable: a part is away; the next sweeps remove the rest.
+        """
+        while media := await self._store.take_to_erase(_SWEEP_BATCH):
+            for item in media:
+                await self._erase(item)
+                await self._store.mark_erased(item)
+            if len(media) < _SWEEP_BATCH:
+                return
+
+    async def _erase(self, media: Media) -> None:
+        removed = await self._storage.erase(media.media_id, media.owner_id)
+        _log.info("erased", media_id=media.media_id, objects=removed)

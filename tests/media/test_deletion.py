@@ -1,0 +1,211 @@
+"""Deleting media: wherever they are on their way, nothing of them stays, and nobody else can."""
+
+import asyncio
+
+import pytest
+from photomesh.media.v1 import media_service_pb2 as pb
+from photomesh.media.v1.events_pb2 import MediaDeleted, MediaUploaded
+from psycopg.rows import scalar_row
+
+from services.common.errors import Unavailable
+from services.media.storage import Storage, key_prefix
+from services.media.store import State
+from services.media.worker.eraser import Eraser
+from services.media.worker.processor import Processor
+from tests.eventually import eventually
+from tests.media.conftest import new_user, refusal, send
+from tests.pictures import photo
+
+PHOTO = photo(300, 200)
+BUCKETS = ("photomesh-originals", "photomesh-media")
+
+
+@pytest.fixture
+def processor(store, storage, renderers) -> Processor:
+    return Processor(store, storage, renderers, at_a_time=4)
+
+
+@pytest.fixture
+def eraser(store, storage) -> Eraser:
+    return Eraser(store, storage)
+
+
+@pytest.fixture
+def upload(store, storage):
+    """Gives media that were uploaded and checked."""
+
+    async def upload():
+        media = await store.add(
+            new_user(), request_id=None, size_bytes=len(PHOTO), content_type="image/jpeg"
+        )
+        etag = put(storage, media, "photomesh-originals", "original", PHOTO)
+        await store.mark_uploaded(media, etag)
+        return await store.media(media.media_id)
+
+    return upload
+
+
+def put(storage, media, bucket, name, content) -> str:
+    key = key_prefix(media.media_id, media.owner_id) + name
+    return storage._s3.put_object(Bucket=bucket, Key=key, Body=content)["ETag"]
+
+
+def stored(storage, media) -> list[str]:
+    """Returns the keys of all files of an item, and of its uploads in progress."""
+    prefix = key_prefix(media.media_id, media.owner_id)
+    keys = []
+    for bucket in BUCKETS:
+        keys += storage._s3.list_objects_v2(Bucket=bucket, Prefix=prefix).get("Contents", [])
+        keys += storage._s3.list_multipart_uploads(Bucket=bucket, Prefix=prefix).get("Uploads", [])
+    return [each["Key"] for each in keys]
+
+
+def uploaded(media) -> MediaUploaded:
+    return MediaUploaded(media_id=media.media_id, owner_id=media.owner_id)
+
+
+def deleted(media) -> MediaDeleted:
+    return MediaDeleted(media_id=media.media_id, owner_id=media.owner_id)
+
+
+async def told(database) -> list[int]:
+    """Returns the media whose deletion was told."""
+    async with database.connection() as connection:
+        cursor = connection.cursor(row_factory=scalar_row)
+        await cursor.execute("SELECT payload FROM outbox WHERE topic = 'media_deleted' ORDER BY id")
+        return [MediaDeleted.FromString(payload).media_id for payload in await cursor.fetchall()]
+
+
+async def make_due(database) -> None:
+    async with database.connection() as connection:
+        await connection.execute("UPDATE media SET erase_time = now() - interval '1 s'")
+
+
+async def test_all_files_of_a_photo_go_and_no_others(processor, eraser, upload, store, storage):
+    gone, kept = await upload(), await upload()
+    for media in (gone, kept):
+        await processor.process(uploaded(media))
+    before = stored(storage, kept)
+    assert len(stored(storage, gone)) == len(before) > 1
+
+    for _ in range(2):
+        await store.delete(gone)
+        await eraser.on_media_deleted(deleted(gone))
+
+    assert stored(storage, gone) == []
+    assert stored(storage, kept) == before
+    media = await store.media(gone.media_id)
+    assert media.state is State.DELETED
+    assert media.variants == ()
+    assert media.width == 0
+
+
+async def test_deletions_that_race_are_told_once(upload, store, database):
+    media = await upload()
+    await asyncio.gather(*(store.delete(media) for _ in range(8)))
+    assert await told(database) == [media.media_id]
+
+
+async def test_what_was_not_deleted_is_not_removed_whoever_tells_so(
+    processor, eraser, upload, storage
+):
+    media = await upload()
+    await processor.process(uploaded(media))
+    before = stored(storage, media)
+
+    await eraser.on_media_deleted(deleted(media))
+    await eraser.on_media_deleted(MediaDeleted(media_id=1, owner_id=1))
+
+    assert stored(storage, media) == before
+
+
+async def test_a_photo_that_is_deleted_while_it_is_processed_does_not_come_back(
+    processor, eraser, upload, store, storage, database
+):
+    media = await upload()
+    working = asyncio.create_task(processor.process(uploaded(media)))
+    await eventually(lambda: store.media(media.media_id), lambda now: now.state == "PROCESSING")
+    await store.delete(media)
+    await eraser.on_media_deleted(deleted(media))
+    await working
+    await processor.process(uploaded(media))
+
+    assert (await store.media(media.media_id)).state is State.DELETED
+    # What the worker stored last goes when no worker can be at it any more.
+    await make_due(database)
+    await eraser.sweep()
+    assert stored(storage, media) == []
+
+
+async def test_what_is_uploaded_after_the_deletion_goes_as_well_and_only_once(
+    eraser, upload, store, storage, database
+):
+    media = await upload()
+    await store.delete(media)
+    await eraser.on_media_deleted(deleted(media))
+    put(storage, media, "photomesh-originals", "original", PHOTO)
+    await eraser.sweep()
+    assert stored(storage, media), "the form may still be good"
+
+    await make_due(database)
+    await eraser.sweep()
+
+    assert stored(storage, media) == []
+    async with database.connection() as connection:
+        left = await connection.execute("SELECT 1 FROM media WHERE erase_time IS NOT NULL")
+        assert await left.fetchone() is None
+
+
+async def test_an_upload_in_parts_is_given_up(eraser, upload, store, storage):
+    media = await upload()
+    key = key_prefix(media.media_id, media.owner_id) + "original"
+    upload_id = storage._s3.create_multipart_upload(Bucket=BUCKETS[0], Key=key)["UploadId"]
+    storage._s3.upload_part(
+        Bucket=BUCKETS[0], Key=key, UploadId=upload_id, PartNumber=1, Body=b"part"
+    )
+    await store.delete(media)
+
+    await eraser.on_media_deleted(deleted(media))
+
+    assert stored(storage, media) == []
+
+
+async def test_s3_that_is_away_is_waited_for(upload, store, storage, storage_settings):
+    media = await upload()
+    await store.delete(media)
+    # Nothing listens on port 1.
+    away = Storage(storage_settings.model_copy(update={"s3_endpoint": "http://127.0.0.1:1"}))
+
+    with pytest.raises(Unavailable):
+        await Eraser(store, away).on_media_deleted(deleted(media))
+
+    assert stored(storage, media)
+
+
+async def test_the_owner_deletes_and_nobody_else(uploader, infrastructure, storage):
+    infrastructure.up(["media-worker"])
+    media = await uploader.upload(PHOTO)
+    await eventually(lambda: uploader.get(media.media_id), lambda now: now.variants)
+
+    assert await refusal(uploader.somebody_else().delete(media.media_id)) == "MEDIA_UNKNOWN"
+    assert stored(storage, media)
+    for _ in range(2):
+        answer = await uploader.delete(media.media_id)
+        assert answer.state == pb.MEDIA_STATE_DELETED
+        assert not answer.variants
+
+    async def files() -> list[str]:
+        return stored(storage, media)
+
+    await eventually(files, lambda files: not files)
+    assert (await uploader.get(media.media_id)).state == pb.MEDIA_STATE_DELETED
+
+
+async def test_an_upload_that_was_only_opened_can_be_deleted(uploader):
+    opened = await uploader.create(PHOTO)
+
+    await uploader.delete(opened.media.media_id)
+
+    assert (await send(opened, PHOTO)).is_success, "S3 knows nothing of it"
+    completed = await uploader.complete(opened.media.media_id)
+    assert completed.state == pb.MEDIA_STATE_DELETED
