@@ -65,15 +65,19 @@ async def test_the_journey_completes_over_a_crash(mesh, http, victim, number):
             crashes.append(asyncio.create_task(crash()))
 
     try:
-        await journey(mesh, http, begin)
+        author_id, media = await journey(http, begin)
     finally:
         # Also when the journey failed, so that the next test finds everything running.
         await asyncio.gather(*crashes)
     assert len(crashes) == 1
+    await asyncio.to_thread(assert_nothing_doubled, mesh, author_id, media)
 
 
-async def journey(mesh, http: httpx.AsyncClient, begin: Callable[[str], None]) -> None:
-    """One photo's way, as in test_journey; calls `begin` with the name of each step."""
+async def journey(http: httpx.AsyncClient, begin: Callable[[str], None]) -> tuple[int, dict]:
+    """One photo's way, as in test_journey; calls `begin` with the name of each step.
+
+    Returns the author's id and the media item.
+    """
     author, follower = Person(http, patience=60), Person(http, patience=60)
     begin("sign up")
     await asyncio.gather(author.sign_up(), follower.sign_up())
@@ -111,7 +115,7 @@ async def journey(mesh, http: httpx.AsyncClient, begin: Callable[[str], None]) -
                 within=60,
             )
             assert len(answer.content) == int(variant["sizeBytes"])
-    await asyncio.to_thread(assert_nothing_doubled, mesh, author.account_id, media)
+    return author.account_id, media
 
 
 def assert_nothing_doubled(mesh, author_id: int, media: dict) -> None:
