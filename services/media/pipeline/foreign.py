@@ -1,7 +1,7 @@
 """Pictures that OpenCV does not read, or not as they are meant, read by Pillow and libheif.
 
 Pillow tells a file's dimensions, orientation and colour profile when it opens it, and decodes
-when it is told to; pillow-heif does the same for HEIF. Both turn HEIF and TIFF upright themselves.
+when it is told to; pillow-heif does the same for HEIF.
 """
 
 import io
@@ -27,7 +27,8 @@ pillow_heif.register_heif_opener(
     thumbnails=False, depth_images=False, aux_images=False, decode_threads=1
 )
 
-_ALREADY_UPRIGHT = frozenset({Kind.HEIF, Kind.TIFF, Kind.GIF})
+# Pillow turns TIFF upright when it decodes, and GIF has no orientation.
+_ALREADY_UPRIGHT = frozenset({Kind.TIFF, Kind.GIF})
 
 _TRANSPARENT_MODES = frozenset({"RGBA", "LA", "PA", "RGBa", "La"})
 
@@ -36,15 +37,12 @@ def open_foreign(kind: Kind, data: bytes) -> tuple[Header, Image.Image]:
     """Reads the header of a file and returns it with what decodes it.
 
     Raises:
-        Unprocessable: CORRUPT.
+        Unprocessable: CORRUPT, or TOO_MANY_PIXELS.
         MemoryError: there is less than it needs.
     """
     with blamed_on_the_file():
         image = Image.open(io.BytesIO(data), formats=[kind.name])
-        orientation = 1
-        if kind not in _ALREADY_UPRIGHT:
-            told = image.getexif().get(ExifTags.Base.Orientation)
-            orientation = told if isinstance(told, int) and 1 <= told <= 8 else 1
+        orientation = 1 if kind in _ALREADY_UPRIGHT else _orientation(kind, data, image)
         profile = image.info.get("icc_profile")
     width, height = image.size
     return Header(
@@ -58,20 +56,49 @@ def open_foreign(kind: Kind, data: bytes) -> tuple[Header, Image.Image]:
     ), image
 
 
+def _orientation(kind: Kind, data: bytes, image: Image.Image) -> int:
+    if kind is Kind.HEIF:
+        # libheif obeys what HEIF itself says of turning and mirroring, and then EXIF, which says
+        # the same again, counts for nothing. There are files, though, where only EXIF says it.
+        meta = _box(data, b"meta")
+        turned = b"irot" in meta or b"imir" in meta
+        # pillow-heif writes over what EXIF says, and keeps it under this name.
+        told = None if turned else image.info.get("original_orientation")
+    else:
+        told = image.getexif().get(ExifTags.Base.Orientation)
+    return told if isinstance(told, int) and 1 <= told <= 8 else 1
+
+
+def _box(data: bytes, name: bytes) -> bytes:
+    """Returns an outermost box of a HEIF file; empty when there is none."""
+    position = 0
+    while position + 8 <= len(data):
+        length, found = struct.unpack_from(">I4s", data, position)
+        if found == name:
+            return data[position : position + length]
+        if length == 1:
+            (length,) = struct.unpack_from(">Q", data, position + 8)
+        if length < 8:
+            break
+        position += length
+    return b""
+
+
 @contextmanager
 def blamed_on_the_file() -> Iterator[None]:
     """Turns what Pillow raises about a damaged file, which may be anything, into CORRUPT.
 
     Raises:
-        Unprocessable: CORRUPT.
+        Unprocessable: CORRUPT, or TOO_MANY_PIXELS.
         MemoryError: there is less memory than it needs.
     """
     try:
         yield
+    except Image.DecompressionBombError:
+        raise Unprocessable(Failure.TOO_MANY_PIXELS) from None
     except (
         *(ArithmeticError, AttributeError, EOFError, LookupError, OSError, RuntimeError),
         *(SyntaxError, TypeError, ValueError, struct.error, zlib.error),
-        Image.DecompressionBombError,
     ) as error:
         if "memory" in str(error).lower():
             raise MemoryError from error

@@ -1,0 +1,219 @@
+"""Files made to harm: each is refused for a stable reason or cleaned, and the next one is ready.
+
+The worker's processes stay below 1 GiB all the while.
+"""
+
+import asyncio
+import contextlib
+import io
+import os
+import struct
+import time
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from threading import Event, Thread
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from services.media.pipeline.outputs import Failure, Unprocessable
+from services.media.pipeline.renderers import Renderers
+from tests.media.conftest import LIMITS
+from tests.media.pngs import GREY, RGB, RGBA, png
+from tests.media.test_pipeline_properties import assert_clean
+from tests.media.test_renderers import children
+from tests.pictures import photo
+
+MOST_RESIDENT = 2**30
+READY_SECONDS = 5.0
+
+GOOD = photo(1200, 900)
+
+
+def saved(image: Image.Image, image_format: str, **options) -> bytes:
+    file = io.BytesIO()
+    image.save(file, image_format, **options)
+    return file.getvalue()
+
+
+def of_kind(image_format: str) -> bytes:
+    return saved(Image.open(io.BytesIO(photo(400, 300))), image_format)
+
+
+def gif_of(width: int, height: int) -> bytes:
+    """A GIF that tells of a screen that it does not fill."""
+    small = of_kind("GIF")
+    return small[:6] + struct.pack("<HH", width, height) + small[10:]
+
+
+def tiff_of(width: int, height: int) -> bytes:
+    """A TIFF of a few bytes that tells of many pixels."""
+    entries = [(256, 4, width), (257, 4, height), (258, 3, 8), (259, 3, 1), (262, 3, 1)]
+    entries += [(273, 4, 8), (277, 3, 1), (278, 4, height), (279, 4, width * height % 2**32)]
+    directory = struct.pack("<H", len(entries))
+    for tag, kind, value in entries:
+        directory += struct.pack("<HHII", tag, kind, 1, value)
+    return b"II*\0" + struct.pack("<I", 8) + directory + bytes(4)
+
+
+def endless_tiff() -> bytes:
+    """A TIFF whose directory follows itself."""
+    return b"II*\0" + struct.pack("<IHHHIII", 8, 1, 256, 4, 1, 5, 8)
+
+
+def with_sizes_of(file: bytes, old: tuple[int, int], new: tuple[int, int]) -> bytes:
+    """A file in boxes (AVIF, HEIF) whose outer size is untrue to the stream within."""
+    return file.replace(struct.pack(">II", *old), struct.pack(">II", *new))
+
+
+def profile_bomb() -> bytes:
+    """A PNG with a profile of 200 MB in 200 KB."""
+    content = b"p\0\0" + zlib.compress(bytes(200_000_000), 9)
+    chunk = struct.pack(">I", len(content)) + b"iCCP" + content
+    chunk += struct.pack(">I", zlib.crc32(b"iCCP" + content))
+    file = png(50, 50, colours=RGB)
+    return file[:33] + chunk + file[33:]
+
+
+SVG = b"<svg xmlns='http://www.w3.org/2000/svg'><script>alert(1)</script></svg>"
+BOX = b"\0\0\0\x18ftyp%b\0\0\0\0mif1%b"
+
+REFUSED = {
+    "nothing": (b"", Failure.NOT_AN_IMAGE),
+    "zeros": (bytes(100_000), Failure.NOT_AN_IMAGE),
+    "a letter": (b"Dear all, this is no photo.", Failure.NOT_AN_IMAGE),
+    "a script": (SVG, Failure.NOT_AN_IMAGE),
+    "a page": (b"<!DOCTYPE html><script>alert(1)</script>" + GOOD, Failure.NOT_AN_IMAGE),
+    "an archive with a photo": (b"PK\x03\x04" + bytes(26) + GOOD, Failure.NOT_AN_IMAGE),
+    "a film": (b"\0\0\0\x18ftypisom\0\0\0\0isommp42" + bytes(100), Failure.NOT_AN_IMAGE),
+    "a PDF": (b"%PDF-1.7\n" + GOOD, Failure.NOT_AN_IMAGE),
+    "an empty AVIF": (BOX % (b"avif", b"avif"), Failure.CORRUPT),
+    "an empty HEIC": (BOX % (b"heic", b"heic"), Failure.CORRUPT),
+    "only a GIF's name": (b"GIF89a", Failure.CORRUPT),
+    "only a TIFF's name": (b"II*\0", Failure.CORRUPT),
+    "a TIFF that never ends": (endless_tiff(), Failure.CORRUPT),
+    "a bomb": (png(30_000, 30_000, bits=1, colours=GREY), Failure.TOO_MANY_PIXELS),
+    "a GIF bomb": (gif_of(60_000, 60_000), Failure.TOO_MANY_PIXELS),
+    "a TIFF bomb": (tiff_of(100_000, 100_000), Failure.TOO_MANY_PIXELS),
+    "a TIFF without its pixels": (tiff_of(9_000, 9_000), Failure.CORRUPT),
+    "an AVIF bomb": (
+        with_sizes_of(of_kind("AVIF"), (400, 300), (60_000, 60_000)),
+        {Failure.TOO_MANY_PIXELS, Failure.CORRUPT},
+    ),
+    "an HEIC bomb": (
+        with_sizes_of(of_kind("HEIF"), (400, 300), (60_000, 60_000)),
+        {Failure.TOO_MANY_PIXELS, Failure.CORRUPT},
+    ),
+    **{
+        f"{kind} cut at {part:.0%}": (of_kind(kind)[: int(len(of_kind(kind)) * part)], why)
+        for kind in ("JPEG", "PNG", "WEBP", "AVIF", "HEIF", "GIF", "TIFF")
+        for part, why in ((0.2, Failure.CORRUPT), (0.5, Failure.CORRUPT), (0.9, Failure.CORRUPT))
+    },
+}
+
+CLEANED = {
+    **{
+        f"{kind} and a script": of_kind(kind) + b"<script>alert(1)</script>" + SVG
+        for kind in ("JPEG", "PNG", "WEBP", "GIF", "TIFF")
+    },
+    "a photo in a photo's comment": saved(
+        Image.open(io.BytesIO(photo(400, 300))), "JPEG", comment=b"<script>" + GOOD[:60_000]
+    ),
+    "a photo and an archive": GOOD + b"PK\x03\x04" + bytes(1000),
+    # libavif scales what is within to what was told.
+    "an AVIF untrue to itself": with_sizes_of(of_kind("AVIF"), (400, 300), (3000, 3000)),
+    "a bomb of a profile": profile_bomb(),
+    "an animation": saved(
+        Image.new("P", (40, 30)),
+        "GIF",
+        save_all=True,
+        append_images=[Image.new("P", (40, 30), colour) for colour in range(1, 100)],
+    ),
+}
+
+
+async def good_is_ready(renderers: Renderers) -> None:
+    begun = time.monotonic()
+    assert (await renderers.render(GOOD)).width == 1200
+    assert time.monotonic() - begun < READY_SECONDS
+
+
+@pytest.mark.parametrize("name", REFUSED)
+async def test_it_is_refused_and_the_next_is_ready(renderers, name):
+    file, why = REFUSED[name]
+
+    with pytest.raises(Unprocessable) as refused:
+        await renderers.render(file)
+
+    assert refused.value.failure in (why if isinstance(why, set) else {why})
+    await good_is_ready(renderers)
+
+
+@pytest.mark.parametrize("name", CLEANED)
+async def test_it_is_cleaned_and_the_next_is_ready(renderers, name):
+    rendition = await renderers.render(CLEANED[name])
+
+    assert_clean(rendition)
+    assert all(b"<script" not in content for content in rendition.contents.values())
+    await good_is_ready(renderers)
+
+
+@contextlib.contextmanager
+def resident() -> Iterator[list[int]]:
+    """Gives, when it ends, the most bytes that this process's renderers had in memory at a time."""
+    most, stop = [0], Event()
+
+    def watch() -> None:
+        page = os.sysconf("SC_PAGE_SIZE")
+        while not stop.wait(0.005):
+            total = 0
+            for child in children(os.getpid()):
+                try:
+                    total += int(Path(f"/proc/{child.pid}/statm").read_text().split()[1]) * page
+                except OSError:
+                    continue
+            most[0] = max(most[0], total)
+
+    watcher = Thread(target=watch)
+    watcher.start()
+    try:
+        yield most
+    finally:
+        stop.set()
+        watcher.join()
+
+
+def large() -> list[bytes]:
+    """The largest pictures that are taken, each dear to decode in another way."""
+    noise = np.random.default_rng(1).integers(0, 256, (500, 500, 3), np.uint8)
+    tile = Image.fromarray(noise).resize((10_000, 10_000))
+    return [
+        png(10_000, 10_000, colours=RGBA),
+        png(10_000, 10_000, colours=RGB, bits=16),
+        saved(tile, "JPEG", progressive=True, subsampling=0, quality=60),
+        saved(tile.resize((12_000, 8_000)), "WEBP", quality=10, method=0),
+        png(3_400, 29_400, colours=RGBA),
+        png(10_000, 10_000, colours=RGBA, bits=16),
+    ]
+
+
+async def test_large_pictures_side_by_side_leave_room_and_let_small_ones_pass():
+    # What the worker itself takes, with four files in memory, is left out of what is watched here.
+    worker = 250 * 2**20
+    files = large()
+    async with Renderers(2, LIMITS) as renderers:
+        with resident() as most:
+
+            async def attempt(file: bytes) -> None:
+                # One that needs more than there is may be refused, as TOO_EXPENSIVE.
+                with contextlib.suppress(Unprocessable):
+                    await renderers.render(file)
+
+            working = [asyncio.create_task(attempt(file)) for file in files]
+            while not all(task.done() for task in working):
+                await good_is_ready(renderers)
+            await asyncio.gather(*working)
+
+    assert most[0] + worker < MOST_RESIDENT, f"{most[0] / 2**20:.0f} MiB"
