@@ -26,3 +26,8 @@ def age_of(identifier: int) -> int:
 def created_at(identifier: int) -> datetime:
     """Returns when the id was made, to the millisecond, in UTC."""
     return datetime.fromtimestamp((age_of(identifier) + EPOCH_MS) / 1000, UTC)
+
+
+def least_id(moment: datetime) -> int:
+    """Returns an id that is smaller than every one made at a moment or after, on any shard."""
+    return (int(moment.timestamp() * 1000) - EPOCH_MS) << 23

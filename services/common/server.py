@@ -176,7 +176,7 @@ class _Interceptor(grpc.aio.ServerInterceptor):
             )
         if handler.stream_unary:
             return grpc.stream_unary_rpc_method_handler(
-                guard.unary(handler.stream_unary),
+                guard.upload(handler.stream_unary),
                 handler.request_deserializer,
                 handler.response_serializer,
             )
@@ -208,6 +208,30 @@ class _Guard:
                 await self._abort(error, servicer)
 
         return guarded
+
+    def upload(self, handler: Any) -> Any:
+        """Guards a client's stream: it lasts as long as its caller waits, who may wait for ever.
+
+        Only its first message is validated, for the others carry nothing but bytes.
+        """
+
+        async def guarded(requests: AsyncIterator[Any], servicer: Servicer) -> Any:
+            try:
+                call = self._admit(None, servicer)
+                async with asyncio.timeout_at(call.deadline):
+                    return await handler(self._first_valid(requests), servicer)
+            except Exception as error:
+                await self._abort(error, servicer)
+
+        return guarded
+
+    async def _first_valid(self, requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
+        seen = False
+        async for request in requests:
+            if not seen:
+                self._validate(request)
+                seen = True
+            yield request
 
     def stream(self, handler: Any) -> Any:
         async def guarded(request: Any, servicer: Servicer) -> AsyncIterator[Any]:
