@@ -90,6 +90,21 @@ def provision_storage(settings: Storage) -> None:
         except s3.exceptions.BucketAlreadyOwnedByYou:
             continue
         log.info("made bucket %s", bucket)
+    # What a crash or a client leaves of an upload in parts; the media service's sweeper removes
+    # those that it knows of.
+    s3.put_bucket_lifecycle_configuration(
+        Bucket=settings.originals_bucket,
+        LifecycleConfiguration={
+            "Rules": [
+                {
+                    "ID": "abandoned-parts",
+                    "Status": "Enabled",
+                    "Filter": {"Prefix": ""},
+                    "AbortIncompleteMultipartUpload": {"DaysAfterInitiation": 1},
+                }
+            ]
+        },
+    )
     s3.put_bucket_cors(
         Bucket=settings.originals_bucket,
         CORSConfiguration={
