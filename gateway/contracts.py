@@ -13,6 +13,8 @@ from typing import Any
 from google.api import annotations_pb2, http_pb2  # type: ignore[import-untyped]
 from google.protobuf import descriptor_pb2
 
+_FILE = ".google.api.HttpBody"
+
 
 @dataclass(frozen=True)
 class PublicMethod:
@@ -26,12 +28,12 @@ class PublicMethod:
     # The REST request that is transcoded to it: the verb in capitals and the path template.
     http_verb: str
     http_path: str
-    # Whether it answers with a stream.
+    # Whether it is asked or answers with a stream.
     streams: bool
     # The message that is the REST request's whole body, empty if none is. `name` is its full name,
     # `fields` are its fields, each under both of its names: what it is `called` in the contract,
     # whether it is a list (`many`), and the `name` and `fields` of messages that it holds. True:
-    # nothing is known of what it holds.
+    # nothing is known of what it holds. Empty also for a body that is the bytes of a file.
     body: Mapping[str, object]
 
     @property
@@ -88,7 +90,7 @@ def _public_method(
     path = getattr(rule, verb or "get")
     if verb in (None, "custom") or rule.additional_bindings or "=" in path:
         raise ValueError(f"the google.api.http rule of {name} is of a kind that is not routed yet")
-    if rule.body not in ("", "*"):
+    if rule.body not in ("", "*") and not _is_file(method, rule.body, messages):
         raise ValueError(f"the body of {name} is one field, which is not checked yet")
     return PublicMethod(
         file=file.name,
@@ -96,9 +98,16 @@ def _public_method(
         name=method.name,
         http_verb=verb.upper(),
         http_path=path,
-        streams=method.server_streaming,
-        body=_without_bound(messages.describe(method.input_type), path) if rule.body else {},
+        streams=method.server_streaming or method.client_streaming,
+        body=_without_bound(messages.describe(method.input_type), path) if rule.body == "*" else {},
     )
+
+
+def _is_file(
+    method: descriptor_pb2.MethodDescriptorProto, field: str, messages: "_Messages"
+) -> bool:
+    """Tells whether a field takes a body of any type as it is, piece by piece."""
+    return method.client_streaming and messages.type_of(method.input_type, field) == _FILE
 
 
 def _without_bound(message: Mapping[str, Any], path: str) -> dict[str, object]:
@@ -133,6 +142,10 @@ class _Messages:
         self._by_name[name] = message
         for nested in message.nested_type:
             self._add(name, nested)
+
+    def type_of(self, name: str, field: str) -> str:
+        """Returns the full name of the message in a field; empty: it holds none, or is none."""
+        return next((f.type_name for f in self._by_name[name].field if f.name == field), "")
 
     def describe(self, name: str, within: frozenset[str] = frozenset()) -> dict[str, object]:
         fields: dict[str, object] = {}

@@ -30,6 +30,7 @@ from envoy_data_plane.envoy.config.route.v3 import (
     RetryPolicy,
     Route,
     RouteAction,
+    RouteActionMaxStreamDuration,
     RouteConfiguration,
     RouteMatch,
     VirtualHost,
@@ -87,7 +88,12 @@ TOKEN_AUDIENCE = "photomesh-api"  # noqa: S105  (a name, no secret)
 # may last longer.
 CALL_TIMEOUT = 15 * SECOND
 
-# The largest JSON that is read and written. Pictures do not pass here: they go straight to S3.
+# How long the body of a request may take to arrive that is no stream. A stream may take any time,
+# but is ended when it is silent for a minute.
+_ARRIVAL_TIMEOUT = 30 * SECOND
+
+# The largest JSON that is read and written. Files that pass here are streams, which this does not
+# bound: the service counts what comes.
 _REQUEST_BODY_BYTES = 1 << 20
 _RESPONSE_BODY_BYTES = 8 << 20
 
@@ -161,6 +167,7 @@ def build(settings: GatewaySettings) -> str:
         routes=_routes(settings, methods),
         filters=_filters(settings, methods),
         refusals=_REFUSALS,
+        request_timeout=timedelta(0),
     )
     return Bootstrap(
         admin=pieces.admin(settings.admin_port),
@@ -285,7 +292,7 @@ def _rest_route(method: PublicMethod) -> Route:
     return Route(
         name=f"rest {method.path}",
         match=RouteMatch(safe_regex=path, headers=[verb]),
-        route=_dead_end(),
+        route=_dead_end(arrival=None if method.streams else _ARRIVAL_TIMEOUT),
         typed_per_filter_config=_token_unless_open(method) | {_STRICT_JSON: Any.pack(strict)},
     )
 
@@ -297,6 +304,9 @@ def _grpc_route(settings: GatewaySettings, method: PublicMethod) -> Route:
         route=RouteAction(
             cluster=settings.services[method.service].identity,
             timeout=timedelta(0) if method.streams else CALL_TIMEOUT,
+            max_stream_duration=None
+            if method.streams
+            else _within(_ARRIVAL_TIMEOUT + CALL_TIMEOUT),
             retry_policy=_retries(method),
         ),
         typed_per_filter_config=_token_unless_open(method),
@@ -332,12 +342,17 @@ def _nowhere() -> Route:
     )
 
 
-def _dead_end() -> RouteAction:
+def _within(duration: timedelta) -> RouteActionMaxStreamDuration:
+    return RouteActionMaxStreamDuration(max_stream_duration=duration)
+
+
+def _dead_end(*, arrival: timedelta | None = _ARRIVAL_TIMEOUT) -> RouteAction:
     """Answers 404, by naming a cluster in a header that nobody can send.
 
     A direct response would be plainer, but the CORS filter passes over those.
     """
     return RouteAction(
+        max_stream_duration=_within(arrival) if arrival else None,
         cluster_header=f"{pieces.OWN_HEADERS[0]}nowhere",
         cluster_not_found_response_code=ClusterNotFound.NOT_FOUND,
     )

@@ -153,8 +153,12 @@ def connection_manager(
     routes: RouteConfiguration,
     filters: list[HttpFilter],
     refusals: LocalReplyConfig,
+    request_timeout: timedelta = 30 * SECOND,
 ) -> HttpConnectionManager:
-    """What may come in from outside, and in which form it goes on."""
+    """What may come in from outside, and in which form it goes on.
+
+    A request must be here whole within `request_timeout`; zero: its route says within what.
+    """
     return HttpConnectionManager(
         stat_prefix=name,
         server_name="photomesh",
@@ -172,7 +176,7 @@ def connection_manager(
         path_with_escaped_slashes_action=EscapedSlashes.REJECT_REQUEST,
         max_request_headers_kb=32,
         request_headers_timeout=10 * SECOND,
-        request_timeout=30 * SECOND,
+        request_timeout=request_timeout,
         stream_idle_timeout=60 * SECOND,
         common_http_protocol_options=CommonHttpOptions(
             idle_timeout=300 * SECOND,

@@ -13,6 +13,8 @@ from services.media.config import MediaSettings
 from services.media.service import MediaInternalService, MediaService
 from services.media.storage import Storage
 from services.media.store import MediaStore
+from services.media.sweeper import Sweeper
+from services.media.uploads import Uploads
 
 
 async def main() -> None:
@@ -21,7 +23,9 @@ async def main() -> None:
     relay = Relay(settings, settings)
     async with Database(settings) as database:
         store = MediaStore(database, Outbox(database, relay))
-        public = MediaService(store, Storage(settings), cdn.signer(settings))
+        storage = Storage(settings)
+        uploads = Uploads(store, storage)
+        public = MediaService(store, storage, cdn.signer(settings), uploads)
         internal = MediaInternalService(store)
         await serve(
             settings,
@@ -37,7 +41,7 @@ async def main() -> None:
                     callers=frozenset({"post"}),
                 ),
             ],
-            [Worker("relay", relay.run)],
+            [Worker("relay", relay.run), Worker("sweeper", Sweeper(store, uploads).run)],
         )
 
 

@@ -6,13 +6,13 @@ from services.common.errors import MeshError
 
 
 class ObjectMissing(MeshError):
-    """Nothing was uploaded for a media item yet."""
+    """The file of a media item was not uploaded yet, or not all of it."""
 
     code = grpc.StatusCode.FAILED_PRECONDITION
     reason = "OBJECT_MISSING"
 
-    def __init__(self, media_id: int) -> None:
-        super().__init__(f"The file of media {media_id} was not uploaded yet.")
+    def __init__(self, media_id: int, missing: str = "The file") -> None:
+        super().__init__(f"{missing} of media {media_id} was not uploaded yet.")
 
 
 class ObjectMismatch(MeshError):
@@ -21,18 +21,37 @@ class ObjectMismatch(MeshError):
     code = grpc.StatusCode.FAILED_PRECONDITION
     reason = "OBJECT_MISMATCH"
 
-    def __init__(self, media_id: int) -> None:
-        super().__init__(f"The file of media {media_id} is not of the declared size and type.")
+    def __init__(self, media_id: int, what: str) -> None:
+        super().__init__(f"The file of media {media_id} is not of the declared {what}.")
 
 
 class UploadCompleted(MeshError):
-    """The upload of a request id was completed before."""
+    """An upload was completed before."""
 
     code = grpc.StatusCode.FAILED_PRECONDITION
     reason = "UPLOAD_COMPLETED"
 
     def __init__(self, media_id: int) -> None:
+        super().__init__(f"The upload of media {media_id} was completed before.")
+
+
+class UploadNotMultipart(MeshError):
+    """An upload was opened by another door than CreateMultipartUpload."""
+
+    code = grpc.StatusCode.FAILED_PRECONDITION
+    reason = "UPLOAD_NOT_MULTIPART"
+
+    def __init__(self, media_id: int) -> None:
+        super().__init__(f"The upload of media {media_id} is not one in parts.")
+
+
+class UploadUnknown(MeshError):
+    """The caller streams nothing with this request id."""
+
+    code = grpc.StatusCode.NOT_FOUND
+    reason = "UPLOAD_UNKNOWN"
+
+    def __init__(self) -> None:
         super().__init__(
-            f"The upload with this request id was completed before, as media {media_id}.",
-            fields={"request_id": "must be new for a new upload"},
+            "You stream nothing with this request id.", fields={"request_id": "is unknown"}
         )

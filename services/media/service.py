@@ -1,6 +1,8 @@
 """The media service's methods, in the order of its contracts."""
 
-from datetime import datetime
+import asyncio
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
 from typing import Any
 
 import grpc
@@ -12,12 +14,14 @@ from photomesh.media.v1.media_service_pb2_grpc import MediaServiceServicer
 
 from services.common.cdn import UrlSigner
 from services.common.context import signed_in
-from services.common.errors import MediaUnknown, RequestIdReused
+from services.common.errors import FieldInvalid, MediaUnknown
 from services.common.ids import created_at
-from services.media.errors import ObjectMismatch, ObjectMissing, UploadCompleted
+from services.media.errors import UploadUnknown
+from services.media.limits import LIMITS, UploadLimits
 from services.media.pipeline.outputs import Fact
 from services.media.storage import Storage, key_prefix
-from services.media.store import Media, MediaStore, State
+from services.media.store import Declaration, Door, Media, MediaStore, State
+from services.media.uploads import Uploads, content_type_of
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -25,54 +29,145 @@ Context = grpc.aio.ServicerContext[Any, Any]
 class MediaService(MediaServiceServicer):
     """Uploads, for people."""
 
-    def __init__(self, store: MediaStore, storage: Storage, signer: UrlSigner) -> None:
+    def __init__(
+        self,
+        store: MediaStore,
+        storage: Storage,
+        signer: UrlSigner,
+        uploads: Uploads,
+        limits: UploadLimits = LIMITS,
+    ) -> None:
         self._store = store
         self._storage = storage
         self._signer = signer
+        self._limits = limits
+        self._uploads = uploads
+
+    async def GetUploadLimits(
+        self, request: pb.GetUploadLimitsRequest, context: Context
+    ) -> pb.GetUploadLimitsResponse:
+        signed_in()
+        response = pb.GetUploadLimitsResponse(
+            form_max_bytes=self._limits.form_bytes,
+            max_bytes=self._limits.most_bytes,
+            part_bytes=self._limits.part_bytes,
+            chunk_max_bytes=self._limits.chunk_bytes,
+            content_types=self._limits.content_types,
+        )
+        response.abandoned_after.FromTimedelta(self._limits.abandoned_after)
+        return response
 
     async def CreateUpload(
         self, request: pb.CreateUploadRequest, context: Context
     ) -> pb.CreateUploadResponse:
-        media = await self._store.add(
-            signed_in(),
-            request_id=request.request_id or None,
-            size_bytes=request.size_bytes,
-            content_type=request.content_type,
-        )
-        declared = (media.size_bytes, media.content_type)
-        if declared != (request.size_bytes, request.content_type):
-            raise RequestIdReused
-        if media.state is not State.PENDING:
-            raise UploadCompleted(media.media_id)
+        opened = await self._uploads.open(signed_in(), _declaration(request, Door.FORM))
+        media = opened.media
+        response = pb.CreateUploadResponse(media=self._to_pb(media), reused=opened.reused)
+        if media.state is State.PENDING:
+            form = self._storage.form(
+                media.media_id,
+                media.owner_id,
+                content_type=media.content_type,
+                size_bytes=media.size_bytes,
+                sha256=media.sha256,
+                life=self._limits.form_life,
+            )
+            response.upload_url = form.url
+            response.form_fields.update(form.fields)
+            response.expire_time.CopyFrom(_timestamp(form.expire_time))
+        return response
 
-        form = self._storage.form(
-            media.media_id,
-            media.owner_id,
-            content_type=media.content_type,
-            size_bytes=media.size_bytes,
+    async def CreateMultipartUpload(
+        self, request: pb.CreateMultipartUploadRequest, context: Context
+    ) -> pb.CreateMultipartUploadResponse:
+        opened = await self._uploads.open(signed_in(), _declaration(request, Door.PARTS))
+        media = opened.media
+        response = pb.CreateMultipartUploadResponse(media=self._to_pb(media), reused=opened.reused)
+        if media.state is State.PENDING:
+            await self._uploads.in_parts(media)
+            response.part_bytes = self._limits.part_bytes
+            response.part_count = self._limits.part_count(media.size_bytes)
+        return response
+
+    async def SignUploadParts(
+        self, request: pb.SignUploadPartsRequest, context: Context
+    ) -> pb.SignUploadPartsResponse:
+        media = await self._own(request.media_id)
+        expire_time = datetime.now(UTC) + self._limits.part_life
+        signed = await self._uploads.sign_parts(media, request.part_numbers)
+        return pb.SignUploadPartsResponse(
+            parts=(
+                pb.SignedPart(part_number=part.number, url=url, size_bytes=part.size_bytes)
+                for part, url in signed
+            ),
+            expire_time=_timestamp(expire_time),
         )
-        return pb.CreateUploadResponse(
-            media=self._to_pb(media),
-            upload_url=form.url,
-            form_fields=form.fields,
-            expire_time=_timestamp(form.expire_time),
+
+    async def ListUploadParts(
+        self, request: pb.ListUploadPartsRequest, context: Context
+    ) -> pb.ListUploadPartsResponse:
+        arrived = await self._uploads.arrived(await self._own(request.media_id))
+        return pb.ListUploadPartsResponse(
+            parts=(
+                pb.UploadPart(part_number=part.number, size_bytes=part.size_bytes)
+                for part in arrived.parts
+            ),
+            part_bytes=self._limits.part_bytes,
+            part_count=arrived.count,
         )
 
     async def CompleteUpload(
         self, request: pb.CompleteUploadRequest, context: Context
     ) -> pb.CompleteUploadResponse:
-        media = await self._own(request.media_id)
-        if media.state is State.PENDING:
-            original = await self._storage.original(media.media_id, media.owner_id)
-            if original is None:
-                raise ObjectMissing(media.media_id)
-            declared = (media.size_bytes, media.content_type)
-            if (original.size_bytes, original.content_type) != declared:
-                raise ObjectMismatch(media.media_id)
-            await self._store.mark_uploaded(media, original.etag)
-            # Another call may have completed it first, and the worker may be further already.
-            media = await self._own(request.media_id)
-        return pb.CompleteUploadResponse(media=self._to_pb(media))
+        await self._uploads.complete(await self._own(request.media_id))
+        # The worker may be further already.
+        return pb.CompleteUploadResponse(media=self._to_pb(await self._own(request.media_id)))
+
+    async def AbortUpload(
+        self, request: pb.AbortUploadRequest, context: Context
+    ) -> pb.AbortUploadResponse:
+        await self._uploads.abort(await self._own(request.media_id))
+        return pb.AbortUploadResponse()
+
+    async def UploadMedia(
+        self, request_iterator: AsyncIterator[pb.UploadMediaRequest], context: Context
+    ) -> pb.UploadMediaResponse:
+        owner_id = signed_in()
+        first = await anext(request_iterator, pb.UploadMediaRequest())
+        declaration = Declaration(
+            door=Door.STREAM,
+            size_bytes=first.size_bytes,
+            content_type=content_type_of(first.file.content_type),
+            sha256=bytes.fromhex(first.sha256) or None,
+            request_id=first.request_id or None,
+        )
+        chunks = self._chunks(first, request_iterator)
+        opened = await self._uploads.receive(owner_id, declaration, first.offset, chunks)
+        media = await self._own(opened.media.media_id)
+        return pb.UploadMediaResponse(media=self._to_pb(media), reused=opened.reused)
+
+    async def _chunks(
+        self, first: pb.UploadMediaRequest, rest: AsyncIterator[pb.UploadMediaRequest]
+    ) -> AsyncIterator[bytes]:
+        message: pb.UploadMediaRequest | None = first
+        while message is not None:
+            if len(message.file.data) > self._limits.chunk_bytes:
+                raise FieldInvalid(
+                    {"file.data": f"must be at most {self._limits.chunk_bytes} bytes"}
+                )
+            yield message.file.data
+            # Whoever falls silent gives its memory back.
+            async with asyncio.timeout(self._limits.stream_idle.total_seconds()):
+                message = await anext(rest, None)
+
+    async def GetUploadOffset(
+        self, request: pb.GetUploadOffsetRequest, context: Context
+    ) -> pb.GetUploadOffsetResponse:
+        media = await self._store.requested(signed_in(), request.request_id)
+        if media is None or media.door is not Door.STREAM:
+            raise UploadUnknown
+        safe = await self._uploads.safe(media)
+        return pb.GetUploadOffsetResponse(media=self._to_pb(media), offset=safe.size_bytes)
 
     async def GetMedia(self, request: pb.GetMediaRequest, context: Context) -> pb.GetMediaResponse:
         return pb.GetMediaResponse(media=self._to_pb(await self._own(request.media_id)))
@@ -164,6 +259,18 @@ def _to_stored_pb(media: Media | None) -> internal_pb.StoredMedia:
             object_name=variant.object_name,
         )
     return message
+
+
+def _declaration(
+    request: pb.CreateUploadRequest | pb.CreateMultipartUploadRequest, door: Door
+) -> Declaration:
+    return Declaration(
+        door=door,
+        size_bytes=request.size_bytes,
+        content_type=request.content_type,
+        sha256=bytes.fromhex(request.sha256) or None,
+        request_id=request.request_id or None,
+    )
 
 
 def _state(media: Media) -> "pb.MediaState.ValueType":

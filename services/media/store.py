@@ -1,6 +1,6 @@
 """All SQL of the media service and its worker."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from enum import StrEnum
@@ -14,20 +14,22 @@ from psycopg.types.json import Jsonb
 
 from services.common import topics
 from services.common.database import Database
+from services.common.errors import Unavailable
 from services.common.ids import shard_of
 from services.common.outbox import Outbox
 from services.media.pipeline.outputs import RECIPE, Fact, Failure, Rendition, Variant
 
 _COLUMNS = """
     media_id, owner_id, size_bytes, content_type, state, etag, failure, width, height, variants,
-    blurhash, dominant_colour, perceptual_hash, recipe
+    blurhash, dominant_colour, perceptual_hash, recipe, door, sha256, s3_upload_id
 """
 
 # Two that race with one request id: the second waits for the first and then adds nothing.
 _ADD = f"""
-    INSERT INTO media (shard, media_id, owner_id, request_id, size_bytes, content_type)
-    VALUES (%(shard)s, next_id(%(shard)s), %(owner_id)s, %(request_id)s, %(size_bytes)s,
-            %(content_type)s)
+    INSERT INTO media (shard, media_id, owner_id, request_id, door, size_bytes, content_type,
+                       sha256)
+    VALUES (%(shard)s, next_id(%(shard)s), %(owner_id)s, %(request_id)s, %(door)s, %(size_bytes)s,
+            %(content_type)s, %(sha256)s)
     ON CONFLICT (shard, owner_id, request_id) WHERE request_id IS NOT NULL DO NOTHING
     RETURNING {_COLUMNS}
 """  # noqa: S608 -- Only constants are put in, here and below.
@@ -39,22 +41,75 @@ _BY_REQUEST = f"""
      WHERE shard = %(shard)s AND owner_id = %(owner_id)s AND request_id = %(request_id)s
 """  # noqa: S608
 
+# Answered by media_content. What is given up, failed or deleted is not worth to be reused.
+_BY_CONTENT = f"""
+    SELECT {_COLUMNS}
+      FROM media
+     WHERE shard = %(shard)s AND owner_id = %(owner_id)s AND sha256 = %(sha256)s
+       AND %(size_bytes)s IN (0, size_bytes) AND state IN ('UPLOADED', 'PROCESSING', 'READY')
+     ORDER BY media_id
+     LIMIT 1
+"""  # noqa: S608
+
 # Answered by the primary key.
-_ONE = f"SELECT {_COLUMNS} FROM media WHERE shard = %(shard)s AND media_id = %(media_id)s"  # noqa: S608
+_ONE = f"""
+    SELECT {_COLUMNS}
+      FROM media
+     WHERE shard = %(shard)s AND media_id = %(media_id)s AND NOT aborted
+"""  # noqa: S608
 
 # The shards prune the partitions; answered by the primary key.
 _MANY = f"""
     SELECT {_COLUMNS}
       FROM media
-     WHERE shard = ANY(%(shards)s) AND media_id = ANY(%(media_ids)s)
+     WHERE shard = ANY(%(shards)s) AND media_id = ANY(%(media_ids)s) AND NOT aborted
 """  # noqa: S608
 
 # Each step names the states that it leaves, so of two that race one finds no row.
 _UPLOADED = """
     UPDATE media
-       SET state = 'UPLOADED', etag = %(etag)s
-     WHERE shard = %(shard)s AND media_id = %(media_id)s AND state = 'PENDING'
+       SET state = 'UPLOADED', etag = %(etag)s, size_bytes = %(size_bytes)s, sha256 = %(sha256)s
+     WHERE shard = %(shard)s AND media_id = %(media_id)s AND state = 'PENDING' AND NOT aborted
 """
+
+# Of two that race the first one's stays.
+_IN_PARTS = """
+    UPDATE media
+       SET s3_upload_id = %(s3_upload_id)s
+     WHERE shard = %(shard)s AND media_id = %(media_id)s AND state = 'PENDING' AND NOT aborted
+       AND s3_upload_id IS NULL
+"""
+
+# Its request id may open a new upload.
+_ABORT = """
+    UPDATE media
+       SET aborted = true, request_id = NULL
+     WHERE shard = %(shard)s AND media_id = %(media_id)s AND state = 'PENDING' AND NOT aborted
+"""
+
+# Answered by media_pending, as is the next one: ids sort by time.
+_ABANDON = """
+    UPDATE media
+       SET aborted = true, request_id = NULL
+     WHERE (shard, media_id) IN (
+               SELECT shard, media_id
+                 FROM media
+                WHERE state = 'PENDING' AND NOT aborted AND media_id < %(before)s
+                ORDER BY media_id
+                LIMIT %(most)s
+                  FOR UPDATE SKIP LOCKED)
+"""
+
+_ABORTED = f"""
+    SELECT {_COLUMNS}
+      FROM media
+     WHERE state = 'PENDING' AND aborted AND media_id < %(before)s
+     ORDER BY media_id
+     LIMIT %(most)s
+       FOR UPDATE SKIP LOCKED
+"""  # noqa: S608
+
+_REMOVE = "DELETE FROM media WHERE shard = %(shard)s AND media_id = %(media_id)s AND aborted"
 
 # PROCESSING, too: whoever began it before may have died.
 _PROCESSING = f"""
@@ -137,6 +192,29 @@ class State(StrEnum):
     DELETED = "DELETED"
 
 
+class Door(StrEnum):
+    """By which way the file comes in."""
+
+    FORM = "FORM"
+    """POSTed to S3 by the client."""
+    PARTS = "PARTS"
+    """PUT to S3 by the client, in parts."""
+    STREAM = "STREAM"
+    """Through this service."""
+
+
+@dataclass(frozen=True)
+class Declaration:
+    """What a client says of a file before it comes."""
+
+    door: Door
+    size_bytes: int
+    """0: not told."""
+    content_type: str
+    sha256: bytes | None
+    request_id: str | None
+
+
 @dataclass(frozen=True)
 class Media:
     """One media item."""
@@ -144,7 +222,7 @@ class Media:
     media_id: int
     owner_id: int
     size_bytes: int
-    """Of the original, as declared and, from UPLOADED on, checked."""
+    """Of the original, as declared (0: not told) and, from UPLOADED on, checked."""
     content_type: str
     state: State
     etag: str | None
@@ -159,6 +237,11 @@ class Media:
     """Empty until READY."""
     recipe: str | None
     """What made the variants and facts; None until READY."""
+    door: Door
+    sha256: bytes | None
+    """Of the original, as declared and, from UPLOADED on, checked; None: nobody has told."""
+    s3_upload_id: str | None
+    """S3's name of the upload, if it is one in parts."""
 
 
 class MediaStore:
@@ -168,22 +251,36 @@ class MediaStore:
         self._database = database
         self._outbox = outbox
 
-    async def add(
-        self, owner_id: int, *, request_id: str | None, size_bytes: int, content_type: str
-    ) -> Media:
+    async def add(self, owner_id: int, declaration: Declaration) -> Media:
         """Adds a PENDING media item, or returns the one that its owner's request id made."""
-        values = {
-            "shard": shard_of(owner_id),
-            "owner_id": owner_id,
-            "request_id": request_id,
-            "size_bytes": size_bytes,
-            "content_type": content_type,
-        }
+        values = asdict(declaration) | {"shard": shard_of(owner_id), "owner_id": owner_id}
         async with self._database.connection() as connection:
             rows = await _rows(connection, _ADD, values) or await _rows(
                 connection, _BY_REQUEST, values
             )
+        if not rows:
+            # Aborted in between.
+            raise Unavailable("The upload")
         return _media(rows[0])
+
+    async def requested(self, owner_id: int, request_id: str) -> Media | None:
+        """Returns the media item that its owner's request id made."""
+        values = {"shard": shard_of(owner_id), "owner_id": owner_id, "request_id": request_id}
+        async with self._database.connection() as connection:
+            rows = await _rows(connection, _BY_REQUEST, values)
+        return _media(rows[0]) if rows else None
+
+    async def same_content(self, owner_id: int, *, sha256: bytes, size_bytes: int) -> Media | None:
+        """Returns a media item of the owner's, UPLOADED, PROCESSING or READY, of these bytes."""
+        values = {
+            "shard": shard_of(owner_id),
+            "owner_id": owner_id,
+            "sha256": sha256,
+            "size_bytes": size_bytes,
+        }
+        async with self._database.connection() as connection:
+            rows = await _rows(connection, _BY_CONTENT, values)
+        return _media(rows[0]) if rows else None
 
     async def media(self, media_id: int) -> Media | None:
         """Returns a media item, whoever owns it."""
@@ -201,16 +298,50 @@ class MediaStore:
             rows = await _rows(connection, _MANY, values)
         return {row["media_id"]: _media(row) for row in rows}
 
-    async def mark_uploaded(self, media: Media, etag: str) -> None:
+    async def use_parts(self, media: Media, s3_upload_id: str) -> bool:
+        """Keeps S3's name of a PENDING upload in parts; False: it has one, or is no more."""
+        values = _key(media.media_id) | {"s3_upload_id": s3_upload_id}
+        async with self._database.connection() as connection:
+            return (await connection.execute(_IN_PARTS, values)).rowcount == 1
+
+    async def mark_uploaded(
+        self, media: Media, etag: str, *, size_bytes: int, sha256: bytes | None
+    ) -> None:
         """Makes a PENDING media item UPLOADED and tells the worker; otherwise does nothing."""
+        values = {"etag": etag, "size_bytes": size_bytes, "sha256": sha256}
         async with self._outbox.transaction() as tx:
-            updated = await tx.connection.execute(_UPLOADED, _key(media.media_id) | {"etag": etag})
+            updated = await tx.connection.execute(_UPLOADED, _key(media.media_id) | values)
             if updated.rowcount == 1:
                 await tx.publish(
                     topics.MEDIA_UPLOADED,
                     key=media.owner_id,
                     event=MediaUploaded(media_id=media.media_id, owner_id=media.owner_id),
                 )
+
+    async def abort(self, media: Media) -> bool:
+        """Gives a PENDING upload up; False: it is not PENDING any more."""
+        async with self._database.connection() as connection:
+            return (await connection.execute(_ABORT, _key(media.media_id))).rowcount == 1
+
+    async def abandon(self, *, before: int, most: int) -> int:
+        """Gives uploads up that are PENDING and have smaller ids; returns how many."""
+        async with self._database.connection() as connection:
+            return (await connection.execute(_ABANDON, {"before": before, "most": most})).rowcount
+
+    async def remove_aborted(
+        self, clear: Callable[[Media], Awaitable[None]], *, before: int, most: int
+    ) -> int:
+        """Calls `clear` for uploads that were given up and have smaller ids, and forgets them.
+
+        Returns how many. Those that another process is at are left to it.
+        """
+        async with self._database.transaction() as connection:
+            rows = await _rows(connection, _ABORTED, {"before": before, "most": most})
+            for row in rows:
+                media = _media(row)
+                await clear(media)
+                await connection.execute(_REMOVE, _key(media.media_id))
+        return len(rows)
 
     async def begin(self, media_id: int) -> Media | None:
         """Makes an uploaded media item PROCESSING; None: there is nothing (more) to process.
@@ -225,14 +356,16 @@ class MediaStore:
         outdated = media and media.state is State.READY and media.recipe != RECIPE
         return media if outdated else None
 
-    async def announce_outdated(self, after: tuple[int, int], limit: int) -> tuple[int, int] | None:
+    async def announce_outdated(
+        self, after: tuple[int, int], limit: int
+    ) -> tuple[int, tuple[int, int]]:
         """Tells the worker of media that are READY by another recipe than today's.
 
         Args:
             after: the shard and media id of the last one that was told; (-1, 0) to begin.
             limit: how many are told.
 
-        Returns the last one that was told now; None: there are no more.
+        Returns how many were told now, and the last of them. None: there are no more.
         """
         async with self._outbox.transaction() as tx:
             rows = await _rows(
@@ -248,7 +381,7 @@ class MediaStore:
             for row in rows:
                 event = MediaUploaded(media_id=row["media_id"], owner_id=row["owner_id"])
                 await tx.publish(topics.MEDIA_UPLOADED, key=row["owner_id"], event=event)
-        return (rows[-1]["shard"], rows[-1]["media_id"]) if rows else None
+        return len(rows), (rows[-1]["shard"], rows[-1]["media_id"]) if rows else after
 
     async def mark_ready(self, media: Media, rendition: Rendition) -> None:
         """Makes a media item READY and tells so, if it is PROCESSING or READY but outdated.
@@ -335,4 +468,7 @@ def _media(row: dict[str, Any]) -> Media:
         variants=tuple(Variant(**variant) for variant in row["variants"] or ()),
         facts={fact: row[fact] for fact in Fact if row[fact] is not None},
         recipe=row["recipe"],
+        door=Door(row["door"]),
+        sha256=row["sha256"],
+        s3_upload_id=row["s3_upload_id"],
     )

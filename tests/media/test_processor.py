@@ -3,6 +3,7 @@
 import asyncio
 import io
 from collections.abc import Awaitable, Callable
+from datetime import timedelta
 
 import httpx
 import pytest
@@ -17,7 +18,7 @@ from services.media.pipeline.outputs import Failure
 from services.media.storage import Storage, key_prefix
 from services.media.store import Media, MediaStore, State
 from services.media.worker.processor import Processor
-from tests.media.conftest import new_user
+from tests.media.conftest import declared, new_user
 from tests.pictures import photo
 
 PHOTO = photo(300, 200)
@@ -33,12 +34,10 @@ def upload(store: MediaStore, storage: Storage) -> Callable[[bytes], Awaitable[M
     """Gives media that were uploaded and checked."""
 
     async def upload(file: bytes) -> Media:
-        media = await store.add(
-            new_user(), request_id=None, size_bytes=len(file), content_type="image/jpeg"
-        )
+        media = await store.add(new_user(), declared(file))
         await put_original(storage, media, file)
         original = await storage.original(media.media_id, media.owner_id)
-        await store.mark_uploaded(media, original.etag)
+        await store.mark_uploaded(media, original.etag, size_bytes=len(file), sha256=None)
         return media
 
     return upload
@@ -46,7 +45,12 @@ def upload(store: MediaStore, storage: Storage) -> Callable[[bytes], Awaitable[M
 
 async def put_original(storage: Storage, media: Media, file: bytes) -> None:
     form = storage.form(
-        media.media_id, media.owner_id, content_type="image/jpeg", size_bytes=len(file)
+        media.media_id,
+        media.owner_id,
+        content_type="image/jpeg",
+        size_bytes=len(file),
+        sha256=None,
+        life=timedelta(minutes=1),
     )
     async with httpx.AsyncClient(verify=False) as phone:
         sent = await phone.post(form.url, data=form.fields, files={"file": file})
@@ -153,7 +157,7 @@ async def test_a_file_that_was_changed_after_it_was_checked_fails(
 
 
 async def test_what_was_never_completed_or_is_unknown_is_left_alone(processor, store, database):
-    pending = await store.add(new_user(), request_id=None, size_bytes=1, content_type="image/jpeg")
+    pending = await store.add(new_user(), declared(b"x"))
 
     await processor.process(told(pending))
     await processor.process(MediaUploaded(media_id=1, owner_id=1))

@@ -110,7 +110,11 @@ async def test_a_request_id_opens_one_upload_however_often_it_comes(uploader):
 
     assert (await send(opened[-1], PHOTO)).is_success
     await uploader.complete(media_id)
-    assert await refusal(uploader.create(PHOTO, request_id="one")) == "UPLOAD_COMPLETED"
+    repeated = await uploader.create(PHOTO, request_id="one")
+    assert repeated.media.media_id == media_id
+    assert not repeated.reused
+    # Nothing needs to be sent any more.
+    assert not repeated.upload_url
 
 
 async def test_a_request_id_with_another_file_is_refused(uploader):

@@ -66,6 +66,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """The media cannot be processed."""
     ERROR_REASON_REQUEST_ID_REUSED: _ErrorReason.ValueType  # 36
     """The request id was used before with another request."""
+    ERROR_REASON_UPLOAD_NOT_MULTIPART: _ErrorReason.ValueType  # 37
+    """The upload was not opened as one in parts."""
+    ERROR_REASON_UPLOAD_UNKNOWN: _ErrorReason.ValueType  # 38
+    """No streamed upload has this request id."""
     ERROR_REASON_POST_UNKNOWN: _ErrorReason.ValueType  # 40
     """There is no such post, or the caller may not see it."""
     ERROR_REASON_UNAVAILABLE: _ErrorReason.ValueType  # 50
@@ -124,6 +128,10 @@ ERROR_REASON_MEDIA_FAILED: ErrorReason.ValueType  # 35
 """The media cannot be processed."""
 ERROR_REASON_REQUEST_ID_REUSED: ErrorReason.ValueType  # 36
 """The request id was used before with another request."""
+ERROR_REASON_UPLOAD_NOT_MULTIPART: ErrorReason.ValueType  # 37
+"""The upload was not opened as one in parts."""
+ERROR_REASON_UPLOAD_UNKNOWN: ErrorReason.ValueType  # 38
+"""No streamed upload has this request id."""
 ERROR_REASON_POST_UNKNOWN: ErrorReason.ValueType  # 40
 """There is no such post, or the caller may not see it."""
 ERROR_REASON_UNAVAILABLE: ErrorReason.ValueType  # 50

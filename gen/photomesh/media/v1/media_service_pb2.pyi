@@ -4,7 +4,9 @@ isort:skip_file
 """
 
 from collections import abc as _abc
+from google.api import httpbody_pb2 as _httpbody_pb2
 from google.protobuf import descriptor as _descriptor
+from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
@@ -205,6 +207,71 @@ class Variant(_message.Message):
 Global___Variant: _TypeAlias = Variant  # noqa: Y015
 
 @_typing.final
+class GetUploadLimitsRequest(_message.Message):
+    """Asks for the limits."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetUploadLimitsRequest: _TypeAlias = GetUploadLimitsRequest  # noqa: Y015
+
+@_typing.final
+class GetUploadLimitsResponse(_message.Message):
+    """Answers GetUploadLimits."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FORM_MAX_BYTES_FIELD_NUMBER: _builtins.int
+    MAX_BYTES_FIELD_NUMBER: _builtins.int
+    PART_BYTES_FIELD_NUMBER: _builtins.int
+    CHUNK_MAX_BYTES_FIELD_NUMBER: _builtins.int
+    CONTENT_TYPES_FIELD_NUMBER: _builtins.int
+    ABANDONED_AFTER_FIELD_NUMBER: _builtins.int
+    form_max_bytes: _builtins.int
+    """The largest file in one form (CreateUpload), in bytes."""
+    max_bytes: _builtins.int
+    """The largest file by any other door, in bytes."""
+    part_bytes: _builtins.int
+    """The size of all parts but the last (CreateMultipartUpload), in bytes; what of a stream
+    (UploadMedia) is safe is a multiple of it.
+    """
+    chunk_max_bytes: _builtins.int
+    """How many bytes one message of a stream may carry."""
+    @_builtins.property
+    def content_types(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The types that may be declared."""
+
+    @_builtins.property
+    def abandoned_after(self) -> _duration_pb2.Duration:
+        """How long after it was opened an upload is given up."""
+
+    def __init__(
+        self,
+        *,
+        form_max_bytes: _builtins.int = ...,
+        max_bytes: _builtins.int = ...,
+        part_bytes: _builtins.int = ...,
+        chunk_max_bytes: _builtins.int = ...,
+        content_types: _abc.Iterable[_builtins.str] | None = ...,
+        abandoned_after: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["abandoned_after", b"abandoned_after"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["abandoned_after", b"abandoned_after", "chunk_max_bytes", b"chunk_max_bytes", "content_types", b"content_types", "form_max_bytes", b"form_max_bytes", "max_bytes", b"max_bytes", "part_bytes", b"part_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetUploadLimitsResponse: _TypeAlias = GetUploadLimitsResponse  # noqa: Y015
+
+@_typing.final
 class CreateUploadRequest(_message.Message):
     """Asks to open an upload."""
 
@@ -213,13 +280,18 @@ class CreateUploadRequest(_message.Message):
     CONTENT_TYPE_FIELD_NUMBER: _builtins.int
     SIZE_BYTES_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    SHA256_FIELD_NUMBER: _builtins.int
     content_type: _builtins.str
-    """The file's type."""
+    """The file's type, one of the limits' `content_types`."""
     size_bytes: _builtins.int
-    """The file's exact size in bytes: 1 to 32 MiB."""
+    """The file's exact size in bytes: 1 to the limits' `form_max_bytes`."""
     request_id: _builtins.str
     """Makes repeats of this request harmless: any text of 1 to 64 characters that the client makes
     anew for each file, such as a UUID. Empty: a repeat opens a second upload.
+    """
+    sha256: _builtins.str
+    """The file's SHA-256 as 64 hexadecimal digits, or empty. When the caller has uploaded the same
+    bytes before, that media is returned, and nothing needs to be sent.
     """
     def __init__(
         self,
@@ -227,10 +299,11 @@ class CreateUploadRequest(_message.Message):
         content_type: _builtins.str = ...,
         size_bytes: _builtins.int = ...,
         request_id: _builtins.str = ...,
+        sha256: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["content_type", b"content_type", "request_id", b"request_id", "size_bytes", b"size_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["content_type", b"content_type", "request_id", b"request_id", "sha256", b"sha256", "size_bytes", b"size_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -266,11 +339,14 @@ class CreateUploadResponse(_message.Message):
     UPLOAD_URL_FIELD_NUMBER: _builtins.int
     FORM_FIELDS_FIELD_NUMBER: _builtins.int
     EXPIRE_TIME_FIELD_NUMBER: _builtins.int
+    REUSED_FIELD_NUMBER: _builtins.int
     upload_url: _builtins.str
-    """Where to POST the file."""
+    """Where to POST the file; empty when nothing needs to be sent any more."""
+    reused: _builtins.bool
+    """Whether the media is one that the caller had uploaded before with these very bytes."""
     @_builtins.property
     def media(self) -> Global___Media:
-        """The media that the upload will become, PENDING."""
+        """The media that the upload will become, PENDING; or what it has become already."""
 
     @_builtins.property
     def form_fields(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
@@ -287,14 +363,259 @@ class CreateUploadResponse(_message.Message):
         upload_url: _builtins.str = ...,
         form_fields: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         expire_time: _timestamp_pb2.Timestamp | None = ...,
+        reused: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["expire_time", b"expire_time", "media", b"media"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["expire_time", b"expire_time", "form_fields", b"form_fields", "media", b"media", "upload_url", b"upload_url"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["expire_time", b"expire_time", "form_fields", b"form_fields", "media", b"media", "reused", b"reused", "upload_url", b"upload_url"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CreateUploadResponse: _TypeAlias = CreateUploadResponse  # noqa: Y015
+
+@_typing.final
+class CreateMultipartUploadRequest(_message.Message):
+    """Asks to open an upload in parts."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CONTENT_TYPE_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    SHA256_FIELD_NUMBER: _builtins.int
+    content_type: _builtins.str
+    """The file's type, one of the limits' `content_types`."""
+    size_bytes: _builtins.int
+    """The file's exact size in bytes: 1 to the limits' `max_bytes`."""
+    request_id: _builtins.str
+    """Makes repeats of this request harmless: any text of 1 to 64 characters that the client makes
+    anew for each file, such as a UUID. Empty: a repeat opens a second upload.
+    """
+    sha256: _builtins.str
+    """The file's SHA-256 as 64 hexadecimal digits, or empty. When the caller has uploaded the same
+    bytes before, that media is returned, and nothing needs to be sent.
+    """
+    def __init__(
+        self,
+        *,
+        content_type: _builtins.str = ...,
+        size_bytes: _builtins.int = ...,
+        request_id: _builtins.str = ...,
+        sha256: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["content_type", b"content_type", "request_id", b"request_id", "sha256", b"sha256", "size_bytes", b"size_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CreateMultipartUploadRequest: _TypeAlias = CreateMultipartUploadRequest  # noqa: Y015
+
+@_typing.final
+class CreateMultipartUploadResponse(_message.Message):
+    """Answers CreateMultipartUpload."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MEDIA_FIELD_NUMBER: _builtins.int
+    PART_BYTES_FIELD_NUMBER: _builtins.int
+    PART_COUNT_FIELD_NUMBER: _builtins.int
+    REUSED_FIELD_NUMBER: _builtins.int
+    part_bytes: _builtins.int
+    """The size of all parts but the last, which holds the rest, in bytes; 0 when nothing needs to be
+    sent any more.
+    """
+    part_count: _builtins.int
+    """How many parts there are: they have the numbers 1 to `part_count`."""
+    reused: _builtins.bool
+    """Whether the media is one that the caller had uploaded before with these very bytes."""
+    @_builtins.property
+    def media(self) -> Global___Media:
+        """The media that the upload will become, PENDING; or what it has become already."""
+
+    def __init__(
+        self,
+        *,
+        media: Global___Media | None = ...,
+        part_bytes: _builtins.int = ...,
+        part_count: _builtins.int = ...,
+        reused: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["media", b"media"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["media", b"media", "part_bytes", b"part_bytes", "part_count", b"part_count", "reused", b"reused"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CreateMultipartUploadResponse: _TypeAlias = CreateMultipartUploadResponse  # noqa: Y015
+
+@_typing.final
+class SignUploadPartsRequest(_message.Message):
+    """Asks where to PUT parts."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MEDIA_ID_FIELD_NUMBER: _builtins.int
+    PART_NUMBERS_FIELD_NUMBER: _builtins.int
+    media_id: _builtins.int
+    """The media that the upload will become."""
+    @_builtins.property
+    def part_numbers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """1 to 100 part numbers."""
+
+    def __init__(
+        self,
+        *,
+        media_id: _builtins.int = ...,
+        part_numbers: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["media_id", b"media_id", "part_numbers", b"part_numbers"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SignUploadPartsRequest: _TypeAlias = SignUploadPartsRequest  # noqa: Y015
+
+@_typing.final
+class SignUploadPartsResponse(_message.Message):
+    """Answers SignUploadParts."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PARTS_FIELD_NUMBER: _builtins.int
+    EXPIRE_TIME_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def parts(self) -> _containers.RepeatedCompositeFieldContainer[Global___SignedPart]:
+        """One for each number asked for, in that order."""
+
+    @_builtins.property
+    def expire_time(self) -> _timestamp_pb2.Timestamp:
+        """When S3 stops taking them: 1 hour after they were made."""
+
+    def __init__(
+        self,
+        *,
+        parts: _abc.Iterable[Global___SignedPart] | None = ...,
+        expire_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["expire_time", b"expire_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["expire_time", b"expire_time", "parts", b"parts"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SignUploadPartsResponse: _TypeAlias = SignUploadPartsResponse  # noqa: Y015
+
+@_typing.final
+class SignedPart(_message.Message):
+    """Where one part goes."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PART_NUMBER_FIELD_NUMBER: _builtins.int
+    URL_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    part_number: _builtins.int
+    """Its number, from 1."""
+    url: _builtins.str
+    """Where to PUT exactly `size_bytes` bytes of the file, from byte (part_number - 1) * part_bytes."""
+    size_bytes: _builtins.int
+    """The part's size in bytes."""
+    def __init__(
+        self,
+        *,
+        part_number: _builtins.int = ...,
+        url: _builtins.str = ...,
+        size_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["part_number", b"part_number", "size_bytes", b"size_bytes", "url", b"url"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SignedPart: _TypeAlias = SignedPart  # noqa: Y015
+
+@_typing.final
+class ListUploadPartsRequest(_message.Message):
+    """Asks which parts have arrived."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MEDIA_ID_FIELD_NUMBER: _builtins.int
+    media_id: _builtins.int
+    """The media that the upload will become."""
+    def __init__(
+        self,
+        *,
+        media_id: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["media_id", b"media_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListUploadPartsRequest: _TypeAlias = ListUploadPartsRequest  # noqa: Y015
+
+@_typing.final
+class ListUploadPartsResponse(_message.Message):
+    """Answers ListUploadParts."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PARTS_FIELD_NUMBER: _builtins.int
+    PART_BYTES_FIELD_NUMBER: _builtins.int
+    PART_COUNT_FIELD_NUMBER: _builtins.int
+    part_bytes: _builtins.int
+    """The size of all parts but the last, in bytes."""
+    part_count: _builtins.int
+    """How many parts there will be."""
+    @_builtins.property
+    def parts(self) -> _containers.RepeatedCompositeFieldContainer[Global___UploadPart]:
+        """Those that have arrived, by their numbers."""
+
+    def __init__(
+        self,
+        *,
+        parts: _abc.Iterable[Global___UploadPart] | None = ...,
+        part_bytes: _builtins.int = ...,
+        part_count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["part_bytes", b"part_bytes", "part_count", b"part_count", "parts", b"parts"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListUploadPartsResponse: _TypeAlias = ListUploadPartsResponse  # noqa: Y015
+
+@_typing.final
+class UploadPart(_message.Message):
+    """A part that S3 has."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PART_NUMBER_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    part_number: _builtins.int
+    """Its number, from 1."""
+    size_bytes: _builtins.int
+    """Its size in bytes."""
+    def __init__(
+        self,
+        *,
+        part_number: _builtins.int = ...,
+        size_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["part_number", b"part_number", "size_bytes", b"size_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UploadPart: _TypeAlias = UploadPart  # noqa: Y015
 
 @_typing.final
 class CompleteUploadRequest(_message.Message):
@@ -341,6 +662,166 @@ class CompleteUploadResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CompleteUploadResponse: _TypeAlias = CompleteUploadResponse  # noqa: Y015
+
+@_typing.final
+class AbortUploadRequest(_message.Message):
+    """Asks to give an upload up."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MEDIA_ID_FIELD_NUMBER: _builtins.int
+    media_id: _builtins.int
+    """The media that the upload would have become."""
+    def __init__(
+        self,
+        *,
+        media_id: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["media_id", b"media_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AbortUploadRequest: _TypeAlias = AbortUploadRequest  # noqa: Y015
+
+@_typing.final
+class AbortUploadResponse(_message.Message):
+    """Answers AbortUpload."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AbortUploadResponse: _TypeAlias = AbortUploadResponse  # noqa: Y015
+
+@_typing.final
+class UploadMediaRequest(_message.Message):
+    """A piece of a file; in the first message, also what comes."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FILE_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    SHA256_FIELD_NUMBER: _builtins.int
+    OFFSET_FIELD_NUMBER: _builtins.int
+    size_bytes: _builtins.int
+    """First message: the file's exact size in bytes; 0: where the stream ends, the file does."""
+    request_id: _builtins.str
+    """First message: as in CreateUploadRequest. Empty: a stream that breaks cannot be continued."""
+    sha256: _builtins.str
+    """First message: as in CreateUploadRequest."""
+    offset: _builtins.int
+    """First message: the byte of the file that this stream begins with; what GetUploadOffset told."""
+    @_builtins.property
+    def file(self) -> _httpbody_pb2.HttpBody:
+        """The bytes, at most the limits' `chunk_max_bytes` in one message. The `content_type` of the
+        first is the file's type: one of the limits' `content_types`, or anything else for a type that
+        the bytes alone shall tell.
+        """
+
+    def __init__(
+        self,
+        *,
+        file: _httpbody_pb2.HttpBody | None = ...,
+        size_bytes: _builtins.int = ...,
+        request_id: _builtins.str = ...,
+        sha256: _builtins.str = ...,
+        offset: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["file", b"file"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["file", b"file", "offset", b"offset", "request_id", b"request_id", "sha256", b"sha256", "size_bytes", b"size_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UploadMediaRequest: _TypeAlias = UploadMediaRequest  # noqa: Y015
+
+@_typing.final
+class UploadMediaResponse(_message.Message):
+    """Answers UploadMedia."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MEDIA_FIELD_NUMBER: _builtins.int
+    REUSED_FIELD_NUMBER: _builtins.int
+    reused: _builtins.bool
+    """Whether the media is one that the caller had uploaded before with these very bytes."""
+    @_builtins.property
+    def media(self) -> Global___Media:
+        """The media, UPLOADED or later."""
+
+    def __init__(
+        self,
+        *,
+        media: Global___Media | None = ...,
+        reused: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["media", b"media"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["media", b"media", "reused", b"reused"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UploadMediaResponse: _TypeAlias = UploadMediaResponse  # noqa: Y015
+
+@_typing.final
+class GetUploadOffsetRequest(_message.Message):
+    """Asks how much of a streamed upload is safe."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """The request id of the stream that broke."""
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetUploadOffsetRequest: _TypeAlias = GetUploadOffsetRequest  # noqa: Y015
+
+@_typing.final
+class GetUploadOffsetResponse(_message.Message):
+    """Answers GetUploadOffset."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MEDIA_FIELD_NUMBER: _builtins.int
+    OFFSET_FIELD_NUMBER: _builtins.int
+    offset: _builtins.int
+    """How many bytes from the beginning are safe; all of them once the media is UPLOADED."""
+    @_builtins.property
+    def media(self) -> Global___Media:
+        """The media that the upload will become, or has become."""
+
+    def __init__(
+        self,
+        *,
+        media: Global___Media | None = ...,
+        offset: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["media", b"media"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["media", b"media", "offset", b"offset"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetUploadOffsetResponse: _TypeAlias = GetUploadOffsetResponse  # noqa: Y015
 
 @_typing.final
 class GetMediaRequest(_message.Message):

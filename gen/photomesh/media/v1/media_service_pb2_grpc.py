@@ -28,6 +28,12 @@ if _version_not_supported:
 class MediaServiceStub:
     """Uploading photos and learning what became of them.
 
+    A file comes in by one of four doors: a form POSTed straight to S3 (CreateUpload), parts PUT
+    straight to S3 (CreateMultipartUpload), a gRPC stream, or the raw body of a REST request (both
+    UploadMedia). Size, SHA-256 (where one is declared or the bytes pass through here) and type are
+    checked before anybody is told of the file: its first bytes must not be those of another type
+    than the declared one. Bytes of no known type go on, and end as FAILED with a reason.
+
     Every method needs a session: UNAUTHENTICATED (TOKEN_MISSING, TOKEN_INVALID, TOKEN_EXPIRED)
     without one. Every method may also fail with INTERNAL, UNAVAILABLE (retry with backoff) and
     INVALID_ARGUMENT (FIELD_INVALID: the field violations say which and why).
@@ -39,15 +45,50 @@ class MediaServiceStub:
         Args:
             channel: A grpc.Channel.
         """
+        self.GetUploadLimits = channel.unary_unary(
+                '/photomesh.media.v1.MediaService/GetUploadLimits',
+                request_serializer=photomesh_dot_media_dot_v1_dot_media__service__pb2.GetUploadLimitsRequest.SerializeToString,
+                response_deserializer=photomesh_dot_media_dot_v1_dot_media__service__pb2.GetUploadLimitsResponse.FromString,
+                _registered_method=True)
         self.CreateUpload = channel.unary_unary(
                 '/photomesh.media.v1.MediaService/CreateUpload',
                 request_serializer=photomesh_dot_media_dot_v1_dot_media__service__pb2.CreateUploadRequest.SerializeToString,
                 response_deserializer=photomesh_dot_media_dot_v1_dot_media__service__pb2.CreateUploadResponse.FromString,
                 _registered_method=True)
+        self.CreateMultipartUpload = channel.unary_unary(
+                '/photomesh.media.v1.MediaService/CreateMultipartUpload',
+                request_serializer=photomesh_dot_media_dot_v1_dot_media__service__pb2.CreateMultipartUploadRequest.SerializeToString,
+                response_deserializer=photomesh_dot_media_dot_v1_dot_media__service__pb2.CreateMultipartUploadResponse.FromString,
+                _registered_method=True)
+        self.SignUploadParts = channel.unary_unary(
+                '/photomesh.media.v1.MediaService/SignUploadParts',
+                request_serializer=photomesh_dot_media_dot_v1_dot_media__service__pb2.SignUploadPartsRequest.SerializeToString,
+                response_deserializer=photomesh_dot_media_dot_v1_dot_media__service__pb2.SignUploadPartsResponse.FromString,
+                _registered_method=True)
+        self.ListUploadParts = channel.unary_unary(
+                '/photomesh.media.v1.MediaService/ListUploadParts',
+                request_serializer=photomesh_dot_media_dot_v1_dot_media__service__pb2.ListUploadPartsRequest.SerializeToString,
+                response_deserializer=photomesh_dot_media_dot_v1_dot_media__service__pb2.ListUploadPartsResponse.FromString,
+                _registered_method=True)
         self.CompleteUpload = channel.unary_unary(
                 '/photomesh.media.v1.MediaService/CompleteUpload',
                 request_serializer=photomesh_dot_media_dot_v1_dot_media__service__pb2.CompleteUploadRequest.SerializeToString,
                 response_deserializer=photomesh_dot_media_dot_v1_dot_media__service__pb2.CompleteUploadResponse.FromString,
+                _registered_method=True)
+        self.AbortUpload = channel.unary_unary(
+                '/photomesh.media.v1.MediaService/AbortUpload',
+                request_serializer=photomesh_dot_media_dot_v1_dot_media__service__pb2.AbortUploadRequest.SerializeToString,
+                response_deserializer=photomesh_dot_media_dot_v1_dot_media__service__pb2.AbortUploadResponse.FromString,
+                _registered_method=True)
+        self.UploadMedia = channel.stream_unary(
+                '/photomesh.media.v1.MediaService/UploadMedia',
+                request_serializer=photomesh_dot_media_dot_v1_dot_media__service__pb2.UploadMediaRequest.SerializeToString,
+                response_deserializer=photomesh_dot_media_dot_v1_dot_media__service__pb2.UploadMediaResponse.FromString,
+                _registered_method=True)
+        self.GetUploadOffset = channel.unary_unary(
+                '/photomesh.media.v1.MediaService/GetUploadOffset',
+                request_serializer=photomesh_dot_media_dot_v1_dot_media__service__pb2.GetUploadOffsetRequest.SerializeToString,
+                response_deserializer=photomesh_dot_media_dot_v1_dot_media__service__pb2.GetUploadOffsetResponse.FromString,
                 _registered_method=True)
         self.GetMedia = channel.unary_unary(
                 '/photomesh.media.v1.MediaService/GetMedia',
@@ -64,21 +105,76 @@ class MediaServiceStub:
 class MediaServiceServicer:
     """Uploading photos and learning what became of them.
 
+    A file comes in by one of four doors: a form POSTed straight to S3 (CreateUpload), parts PUT
+    straight to S3 (CreateMultipartUpload), a gRPC stream, or the raw body of a REST request (both
+    UploadMedia). Size, SHA-256 (where one is declared or the bytes pass through here) and type are
+    checked before anybody is told of the file: its first bytes must not be those of another type
+    than the declared one. Bytes of no known type go on, and end as FAILED with a reason.
+
     Every method needs a session: UNAUTHENTICATED (TOKEN_MISSING, TOKEN_INVALID, TOKEN_EXPIRED)
     without one. Every method may also fail with INTERNAL, UNAVAILABLE (retry with backoff) and
     INVALID_ARGUMENT (FIELD_INVALID: the field violations say which and why).
     """
+
+    def GetUploadLimits(self, request, context):
+        """Tells what may be uploaded. No method fails for a smaller file than these limits.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
 
     def CreateUpload(self, request, context):
         """Opens an upload: returns what the client needs to send the file straight to S3.
 
         The file goes in a multipart/form-data POST to `upload_url`: every entry of `form_fields`
         first, then a field `file` with the bytes. S3 refuses another size, type or key. A repeat
-        with the same `request_id` returns the same media with fresh form fields.
+        with the same `request_id` returns the same media, with fresh form fields while it is PENDING.
 
         Errors:
-        - ALREADY_EXISTS (REQUEST_ID_REUSED): the request id was used with another size or type.
-        - FAILED_PRECONDITION (UPLOAD_COMPLETED): the request id's upload was completed before.
+        - INVALID_ARGUMENT (FIELD_INVALID): also a size or type outside of the limits.
+        - ALREADY_EXISTS (REQUEST_ID_REUSED): the request id was used for another file or door.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CreateMultipartUpload(self, request, context):
+        """Opens an upload in parts that go straight to S3: in parallel, in any order, each again if need
+        be, from another process after a restart.
+
+        SignUploadParts gives the URLs, ListUploadParts tells which parts have arrived, CompleteUpload
+        ends it. A repeat with the same `request_id` returns the same media.
+
+        Errors:
+        - INVALID_ARGUMENT (FIELD_INVALID): also a size or type outside of the limits.
+        - ALREADY_EXISTS (REQUEST_ID_REUSED): the request id was used for another file or door.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SignUploadParts(self, request, context):
+        """Returns where to PUT parts of an upload in parts; may be asked again at any time.
+
+        S3 refuses a part of another size than told here.
+
+        Errors:
+        - NOT_FOUND (MEDIA_UNKNOWN): no such media, or it is not the caller's.
+        - INVALID_ARGUMENT (FIELD_INVALID): a part number that the upload does not have.
+        - FAILED_PRECONDITION (UPLOAD_COMPLETED): the upload was completed before.
+        - FAILED_PRECONDITION (UPLOAD_NOT_MULTIPART): it was opened by another door.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListUploadParts(self, request, context):
+        """Tells which parts of an upload in parts have arrived, all of them in one answer.
+
+        Errors:
+        - NOT_FOUND (MEDIA_UNKNOWN): no such media, or it is not the caller's.
+        - FAILED_PRECONDITION (UPLOAD_COMPLETED): the upload was completed before.
+        - FAILED_PRECONDITION (UPLOAD_NOT_MULTIPART): it was opened by another door.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -87,12 +183,61 @@ class MediaServiceServicer:
     def CompleteUpload(self, request, context):
         """Tells that the file was sent: it is checked against what was declared, then processed.
 
-        Idempotent: completing again returns the media as it is.
+        Idempotent: completing again returns the media as it is. A large file whose SHA-256 was
+        declared may take longer to check than a call lasts: after DEADLINE_EXCEEDED complete again,
+        the check goes on meanwhile.
 
         Errors:
         - NOT_FOUND (MEDIA_UNKNOWN): no such media, or it is not the caller's.
-        - FAILED_PRECONDITION (OBJECT_MISSING): nothing was uploaded yet.
+        - FAILED_PRECONDITION (OBJECT_MISSING): nothing was uploaded yet, or parts are missing.
         - FAILED_PRECONDITION (OBJECT_MISMATCH): what was uploaded is not what was declared.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def AbortUpload(self, request, context):
+        """Gives an upload up: what was sent of it is removed, and the media is unknown from then on.
+
+        An upload that is not completed within a day (see the limits) is given up by itself. After an
+        abort the `request_id` opens a new upload.
+
+        Errors:
+        - NOT_FOUND (MEDIA_UNKNOWN): no such media, it is not the caller's, or it was aborted before.
+        - FAILED_PRECONDITION (UPLOAD_COMPLETED): the upload was completed before.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UploadMedia(self, request_iterator, context):
+        """Takes a file as a stream; answers when it is stored and checked.
+
+        Over gRPC the first message says what comes, and every message may carry bytes. Over REST the
+        body of the request is the file, of any content type and also chunked, and the other fields are
+        query parameters.
+
+        A stream with a `request_id` that breaks can be continued: GetUploadOffset tells how many bytes
+        are safe, and a new stream with the same `request_id` and that `offset` sends the rest. A
+        repeat after the end returns the same media, at once.
+
+        Errors:
+        - INVALID_ARGUMENT (FIELD_INVALID): a bad first message, a size outside of the limits, more
+        bytes than declared, or an `offset` that is not acknowledged.
+        - ALREADY_EXISTS (REQUEST_ID_REUSED): the request id was used for another file or door.
+        - FAILED_PRECONDITION (OBJECT_MISSING): the stream ended before the declared size; go on.
+        - FAILED_PRECONDITION (OBJECT_MISMATCH): the bytes are not those that were declared; the
+        upload was given up.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetUploadOffset(self, request, context):
+        """Tells how much of a streamed upload is safe, so that it can go on from there.
+
+        Errors:
+        - NOT_FOUND (UPLOAD_UNKNOWN): the caller streams nothing with this request id.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -125,15 +270,50 @@ class MediaServiceServicer:
 
 def add_MediaServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
+            'GetUploadLimits': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetUploadLimits,
+                    request_deserializer=photomesh_dot_media_dot_v1_dot_media__service__pb2.GetUploadLimitsRequest.FromString,
+                    response_serializer=photomesh_dot_media_dot_v1_dot_media__service__pb2.GetUploadLimitsResponse.SerializeToString,
+            ),
             'CreateUpload': grpc.unary_unary_rpc_method_handler(
                     servicer.CreateUpload,
                     request_deserializer=photomesh_dot_media_dot_v1_dot_media__service__pb2.CreateUploadRequest.FromString,
                     response_serializer=photomesh_dot_media_dot_v1_dot_media__service__pb2.CreateUploadResponse.SerializeToString,
             ),
+            'CreateMultipartUpload': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateMultipartUpload,
+                    request_deserializer=photomesh_dot_media_dot_v1_dot_media__service__pb2.CreateMultipartUploadRequest.FromString,
+                    response_serializer=photomesh_dot_media_dot_v1_dot_media__service__pb2.CreateMultipartUploadResponse.SerializeToString,
+            ),
+            'SignUploadParts': grpc.unary_unary_rpc_method_handler(
+                    servicer.SignUploadParts,
+                    request_deserializer=photomesh_dot_media_dot_v1_dot_media__service__pb2.SignUploadPartsRequest.FromString,
+                    response_serializer=photomesh_dot_media_dot_v1_dot_media__service__pb2.SignUploadPartsResponse.SerializeToString,
+            ),
+            'ListUploadParts': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListUploadParts,
+                    request_deserializer=photomesh_dot_media_dot_v1_dot_media__service__pb2.ListUploadPartsRequest.FromString,
+                    response_serializer=photomesh_dot_media_dot_v1_dot_media__service__pb2.ListUploadPartsResponse.SerializeToString,
+            ),
             'CompleteUpload': grpc.unary_unary_rpc_method_handler(
                     servicer.CompleteUpload,
                     request_deserializer=photomesh_dot_media_dot_v1_dot_media__service__pb2.CompleteUploadRequest.FromString,
                     response_serializer=photomesh_dot_media_dot_v1_dot_media__service__pb2.CompleteUploadResponse.SerializeToString,
+            ),
+            'AbortUpload': grpc.unary_unary_rpc_method_handler(
+                    servicer.AbortUpload,
+                    request_deserializer=photomesh_dot_media_dot_v1_dot_media__service__pb2.AbortUploadRequest.FromString,
+                    response_serializer=photomesh_dot_media_dot_v1_dot_media__service__pb2.AbortUploadResponse.SerializeToString,
+            ),
+            'UploadMedia': grpc.stream_unary_rpc_method_handler(
+                    servicer.UploadMedia,
+                    request_deserializer=photomesh_dot_media_dot_v1_dot_media__service__pb2.UploadMediaRequest.FromString,
+                    response_serializer=photomesh_dot_media_dot_v1_dot_media__service__pb2.UploadMediaResponse.SerializeToString,
+            ),
+            'GetUploadOffset': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetUploadOffset,
+                    request_deserializer=photomesh_dot_media_dot_v1_dot_media__service__pb2.GetUploadOffsetRequest.FromString,
+                    response_serializer=photomesh_dot_media_dot_v1_dot_media__service__pb2.GetUploadOffsetResponse.SerializeToString,
             ),
             'GetMedia': grpc.unary_unary_rpc_method_handler(
                     servicer.GetMedia,
@@ -156,10 +336,43 @@ def add_MediaServiceServicer_to_server(servicer, server):
 class MediaService:
     """Uploading photos and learning what became of them.
 
+    A file comes in by one of four doors: a form POSTed straight to S3 (CreateUpload), parts PUT
+    straight to S3 (CreateMultipartUpload), a gRPC stream, or the raw body of a REST request (both
+    UploadMedia). Size, SHA-256 (where one is declared or the bytes pass through here) and type are
+    checked before anybody is told of the file: its first bytes must not be those of another type
+    than the declared one. Bytes of no known type go on, and end as FAILED with a reason.
+
     Every method needs a session: UNAUTHENTICATED (TOKEN_MISSING, TOKEN_INVALID, TOKEN_EXPIRED)
     without one. Every method may also fail with INTERNAL, UNAVAILABLE (retry with backoff) and
     INVALID_ARGUMENT (FIELD_INVALID: the field violations say which and why).
     """
+
+    @staticmethod
+    def GetUploadLimits(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/photomesh.media.v1.MediaService/GetUploadLimits',
+            photomesh_dot_media_dot_v1_dot_media__service__pb2.GetUploadLimitsRequest.SerializeToString,
+            photomesh_dot_media_dot_v1_dot_media__service__pb2.GetUploadLimitsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
 
     @staticmethod
     def CreateUpload(request,
@@ -189,6 +402,87 @@ class MediaService:
             _registered_method=True)
 
     @staticmethod
+    def CreateMultipartUpload(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/photomesh.media.v1.MediaService/CreateMultipartUpload',
+            photomesh_dot_media_dot_v1_dot_media__service__pb2.CreateMultipartUploadRequest.SerializeToString,
+            photomesh_dot_media_dot_v1_dot_media__service__pb2.CreateMultipartUploadResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SignUploadParts(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/photomesh.media.v1.MediaService/SignUploadParts',
+            photomesh_dot_media_dot_v1_dot_media__service__pb2.SignUploadPartsRequest.SerializeToString,
+            photomesh_dot_media_dot_v1_dot_media__service__pb2.SignUploadPartsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListUploadParts(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/photomesh.media.v1.MediaService/ListUploadParts',
+            photomesh_dot_media_dot_v1_dot_media__service__pb2.ListUploadPartsRequest.SerializeToString,
+            photomesh_dot_media_dot_v1_dot_media__service__pb2.ListUploadPartsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def CompleteUpload(request,
             target,
             options=(),
@@ -205,6 +499,87 @@ class MediaService:
             '/photomesh.media.v1.MediaService/CompleteUpload',
             photomesh_dot_media_dot_v1_dot_media__service__pb2.CompleteUploadRequest.SerializeToString,
             photomesh_dot_media_dot_v1_dot_media__service__pb2.CompleteUploadResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AbortUpload(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/photomesh.media.v1.MediaService/AbortUpload',
+            photomesh_dot_media_dot_v1_dot_media__service__pb2.AbortUploadRequest.SerializeToString,
+            photomesh_dot_media_dot_v1_dot_media__service__pb2.AbortUploadResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UploadMedia(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_unary(
+            request_iterator,
+            target,
+            '/photomesh.media.v1.MediaService/UploadMedia',
+            photomesh_dot_media_dot_v1_dot_media__service__pb2.UploadMediaRequest.SerializeToString,
+            photomesh_dot_media_dot_v1_dot_media__service__pb2.UploadMediaResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetUploadOffset(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/photomesh.media.v1.MediaService/GetUploadOffset',
+            photomesh_dot_media_dot_v1_dot_media__service__pb2.GetUploadOffsetRequest.SerializeToString,
+            photomesh_dot_media_dot_v1_dot_media__service__pb2.GetUploadOffsetResponse.FromString,
             options,
             channel_credentials,
             insecure,

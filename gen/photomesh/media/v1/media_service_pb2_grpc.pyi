@@ -15,32 +15,107 @@ GRPC_VERSION: str
 class MediaServiceStub:
     """Uploading photos and learning what became of them.
 
+    A file comes in by one of four doors: a form POSTed straight to S3 (CreateUpload), parts PUT
+    straight to S3 (CreateMultipartUpload), a gRPC stream, or the raw body of a REST request (both
+    UploadMedia). Size, SHA-256 (where one is declared or the bytes pass through here) and type are
+    checked before anybody is told of the file: its first bytes must not be those of another type
+    than the declared one. Bytes of no known type go on, and end as FAILED with a reason.
+
     Every method needs a session: UNAUTHENTICATED (TOKEN_MISSING, TOKEN_INVALID, TOKEN_EXPIRED)
     without one. Every method may also fail with INTERNAL, UNAVAILABLE (retry with backoff) and
     INVALID_ARGUMENT (FIELD_INVALID: the field violations say which and why).
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
+    GetUploadLimits: _aio.UnaryUnaryMultiCallable[_media_service_pb2.GetUploadLimitsRequest, _media_service_pb2.GetUploadLimitsResponse]
+    """Tells what may be uploaded. No method fails for a smaller file than these limits."""
     CreateUpload: _aio.UnaryUnaryMultiCallable[_media_service_pb2.CreateUploadRequest, _media_service_pb2.CreateUploadResponse]
     """Opens an upload: returns what the client needs to send the file straight to S3.
 
     The file goes in a multipart/form-data POST to `upload_url`: every entry of `form_fields`
     first, then a field `file` with the bytes. S3 refuses another size, type or key. A repeat
-    with the same `request_id` returns the same media with fresh form fields.
+    with the same `request_id` returns the same media, with fresh form fields while it is PENDING.
 
     Errors:
-    - ALREADY_EXISTS (REQUEST_ID_REUSED): the request id was used with another size or type.
-    - FAILED_PRECONDITION (UPLOAD_COMPLETED): the request id's upload was completed before.
+    - INVALID_ARGUMENT (FIELD_INVALID): also a size or type outside of the limits.
+    - ALREADY_EXISTS (REQUEST_ID_REUSED): the request id was used for another file or door.
+    """
+    CreateMultipartUpload: _aio.UnaryUnaryMultiCallable[_media_service_pb2.CreateMultipartUploadRequest, _media_service_pb2.CreateMultipartUploadResponse]
+    """Opens an upload in parts that go straight to S3: in parallel, in any order, each again if need
+    be, from another process after a restart.
+
+    SignUploadParts gives the URLs, ListUploadParts tells which parts have arrived, CompleteUpload
+    ends it. A repeat with the same `request_id` returns the same media.
+
+    Errors:
+    - INVALID_ARGUMENT (FIELD_INVALID): also a size or type outside of the limits.
+    - ALREADY_EXISTS (REQUEST_ID_REUSED): the request id was used for another file or door.
+    """
+    SignUploadParts: _aio.UnaryUnaryMultiCallable[_media_service_pb2.SignUploadPartsRequest, _media_service_pb2.SignUploadPartsResponse]
+    """Returns where to PUT parts of an upload in parts; may be asked again at any time.
+
+    S3 refuses a part of another size than told here.
+
+    Errors:
+    - NOT_FOUND (MEDIA_UNKNOWN): no such media, or it is not the caller's.
+    - INVALID_ARGUMENT (FIELD_INVALID): a part number that the upload does not have.
+    - FAILED_PRECONDITION (UPLOAD_COMPLETED): the upload was completed before.
+    - FAILED_PRECONDITION (UPLOAD_NOT_MULTIPART): it was opened by another door.
+    """
+    ListUploadParts: _aio.UnaryUnaryMultiCallable[_media_service_pb2.ListUploadPartsRequest, _media_service_pb2.ListUploadPartsResponse]
+    """Tells which parts of an upload in parts have arrived, all of them in one answer.
+
+    Errors:
+    - NOT_FOUND (MEDIA_UNKNOWN): no such media, or it is not the caller's.
+    - FAILED_PRECONDITION (UPLOAD_COMPLETED): the upload was completed before.
+    - FAILED_PRECONDITION (UPLOAD_NOT_MULTIPART): it was opened by another door.
     """
     CompleteUpload: _aio.UnaryUnaryMultiCallable[_media_service_pb2.CompleteUploadRequest, _media_service_pb2.CompleteUploadResponse]
     """Tells that the file was sent: it is checked against what was declared, then processed.
 
-    Idempotent: completing again returns the media as it is.
+    Idempotent: completing again returns the media as it is. A large file whose SHA-256 was
+    declared may take longer to check than a call lasts: after DEADLINE_EXCEEDED complete again,
+    the check goes on meanwhile.
 
     Errors:
     - NOT_FOUND (MEDIA_UNKNOWN): no such media, or it is not the caller's.
-    - FAILED_PRECONDITION (OBJECT_MISSING): nothing was uploaded yet.
+    - FAILED_PRECONDITION (OBJECT_MISSING): nothing was uploaded yet, or parts are missing.
     - FAILED_PRECONDITION (OBJECT_MISMATCH): what was uploaded is not what was declared.
+    """
+    AbortUpload: _aio.UnaryUnaryMultiCallable[_media_service_pb2.AbortUploadRequest, _media_service_pb2.AbortUploadResponse]
+    """Gives an upload up: what was sent of it is removed, and the media is unknown from then on.
+
+    An upload that is not completed within a day (see the limits) is given up by itself. After an
+    abort the `request_id` opens a new upload.
+
+    Errors:
+    - NOT_FOUND (MEDIA_UNKNOWN): no such media, it is not the caller's, or it was aborted before.
+    - FAILED_PRECONDITION (UPLOAD_COMPLETED): the upload was completed before.
+    """
+    UploadMedia: _aio.StreamUnaryMultiCallable[_media_service_pb2.UploadMediaRequest, _media_service_pb2.UploadMediaResponse]
+    """Takes a file as a stream; answers when it is stored and checked.
+
+    Over gRPC the first message says what comes, and every message may carry bytes. Over REST the
+    body of the request is the file, of any content type and also chunked, and the other fields are
+    query parameters.
+
+    A stream with a `request_id` that breaks can be continued: GetUploadOffset tells how many bytes
+    are safe, and a new stream with the same `request_id` and that `offset` sends the rest. A
+    repeat after the end returns the same media, at once.
+
+    Errors:
+    - INVALID_ARGUMENT (FIELD_INVALID): a bad first message, a size outside of the limits, more
+      bytes than declared, or an `offset` that is not acknowledged.
+    - ALREADY_EXISTS (REQUEST_ID_REUSED): the request id was used for another file or door.
+    - FAILED_PRECONDITION (OBJECT_MISSING): the stream ended before the declared size; go on.
+    - FAILED_PRECONDITION (OBJECT_MISMATCH): the bytes are not those that were declared; the
+      upload was given up.
+    """
+    GetUploadOffset: _aio.UnaryUnaryMultiCallable[_media_service_pb2.GetUploadOffsetRequest, _media_service_pb2.GetUploadOffsetResponse]
+    """Tells how much of a streamed upload is safe, so that it can go on from there.
+
+    Errors:
+    - NOT_FOUND (UPLOAD_UNKNOWN): the caller streams nothing with this request id.
     """
     GetMedia: _aio.UnaryUnaryMultiCallable[_media_service_pb2.GetMediaRequest, _media_service_pb2.GetMediaResponse]
     """Returns the caller's media: its state, and when READY its variants with their URLs.
@@ -62,10 +137,24 @@ class MediaServiceStub:
 class MediaServiceServicer(metaclass=_abc_1.ABCMeta):
     """Uploading photos and learning what became of them.
 
+    A file comes in by one of four doors: a form POSTed straight to S3 (CreateUpload), parts PUT
+    straight to S3 (CreateMultipartUpload), a gRPC stream, or the raw body of a REST request (both
+    UploadMedia). Size, SHA-256 (where one is declared or the bytes pass through here) and type are
+    checked before anybody is told of the file: its first bytes must not be those of another type
+    than the declared one. Bytes of no known type go on, and end as FAILED with a reason.
+
     Every method needs a session: UNAUTHENTICATED (TOKEN_MISSING, TOKEN_INVALID, TOKEN_EXPIRED)
     without one. Every method may also fail with INTERNAL, UNAVAILABLE (retry with backoff) and
     INVALID_ARGUMENT (FIELD_INVALID: the field violations say which and why).
     """
+
+    @_abc_1.abstractmethod
+    def GetUploadLimits(
+        self,
+        request: _media_service_pb2.GetUploadLimitsRequest,
+        context: _aio.ServicerContext[_media_service_pb2.GetUploadLimitsRequest, _abc.Awaitable[_media_service_pb2.GetUploadLimitsResponse]],
+    ) -> _abc.Awaitable[_media_service_pb2.GetUploadLimitsResponse]:
+        """Tells what may be uploaded. No method fails for a smaller file than these limits."""
 
     @_abc_1.abstractmethod
     def CreateUpload(
@@ -77,11 +166,59 @@ class MediaServiceServicer(metaclass=_abc_1.ABCMeta):
 
         The file goes in a multipart/form-data POST to `upload_url`: every entry of `form_fields`
         first, then a field `file` with the bytes. S3 refuses another size, type or key. A repeat
-        with the same `request_id` returns the same media with fresh form fields.
+        with the same `request_id` returns the same media, with fresh form fields while it is PENDING.
 
         Errors:
-        - ALREADY_EXISTS (REQUEST_ID_REUSED): the request id was used with another size or type.
-        - FAILED_PRECONDITION (UPLOAD_COMPLETED): the request id's upload was completed before.
+        - INVALID_ARGUMENT (FIELD_INVALID): also a size or type outside of the limits.
+        - ALREADY_EXISTS (REQUEST_ID_REUSED): the request id was used for another file or door.
+        """
+
+    @_abc_1.abstractmethod
+    def CreateMultipartUpload(
+        self,
+        request: _media_service_pb2.CreateMultipartUploadRequest,
+        context: _aio.ServicerContext[_media_service_pb2.CreateMultipartUploadRequest, _abc.Awaitable[_media_service_pb2.CreateMultipartUploadResponse]],
+    ) -> _abc.Awaitable[_media_service_pb2.CreateMultipartUploadResponse]:
+        """Opens an upload in parts that go straight to S3: in parallel, in any order, each again if need
+        be, from another process after a restart.
+
+        SignUploadParts gives the URLs, ListUploadParts tells which parts have arrived, CompleteUpload
+        ends it. A repeat with the same `request_id` returns the same media.
+
+        Errors:
+        - INVALID_ARGUMENT (FIELD_INVALID): also a size or type outside of the limits.
+        - ALREADY_EXISTS (REQUEST_ID_REUSED): the request id was used for another file or door.
+        """
+
+    @_abc_1.abstractmethod
+    def SignUploadParts(
+        self,
+        request: _media_service_pb2.SignUploadPartsRequest,
+        context: _aio.ServicerContext[_media_service_pb2.SignUploadPartsRequest, _abc.Awaitable[_media_service_pb2.SignUploadPartsResponse]],
+    ) -> _abc.Awaitable[_media_service_pb2.SignUploadPartsResponse]:
+        """Returns where to PUT parts of an upload in parts; may be asked again at any time.
+
+        S3 refuses a part of another size than told here.
+
+        Errors:
+        - NOT_FOUND (MEDIA_UNKNOWN): no such media, or it is not the caller's.
+        - INVALID_ARGUMENT (FIELD_INVALID): a part number that the upload does not have.
+        - FAILED_PRECONDITION (UPLOAD_COMPLETED): the upload was completed before.
+        - FAILED_PRECONDITION (UPLOAD_NOT_MULTIPART): it was opened by another door.
+        """
+
+    @_abc_1.abstractmethod
+    def ListUploadParts(
+        self,
+        request: _media_service_pb2.ListUploadPartsRequest,
+        context: _aio.ServicerContext[_media_service_pb2.ListUploadPartsRequest, _abc.Awaitable[_media_service_pb2.ListUploadPartsResponse]],
+    ) -> _abc.Awaitable[_media_service_pb2.ListUploadPartsResponse]:
+        """Tells which parts of an upload in parts have arrived, all of them in one answer.
+
+        Errors:
+        - NOT_FOUND (MEDIA_UNKNOWN): no such media, or it is not the caller's.
+        - FAILED_PRECONDITION (UPLOAD_COMPLETED): the upload was completed before.
+        - FAILED_PRECONDITION (UPLOAD_NOT_MULTIPART): it was opened by another door.
         """
 
     @_abc_1.abstractmethod
@@ -92,12 +229,67 @@ class MediaServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _abc.Awaitable[_media_service_pb2.CompleteUploadResponse]:
         """Tells that the file was sent: it is checked against what was declared, then processed.
 
-        Idempotent: completing again returns the media as it is.
+        Idempotent: completing again returns the media as it is. A large file whose SHA-256 was
+        declared may take longer to check than a call lasts: after DEADLINE_EXCEEDED complete again,
+        the check goes on meanwhile.
 
         Errors:
         - NOT_FOUND (MEDIA_UNKNOWN): no such media, or it is not the caller's.
-        - FAILED_PRECONDITION (OBJECT_MISSING): nothing was uploaded yet.
+        - FAILED_PRECONDITION (OBJECT_MISSING): nothing was uploaded yet, or parts are missing.
         - FAILED_PRECONDITION (OBJECT_MISMATCH): what was uploaded is not what was declared.
+        """
+
+    @_abc_1.abstractmethod
+    def AbortUpload(
+        self,
+        request: _media_service_pb2.AbortUploadRequest,
+        context: _aio.ServicerContext[_media_service_pb2.AbortUploadRequest, _abc.Awaitable[_media_service_pb2.AbortUploadResponse]],
+    ) -> _abc.Awaitable[_media_service_pb2.AbortUploadResponse]:
+        """Gives an upload up: what was sent of it is removed, and the media is unknown from then on.
+
+        An upload that is not completed within a day (see the limits) is given up by itself. After an
+        abort the `request_id` opens a new upload.
+
+        Errors:
+        - NOT_FOUND (MEDIA_UNKNOWN): no such media, it is not the caller's, or it was aborted before.
+        - FAILED_PRECONDITION (UPLOAD_COMPLETED): the upload was completed before.
+        """
+
+    @_abc_1.abstractmethod
+    def UploadMedia(
+        self,
+        request_iterator: _abc.AsyncIterator[_media_service_pb2.UploadMediaRequest],
+        context: _aio.ServicerContext[_abc.AsyncIterator[_media_service_pb2.UploadMediaRequest], _abc.Awaitable[_media_service_pb2.UploadMediaResponse]],
+    ) -> _abc.Awaitable[_media_service_pb2.UploadMediaResponse]:
+        """Takes a file as a stream; answers when it is stored and checked.
+
+        Over gRPC the first message says what comes, and every message may carry bytes. Over REST the
+        body of the request is the file, of any content type and also chunked, and the other fields are
+        query parameters.
+
+        A stream with a `request_id` that breaks can be continued: GetUploadOffset tells how many bytes
+        are safe, and a new stream with the same `request_id` and that `offset` sends the rest. A
+        repeat after the end returns the same media, at once.
+
+        Errors:
+        - INVALID_ARGUMENT (FIELD_INVALID): a bad first message, a size outside of the limits, more
+          bytes than declared, or an `offset` that is not acknowledged.
+        - ALREADY_EXISTS (REQUEST_ID_REUSED): the request id was used for another file or door.
+        - FAILED_PRECONDITION (OBJECT_MISSING): the stream ended before the declared size; go on.
+        - FAILED_PRECONDITION (OBJECT_MISMATCH): the bytes are not those that were declared; the
+          upload was given up.
+        """
+
+    @_abc_1.abstractmethod
+    def GetUploadOffset(
+        self,
+        request: _media_service_pb2.GetUploadOffsetRequest,
+        context: _aio.ServicerContext[_media_service_pb2.GetUploadOffsetRequest, _abc.Awaitable[_media_service_pb2.GetUploadOffsetResponse]],
+    ) -> _abc.Awaitable[_media_service_pb2.GetUploadOffsetResponse]:
+        """Tells how much of a streamed upload is safe, so that it can go on from there.
+
+        Errors:
+        - NOT_FOUND (UPLOAD_UNKNOWN): the caller streams nothing with this request id.
         """
 
     @_abc_1.abstractmethod

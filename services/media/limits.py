@@ -1,0 +1,49 @@
+"""What may be uploaded. Every door reads the limits here, and GetUploadLimits tells them."""
+
+from dataclasses import dataclass
+from datetime import timedelta
+
+from services.media.sniffing import KINDS
+
+_MIB = 2**20
+
+UNTOLD = "application/octet-stream"
+"""The type of a file whose type nobody has told."""
+
+
+@dataclass(frozen=True)
+class UploadLimits:
+    """The limits of all doors; sizes in bytes."""
+
+    form_bytes: int = 32 * _MIB
+    """The largest file in one form."""
+    most_bytes: int = 4 * 2**30
+    """The largest file by any other door."""
+    part_bytes: int = 6 * _MIB
+    """All parts but the last. S3 takes no less than 5 MiB and no more than 10,000 parts. Of a
+    stream three are in memory, two on their way to S3: that must stay under 24 MiB."""
+    chunk_bytes: int = 4 * _MIB
+    """One message of a stream."""
+    content_types: tuple[str, ...] = (*KINDS, UNTOLD)
+    """What may be declared; the last leaves it to the bytes."""
+    form_life: timedelta = timedelta(minutes=10)
+    """How long S3 takes a form."""
+    part_life: timedelta = timedelta(hours=1)
+    """How long S3 takes a part's URL."""
+    abandoned_after: timedelta = timedelta(hours=24)
+    """After how long an upload that is not completed is given up."""
+    streams: int = 64
+    """How many files one process takes as streams at a time."""
+    stream_idle: timedelta = timedelta(seconds=60)
+    """How long a stream may be silent."""
+
+    def part_count(self, size_bytes: int) -> int:
+        """Returns how many parts a file has; at least 1."""
+        return max(1, -(-size_bytes // self.part_bytes))
+
+    def part_size(self, number: int, size_bytes: int) -> int:
+        """Returns the size of a file's part, numbered from 1, in bytes."""
+        return min(self.part_bytes, size_bytes - (number - 1) * self.part_bytes)
+
+
+LIMITS = UploadLimits()

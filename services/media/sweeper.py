@@ -1,0 +1,61 @@
+"""Removes uploads that nobody has completed."""
+
+import asyncio
+import random
+from collections.abc import Callable
+from datetime import UTC, datetime
+
+from services.common import context, logs
+from services.common.errors import Unavailable
+from services.common.ids import least_id
+from services.media.limits import LIMITS, UploadLimits
+from services.media.store import MediaStore
+from services.media.uploads import Uploads
+
+_PAUSE_SECONDS = (30.0, 90.0)
+"""Drawn anew each time, so that the sweepers of many processes spread out."""
+
+_BATCH = 20
+"""How many uploads are removed in one transaction."""
+
+_log = logs.logger(__name__)
+
+
+class Sweeper:
+    """Gives up what was abandoned, and removes what was given up.
+
+    Any number may run at a time: each takes other rows.
+    """
+
+    def __init__(self, store: MediaStore, uploads: Uploads, limits: UploadLimits = LIMITS) -> None:
+        self._store = store
+        self._uploads = uploads
+        self._limits = limits
+
+    async def run(self, ready: Callable[[], None]) -> None:
+        """Sweeps until it is cancelled; a database or S3 that is away is waited for."""
+        ready()
+        while True:
+            context.enter(context.CallContext(trace_id=context.trace_id_of(None)))
+            try:
+                await self.sweep(datetime.now(UTC))
+            except Unavailable:
+                _log.warning("the sweeper waits", exc_info=True)
+            await asyncio.sleep(random.uniform(*_PAUSE_SECONDS))
+
+    async def sweep(self, now: datetime) -> None:
+        """Sweeps once, as of a moment."""
+        old = now - self._limits.abandoned_after
+        while await self._store.abandon(before=least_id(old), most=_BATCH) == _BATCH:
+            pass
+        # Only when the last form that was given for it has expired: what is POSTed after the
+        # removal would lie there for ever.
+        expired = least_id(old - self._limits.form_life)
+        while True:
+            removed = await self._store.remove_aborted(
+                self._uploads.clear, before=expired, most=_BATCH
+            )
+            if removed:
+                _log.info("removed abandoned uploads", uploads=removed)
+            if removed < _BATCH:
+                return

@@ -1,0 +1,527 @@
+"""Files through each door of the service itself: whole, once, and only by their owners."""
+
+import asyncio
+import hashlib
+import os
+import random
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+import grpc
+import httpx
+import pytest
+from google.api.httpbody_pb2 import HttpBody
+from photomesh.media.v1 import media_service_pb2 as pb
+
+from services.common import context
+from services.media.limits import LIMITS
+from services.media.storage import Storage, _original_key
+from services.media.store import Declaration, Door, State
+from services.media.sweeper import Sweeper
+from services.media.uploads import Uploads
+from tests.eventually import eventually
+from tests.media.conftest import Uploader, declared, new_user, refusal, send
+from tests.pictures import photo
+
+MIB = 2**20
+PHOTO = photo(300, 200)
+UNTOLD = "application/octet-stream"
+
+# `make prove` sends large files, and cuts more often.
+PROVING = bool(os.environ.get("PHOTOMESH_PROVE"))
+SIZES = [1, 5 * MIB - 1, 5 * MIB, 32 * MIB] + ([300 * MIB] if PROVING else [])
+CUTS = 20 if PROVING else 3
+
+
+def file_of(size: int) -> bytes:
+    """Returns bytes of no known type, other ones each time."""
+    return b"?" + random.randbytes(size - 1)
+
+
+def sha256(file: bytes) -> str:
+    return hashlib.sha256(file).hexdigest()
+
+
+def metadata(uploader: Uploader) -> list[tuple[str, str]]:
+    return [(context.USER_ID, str(uploader.user_id))]
+
+
+async def call(uploader: Uploader, method: str, request):
+    return await getattr(uploader.stub, method)(request, metadata=metadata(uploader), timeout=60)
+
+
+async def stored(storage: Storage, media: pb.Media) -> str:
+    """Returns the SHA-256 of the original that lies in S3."""
+    original = await storage.original(media.media_id, media.owner_id)
+    return (await storage.hash_original(media.media_id, media.owner_id, original.etag)).hex()
+
+
+def messages(
+    file: bytes, *, offset: int = 0, chunk: int = MIB, **first
+) -> Iterator[pb.UploadMediaRequest]:
+    content_type = first.pop("content_type", UNTOLD)
+    yield pb.UploadMediaRequest(file=HttpBody(content_type=content_type), offset=offset, **first)
+    for at in range(offset, len(file), chunk):
+        yield pb.UploadMediaRequest(file=HttpBody(data=file[at : at + chunk]))
+
+
+async def stream(uploader: Uploader, file: bytes, **first) -> pb.UploadMediaResponse:
+    return await call(uploader, "UploadMedia", messages(file, **first))
+
+
+async def open_parts(uploader: Uploader, file: bytes, **said) -> pb.CreateMultipartUploadResponse:
+    said = {"content_type": UNTOLD, "size_bytes": len(file)} | said
+    return await call(uploader, "CreateMultipartUpload", pb.CreateMultipartUploadRequest(**said))
+
+
+async def send_parts(uploader: Uploader, media_id: int, file: bytes, numbers) -> None:
+    signed = await call(
+        uploader,
+        "SignUploadParts",
+        pb.SignUploadPartsRequest(media_id=media_id, part_numbers=numbers),
+    )
+    async with httpx.AsyncClient(timeout=60, verify=False) as phone:
+        room = asyncio.Semaphore(4)
+
+        async def put(part: pb.SignedPart) -> None:
+            begin = (part.part_number - 1) * LIMITS.part_bytes
+            async with room:
+                answer = await phone.put(part.url, content=file[begin : begin + part.size_bytes])
+            assert answer.is_success, answer.text
+
+        await asyncio.gather(*(put(part) for part in signed.parts))
+
+
+async def by_parts(uploader: Uploader, file: bytes, **said) -> pb.Media:
+    opened = await open_parts(uploader, file, **said)
+    numbers = list(range(1, opened.part_count + 1))
+    random.shuffle(numbers)
+    await send_parts(uploader, opened.media.media_id, file, numbers)
+    return await uploader.complete(opened.media.media_id)
+
+
+async def by_stream(uploader: Uploader, file: bytes, **said) -> pb.Media:
+    return (await stream(uploader, file, **{"size_bytes": len(file)} | said)).media
+
+
+async def by_form(uploader: Uploader, file: bytes, **said) -> pb.Media:
+    said = {"content_type": UNTOLD, "size_bytes": len(file)} | said
+    opened = await call(uploader, "CreateUpload", pb.CreateUploadRequest(**said))
+    if opened.upload_url:
+        assert (await send(opened, file)).is_success
+    return await uploader.complete(opened.media.media_id)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("door", [by_form, by_parts, by_stream])
+async def test_every_byte_arrives(uploader, storage, door, size):
+    if door is by_form and size > LIMITS.form_bytes:
+        pytest.skip("larger than a form may be")
+    file = file_of(size)
+
+    media = await door(uploader, file, sha256=sha256(file))
+
+    assert media.state >= pb.MEDIA_STATE_UPLOADED
+    assert await stored(storage, media) == sha256(file)
+
+
+async def test_the_limits_are_told(uploader):
+    limits = await call(uploader, "GetUploadLimits", pb.GetUploadLimitsRequest())
+
+    assert limits.form_max_bytes == 32 * MIB
+    assert limits.max_bytes == 4096 * MIB
+    assert limits.abandoned_after.seconds == 24 * 3600
+    assert "image/jpeg" in limits.content_types
+    # S3's own limits for parts.
+    assert limits.part_bytes >= 5 * MIB
+    assert limits.max_bytes / limits.part_bytes <= 10_000
+
+
+@pytest.mark.parametrize(
+    ("method", "size"),
+    [("CreateUpload", 32 * MIB + 1), ("CreateMultipartUpload", 4096 * MIB + 1)],
+)
+async def test_what_is_over_the_limits_is_refused(uploader, method, size):
+    request = getattr(pb, f"{method}Request")(content_type=UNTOLD, size_bytes=size)
+
+    assert await refusal(call(uploader, method, request)) == "FIELD_INVALID"
+
+
+async def test_a_stream_may_leave_its_size_to_its_end(uploader, storage):
+    file = file_of(13 * MIB)
+
+    media = (await stream(uploader, file)).media
+
+    assert await stored(storage, media) == sha256(file)
+
+
+# --- The same bytes, the same request ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("door", [by_form, by_stream])
+async def test_parallel_repeats_of_a_request_make_one_media(uploader, storage, door):
+    file = file_of(100_000)
+
+    uploaded = await asyncio.gather(*(door(uploader, file, request_id="one") for _ in range(50)))
+
+    assert len({media.media_id for media in uploaded}) == 1
+    assert await stored(storage, uploaded[0]) == sha256(file)
+
+
+async def test_parallel_repeats_of_an_upload_in_parts_make_one_media(uploader, storage):
+    file = file_of(100_000)
+
+    opened = await asyncio.gather(
+        *(open_parts(uploader, file, request_id="one") for _ in range(50))
+    )
+    [media_id] = {each.media.media_id for each in opened}
+    await send_parts(uploader, media_id, file, [1])
+    completed = await asyncio.gather(*(uploader.complete(media_id) for _ in range(50)))
+
+    assert {media.media_id for media in completed} == {media_id}
+    assert await stored(storage, completed[0]) == sha256(file)
+
+
+async def test_parallel_streams_of_many_parts_make_one_media(uploader, storage):
+    file = file_of(14 * MIB)
+
+    async def persistent() -> pb.Media:
+        # One that is behind may find that another one has ended it, and asks again.
+        return await eventually(lambda: by_stream(uploader, file, request_id="one"))
+
+    uploaded = await asyncio.gather(*(persistent() for _ in range(4)))
+
+    assert len({media.media_id for media in uploaded}) == 1
+    assert await stored(storage, uploaded[0]) == sha256(file)
+
+
+async def test_a_request_id_belongs_to_one_door_and_file(uploader):
+    await by_stream(uploader, PHOTO, request_id="one")
+
+    for other in (
+        by_form(uploader, PHOTO, request_id="one"),
+        by_parts(uploader, PHOTO, request_id="one"),
+        by_stream(uploader, PHOTO + b"x", request_id="one"),
+        by_stream(uploader, PHOTO, request_id="one", content_type="image/png"),
+        by_stream(uploader, PHOTO, request_id="one", sha256=sha256(b"x")),
+    ):
+        assert await refusal(other) == "REQUEST_ID_REUSED"
+
+
+@pytest.mark.parametrize("first", [by_form, by_parts, by_stream])
+async def test_the_same_bytes_are_not_sent_again(uploader, first):
+    said = {"sha256": sha256(PHOTO), "content_type": "image/jpeg"}
+    media = await first(uploader, PHOTO, **said)
+
+    form = await call(
+        uploader, "CreateUpload", pb.CreateUploadRequest(size_bytes=len(PHOTO), **said)
+    )
+    parts = await open_parts(uploader, PHOTO, **said)
+    streamed = await stream(uploader, b"", size_bytes=len(PHOTO), **said)
+
+    for answer in (form, parts, streamed):
+        assert answer.reused
+        assert answer.media.media_id == media.media_id
+    assert not form.upload_url
+    assert not parts.part_count
+    # Bytes that a stranger has do not become mine by their hash.
+    theirs = await open_parts(uploader.somebody_else(), PHOTO, **said)
+    assert not theirs.reused
+    assert theirs.part_count
+
+
+# --- What is not as declared ---------------------------------------------------------------------
+
+
+async def test_s3_itself_refuses_a_form_with_other_bytes(uploader):
+    opened = await call(
+        uploader,
+        "CreateUpload",
+        pb.CreateUploadRequest(content_type=UNTOLD, size_bytes=3, sha256=sha256(b"abc")),
+    )
+
+    assert (await send(opened, b"abd")).status_code == 400
+    assert await refusal(uploader.complete(opened.media.media_id)) == "OBJECT_MISSING"
+    assert (await send(opened, b"abc")).is_success
+    assert (await uploader.complete(opened.media.media_id)).state >= pb.MEDIA_STATE_UPLOADED
+
+
+async def test_s3_itself_refuses_a_part_that_was_tampered_with(uploader):
+    file = file_of(LIMITS.part_bytes + 10)
+    opened = await open_parts(uploader, file)
+    request = pb.SignUploadPartsRequest(media_id=opened.media.media_id, part_numbers=[2])
+    [part] = (await call(uploader, "SignUploadParts", request)).parts
+
+    async with httpx.AsyncClient(timeout=20, verify=False) as phone:
+        for url, content in [
+            (part.url, b"x" * 11),
+            (part.url, b"x" * 9),
+            (part.url.replace("partNumber=2", "partNumber=1"), b"x" * 10),
+            (part.url.replace("/original", "/original2"), b"x" * 10),
+            (part.url.replace("X-Amz-Expires=3600", "X-Amz-Expires=36000"), b"x" * 10),
+            (part.url[:-4] + "0000", b"x" * 10),
+        ]:
+            answer = await phone.put(url, content=content)
+            assert answer.status_code in (400, 403), url
+
+    assert await refusal(uploader.complete(opened.media.media_id)) == "OBJECT_MISSING"
+
+
+@pytest.mark.parametrize("door", [by_parts, by_stream])
+async def test_bytes_of_another_hash_are_not_announced(uploader, door):
+    mismatch = door(uploader, file_of(7 * MIB), sha256=sha256(b"else"))
+
+    assert await refusal(mismatch) == "OBJECT_MISMATCH"
+
+
+@pytest.mark.parametrize("door", [by_form, by_parts, by_stream])
+async def test_bytes_of_another_type_are_not_announced(uploader, door):
+    assert await refusal(door(uploader, PHOTO, content_type="image/png")) == "OBJECT_MISMATCH"
+
+
+async def test_a_stream_is_counted(uploader):
+    assert await refusal(stream(uploader, b"abcd", size_bytes=3)) == "FIELD_INVALID"
+    assert await refusal(stream(uploader, b"ab", size_bytes=3)) == "OBJECT_MISSING"
+    assert await refusal(stream(uploader, b"")) == "FIELD_INVALID"
+    assert await refusal(stream(uploader, b"abc", sha256="abc")) == "FIELD_INVALID"
+    assert await refusal(stream(uploader, b"abc", offset=1)) == "FIELD_INVALID"
+    too_long = stream(uploader, bytes(LIMITS.chunk_bytes + 1), chunk=LIMITS.chunk_bytes + 1)
+    assert await refusal(too_long) == "FIELD_INVALID"
+
+
+# --- Cut and continued ---------------------------------------------------------------------------
+
+
+async def cut(uploader: Uploader, file: bytes, at: int, **first) -> None:
+    """Streams a file up to a byte, and is gone."""
+
+    async def sent() -> AsyncIterator[pb.UploadMediaRequest]:
+        for message in messages(file[:at], **first):
+            yield message
+        call.cancel()
+
+    call = uploader.stub.UploadMedia(sent(), metadata=metadata(uploader))
+    with pytest.raises(asyncio.CancelledError):
+        await call
+
+
+async def test_a_stream_that_is_cut_goes_on_where_it_is_safe(uploader, storage):
+    file = file_of(SIZES[-1])
+    said = {"size_bytes": len(file), "request_id": "one", "sha256": sha256(file)}
+    request = pb.GetUploadOffsetRequest(request_id="one")
+    assert await refusal(call(uploader, "GetUploadOffset", request)) == "UPLOAD_UNKNOWN"
+
+    at = 0
+    for _ in range(CUTS):
+        await cut(uploader, file, random.randint(at, len(file)), offset=at, **said)
+        # The cut may have been so early that nothing was opened.
+        try:
+            told = await call(uploader, "GetUploadOffset", request)
+        except grpc.aio.AioRpcError:
+            continue
+        assert told.offset >= at
+        at = told.offset
+        if told.media.state != pb.MEDIA_STATE_PENDING:
+            break
+
+    media = await by_stream(uploader, file, offset=at, **said)
+
+    assert await stored(storage, media) == sha256(file)
+    assert (await call(uploader, "GetUploadOffset", request)).offset == len(file)
+
+
+async def test_what_is_continued_is_still_checked(uploader):
+    file = file_of(13 * MIB)
+    said = {"size_bytes": len(file), "request_id": "one", "sha256": sha256(file)}
+    request = pb.GetUploadOffsetRequest(request_id="one")
+    await refusal(stream(uploader, b"!" * (12 * MIB), **said))
+    assert (await call(uploader, "GetUploadOffset", request)).offset == 12 * MIB
+
+    continued = by_stream(uploader, file, offset=12 * MIB, **said)
+
+    assert await refusal(continued) == "OBJECT_MISMATCH"
+    # Given up: the request id may be used for the right bytes.
+    assert (await by_stream(uploader, file, **said)).state >= pb.MEDIA_STATE_UPLOADED
+
+
+async def test_parts_that_have_arrived_are_told_and_the_others_may_follow(uploader, storage):
+    file = file_of(32 * MIB)
+    opened = await open_parts(uploader, file, request_id="one", sha256=sha256(file))
+    media_id = opened.media.media_id
+    assert opened.part_count == 6
+    await send_parts(uploader, media_id, file, [5, 2])
+
+    # The phone was restarted, and knows nothing but its request id.
+    again = await open_parts(uploader, file, request_id="one", sha256=sha256(file))
+    assert again.media.media_id == media_id
+    request = pb.ListUploadPartsRequest(media_id=media_id)
+    arrived = await call(uploader, "ListUploadParts", request)
+    assert [part.part_number for part in arrived.parts] == [2, 5]
+    assert await refusal(uploader.complete(media_id)) == "OBJECT_MISSING"
+    missing = {*range(1, 7)} - {part.part_number for part in arrived.parts}
+    await send_parts(uploader, media_id, file, [*missing, 2])
+
+    completed = await asyncio.gather(*(uploader.complete(media_id) for _ in range(20)))
+
+    assert {media.media_id for media in completed} == {media_id}
+    assert await stored(storage, completed[0]) == sha256(file)
+    assert await refusal(call(uploader, "ListUploadParts", request)) == "UPLOAD_COMPLETED"
+
+
+async def test_an_upload_that_s3_completed_and_we_did_not_is_completed(store, storage, uploader):
+    file = file_of(LIMITS.part_bytes + 1)
+    uploads = Uploads(store, storage)
+    for door in (Door.PARTS, Door.STREAM):
+        media = (await uploads.open(new_user(), whole(file, door))).media
+        media = await uploads.in_parts(media)
+        key = media.media_id, media.owner_id, media.s3_upload_id
+        pieces = file[: LIMITS.part_bytes], file[LIMITS.part_bytes :]
+        parts = [
+            await storage.put_part(*key, number, bytearray(piece))
+            for number, piece in enumerate(pieces, start=1)
+        ]
+        # The process dies here.
+        await storage.complete_parts(*key, parts)
+
+        if door is Door.PARTS:
+            await uploads.complete(media)
+        else:
+            assert (await uploads.safe(media)).whole
+            await uploads.receive(media.owner_id, whole(file, door), 0, no_chunks())
+
+        assert (await store.media(media.media_id)).state is State.UPLOADED
+
+
+async def no_chunks() -> AsyncIterator[bytes]:
+    for nothing in ():
+        yield nothing
+
+
+def whole(file: bytes, door: Door) -> Declaration:
+    digest = hashlib.sha256(file).digest()
+    return declared(file, UNTOLD, door=door, sha256=digest, request_id="one")
+
+
+# --- Given up, abandoned, and none of a stranger's business --------------------------------------
+
+
+async def test_an_aborted_upload_is_unknown_and_s3_takes_no_more(uploader, storage):
+    file = file_of(LIMITS.part_bytes + 1)
+    opened = await open_parts(uploader, file, request_id="one")
+    media_id = opened.media.media_id
+    request = pb.SignUploadPartsRequest(media_id=media_id, part_numbers=[1])
+    [part] = (await call(uploader, "SignUploadParts", request)).parts
+
+    await call(uploader, "AbortUpload", pb.AbortUploadRequest(media_id=media_id))
+
+    assert await refusal(uploader.get(media_id)) == "MEDIA_UNKNOWN"
+    assert await refusal(uploader.complete(media_id)) == "MEDIA_UNKNOWN"
+    async with httpx.AsyncClient(timeout=20, verify=False) as phone:
+        answer = await phone.put(part.url, content=file[: LIMITS.part_bytes])
+    assert answer.status_code == 404
+    again = await open_parts(uploader, file, request_id="one")
+    assert again.media.media_id != media_id
+
+
+async def test_what_is_uploaded_cannot_be_aborted(uploader):
+    media = await by_stream(uploader, PHOTO)
+    request = pb.AbortUploadRequest(media_id=media.media_id)
+
+    assert await refusal(call(uploader, "AbortUpload", request)) == "UPLOAD_COMPLETED"
+    signing = pb.SignUploadPartsRequest(media_id=media.media_id, part_numbers=[1])
+    assert await refusal(call(uploader, "SignUploadParts", signing)) == "UPLOAD_COMPLETED"
+
+
+async def test_only_uploads_in_parts_have_parts(uploader):
+    media_id = (await uploader.create(PHOTO)).media.media_id
+    signing = pb.SignUploadPartsRequest(media_id=media_id, part_numbers=[1])
+    listing = pb.ListUploadPartsRequest(media_id=media_id)
+
+    assert await refusal(call(uploader, "SignUploadParts", signing)) == "UPLOAD_NOT_MULTIPART"
+    assert await refusal(call(uploader, "ListUploadParts", listing)) == "UPLOAD_NOT_MULTIPART"
+
+
+async def test_a_part_number_that_the_upload_does_not_have_is_refused(uploader):
+    media_id = (await open_parts(uploader, PHOTO)).media.media_id
+    signing = pb.SignUploadPartsRequest(media_id=media_id, part_numbers=[1, 2])
+
+    assert await refusal(call(uploader, "SignUploadParts", signing)) == "FIELD_INVALID"
+
+
+async def test_a_stranger_finds_nothing(uploader):
+    media_id = (await open_parts(uploader, PHOTO)).media.media_id
+    await refusal(stream(uploader, b"x", size_bytes=2, request_id="one"))
+
+    for stranger, unknown in (
+        (uploader.somebody_else(), ("MEDIA_UNKNOWN", "UPLOAD_UNKNOWN")),
+        (replace(uploader, user_id=0), ("TOKEN_MISSING", "TOKEN_MISSING")),
+    ):
+        for method, request in (
+            ("CompleteUpload", pb.CompleteUploadRequest(media_id=media_id)),
+            ("AbortUpload", pb.AbortUploadRequest(media_id=media_id)),
+            ("ListUploadParts", pb.ListUploadPartsRequest(media_id=media_id)),
+            ("SignUploadParts", pb.SignUploadPartsRequest(media_id=media_id, part_numbers=[1])),
+        ):
+            assert await refusal(anonymous(stranger, method, request)) == unknown[0]
+        request = pb.GetUploadOffsetRequest(request_id="one")
+        assert await refusal(anonymous(stranger, "GetUploadOffset", request)) == unknown[1]
+    nobody = replace(uploader, user_id=0)
+    assert await refusal(anonymous(nobody, "UploadMedia", messages(b"x"))) == "TOKEN_MISSING"
+
+
+async def anonymous(uploader: Uploader, method: str, request):
+    said = metadata(uploader) if uploader.user_id else []
+    return await getattr(uploader.stub, method)(request, metadata=said, timeout=20)
+
+
+async def test_abandoned_uploads_are_swept_and_others_are_not(store, storage):
+    uploads = Uploads(store, storage)
+    sweeper = Sweeper(store, uploads)
+    now = datetime.now(UTC)
+    file = file_of(100)
+
+    abandoned = []
+    for door in Door:
+        media = (await uploads.open(new_user(), whole(file, door))).media
+        if door is Door.PARTS:
+            media = await uploads.in_parts(media)
+            await storage.put_part(
+                media.media_id, media.owner_id, media.s3_upload_id, 1, bytearray(file)
+            )
+        elif door is Door.FORM:
+            await put_original(storage, media.media_id, media.owner_id, file)
+        abandoned.append(media)
+    done = (await uploads.receive(new_user(), whole(file, Door.STREAM), 0, one(file))).media
+
+    await sweeper.sweep(now + timedelta(hours=23))
+    assert [await store.media(media.media_id) for media in abandoned] == abandoned
+
+    late = now + timedelta(hours=24, minutes=5)
+    await asyncio.gather(*(sweeper.sweep(late) for _ in range(3)))
+    assert [await store.media(media.media_id) for media in abandoned] == [None] * 3
+    # Its form is still taken, so the row stays until nothing can come any more.
+    assert await storage.original(abandoned[0].media_id, abandoned[0].owner_id)
+
+    late = now + timedelta(hours=24, minutes=15)
+    await asyncio.gather(*(sweeper.sweep(late) for _ in range(3)))
+    for media in abandoned:
+        assert await storage.original(media.media_id, media.owner_id) is None
+        if media.s3_upload_id:
+            key = media.media_id, media.owner_id, media.s3_upload_id
+            assert await storage.parts(*key) is None
+    assert (await store.media(done.media_id)).state is State.UPLOADED
+    assert await storage.original(done.media_id, done.owner_id)
+
+
+async def one(chunk: bytes) -> AsyncIterator[bytes]:
+    yield chunk
+
+
+async def put_original(storage: Storage, media_id: int, owner_id: int, file: bytes) -> None:
+    await asyncio.to_thread(
+        storage._s3.put_object,
+        Bucket="photomesh-originals",
+        Key=_original_key(media_id, owner_id),
+        Body=file,
+    )

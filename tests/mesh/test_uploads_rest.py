@@ -1,0 +1,199 @@
+"""Files as raw bodies of REST requests, through the gateway."""
+
+import asyncio
+import hashlib
+import os
+import random
+from collections.abc import AsyncIterator
+
+import httpx
+import pytest
+
+from deploy.local.table import ORIGINALS_BUCKET
+from services.common.ids import created_at
+from tests.eventually import eventually
+from tests.mesh.people import ApiError, Person
+from tests.pictures import photo
+
+MIB = 2**20
+
+# `make prove` sends large files, and cuts more often.
+PROVING = bool(os.environ.get("PHOTOMESH_PROVE"))
+SIZES = [1, 5 * MIB - 1, 5 * MIB, 32 * MIB] + ([300 * MIB] if PROVING else [])
+CUTS = 10 if PROVING else 2
+
+
+@pytest.fixture
+async def author(person) -> Person:
+    return await person().sign_up()
+
+
+@pytest.fixture
+def stored(mesh):
+    """Tells the SHA-256 of the original that lies in S3."""
+    import boto3
+
+    keys = mesh.credentials.s3_media
+    s3 = boto3.client(
+        "s3",
+        endpoint_url=mesh.s3_endpoint,
+        region_name="us-east-1",
+        aws_access_key_id=keys.access_key,
+        aws_secret_access_key=keys.secret_key,
+    )
+
+    def read(media) -> str:
+        day = created_at(int(media["mediaId"])).strftime("%Y/%m/%d")
+        key = f"{day}/{media['ownerId']}/{media['mediaId']}/original"
+        body = s3.get_object(Bucket=ORIGINALS_BUCKET, Key=key)["Body"]
+        return hashlib.sha256(body.read()).hexdigest()
+
+    return lambda media: asyncio.to_thread(read, media)
+
+
+async def chunked(file: bytes) -> AsyncIterator[bytes]:
+    for at in range(0, len(file), 300_000):
+        yield file[at : at + 300_000]
+
+
+async def put(author: Person, content, content_type="", **query) -> dict:
+    headers = {"authorization": f"Bearer {author.token}"}
+    if content_type:
+        headers["content-type"] = content_type
+    answer = await author.http.post(
+        "/v1/media:upload", content=content, params=query, headers=headers, timeout=120
+    )
+    if answer.is_error:
+        raise ApiError(answer)
+    return answer.json()
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("form", ["whole", "chunked"])
+async def test_every_byte_arrives(author, stored, size, form):
+    file = b"?" + random.randbytes(size - 1)
+
+    answer = await put(author, file if form == "whole" else chunked(file))
+
+    assert await stored(answer["media"]) == hashlib.sha256(file).hexdigest()
+
+
+async def test_a_photo_as_a_body_becomes_ready(author):
+    file = photo(640, 480)
+
+    answer = await put(
+        author,
+        file,
+        "image/jpeg",
+        requestId="one",
+        sizeBytes=len(file),
+        sha256=hashlib.sha256(file).hexdigest(),
+    )
+
+    media = await author.processed(answer["media"]["mediaId"])
+    assert media["state"] == "MEDIA_STATE_READY"
+    # The same once more, and the same bytes under another name.
+    assert (await put(author, file, "image/jpeg", requestId="one"))["media"] == media
+    again = await put(author, b"", "image/jpeg", sha256=hashlib.sha256(file).hexdigest())
+    assert again["reused"]
+    assert again["media"] == media
+
+
+async def test_parallel_repeats_of_a_request_make_one_media(author, stored):
+    file = random.randbytes(50_000)
+
+    answers = await asyncio.gather(*(put(author, file, requestId="one") for _ in range(50)))
+
+    assert len({answer["media"]["mediaId"] for answer in answers}) == 1
+    assert await stored(answers[0]["media"]) == hashlib.sha256(file).hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("content", "content_type", "query", "status", "reason"),
+    [
+        (b"", "", {}, 400, "FIELD_INVALID"),
+        (b"abc", "", {"sizeBytes": 2}, 400, "FIELD_INVALID"),
+        (b"abc", "", {"sizeBytes": 4}, 400, "OBJECT_MISSING"),
+        (b"abc", "", {"sha256": "abc"}, 400, "FIELD_INVALID"),
+        (b"abc", "", {"sha256": "0" * 64}, 400, "OBJECT_MISMATCH"),
+        (b"abc", "", {"colour": "red"}, 400, "REQUEST_MALFORMED"),
+        (photo(8, 8), "image/png", {}, 400, "OBJECT_MISMATCH"),
+    ],
+)
+async def test_a_file_that_is_not_as_declared_is_refused(
+    author, content, content_type, query, status, reason
+):
+    with pytest.raises(ApiError) as refused:
+        await put(author, content, content_type, **query)
+
+    assert (refused.value.status, refused.value.reason) == (status, reason)
+
+
+async def test_nobody_uploads_without_a_token(http):
+    answer = await http.post("/v1/media:upload", content=b"abc")
+
+    assert answer.status_code == 401
+
+
+async def test_a_body_that_is_cut_goes_on_where_it_is_safe(author, stored):
+    file = random.randbytes(SIZES[-1])
+    query = {"requestId": "one", "sizeBytes": len(file), "sha256": hashlib.sha256(file).hexdigest()}
+
+    async def offset() -> int:
+        return int((await author.call("GET", "/v1/media:offset", requestId="one"))["offset"])
+
+    at = 0
+    for _ in range(CUTS):
+        end = random.randint(min(at + 14 * MIB, len(file)), len(file))
+
+        async def broken(at=at, end=end) -> AsyncIterator[bytes]:
+            async for piece in chunked(file[at:end]):
+                yield piece
+            raise ConnectionAbortedError
+
+        with pytest.raises(ConnectionAbortedError):
+            await put(author, broken(), offset=at, **query)
+        # What is on its way to S3 still arrives.
+        at = await eventually(offset, lambda told, at=at, end=end: told > at or end == len(file))
+
+    answer = await put(author, file[at:], offset=at, **query)
+
+    assert await stored(answer["media"]) == query["sha256"]
+    assert await offset() == len(file)
+
+
+async def test_the_limits_are_told(author):
+    limits = await author.call("GET", "/v1/media/limits")
+
+    assert limits["formMaxBytes"] == str(32 * MIB)
+    assert limits["maxBytes"] == str(4096 * MIB)
+    assert limits["abandonedAfter"] == "86400s"
+
+
+async def test_parts_go_through_the_gateway_as_well(author, stored):
+    file = random.randbytes(7 * MIB)
+    opened = await author.call(
+        "POST",
+        "/v1/media/multipart",
+        {"contentType": "application/octet-stream", "sizeBytes": len(file), "requestId": "one"},
+    )
+    path = f"/v1/media/{opened['media']['mediaId']}"
+    signed = await author.call("POST", f"{path}/parts:sign", {"partNumbers": [2, 1]})
+    async with httpx.AsyncClient(timeout=30) as phone:
+        for part in signed["parts"]:
+            begin = (part["partNumber"] - 1) * int(opened["partBytes"])
+            content = file[begin : begin + int(part["sizeBytes"])]
+            assert (await phone.put(part["url"], content=content)).is_success
+
+    arrived = await author.call("GET", f"{path}/parts")
+    assert [part["partNumber"] for part in arrived["parts"]] == [1, 2]
+    media = (await author.call("POST", f"{path}:complete", {}))["media"]
+    assert await stored(media) == hashlib.sha256(file).hexdigest()
+
+    other = await author.call(
+        "POST", "/v1/media/multipart", {"contentType": "image/jpeg", "sizeBytes": 5}
+    )
+    await author.call("POST", f"/v1/media/{other['media']['mediaId']}:abort", {})
+    with pytest.raises(ApiError) as refused:
+        await author.call("GET", f"/v1/media/{other['media']['mediaId']}")
+    assert refused.value.reason == "MEDIA_UNKNOWN"
