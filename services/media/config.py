@@ -15,6 +15,12 @@ class MediaSettings(MeshSettings, DatabaseSettings, KafkaSettings, StorageSettin
     """Read from PHOTOMESH_* variables."""
 
 
+class ReprocessSettings(DatabaseSettings, KafkaSettings):
+    """Read from PHOTOMESH_* variables."""
+
+    log_level: str = "INFO"
+
+
 class MediaWorkerSettings(MeshSettings, DatabaseSettings, KafkaSettings, StorageSettings):
     """Read from PHOTOMESH_* variables."""
 

@@ -81,9 +81,18 @@ class Publisher:
         return settled or post, media
 
     async def on_media_processed(self, event: MediaProcessed) -> None:
-        """Settles the posts that wait for a media item that has reached its end."""
+        """Settles the posts that wait for a media item that has reached its end.
+
+        Those that show it already show its new variants, if it was made anew.
+        """
         for post in await self._store.posts_awaiting(event.media_id):
             await self.settle(post)
+        if shown := await self._store.shown_media(event.media_id):
+            [media] = await self.media([event.media_id])
+            for before in shown:
+                ready = media.state == before.state == MediaState.MEDIA_STATE_READY
+                if ready and media != before:
+                    await self._store.refresh_media(before, media)
 
     async def on_media_deleted(self, event: MediaDeleted) -> None:
         """Takes a deleted media item out of the posts that show it; those that wait for it fail."""

@@ -94,6 +94,20 @@ _KEEP_SNAPSHOTS = """
        AND post_media.snapshot IS NULL
 """
 
+# Answered by post_media_shown.
+_SHOWN_MEDIA = """
+    SELECT DISTINCT snapshot
+      FROM post_media
+     WHERE shard = %(shard)s AND media_id = %(media_id)s AND snapshot IS NOT NULL
+"""
+
+# Names what it replaces, so that what was deleted meanwhile does not come back.
+_REFRESH_MEDIA = """
+    UPDATE post_media
+       SET snapshot = %(snapshot)s
+     WHERE shard = %(shard)s AND media_id = %(media_id)s AND snapshot = %(shown)s
+"""
+
 # In posts that wait, too: whoever publishes one at this moment leaves it as it is. Answered by
 # post_media_shown.
 _FORGET_MEDIA = """
@@ -271,6 +285,27 @@ class PostStore:
                     "shard": shard_of(post.post_id),
                     "post_id": post.post_id,
                     "state": State.FAILED,
+                },
+            )
+
+    async def shown_media(self, media_id: int) -> list[StoredMedia]:
+        """Returns what posts show of a media item; posts of different times may differ."""
+        async with self._database.connection() as connection:
+            cursor = connection.cursor(row_factory=scalar_row)
+            values = {"shard": shard_of(media_id), "media_id": media_id}
+            await cursor.execute(_SHOWN_MEDIA, values)
+            return [StoredMedia.FromString(snapshot) for snapshot in await cursor.fetchall()]
+
+    async def refresh_media(self, shown: StoredMedia, media: StoredMedia) -> None:
+        """Puts a media item as it is now in the place of what posts show of it."""
+        async with self._database.connection() as connection:
+            await connection.execute(
+                _REFRESH_MEDIA,
+                {
+                    "shard": shard_of(media.media_id),
+                    "media_id": media.media_id,
+                    "shown": shown.SerializeToString(),
+                    "snapshot": media.SerializeToString(),
                 },
             )
 

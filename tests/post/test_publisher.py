@@ -164,6 +164,25 @@ async def test_a_photo_that_is_deleted_while_its_post_is_published_is_not_shown(
     assert not (await store.post(post.post_id)).snapshots[0].variants
 
 
+async def test_a_photo_that_was_made_anew_is_shown_so_unless_it_is_deleted(replicas, author):
+    media_id = await author.photo()
+    store, publisher = replicas[0].store, replicas[0].publisher
+    old = StoredMedia(media_id=media_id, state=media_pb.MEDIA_STATE_READY, width=1)
+    deleted = StoredMedia(media_id=media_id, state=media_pb.MEDIA_STATE_DELETED)
+    posts = [await store.add_post(author.account_id, [media_id], "", "") for _ in range(2)]
+    await store.publish(posts[0], [old])
+    await store.publish(posts[1], [deleted])
+
+    for _ in range(2):
+        await publisher.on_media_processed(
+            MediaProcessed(media_id=media_id, owner_id=author.account_id)
+        )
+
+    [now] = await publisher.media([media_id])
+    assert (await store.post(posts[0].post_id)).snapshots == (now,)
+    assert (await store.post(posts[1].post_id)).snapshots == (deleted,)
+
+
 async def test_a_post_that_waits_for_a_photo_fails_when_it_is_deleted(replicas, author):
     media_id = (await author.open_upload(b"x")).media.media_id
     store, publisher = replicas[0].store, replicas[0].publisher
