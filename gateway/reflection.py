@@ -4,7 +4,6 @@ The services behind the gateway each describe themselves, internal methods inclu
 describes the public ones, all in one place, and serves none of them.
 """
 
-import importlib
 from pathlib import Path
 
 from gateway.contracts import public_methods, public_services
@@ -18,15 +17,11 @@ _DESCRIPTORS = Path(__file__).parents[1] / "gen/photomesh.binpb"
 async def main() -> None:
     settings = config.load(MeshSettings)
     logs.configure("reflection", settings.log_level)
-    methods = public_methods(_DESCRIPTORS)
-    for file in {method.file for method in methods}:
-        # Its descriptors become known by being imported.
-        importlib.import_module(file.removesuffix(".proto").replace("/", ".") + "_pb2")
     await serve(
         settings,
         [
             Service(name, add_to=lambda _: None, callers=frozenset())
-            for name in public_services(methods)
+            for name in public_services(public_methods(_DESCRIPTORS))
         ],
     )
 

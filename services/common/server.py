@@ -21,6 +21,7 @@ from grpc_reflection.v1alpha import reflection
 
 from services.common import context, logs, tls
 from services.common.config import MeshSettings
+from services.common.contracts import contracts
 from services.common.errors import (
     CallerNotAllowed,
     DeadlineExceeded,
@@ -89,7 +90,7 @@ async def serve(
     health = HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
     reflection.enable_server_reflection(
-        [*callers, reflection.SERVICE_NAME, "grpc.health.v1.Health"], server
+        [*callers, reflection.SERVICE_NAME, "grpc.health.v1.Health"], server, contracts()
     )
     if server.add_secure_port(settings.listen, tls.server_credentials(settings.tls_dir)) == 0:
         raise SystemExit(f"Cannot listen on {settings.listen}: is the port taken?")
