@@ -8,6 +8,7 @@ import asyncio
 import signal
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -238,8 +239,10 @@ class _Guard:
         async def guarded(request: Any, servicer: Servicer) -> AsyncIterator[Any]:
             try:
                 self._admit(request, servicer)
-                async for response in handler(request, servicer):
-                    yield response
+                # Closed at once when the caller has gone: what the handler holds is given back.
+                async with aclosing(handler(request, servicer)) as responses:
+                    async for response in responses:
+                        yield response
             except Exception as error:
                 await self._abort(error, servicer)
 

@@ -15,6 +15,7 @@ from services.media.storage import Storage
 from services.media.store import MediaStore
 from services.media.sweeper import Sweeper
 from services.media.uploads import Uploads
+from services.media.watchers import Watchers
 
 
 async def main() -> None:
@@ -25,7 +26,8 @@ async def main() -> None:
         store = MediaStore(database, Outbox(database, relay))
         storage = Storage(settings)
         uploads = Uploads(store, storage)
-        public = MediaService(store, storage, cdn.signer(settings), uploads)
+        watchers = Watchers(store)
+        public = MediaService(store, storage, cdn.signer(settings), uploads, watchers)
         internal = MediaInternalService(store)
         await serve(
             settings,
@@ -41,7 +43,11 @@ async def main() -> None:
                     callers=frozenset({"post"}),
                 ),
             ],
-            [Worker("relay", relay.run), Worker("sweeper", Sweeper(store, uploads).run)],
+            [
+                Worker("relay", relay.run),
+                Worker("sweeper", Sweeper(store, uploads).run),
+                Worker("watchers", watchers.run),
+            ],
         )
 
 

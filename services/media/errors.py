@@ -55,3 +55,13 @@ class UploadUnknown(MeshError):
         super().__init__(
             "You stream nothing with this request id.", fields={"request_id": "is unknown"}
         )
+
+
+class TooManyWatchers(MeshError):
+    """As many watch media as one process serves."""
+
+    code = grpc.StatusCode.RESOURCE_EXHAUSTED
+    reason = "TOO_MANY_STREAMS"
+
+    def __init__(self) -> None:
+        super().__init__("Too many watch media now; try again.", retry_after=5.0)

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from datetime import UTC, datetime
 from typing import Any
 
@@ -22,6 +23,10 @@ from services.media.pipeline.outputs import Fact
 from services.media.storage import Storage, key_prefix
 from services.media.store import Declaration, Door, Media, MediaStore, State
 from services.media.uploads import Uploads, content_type_of
+from services.media.watchers import Watchers
+
+_WATCH_SECONDS = 600.0
+_HEARTBEAT_SECONDS = 15.0
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -35,6 +40,7 @@ class MediaService(MediaServiceServicer):
         storage: Storage,
         signer: UrlSigner,
         uploads: Uploads,
+        watchers: Watchers,
         limits: UploadLimits = LIMITS,
     ) -> None:
         self._store = store
@@ -42,6 +48,7 @@ class MediaService(MediaServiceServicer):
         self._signer = signer
         self._limits = limits
         self._uploads = uploads
+        self._watchers = watchers
 
     async def GetUploadLimits(
         self, request: pb.GetUploadLimitsRequest, context: Context
@@ -171,6 +178,18 @@ class MediaService(MediaServiceServicer):
 
     async def GetMedia(self, request: pb.GetMediaRequest, context: Context) -> pb.GetMediaResponse:
         return pb.GetMediaResponse(media=self._to_pb(await self._own(request.media_id)))
+
+    async def WatchMedia(
+        self, request: pb.WatchMediaRequest, context: Context
+    ) -> AsyncIterator[pb.WatchMediaResponse]:
+        owned = await self._own(request.media_id)
+        async with aclosing(
+            self._watchers.watch(
+                owned.media_id, seconds=_WATCH_SECONDS, heartbeat=_HEARTBEAT_SECONDS
+            )
+        ) as changes:
+            async for media, last in changes:
+                yield pb.WatchMediaResponse(media=self._to_pb(media) if media else None, last=last)
 
     async def DeleteMedia(
         self, request: pb.DeleteMediaRequest, context: Context

@@ -104,6 +104,10 @@ class Uploader:
         request = pb.GetMediaRequest(media_id=media_id)
         return (await self._call(self.stub.GetMedia, request)).media
 
+    def watch(self, media_id: int) -> grpc.aio.UnaryStreamCall:
+        metadata = [(context.USER_ID, str(self.user_id))]
+        return self.stub.WatchMedia(pb.WatchMediaRequest(media_id=media_id), metadata=metadata)
+
     async def delete(self, media_id: int) -> pb.Media:
         request = pb.DeleteMediaRequest(media_id=media_id)
         return (await self._call(self.stub.DeleteMedia, request)).media

@@ -78,6 +78,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """The call took longer than its deadline."""
     ERROR_REASON_INTERNAL: _ErrorReason.ValueType  # 52
     """Something that should not happen did; the trace id leads to it in the logs."""
+    ERROR_REASON_TOO_MANY_STREAMS: _ErrorReason.ValueType  # 53
+    """Too many streams of this kind are open; open it again in a few seconds."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Why a call failed, for programs: `google.rpc.ErrorInfo.reason` is one of these names without
@@ -140,4 +142,6 @@ ERROR_REASON_DEADLINE_EXCEEDED: ErrorReason.ValueType  # 51
 """The call took longer than its deadline."""
 ERROR_REASON_INTERNAL: ErrorReason.ValueType  # 52
 """Something that should not happen did; the trace id leads to it in the logs."""
+ERROR_REASON_TOO_MANY_STREAMS: ErrorReason.ValueType  # 53
+"""Too many streams of this kind are open; open it again in a few seconds."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

@@ -870,6 +870,56 @@ class GetMediaResponse(_message.Message):
 Global___GetMediaResponse: _TypeAlias = GetMediaResponse  # noqa: Y015
 
 @_typing.final
+class WatchMediaRequest(_message.Message):
+    """Asks to watch a media item."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MEDIA_ID_FIELD_NUMBER: _builtins.int
+    media_id: _builtins.int
+    """The media."""
+    def __init__(
+        self,
+        *,
+        media_id: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["media_id", b"media_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchMediaRequest: _TypeAlias = WatchMediaRequest  # noqa: Y015
+
+@_typing.final
+class WatchMediaResponse(_message.Message):
+    """Tells of a media item that is watched."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MEDIA_FIELD_NUMBER: _builtins.int
+    LAST_FIELD_NUMBER: _builtins.int
+    last: _builtins.bool
+    """Whether this is the last message."""
+    @_builtins.property
+    def media(self) -> Global___Media:
+        """The media as it is now; unset: nothing happened for a while."""
+
+    def __init__(
+        self,
+        *,
+        media: Global___Media | None = ...,
+        last: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["media", b"media"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["last", b"last", "media", b"media"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchMediaResponse: _TypeAlias = WatchMediaResponse  # noqa: Y015
+
+@_typing.final
 class DeleteMediaRequest(_message.Message):
     """Asks to delete a media item."""
 

@@ -95,6 +95,11 @@ class MediaServiceStub:
                 request_serializer=photomesh_dot_media_dot_v1_dot_media__service__pb2.GetMediaRequest.SerializeToString,
                 response_deserializer=photomesh_dot_media_dot_v1_dot_media__service__pb2.GetMediaResponse.FromString,
                 _registered_method=True)
+        self.WatchMedia = channel.unary_stream(
+                '/photomesh.media.v1.MediaService/WatchMedia',
+                request_serializer=photomesh_dot_media_dot_v1_dot_media__service__pb2.WatchMediaRequest.SerializeToString,
+                response_deserializer=photomesh_dot_media_dot_v1_dot_media__service__pb2.WatchMediaResponse.FromString,
+                _registered_method=True)
         self.DeleteMedia = channel.unary_unary(
                 '/photomesh.media.v1.MediaService/DeleteMedia',
                 request_serializer=photomesh_dot_media_dot_v1_dot_media__service__pb2.DeleteMediaRequest.SerializeToString,
@@ -253,6 +258,22 @@ class MediaServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def WatchMedia(self, request, context):
+        """Tells what happens to the caller's media: at once as it is, then each time that it changes.
+
+        The message with `last` set is the last one: the media is READY, FAILED or DELETED, or 10
+        minutes are over: watch again. A stream that ends without it was cut. A message without a
+        media comes every 15 seconds in which nothing else does. Over REST each message is one line
+        of JSON.
+
+        Errors:
+        - NOT_FOUND (MEDIA_UNKNOWN): no such media, or it is not the caller's.
+        - RESOURCE_EXHAUSTED (TOO_MANY_STREAMS): watch again in a few seconds.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def DeleteMedia(self, request, context):
         """Deletes the caller's media: the original and all variants, wherever the media is on its way.
 
@@ -319,6 +340,11 @@ def add_MediaServiceServicer_to_server(servicer, server):
                     servicer.GetMedia,
                     request_deserializer=photomesh_dot_media_dot_v1_dot_media__service__pb2.GetMediaRequest.FromString,
                     response_serializer=photomesh_dot_media_dot_v1_dot_media__service__pb2.GetMediaResponse.SerializeToString,
+            ),
+            'WatchMedia': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchMedia,
+                    request_deserializer=photomesh_dot_media_dot_v1_dot_media__service__pb2.WatchMediaRequest.FromString,
+                    response_serializer=photomesh_dot_media_dot_v1_dot_media__service__pb2.WatchMediaResponse.SerializeToString,
             ),
             'DeleteMedia': grpc.unary_unary_rpc_method_handler(
                     servicer.DeleteMedia,
@@ -607,6 +633,33 @@ class MediaService:
             '/photomesh.media.v1.MediaService/GetMedia',
             photomesh_dot_media_dot_v1_dot_media__service__pb2.GetMediaRequest.SerializeToString,
             photomesh_dot_media_dot_v1_dot_media__service__pb2.GetMediaResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchMedia(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/photomesh.media.v1.MediaService/WatchMedia',
+            photomesh_dot_media_dot_v1_dot_media__service__pb2.WatchMediaRequest.SerializeToString,
+            photomesh_dot_media_dot_v1_dot_media__service__pb2.WatchMediaResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -123,6 +123,18 @@ class MediaServiceStub:
     Errors:
     - NOT_FOUND (MEDIA_UNKNOWN): no such media, or it is not the caller's.
     """
+    WatchMedia: _aio.UnaryStreamMultiCallable[_media_service_pb2.WatchMediaRequest, _media_service_pb2.WatchMediaResponse]
+    """Tells what happens to the caller's media: at once as it is, then each time that it changes.
+
+    The message with `last` set is the last one: the media is READY, FAILED or DELETED, or 10
+    minutes are over: watch again. A stream that ends without it was cut. A message without a
+    media comes every 15 seconds in which nothing else does. Over REST each message is one line
+    of JSON.
+
+    Errors:
+    - NOT_FOUND (MEDIA_UNKNOWN): no such media, or it is not the caller's.
+    - RESOURCE_EXHAUSTED (TOO_MANY_STREAMS): watch again in a few seconds.
+    """
     DeleteMedia: _aio.UnaryUnaryMultiCallable[_media_service_pb2.DeleteMediaRequest, _media_service_pb2.DeleteMediaResponse]
     """Deletes the caller's media: the original and all variants, wherever the media is on its way.
 
@@ -302,6 +314,24 @@ class MediaServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Errors:
         - NOT_FOUND (MEDIA_UNKNOWN): no such media, or it is not the caller's.
+        """
+
+    @_abc_1.abstractmethod
+    def WatchMedia(
+        self,
+        request: _media_service_pb2.WatchMediaRequest,
+        context: _aio.ServicerContext[_media_service_pb2.WatchMediaRequest, _abc.AsyncIterator[_media_service_pb2.WatchMediaResponse]],
+    ) -> _abc.AsyncIterator[_media_service_pb2.WatchMediaResponse]:
+        """Tells what happens to the caller's media: at once as it is, then each time that it changes.
+
+        The message with `last` set is the last one: the media is READY, FAILED or DELETED, or 10
+        minutes are over: watch again. A stream that ends without it was cut. A message without a
+        media comes every 15 seconds in which nothing else does. Over REST each message is one line
+        of JSON.
+
+        Errors:
+        - NOT_FOUND (MEDIA_UNKNOWN): no such media, or it is not the caller's.
+        - RESOURCE_EXHAUSTED (TOO_MANY_STREAMS): watch again in a few seconds.
         """
 
     @_abc_1.abstractmethod
