@@ -43,6 +43,12 @@ _IN_FLIGHT = 256
 
 _COMMIT_SECONDS = 1.0
 
+# Headers of a dead letter: why, whose, and which record of the topic it was.
+DLQ_REASON = "dlq-reason"
+DLQ_GROUP = "dlq-group"
+DLQ_PARTITION = "dlq-partition"
+DLQ_OFFSET = "dlq-offset"
+
 
 class Rejected(Exception):
     """A handler's word that a message can never be handled: it is not retried."""
@@ -57,6 +63,14 @@ class Subscription:
     handle: Callable[[Any], Awaitable[None]]
     in_order: bool = True
     """Whether a message waits for the one before it with the same key."""
+
+
+@dataclass(frozen=True)
+class RawSubscription:
+    """A topic whose records are handled as they are: with any error, until it succeeds."""
+
+    topic: Topic
+    handle: Callable[[Any], Awaitable[None]]
 
 
 @dataclass
@@ -77,12 +91,16 @@ class Consumer:
     """One member of a consumer group."""
 
     def __init__(
-        self, settings: KafkaSettings, *, group: str, subscriptions: Sequence[Subscription]
+        self,
+        settings: KafkaSettings,
+        *,
+        group: str,
+        subscriptions: Sequence[Subscription | RawSubscription],
     ) -> None:
         self._bootstrap = settings.kafka_bootstrap.split(",")
         self._session_ms = round(settings.kafka_session_seconds * 1000)
         self._group = group
-        self._subscriptions: Mapping[str, Subscription] = {
+        self._subscriptions: Mapping[str, Subscription | RawSubscription] = {
             subscription.topic.name: subscription for subscription in subscriptions
         }
         self._stopping = threading.Event()
@@ -95,7 +113,7 @@ class Consumer:
     async def run(self, ready: Callable[[], None]) -> None:
         """Consumes until cancelled; calls `ready` when the group has given out partitions."""
         loop = asyncio.get_running_loop()
-        self._dead_letters = _DeadLetters(self._bootstrap)
+        self._dead_letters = _DeadLetters(self._bootstrap, self._group)
         try:
             await run_in_thread(
                 "kafka-consumer", lambda: self._consume(loop, ready), self._stopping
@@ -201,7 +219,8 @@ class Consumer:
 
     def _queue(self, record: Any, partition: _Partition) -> None:
         """Handles a record, if order matters when the one before it with the same key is done."""
-        in_order = self._subscriptions[record.topic].in_order and record.key
+        subscription = self._subscriptions[record.topic]
+        in_order = isinstance(subscription, Subscription) and subscription.in_order and record.key
         alone = b"%d/%d" % (record.partition, record.offset)
         key = (record.topic, record.key if in_order else alone)
         task = asyncio.get_running_loop().create_task(
@@ -232,7 +251,10 @@ class Consumer:
         waits = 0
         while True:
             try:
-                await subscription.handle(subscription.message.FromString(record.value))
+                if isinstance(subscription, RawSubscription):
+                    await subscription.handle(record)
+                else:
+                    await subscription.handle(subscription.message.FromString(record.value))
                 return
             except Unavailable as error:
                 waits += 1
@@ -243,7 +265,7 @@ class Consumer:
                 return
             except Exception as error:
                 failures += 1
-                if failures == _TRIES:
+                if failures >= _TRIES and isinstance(subscription, Subscription):
                     await self._bury(record, error)
                     return
                 delay = _backoff(failures)
@@ -285,8 +307,9 @@ class _Rebalance(ConsumerRebalanceListener):  # type: ignore[misc]  # kafka-pyth
 class _DeadLetters:
     """Writes dead letters; connects when there is the first one."""
 
-    def __init__(self, bootstrap: Sequence[str]) -> None:
+    def __init__(self, bootstrap: Sequence[str], group: str) -> None:
         self._bootstrap = bootstrap
+        self._group = group
         self._lock = threading.Lock()
         self._producer: KafkaProducer | None = None
 
@@ -307,9 +330,10 @@ class _DeadLetters:
             value=record.value,
             headers=[
                 *record.headers,
-                ("dlq-reason", f"{type(error).__name__}: {error}"[:1000].encode()),
-                ("dlq-partition", str(record.partition).encode()),
-                ("dlq-offset", str(record.offset).encode()),
+                (DLQ_REASON, f"{type(error).__name__}: {error}"[:1000].encode()),
+                (DLQ_GROUP, self._group.encode()),
+                (DLQ_PARTITION, str(record.partition).encode()),
+                (DLQ_OFFSET, str(record.offset).encode()),
             ],
         ).get(timeout=10)
 

@@ -176,3 +176,13 @@ class MediaUnknown(MeshError):
         super().__init__(
             f"You have no media {media_id}.", fields={field: "is unknown, or somebody else's"}
         )
+
+
+class DeadLetterUnknown(MeshError):
+    """There is no such dead letter."""
+
+    code = grpc.StatusCode.NOT_FOUND
+    reason = "DEAD_LETTER_UNKNOWN"
+
+    def __init__(self, dead_letter_id: int) -> None:
+        super().__init__(f"There is no dead letter {dead_letter_id}.")

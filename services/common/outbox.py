@@ -71,14 +71,19 @@ class Transaction:
 
         Events with the same key, the id of the owner, are handled in their order.
         """
+        await self.publish_again(
+            topic.name,
+            key=key,
+            payload=event.SerializeToString(),
+            traceparent=context.current().traceparent(),
+        )
+
+    async def publish_again(
+        self, topic: str, *, key: int, payload: bytes, traceparent: str
+    ) -> None:
+        """Stores an event as it was published before, with the trace that it had."""
         await self.connection.execute(
-            _ADD,
-            {
-                "topic": topic.name,
-                "key": key,
-                "payload": event.SerializeToString(),
-                "traceparent": context.current().traceparent(),
-            },
+            _ADD, {"topic": topic, "key": key, "payload": payload, "traceparent": traceparent}
         )
 
 

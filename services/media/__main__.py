@@ -1,14 +1,21 @@
 """`python -m services.media`: wires the media service and serves it."""
 
+from photomesh.media.v1.events_pb2 import MediaDeleted, MediaProcessed, MediaUploaded
+from photomesh.media.v1.media_admin_service_pb2_grpc import (
+    add_MediaAdminServiceServicer_to_server,
+)
 from photomesh.media.v1.media_internal_service_pb2_grpc import (
     add_MediaInternalServiceServicer_to_server,
 )
 from photomesh.media.v1.media_service_pb2_grpc import add_MediaServiceServicer_to_server
 
-from services.common import cdn, config, logs
+from services.common import cdn, config, logs, topics
+from services.common.consumer import Consumer
 from services.common.database import Database
+from services.common.dead_letters import DeadLetters
 from services.common.outbox import Outbox, Relay
 from services.common.server import PUBLIC, Service, Worker, run, serve
+from services.media.admin import MediaAdminService
 from services.media.config import MediaSettings
 from services.media.service import MediaInternalService, MediaService
 from services.media.storage import Storage
@@ -23,12 +30,26 @@ async def main() -> None:
     logs.configure("media", settings.log_level)
     relay = Relay(settings, settings)
     async with Database(settings) as database:
-        store = MediaStore(database, Outbox(database, relay))
+        outbox = Outbox(database, relay)
+        store = MediaStore(database, outbox)
         storage = Storage(settings)
         uploads = Uploads(store, storage)
         watchers = Watchers(store)
         public = MediaService(store, storage, cdn.signer(settings), uploads, watchers)
         internal = MediaInternalService(store)
+        dead_letters = DeadLetters(
+            database,
+            outbox,
+            {
+                topics.MEDIA_UPLOADED: MediaUploaded,
+                topics.MEDIA_PROCESSED: MediaProcessed,
+                topics.MEDIA_DELETED: MediaDeleted,
+            },
+        )
+        admin = MediaAdminService(dead_letters)
+        burials = Consumer(
+            settings, group="media-dead-letters", subscriptions=dead_letters.subscriptions()
+        )
         await serve(
             settings,
             [
@@ -42,11 +63,17 @@ async def main() -> None:
                     lambda server: add_MediaInternalServiceServicer_to_server(internal, server),
                     callers=frozenset({"post"}),
                 ),
+                Service(
+                    "photomesh.media.v1.MediaAdminService",
+                    lambda server: add_MediaAdminServiceServicer_to_server(admin, server),
+                    callers=frozenset({"operator"}),
+                ),
             ],
             [
                 Worker("relay", relay.run),
                 Worker("sweeper", Sweeper(store, uploads).run),
                 Worker("watchers", watchers.run),
+                Worker("dead-letters", burials.run),
             ],
         )
 

@@ -72,7 +72,8 @@ def test_public_and_internal_methods_are_in_different_services():
         for service in file.service:
             for method in service.method:
                 has_rest_path = method.options.HasExtension(annotations_pb2.http)
-                assert has_rest_path != service.name.endswith("InternalService"), method.name
+                inside = service.name.endswith(("InternalService", "AdminService"))
+                assert has_rest_path != inside, method.name
 
 
 def test_every_reason_that_is_listed_is_given_by_somebody():

@@ -80,6 +80,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """Something that should not happen did; the trace id leads to it in the logs."""
     ERROR_REASON_TOO_MANY_STREAMS: _ErrorReason.ValueType  # 53
     """Too many streams of this kind are open; open it again in a few seconds."""
+    ERROR_REASON_DEAD_LETTER_UNKNOWN: _ErrorReason.ValueType  # 54
+    """There is no dead letter with this id."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Why a call failed, for programs: `google.rpc.ErrorInfo.reason` is one of these names without
@@ -144,4 +146,6 @@ ERROR_REASON_INTERNAL: ErrorReason.ValueType  # 52
 """Something that should not happen did; the trace id leads to it in the logs."""
 ERROR_REASON_TOO_MANY_STREAMS: ErrorReason.ValueType  # 53
 """Too many streams of this kind are open; open it again in a few seconds."""
+ERROR_REASON_DEAD_LETTER_UNKNOWN: ErrorReason.ValueType  # 54
+"""There is no dead letter with this id."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

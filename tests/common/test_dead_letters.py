@@ -1,0 +1,138 @@
+"""Dead letters: from a consumer that gives up to an engineer who replays or drops them."""
+
+import asyncio
+from collections.abc import Callable
+
+import pytest
+from photomesh.graph.v1.events_pb2 import FollowChanged
+
+from services.common.consumer import Consumer
+from services.common.database import Database
+from services.common.dead_letters import DeadLetters
+from services.common.errors import DeadLetterUnknown
+from services.common.outbox import Outbox, Relay
+from tests.common.test_events import consuming, publish, quick_kafka, running, topic
+from tests.eventually import eventually
+
+__all__ = ["quick_kafka", "topic"]
+
+
+@pytest.fixture
+async def parts(database_of: Callable, quick_kafka, topic):
+    """An outbox that is relayed, and the dead letters of the topic, which are read in."""
+    settings = database_of("graph")
+    relay = Relay(settings, quick_kafka)
+    async with Database(settings) as database, running(relay.run):
+        outbox = Outbox(database, relay)
+        letters = DeadLetters(database, outbox, {topic: FollowChanged})
+        reader = Consumer(
+            quick_kafka, group=f"reader-{topic.name}", subscriptions=letters.subscriptions()
+        )
+        async with running(reader.run):
+            yield outbox, letters
+
+
+def event(followee_id: int) -> FollowChanged:
+    return FollowChanged(follower_id=7, followee_id=followee_id)
+
+
+async def waiting(letters: DeadLetters, count: int):
+    return await eventually(
+        lambda: letters.open(topic="", after_id=0, limit=100),
+        lambda found: len(found) == count,
+        within=30,
+    )
+
+
+async def test_what_was_given_up_is_looked_at_replayed_and_dropped(parts, topic, quick_kafka):
+    outbox, letters = parts
+    broken, handled = True, []
+
+    async def handle(seen):
+        if broken:
+            raise ValueError(f"no way with \0 {seen.followee_id}")
+        handled.append(seen.followee_id)
+
+    async with consuming(quick_kafka, topic, handle):
+        await publish(outbox, topic, event(1))
+        await publish(outbox, topic, event(2))
+        first, second = await waiting(letters, 2)
+
+        assert (first.topic, first.key, first.partition) == (topic.name, b"7", 0)
+        assert {first.offset, second.offset} == {0, 1}
+        assert first.consumer_group == f"group-of-{topic.name}"
+        assert "no way" in first.reason
+        assert len(first.trace_id) == 32
+        assert not first.payload
+        seen = await letters.get(first.dead_letter_id)
+        assert FollowChanged.FromString(seen.payload) == event(1)
+        assert '"followeeId": "1"' in seen.payload_json
+        page = await letters.open(topic=topic.name, after_id=first.dead_letter_id, limit=1)
+        assert page == [second]
+        assert await letters.open(topic="other", after_id=0, limit=1) == []
+
+        broken = False
+        assert await letters.drop([second.dead_letter_id]) == [second.dead_letter_id]
+        both = [first.dead_letter_id, second.dead_letter_id]
+        replays = await asyncio.gather(*(letters.replay(both) for _ in range(5)))
+        assert sorted(replays) == [[], [], [], [], [first.dead_letter_id]]
+
+        async def done():
+            return handled
+
+        await eventually(done)
+        assert handled == [1]
+        assert await waiting(letters, 0) == []
+        assert (await letters.get(second.dead_letter_id)).dead_letter_id
+
+
+async def test_one_that_fails_again_is_a_new_dead_letter(parts, topic, quick_kafka):
+    outbox, letters = parts
+
+    async def handle(_):
+        raise ValueError("never")
+
+    async with consuming(quick_kafka, topic, handle):
+        await publish(outbox, topic, event(1))
+        [first] = await waiting(letters, 1)
+        await letters.replay([first.dead_letter_id])
+        [again] = await waiting(letters, 1)
+
+    assert again.dead_letter_id > first.dead_letter_id
+    assert again.trace_id == first.trace_id
+
+
+async def test_a_log_that_is_read_again_brings_nothing_back(parts, topic, quick_kafka):
+    outbox, letters = parts
+
+    async def handle(_):
+        raise ValueError("never")
+
+    async with consuming(quick_kafka, topic, handle):
+        await publish(outbox, topic, event(1))
+        [letter] = await waiting(letters, 1)
+    await letters.drop([letter.dead_letter_id])
+    added = []
+    [subscription] = letters.subscriptions()
+
+    async def add(record):
+        await subscription.handle(record)
+        added.append(record)
+
+    async def read():
+        return added
+
+    reader = Consumer(
+        quick_kafka,
+        group=f"again-{topic.name}",
+        subscriptions=[type(subscription)(subscription.topic, add)],
+    )
+    async with running(reader.run):
+        await eventually(read)
+
+    assert await letters.open(topic="", after_id=0, limit=10) == []
+
+
+async def test_an_unknown_one_is_told(parts):
+    with pytest.raises(DeadLetterUnknown):
+        await parts[1].get(12345)

@@ -1,0 +1,69 @@
+"""Dead letters of media, as an engineer with the operator's certificate meets them."""
+
+import asyncio
+
+import grpc
+import pytest
+from kafka import KafkaProducer
+from photomesh.media.v1 import media_admin_service_pb2 as pb
+from photomesh.media.v1.events_pb2 import MediaUploaded
+from photomesh.media.v1.media_admin_service_pb2_grpc import MediaAdminServiceStub
+
+from tests.callers import Refusal, channel_to
+from tests.eventually import eventually
+
+
+@pytest.fixture
+async def admin(infrastructure):
+    infrastructure.up(["media", "media-worker"])
+    async with channel_to(infrastructure, "media", identity="operator") as channel:
+        yield MediaAdminServiceStub(channel)
+
+
+async def test_a_message_that_is_none_waits_for_a_decision(admin, kafka):
+    producer = KafkaProducer(bootstrap_servers=kafka.kafka_bootstrap)
+    garbage = b"\xff\xff\xff garbage"
+    await asyncio.to_thread(lambda: producer.send("media_uploaded", garbage).get(10))
+    good = MediaUploaded(media_id=1, owner_id=1).SerializeToString()
+    await asyncio.to_thread(lambda: producer.send("media_uploaded.dlq", good).get(10))
+    producer.close()
+
+    async def listed():
+        answer = await admin.ListDeadLetters(pb.ListDeadLettersRequest(topic="media_uploaded"))
+        return answer.dead_letters
+
+    letters = await eventually(listed, lambda found: len(found) >= 2, within=30)
+    by_reason = {letter.reason.partition(":")[0]: letter for letter in letters}
+    bad = by_reason["DecodeError"]
+    assert bad.consumer_group == "media-worker"
+    seen = await admin.GetDeadLetter(pb.GetDeadLetterRequest(dead_letter_id=bad.dead_letter_id))
+    assert seen.dead_letter.payload == garbage
+    assert seen.dead_letter.payload_json == ""
+    dropped = await admin.DropDeadLetters(
+        pb.DropDeadLettersRequest(dead_letter_ids=[bad.dead_letter_id])
+    )
+    assert list(dropped.dropped_ids) == [bad.dead_letter_id]
+
+    # Nothing is told of it but the event itself; the worker finds no such media and goes on.
+    bare = by_reason[""]
+    assert (bare.partition, bare.offset, bare.trace_id) == (-1, -1, "")
+    replayed = await admin.ReplayDeadLetters(
+        pb.ReplayDeadLettersRequest(dead_letter_ids=[bare.dead_letter_id])
+    )
+    assert list(replayed.replayed_ids) == [bare.dead_letter_id]
+    left = {letter.dead_letter_id for letter in await listed()}
+    assert not left & {bad.dead_letter_id, bare.dead_letter_id}
+
+
+@pytest.mark.parametrize("identity", ["gateway", "post"])
+async def test_nobody_else_is_let_in(infrastructure, admin, identity):
+    async with channel_to(infrastructure, "media", identity=identity) as channel:
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await MediaAdminServiceStub(channel).ListDeadLetters(pb.ListDeadLettersRequest())
+    assert Refusal.of(refused.value).reason == "CALLER_NOT_ALLOWED"
+
+
+async def test_an_unknown_dead_letter(admin):
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await admin.GetDeadLetter(pb.GetDeadLetterRequest(dead_letter_id=1 << 60))
+    assert Refusal.of(refused.value).reason == "DEAD_LETTER_UNKNOWN"
