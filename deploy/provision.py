@@ -9,12 +9,15 @@ the same program prepares a laptop and a production cluster.
 import logging
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from pydantic import SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from services.common.config import load
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3.type_defs import LifecycleRuleTypeDef
 
 log = logging.getLogger("provision")
 
@@ -92,19 +95,37 @@ def provision_storage(settings: Storage) -> None:
         log.info("made bucket %s", bucket)
     # What a crash or a client leaves of an upload in parts; the media service's sweeper removes
     # those that it knows of.
-    s3.put_bucket_lifecycle_configuration(
-        Bucket=settings.originals_bucket,
-        LifecycleConfiguration={
-            "Rules": [
-                {
-                    "ID": "abandoned-parts",
-                    "Status": "Enabled",
-                    "Filter": {"Prefix": ""},
-                    "AbortIncompleteMultipartUpload": {"DaysAfterInitiation": 1},
-                }
-            ]
-        },
-    )
+    abandoned_parts: LifecycleRuleTypeDef = {
+        "ID": "abandoned-parts",
+        "Status": "Enabled",
+        "Filter": {"Prefix": ""},
+        "AbortIncompleteMultipartUpload": {"DaysAfterInitiation": 1},
+    }
+    # Originals are read when they are processed, and when a new variant is made of all of them.
+    # Both storage classes still answer at once.
+    rarely_read: LifecycleRuleTypeDef = {
+        "ID": "rarely-read",
+        "Status": "Enabled",
+        "Filter": {"Prefix": ""},
+        "Transitions": [
+            {"Days": 30, "StorageClass": "STANDARD_IA"},
+            {"Days": 180, "StorageClass": "GLACIER_IR"},
+        ],
+    }
+    try:
+        s3.put_bucket_lifecycle_configuration(
+            Bucket=settings.originals_bucket,
+            LifecycleConfiguration={"Rules": [abandoned_parts, rarely_read]},
+        )
+    except s3.exceptions.ClientError as error:
+        # SeaweedFS has one storage class; it refuses the whole configuration.
+        if error.response["Error"]["Code"] != "NotImplemented":
+            raise
+        log.info("this S3 has no other storage classes: originals stay in theirs")
+        s3.put_bucket_lifecycle_configuration(
+            Bucket=settings.originals_bucket,
+            LifecycleConfiguration={"Rules": [abandoned_parts]},
+        )
     s3.put_bucket_cors(
         Bucket=settings.originals_bucket,
         CORSConfiguration={

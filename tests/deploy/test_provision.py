@@ -243,6 +243,16 @@ def test_storage_can_be_provisioned_again_over_its_objects(infrastructure, s3):
     assert media.get_object(Bucket=ORIGINALS_BUCKET, Key="a/kept")["Body"].read() == b"x"
 
 
+def test_a_store_without_cold_storage_still_removes_abandoned_parts(infrastructure, s3):
+    provisioner = s3(infrastructure.credentials.s3_provision)
+
+    rules = provisioner.get_bucket_lifecycle_configuration(Bucket=ORIGINALS_BUCKET)["Rules"]
+
+    [rule] = rules
+    assert rule["Status"] == "Enabled"
+    assert rule["AbortIncompleteMultipartUpload"] == {"DaysAfterInitiation": 1}
+
+
 def test_a_browser_may_post_originals(infrastructure):
     answer = httpx.options(
         f"{infrastructure.s3_endpoint}/{ORIGINALS_BUCKET}",
