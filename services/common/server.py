@@ -80,6 +80,10 @@ async def serve(
         options=[
             ("grpc.so_reuseport", 0),
             ("grpc.max_receive_message_length", 8 * 1024 * 1024),
+            # How much of a stream may wait here for who reads it slowly. Left to itself gRPC lets
+            # it grow with the speed of the line, to many MiB for each of the clients that upload.
+            ("grpc.http2.bdp_probe", 0),
+            ("grpc.http2.lookahead_bytes", 1 << 20),
             # A peer that vanished without a word is noticed within half a minute.
             ("grpc.keepalive_time_ms", 20_000),
             ("grpc.keepalive_timeout_ms", 10_000),

@@ -19,9 +19,9 @@ class UploadLimits:
     """The largest file in one form."""
     most_bytes: int = 4 * 2**30
     """The largest file by any other door."""
-    part_bytes: int = 6 * _MIB
-    """All parts but the last. S3 takes no less than 5 MiB and no more than 10,000 parts. Of a
-    stream three are in memory, two on their way to S3: that must stay under 24 MiB."""
+    part_bytes: int = 5 * _MIB
+    """All parts but the last. S3 takes no less and no more than 10,000 of them. Of a stream three
+    are in memory, two on their way to S3: with all else that must stay under 24 MiB."""
     chunk_bytes: int = 4 * _MIB
     """One message of a stream."""
     content_types: tuple[str, ...] = (*KINDS, UNTOLD)

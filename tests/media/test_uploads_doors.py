@@ -36,7 +36,7 @@ CUTS = 20 if PROVING else 3
 
 def file_of(size: int) -> bytes:
     """Returns bytes of no known type, other ones each time."""
-    return b"?" + random.randbytes(size - 1)
+    return b"?" + os.urandom(size - 1)
 
 
 def sha256(file: bytes) -> str:
@@ -336,9 +336,9 @@ async def test_what_is_continued_is_still_checked(uploader):
     said = {"size_bytes": len(file), "request_id": "one", "sha256": sha256(file)}
     request = pb.GetUploadOffsetRequest(request_id="one")
     await refusal(stream(uploader, b"!" * (12 * MIB), **said))
-    assert (await call(uploader, "GetUploadOffset", request)).offset == 12 * MIB
+    assert (await call(uploader, "GetUploadOffset", request)).offset == 10 * MIB
 
-    continued = by_stream(uploader, file, offset=12 * MIB, **said)
+    continued = by_stream(uploader, file, offset=10 * MIB, **said)
 
     assert await refusal(continued) == "OBJECT_MISMATCH"
     # Given up: the request id may be used for the right bytes.
@@ -349,7 +349,7 @@ async def test_parts_that_have_arrived_are_told_and_the_others_may_follow(upload
     file = file_of(32 * MIB)
     opened = await open_parts(uploader, file, request_id="one", sha256=sha256(file))
     media_id = opened.media.media_id
-    assert opened.part_count == 6
+    assert opened.part_count == 7
     await send_parts(uploader, media_id, file, [5, 2])
 
     # The phone was restarted, and knows nothing but its request id.
@@ -359,7 +359,7 @@ async def test_parts_that_have_arrived_are_told_and_the_others_may_follow(upload
     arrived = await call(uploader, "ListUploadParts", request)
     assert [part.part_number for part in arrived.parts] == [2, 5]
     assert await refusal(uploader.complete(media_id)) == "OBJECT_MISSING"
-    missing = {*range(1, 7)} - {part.part_number for part in arrived.parts}
+    missing = {*range(1, 8)} - {part.part_number for part in arrived.parts}
     await send_parts(uploader, media_id, file, [*missing, 2])
 
     completed = await asyncio.gather(*(uploader.complete(media_id) for _ in range(20)))

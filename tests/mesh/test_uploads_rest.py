@@ -71,7 +71,7 @@ async def put(author: Person, content, content_type="", **query) -> dict:
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("form", ["whole", "chunked"])
 async def test_every_byte_arrives(author, stored, size, form):
-    file = b"?" + random.randbytes(size - 1)
+    file = b"?" + os.urandom(size - 1)
 
     answer = await put(author, file if form == "whole" else chunked(file))
 
@@ -100,7 +100,7 @@ async def test_a_photo_as_a_body_becomes_ready(author):
 
 
 async def test_parallel_repeats_of_a_request_make_one_media(author, stored):
-    file = random.randbytes(50_000)
+    file = os.urandom(50_000)
 
     answers = await asyncio.gather(*(put(author, file, requestId="one") for _ in range(50)))
 
@@ -136,7 +136,7 @@ async def test_nobody_uploads_without_a_token(http):
 
 
 async def test_a_body_that_is_cut_goes_on_where_it_is_safe(author, stored):
-    file = random.randbytes(SIZES[-1])
+    file = os.urandom(SIZES[-1])
     query = {"requestId": "one", "sizeBytes": len(file), "sha256": hashlib.sha256(file).hexdigest()}
 
     async def offset() -> int:
@@ -171,7 +171,7 @@ async def test_the_limits_are_told(author):
 
 
 async def test_parts_go_through_the_gateway_as_well(author, stored):
-    file = random.randbytes(7 * MIB)
+    file = os.urandom(7 * MIB)
     opened = await author.call(
         "POST",
         "/v1/media/multipart",
