@@ -72,4 +72,5 @@ test: lint ## Checks everything, on a stack of its own (ARGS="-k feed" chooses t
 
 .PHONY: prove
 prove: venv ## Runs the long proofs: each process and part is killed 20 times (PHOTOMESH_CRASHES=N)
-	@PHOTOMESH_CRASHES=$${PHOTOMESH_CRASHES:-20} $(RUN) -m pytest -q tests/mesh/test_crashes.py $(ARGS)
+	@PHOTOMESH_CRASHES=$${PHOTOMESH_CRASHES:-20} PHOTOMESH_PROVE=1 \
+		$(RUN) -m pytest -q tests/mesh/test_crashes.py tests/mesh/test_uploads_rest.py tests/media/test_uploads_doors.py $(ARGS)

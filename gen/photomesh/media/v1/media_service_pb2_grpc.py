@@ -122,7 +122,7 @@ class MediaServiceServicer:
     """
 
     def GetUploadLimits(self, request, context):
-        """Tells what may be uploaded. No method fails for a smaller file than these limits.
+        """Tells what may be uploaded, and by which door.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

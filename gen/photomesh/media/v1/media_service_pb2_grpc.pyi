@@ -28,7 +28,7 @@ class MediaServiceStub:
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     GetUploadLimits: _aio.UnaryUnaryMultiCallable[_media_service_pb2.GetUploadLimitsRequest, _media_service_pb2.GetUploadLimitsResponse]
-    """Tells what may be uploaded. No method fails for a smaller file than these limits."""
+    """Tells what may be uploaded, and by which door."""
     CreateUpload: _aio.UnaryUnaryMultiCallable[_media_service_pb2.CreateUploadRequest, _media_service_pb2.CreateUploadResponse]
     """Opens an upload: returns what the client needs to send the file straight to S3.
 
@@ -166,7 +166,7 @@ class MediaServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _media_service_pb2.GetUploadLimitsRequest,
         context: _aio.ServicerContext[_media_service_pb2.GetUploadLimitsRequest, _abc.Awaitable[_media_service_pb2.GetUploadLimitsResponse]],
     ) -> _abc.Awaitable[_media_service_pb2.GetUploadLimitsResponse]:
-        """Tells what may be uploaded. No method fails for a smaller file than these limits."""
+        """Tells what may be uploaded, and by which door."""
 
     @_abc_1.abstractmethod
     def CreateUpload(
