@@ -70,7 +70,13 @@ lint: venv ## Checks style, types and import rules
 test: lint ## Checks everything, on a stack of its own (ARGS="-k feed" chooses tests)
 	@$(RUN) -m pytest -q $(ARGS)
 
+.PHONY: bench
+bench: venv ## Prints how fast things are, as ratios (BENCH=pipeline for one, BENCH="--help")
+	@$(RUN) -m loadtest $(BENCH)
+
 .PHONY: prove
 prove: venv ## Runs the long proofs: each process and part is killed 20 times (PHOTOMESH_CRASHES=N)
-	@PHOTOMESH_CRASHES=$${PHOTOMESH_CRASHES:-20} PHOTOMESH_PROVE=1 \
-		$(RUN) -m pytest -q tests/mesh/test_crashes.py tests/mesh/test_uploads_rest.py tests/media/test_uploads_doors.py $(ARGS)
+	@PHOTOMESH_CRASHES=$${PHOTOMESH_CRASHES:-20} PHOTOMESH_EXAMPLES=$${PHOTOMESH_EXAMPLES:-2000} \
+		PHOTOMESH_PROVE=1 \
+		$(RUN) -m pytest -q tests/mesh/test_crashes.py tests/media/test_pipeline_properties.py \
+		tests/mesh/test_uploads_rest.py tests/media/test_uploads_doors.py $(ARGS)

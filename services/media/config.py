@@ -28,9 +28,10 @@ class MediaWorkerSettings(MeshSettings, DatabaseSettings, KafkaSettings, Storage
     """How many photos are rendered at a time."""
     renderer_memory_mib: int = 320
     """How much memory a renderer may allocate. A phone's photo needs about 200."""
-    renderer_large_memory_mib: int = 640
-    """How much it may allocate for a large picture, of which there is one at a time. Most of 100
-    megapixels need less; what needs more has FAILED as TOO_EXPENSIVE."""
+    renderer_large_memory_mib: int = 560
+    """How much it may allocate for a large picture, of which there is one at a time. With two
+    renderers the worker's processes stay below 1 GiB so. A baseline JPEG of 100 megapixels needs
+    far less, a PNG of as many needs more and FAILS as TOO_EXPENSIVE."""
     renderer_cpu_seconds: int = 30
     """How long one photo may keep its core busy."""
     renderer_wall_seconds: float = 120.0

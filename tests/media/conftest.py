@@ -24,7 +24,7 @@ from services.media.storage import Storage
 from services.media.store import Declaration, Door, MediaStore
 
 LIMITS = Limits(
-    memory_bytes=320 * 2**20, large_memory_bytes=640 * 2**20, cpu_seconds=30, wall_seconds=60
+    memory_bytes=320 * 2**20, large_memory_bytes=560 * 2**20, cpu_seconds=30, wall_seconds=60
 )
 
 _users = itertools.count()

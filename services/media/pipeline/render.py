@@ -9,7 +9,7 @@ from typing import Any
 
 import cv2
 
-from services.media.pipeline.decode import Pixels, Source, decode, unpremultiply
+from services.media.pipeline.decode import Pixels, Source, decode, shrink, unpremultiply
 from services.media.pipeline.facts import blurhash, dominant_colour, perceptual_hash
 from services.media.pipeline.outputs import (
     AVIF,
@@ -115,20 +115,19 @@ def _run(step: Step, source: Source, inputs: list[Future[Any]]) -> Any:
     [picture] = (result.result() for result in inputs)
     match step.makes:
         case Size() as size:
-            return _resize(picture, size, source.size)
+            return resize(picture, size, source.size)
         case Encoding() as encoding:
-            return _encode(picture, encoding)
+            return encode(picture, encoding)
         case Fact() as fact:
             return _FACTS[fact](_opaque(picture))
 
 
-def _resize(picture: Pixels, size: Size, original: tuple[int, int]) -> Pixels:
+def resize(picture: Pixels, size: Size, original: tuple[int, int]) -> Pixels:
+    """Returns a picture in the size of a variant; `original`: its width and height at first."""
     target = size.fit(*original)
     if size.square:
         picture = _middle(picture)
-    if (picture.shape[1], picture.shape[0]) == target:
-        return picture
-    return cv2.resize(picture, target, interpolation=cv2.INTER_AREA)
+    return shrink(picture, target)
 
 
 def _middle(pixels: Pixels) -> Pixels:
@@ -139,7 +138,12 @@ def _middle(pixels: Pixels) -> Pixels:
     return pixels[top : top + side, left : left + side]
 
 
-def _encode(pixels: Pixels, encoding: Encoding) -> bytes:
+def encode(pixels: Pixels, encoding: Encoding) -> bytes:
+    """Writes a picture as a variant.
+
+    Raises:
+        MemoryError: there is less than the encoder needs.
+    """
     pixels = _opaque(pixels) if encoding is JPEG or pixels.shape[2] == 3 else unpremultiply(pixels)
     try:
         encoded, content = cv2.imencode(f".{encoding.extension}", pixels, _PARAMETERS[encoding])

@@ -1,0 +1,1 @@
+"""Benchmarks and load: `python -m loadtest NAME`, see `make bench`."""

@@ -1,0 +1,25 @@
+"""`python -m loadtest`: runs every benchmark, or the one that is named.
+
+Each prints ratios of what it measured in one run on one machine, so that they mean something on
+another one, too.
+"""
+
+import click
+
+from loadtest.pipeline import pipeline
+
+
+@click.group(invoke_without_command=True)
+@click.pass_context
+def cli(context: click.Context) -> None:
+    """Benchmarks. Without a name, all of them."""
+    if context.invoked_subcommand is None:
+        for command in cli.commands.values():
+            context.invoke(command)
+
+
+cli.add_command(pipeline)
+
+
+if __name__ == "__main__":
+    cli(prog_name="python -m loadtest")
