@@ -6,7 +6,9 @@ another one, too.
 
 import click
 
+from loadtest.edge import edge
 from loadtest.pipeline import pipeline
+from loadtest.uploads import uploads
 
 
 @click.group(invoke_without_command=True)
@@ -18,7 +20,8 @@ def cli(context: click.Context) -> None:
             context.invoke(command)
 
 
-cli.add_command(pipeline)
+for command in (pipeline, uploads, edge):
+    cli.add_command(command)
 
 
 if __name__ == "__main__":

@@ -14,8 +14,10 @@ import httpx
 import psycopg
 import pytest
 from botocore.config import Config
+from kafka import KafkaConsumer, TopicPartition
 
 from deploy.local.table import MEDIA_BUCKET
+from services.common.topics import TOPICS
 from tests.eventually import eventually
 from tests.mesh.people import Person
 from tests.pictures import photo
@@ -64,6 +66,7 @@ async def test_the_journey_completes_over_a_crash(mesh, http, victim, number):
         if step == fatal:
             crashes.append(asyncio.create_task(crash()))
 
+    dead_before = await asyncio.to_thread(count_dead_letters, mesh)
     try:
         author_id, media = await journey(http, begin)
     finally:
@@ -71,6 +74,7 @@ async def test_the_journey_completes_over_a_crash(mesh, http, victim, number):
         await asyncio.gather(*crashes)
     assert len(crashes) == 1
     await asyncio.to_thread(assert_nothing_doubled, mesh, author_id, media)
+    assert await asyncio.to_thread(count_dead_letters, mesh) == dead_before
 
 
 async def journey(http: httpx.AsyncClient, begin: Callable[[str], None]) -> tuple[int, dict]:
@@ -136,3 +140,12 @@ def assert_nothing_doubled(mesh, author_id: int, media: dict) -> None:
     path = httpx.URL(media["variants"][0]["url"]).path.removeprefix("/media/")
     listed = s3.list_objects_v2(Bucket=MEDIA_BUCKET, Prefix=path.rpartition("/")[0] + "/")
     assert len(listed["Contents"]) == len(media["variants"])
+
+
+def count_dead_letters(mesh) -> int:
+    consumer = KafkaConsumer(bootstrap_servers=mesh.kafka_bootstrap)
+    try:
+        graves = [TopicPartition(topic.name, 0) for topic in TOPICS if topic.name.endswith(".dlq")]
+        return sum(consumer.end_offsets(graves).values())
+    finally:
+        consumer.close()

@@ -1,0 +1,95 @@
+"""The CDN edge: hits of one picture, with the requests to the origin counted."""
+
+import asyncio
+import json
+import secrets
+import tempfile
+import time
+import urllib.request
+from pathlib import Path
+
+import boto3
+import click
+import jwt
+
+from deploy.local.ports import free_ports
+from deploy.local.stack import Stack
+from deploy.local.table import MEDIA_BUCKET
+
+_BYTES = 200 * 1024
+_CONNECTIONS = 16
+
+
+@click.command("edge")
+@click.option("--seconds", default=10.0, show_default=True, help="For how long it is asked.")
+def edge(seconds: float) -> None:
+    """Hits/s at 200 KB, beside those of S3 itself, and how often the origin was asked."""
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        Stack(Path(folder), ports=free_ports(), ephemeral=True) as stack,
+    ):
+        stack.up(["provision-storage", "edge"])
+        asyncio.run(_measure(stack, seconds))
+
+
+async def _measure(stack: Stack, seconds: float) -> None:
+    key = f"2026/01/01/1/{secrets.randbelow(1 << 60)}/w1080.jpg"
+    keys = stack.credentials.s3_media
+    s3 = boto3.client(
+        "s3",
+        endpoint_url=stack.s3_endpoint,
+        aws_access_key_id=keys.access_key,
+        aws_secret_access_key=keys.secret_key,
+        region_name="us-east-1",
+    )
+    await asyncio.to_thread(
+        s3.put_object,
+        Bucket=MEDIA_BUCKET,
+        Key=key,
+        Body=secrets.token_bytes(_BYTES),
+        ContentType="image/jpeg",
+    )
+    direct = s3.generate_presigned_url("get_object", Params={"Bucket": MEDIA_BUCKET, "Key": key})
+    secret = bytes.fromhex((stack.layout.pki / "cdn.key").read_text().strip())
+    prefix = f"/media/{key.rpartition('/')[0]}/"
+    token = jwt.encode({"p": prefix, "exp": int(time.time()) + 3600}, secret, algorithm="HS256")
+
+    s3_path = direct.removeprefix(stack.s3_endpoint)
+    straight = await _hits_per_second(stack.ports.s3, s3_path, seconds / 2)
+    before = _origin_requests(stack)
+    hits = await _hits_per_second(stack.ports.edge, f"/media/{key}?token={token}", seconds)
+    asked = _origin_requests(stack) - before
+    click.echo(
+        f"edge: {hits:.0f} hits/s of 200 KB, {hits / straight:.1f} times what S3 itself serves; "
+        f"{asked} requests to the origin for {hits * seconds:.0f} hits in {seconds:.0f} s "
+        "(one object, asked again every 30 s)"
+    )
+
+
+async def _hits_per_second(port: int, path: str, seconds: float) -> float:
+    """Returns how many whole answers some connections read, each one after the other."""
+    deadline = time.monotonic() + seconds
+    request = f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n\r\n".encode()
+
+    async def one() -> int:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1 << 20)
+        count = 0
+        while time.monotonic() < deadline:
+            writer.write(request)
+            head = await reader.readuntil(b"\r\n\r\n")
+            if not head.startswith(b"HTTP/1.1 200"):
+                raise click.ClickException(f"port {port} answered {head[:60]!r}")
+            await reader.readexactly(_BYTES)
+            count += 1
+        writer.close()
+        return count
+
+    return sum(await asyncio.gather(*(one() for _ in range(_CONNECTIONS)))) / seconds
+
+
+def _origin_requests(stack: Stack) -> int:
+    """Returns how many requests the edge has sent to S3, by its own statistics."""
+    url = f"http://127.0.0.1:{stack.ports.edge_admin}/stats?format=json&filter=upstream_rq_total"
+    with urllib.request.urlopen(url, timeout=5) as answer:
+        stats = json.load(answer)["stats"]
+    return sum(stat["value"] for stat in stats if stat["name"].startswith("cluster."))
