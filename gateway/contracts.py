@@ -20,8 +20,6 @@ _FILE = ".google.api.HttpBody"
 class PublicMethod:
     """One method that people outside may call."""
 
-    # The file of its contract, such as "photomesh/feed/v1/feed_service.proto".
-    file: str
     # The full name of its proto service, such as "photomesh.feed.v1.FeedService".
     service: str
     name: str
@@ -93,7 +91,6 @@ def _public_method(
     if rule.body not in ("", "*") and not _is_file(method, rule.body, messages):
         raise ValueError(f"the body of {name} is one field, which is not checked yet")
     return PublicMethod(
-        file=file.name,
         service=f"{file.package}.{service.name}",
         name=method.name,
         http_verb=verb.upper(),
