@@ -37,6 +37,7 @@ PROCESSES = {
     "fanout": "process",
     "gateway": "post",
     "edge": "pictures",
+    "reflection": "read",
     "postgres": "post",
     "valkey": "feed",
     "s3": "process",
