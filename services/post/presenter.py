@@ -81,6 +81,9 @@ class Presenter:
             width=item.width,
             height=item.height,
             create_time=item.create_time,
+            blurhash=item.blurhash,
+            dominant_colour=item.dominant_colour,
+            perceptual_hash=item.perceptual_hash,
         )
         if item.variants:
             signed = self._signer.sign(item.key_prefix)

@@ -50,6 +50,8 @@ async def test_a_photo_travels_from_a_phone_to_a_followers_feed(person):
     assert seen["caption"] == "Kreuzberg, früh am Morgen 🌅"
     assert seen["state"] == "POST_STATE_PUBLISHED"
     [shown] = seen["media"]
+    for fact in ("blurhash", "dominantColour", "perceptualHash"):
+        assert shown[fact] == media[fact] != ""
     assert (shown["width"], shown["height"]) == (1200, 1600)
 
     found = {}
