@@ -17,6 +17,7 @@ from services.common.cdn import UrlSigner
 from services.common.context import signed_in
 from services.common.errors import FieldInvalid, MediaUnknown
 from services.common.ids import created_at
+from services.common.presented_media import present_media
 from services.media.errors import UploadUnknown
 from services.media.limits import LIMITS, UploadLimits
 from services.media.pipeline.outputs import Fact
@@ -210,31 +211,7 @@ class MediaService(MediaServiceServicer):
         return media
 
     def _to_pb(self, media: Media) -> pb.Media:
-        message = pb.Media(
-            media_id=media.media_id,
-            owner_id=media.owner_id,
-            state=_state(media),
-            failure=_failure(media),
-            width=media.width,
-            height=media.height,
-            create_time=_timestamp(created_at(media.media_id)),
-            blurhash=media.facts.get(Fact.BLURHASH, ""),
-            dominant_colour=media.facts.get(Fact.DOMINANT_COLOUR, ""),
-            perceptual_hash=media.facts.get(Fact.PERCEPTUAL_HASH, ""),
-        )
-        if media.variants:
-            # One signature is good for all of them.
-            signed = self._signer.sign(key_prefix(media.media_id, media.owner_id))
-            for variant in media.variants:
-                message.variants.add(
-                    name=variant.name,
-                    content_type=variant.content_type,
-                    width=variant.width,
-                    height=variant.height,
-                    size_bytes=variant.size_bytes,
-                    url=signed.url(variant.object_name),
-                )
-        return message
+        return present_media(_to_stored_pb(media), self._signer)
 
 
 class MediaInternalService(MediaInternalServiceServicer):

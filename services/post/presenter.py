@@ -8,13 +8,13 @@ from photomesh.account.v1.account_internal_service_pb2 import BatchGetAccountsRe
 from photomesh.account.v1.account_internal_service_pb2_grpc import AccountInternalServiceStub
 from photomesh.account.v1.account_service_pb2 import AccountSummary
 from photomesh.media.v1.media_internal_service_pb2 import StoredMedia
-from photomesh.media.v1.media_service_pb2 import Media
 from photomesh.post.v1 import post_service_pb2 as pb
 
 from services.common import client, logs
 from services.common.cdn import UrlSigner
 from services.common.errors import MeshError
 from services.common.ids import created_at
+from services.common.presented_media import present_media
 from services.post.store import Post
 
 _NAMES_WITHIN_SECONDS = 0.5
@@ -67,33 +67,7 @@ class Presenter:
             post_id=post.post_id,
             author=author,
             caption=post.caption,
-            media=[self._media_to_pb(item) for item in media],
+            media=[present_media(item, self._signer) for item in media],
             state=pb.PostState.Value(f"POST_STATE_{post.state}"),
             create_time=create_time,
         )
-
-    def _media_to_pb(self, item: StoredMedia) -> Media:
-        media = Media(
-            media_id=item.media_id,
-            owner_id=item.owner_id,
-            state=item.state,
-            failure=item.failure,
-            width=item.width,
-            height=item.height,
-            create_time=item.create_time,
-            blurhash=item.blurhash,
-            dominant_colour=item.dominant_colour,
-            perceptual_hash=item.perceptual_hash,
-        )
-        if item.variants:
-            signed = self._signer.sign(item.key_prefix)
-            for variant in item.variants:
-                media.variants.add(
-                    name=variant.name,
-                    content_type=variant.content_type,
-                    width=variant.width,
-                    height=variant.height,
-                    size_bytes=variant.size_bytes,
-                    url=signed.url(variant.object_name),
-                )
-        return media
