@@ -15,6 +15,7 @@ MEDIA_UPLOADED = Topic("media_uploaded")
 MEDIA_PROCESSED = Topic("media_processed")
 MEDIA_DELETED = Topic("media_deleted")
 POST_CREATED = Topic("post_created")
+POST_CHANGED = Topic("post_changed")
 FOLLOW_CHANGED = Topic("follow_changed")
 
 
@@ -23,7 +24,14 @@ def dead_letters(topic: Topic) -> Topic:
     return Topic(f"{topic.name}.dlq", partitions=1)
 
 
-_EVENTS = (MEDIA_UPLOADED, MEDIA_PROCESSED, MEDIA_DELETED, POST_CREATED, FOLLOW_CHANGED)
+_EVENTS = (
+    MEDIA_UPLOADED,
+    MEDIA_PROCESSED,
+    MEDIA_DELETED,
+    POST_CREATED,
+    POST_CHANGED,
+    FOLLOW_CHANGED,
+)
 
 TOPICS = (*_EVENTS, *(dead_letters(topic) for topic in _EVENTS))
 """Every topic that provisioning makes."""

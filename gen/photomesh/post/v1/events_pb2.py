@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ephotomesh/post/v1/events.proto\x12\x11photomesh.post.v1\"1\n\x0bPostCreated\x12\x0f\n\x07post_id\x18\x01 \x01(\x03\x12\x11\n\tauthor_id\x18\x02 \x01(\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ephotomesh/post/v1/events.proto\x12\x11photomesh.post.v1\"1\n\x0bPostCreated\x12\x0f\n\x07post_id\x18\x01 \x01(\x03\x12\x11\n\tauthor_id\x18\x02 \x01(\x03\"1\n\x0bPostChanged\x12\x0f\n\x07post_id\x18\x01 \x01(\x03\x12\x11\n\tauthor_id\x18\x02 \x01(\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,4 +33,6 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_POSTCREATED']._serialized_start=53
   _globals['_POSTCREATED']._serialized_end=102
+  _globals['_POSTCHANGED']._serialized_start=104
+  _globals['_POSTCHANGED']._serialized_end=153
 # @@protoc_insertion_point(module_scope)

@@ -41,3 +41,32 @@ class PostCreated(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___PostCreated: _TypeAlias = PostCreated  # noqa: Y015
+
+@_typing.final
+class PostChanged(_message.Message):
+    """A post that was published is no longer what it was: it was archived, shown again or deleted, or
+    one of its media was deleted or made anew. Ask post what holds now. Topic `post_changed`, key
+    `author_id`.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POST_ID_FIELD_NUMBER: _builtins.int
+    AUTHOR_ID_FIELD_NUMBER: _builtins.int
+    post_id: _builtins.int
+    """The post."""
+    author_id: _builtins.int
+    """Who posted it."""
+    def __init__(
+        self,
+        *,
+        post_id: _builtins.int = ...,
+        author_id: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["author_id", b"author_id", "post_id", b"post_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PostChanged: _TypeAlias = PostChanged  # noqa: Y015
