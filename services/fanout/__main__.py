@@ -6,7 +6,7 @@ from photomesh.post.v1.events_pb2 import PostCreated
 from photomesh.post.v1.post_internal_service_pb2_grpc import PostInternalServiceStub
 
 from services.common import config, logs, topics
-from services.common.cache import connect
+from services.common.cache import connect_redis
 from services.common.client import channel
 from services.common.consumer import Consumer, Subscription
 from services.common.server import Worker, run, serve
@@ -19,7 +19,7 @@ async def main() -> None:
     settings = config.load(FanoutSettings)
     logs.configure("fanout", settings.log_level)
     async with (
-        connect(settings) as valkey,
+        connect_redis(settings) as valkey,
         channel("graph", settings.peer_graph, settings.tls_dir) as graph,
         channel("post", settings.peer_post, settings.tls_dir) as post,
     ):

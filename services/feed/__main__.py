@@ -5,7 +5,7 @@ from photomesh.graph.v1.graph_internal_service_pb2_grpc import GraphInternalServ
 from photomesh.post.v1.post_internal_service_pb2_grpc import PostInternalServiceStub
 
 from services.common import config, logs
-from services.common.cache import connect
+from services.common.cache import connect_redis
 from services.common.client import channel
 from services.common.paging import PageTokens, read_key
 from services.common.server import PUBLIC, Service, run, serve
@@ -20,7 +20,7 @@ async def main() -> None:
     settings = config.load(FeedSettings)
     logs.configure("feed", settings.log_level)
     async with (
-        connect(settings) as valkey,
+        connect_redis(settings) as valkey,
         channel("graph", settings.peer_graph, settings.tls_dir) as graph,
         channel("post", settings.peer_post, settings.tls_dir) as post,
     ):

@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from redis.asyncio import Redis
 
-from services.common.cache import connect
+from services.common.cache import connect_redis
 from services.common.config import CacheSettings
 from services.common.errors import Unavailable
 from services.common.timelines import CAP, Extent, Timelines
@@ -18,7 +18,7 @@ _readers = itertools.count(1_000_000)
 
 @pytest.fixture(scope="session")
 async def valkey(infrastructure) -> AsyncIterator[Redis]:
-    async with connect(CacheSettings(valkey_url=infrastructure.valkey_url)) as valkey:
+    async with connect_redis(CacheSettings(valkey_url=infrastructure.valkey_url)) as valkey:
         yield valkey
 
 
@@ -147,6 +147,6 @@ async def test_pages_meet_without_gap_or_repeat(timelines, ages, size, data):
 
 
 async def test_a_cache_that_is_away_is_told(reader):
-    async with connect(CacheSettings(valkey_url="redis://127.0.0.1:1/0")) as nowhere:
+    async with connect_redis(CacheSettings(valkey_url="redis://127.0.0.1:1/0")) as nowhere:
         with pytest.raises(Unavailable):
             await Timelines(nowhere).read(reader, 0, 10)
