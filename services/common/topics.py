@@ -17,6 +17,7 @@ MEDIA_DELETED = Topic("media_deleted")
 POST_CREATED = Topic("post_created")
 POST_CHANGED = Topic("post_changed")
 FOLLOW_CHANGED = Topic("follow_changed")
+CELEBRITY_CHANGED = Topic("celebrity_changed")
 
 
 def dead_letters(topic: Topic) -> Topic:
@@ -31,6 +32,7 @@ _EVENTS = (
     POST_CREATED,
     POST_CHANGED,
     FOLLOW_CHANGED,
+    CELEBRITY_CHANGED,
 )
 
 TOPICS = (*_EVENTS, *(dead_letters(topic) for topic in _EVENTS))

@@ -52,7 +52,7 @@ class Fanout:
                 ]
             ),
         )
-        if response.follows[0]:
+        if response.checks[0].follows:
             await self._backfill(event.follower_id, event.followee_id)
         else:
             # The next read rebuilds it. Also a rebuild that is under way, and may have read the

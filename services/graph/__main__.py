@@ -37,7 +37,7 @@ async def main() -> None:
                 Service(
                     "photomesh.graph.v1.GraphInternalService",
                     lambda server: add_GraphInternalServiceServicer_to_server(internal, server),
-                    callers=frozenset({"fanout", "feed"}),
+                    callers=frozenset({"fanout", "feed", "post"}),
                 ),
             ],
             [Worker("relay", relay.run)],

@@ -5,6 +5,7 @@ follower_counts), so that two of them never wait for each other in a circle.
 """
 
 from collections.abc import Sequence
+from typing import LiteralString
 
 from photomesh.graph.v1.events_pb2 import FollowChanged
 from psycopg.rows import scalar_row
@@ -71,9 +72,28 @@ _FOLLOWERS = """
     SELECT follower_id
       FROM followers
      WHERE shard = %(shard)s AND followee_id = %(followee_id)s
-       AND follower_id > %(after_follower_id)s
+       AND follower_id > %(after)s AND follower_id <= %(until)s
      ORDER BY follower_id
      LIMIT %(limit)s
+"""
+
+# At most 16 rows.
+_COUNT_FOLLOWERS = """
+    SELECT coalesce(sum(followers), 0)
+      FROM follower_counts
+     WHERE shard = %(shard)s AND followee_id = %(followee_id)s
+"""
+
+# One scan of the primary key alone.
+_CHUNKS = """
+    SELECT follower_id
+      FROM (
+               SELECT follower_id, row_number() OVER (ORDER BY follower_id) AS number
+                 FROM followers
+                WHERE shard = %(shard)s AND followee_id = %(followee_id)s
+           ) AS numbered
+     WHERE number %% %(size)s = 0
+     ORDER BY follower_id
 """
 
 # Answered by the primary key alone.
@@ -138,19 +158,36 @@ class GraphStore:
             await tx.connection.execute(_UNCOUNT_FOLLOWER, edge)
             await tx.publish(topics.FOLLOW_CHANGED, key=follower_id, event=_changed(edge))
 
-    async def followers(self, followee_id: int, *, after: int, limit: int) -> list[int]:
-        """Returns the ids of up to `limit` followers above `after`, ascending."""
+    async def followers(self, followee_id: int, *, after: int, until: int, limit: int) -> list[int]:
+        """Returns the ids of up to `limit` followers above `after`, up to `until`, ascending."""
+        return await self._scalars(
+            _FOLLOWERS,
+            {
+                "shard": shard_of(followee_id),
+                "followee_id": followee_id,
+                "after": after,
+                "until": until,
+                "limit": limit,
+            },
+        )
+
+    async def count_followers(self, followee_id: int) -> int:
+        """Returns how many follow an account."""
+        [count] = await self._scalars(
+            _COUNT_FOLLOWERS, {"shard": shard_of(followee_id), "followee_id": followee_id}
+        )
+        return count
+
+    async def chunks(self, followee_id: int, *, size: int) -> list[int]:
+        """Returns the ids of an account's followers number `size`, twice `size`, and so on."""
+        return await self._scalars(
+            _CHUNKS, {"shard": shard_of(followee_id), "followee_id": followee_id, "size": size}
+        )
+
+    async def _scalars(self, query: LiteralString, values: dict[str, int]) -> list[int]:
         async with self._database.connection() as connection:
             cursor = connection.cursor(row_factory=scalar_row)
-            await cursor.execute(
-                _FOLLOWERS,
-                {
-                    "shard": shard_of(followee_id),
-                    "followee_id": followee_id,
-                    "after_follower_id": after,
-                    "limit": limit,
-                },
-            )
+            await cursor.execute(query, values)
             return await cursor.fetchall()
 
     async def followees(self, follower_id: int) -> list[int]:

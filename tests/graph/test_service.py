@@ -71,7 +71,7 @@ async def test_a_follow_is_told_to_the_mesh_once(services, graph, internal, acco
             ]
         )
     )
-    assert list(checked.follows) == [False, False]
+    assert [check.follows for check in checked.checks] == [False, False]
 
     # Events of one account keep their order, so a third one says that there is none between.
     await graph.Follow(pb.FollowRequest(account_id=other), metadata=as_user(fan))

@@ -137,7 +137,9 @@ async def test_batches_of_followers_meet_without_gap_or_repeat(graph):
     await store.follow(fans[0], other)
 
     seen: list[int] = []
-    while batch := await store.followers(star, after=seen[-1] if seen else 0, limit=4):
+    while batch := await store.followers(
+        star, after=seen[-1] if seen else 0, until=max(fans), limit=4
+    ):
         seen += batch
 
     assert seen == sorted(fans)

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fphotomesh/graph/v1/events.proto\x12\x12photomesh.graph.v1\"9\n\rFollowChanged\x12\x13\n\x0b\x66ollower_id\x18\x01 \x01(\x03\x12\x13\n\x0b\x66ollowee_id\x18\x02 \x01(\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fphotomesh/graph/v1/events.proto\x12\x12photomesh.graph.v1\"9\n\rFollowChanged\x12\x13\n\x0b\x66ollower_id\x18\x01 \x01(\x03\x12\x13\n\x0b\x66ollowee_id\x18\x02 \x01(\x03\"&\n\x10\x43\x65lebrityChanged\x12\x12\n\naccount_id\x18\x01 \x01(\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,4 +33,6 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_FOLLOWCHANGED']._serialized_start=55
   _globals['_FOLLOWCHANGED']._serialized_end=112
+  _globals['_CELEBRITYCHANGED']._serialized_start=114
+  _globals['_CELEBRITYCHANGED']._serialized_end=152
 # @@protoc_insertion_point(module_scope)

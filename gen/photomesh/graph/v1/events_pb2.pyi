@@ -18,10 +18,11 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class FollowChanged(_message.Message):
-    """Somebody began or ceased to follow an account. Topic `follow_changed`, key `follower_id`.
+    """What an account gets from another changed: it began or ceased to follow it, or to mute it. Topic
+    `follow_changed`, key `follower_id`.
 
     It says that something changed, not what holds now: a consumer asks graph, so that events that
-    come twice or late do no harm.
+    come twice or late do no harm. A block is told by one event for each direction that it cut.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -45,3 +46,30 @@ class FollowChanged(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___FollowChanged: _TypeAlias = FollowChanged  # noqa: Y015
+
+@_typing.final
+class CelebrityChanged(_message.Message):
+    """How an account's posts reach its followers began to change: its number of followers crossed a
+    threshold. Topic `celebrity_changed`, key `account_id`.
+
+    A consumer asks graph for the mode that holds now, brings the followers' feeds in line with it,
+    and then calls FinishModeChange.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    account_id: _builtins.int
+    """The account whose mode is PROMOTING or DEMOTING, or was."""
+    def __init__(
+        self,
+        *,
+        account_id: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CelebrityChanged: _TypeAlias = CelebrityChanged  # noqa: Y015

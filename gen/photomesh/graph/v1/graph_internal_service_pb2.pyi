@@ -7,6 +7,7 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -18,6 +19,42 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _AudienceMode:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _AudienceModeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_AudienceMode.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    AUDIENCE_MODE_UNSPECIFIED: _AudienceMode.ValueType  # 0
+    """Never sent."""
+    AUDIENCE_MODE_PUSHED: _AudienceMode.ValueType  # 1
+    """Posts are pushed into the followers' feeds."""
+    AUDIENCE_MODE_PROMOTING: _AudienceMode.ValueType  # 2
+    """Posts are pushed. Feeds are told, one by one, to pull them, too."""
+    AUDIENCE_MODE_PULLED: _AudienceMode.ValueType  # 3
+    """Feeds pull posts when they are read; nothing is pushed."""
+    AUDIENCE_MODE_DEMOTING: _AudienceMode.ValueType  # 4
+    """Posts are pushed again. Feeds are filled, one by one, with the last ones, and pull no more."""
+
+class AudienceMode(_AudienceMode, metaclass=_AudienceModeEnumTypeWrapper):
+    """How an account's posts reach its followers.
+
+    PUSHED -> PROMOTING -> PULLED -> DEMOTING -> PUSHED, and from PROMOTING and DEMOTING to each
+    other: so at each moment every follower gets each post by push, or by pull, or by both.
+    """
+
+AUDIENCE_MODE_UNSPECIFIED: AudienceMode.ValueType  # 0
+"""Never sent."""
+AUDIENCE_MODE_PUSHED: AudienceMode.ValueType  # 1
+"""Posts are pushed into the followers' feeds."""
+AUDIENCE_MODE_PROMOTING: AudienceMode.ValueType  # 2
+"""Posts are pushed. Feeds are told, one by one, to pull them, too."""
+AUDIENCE_MODE_PULLED: AudienceMode.ValueType  # 3
+"""Feeds pull posts when they are read; nothing is pushed."""
+AUDIENCE_MODE_DEMOTING: AudienceMode.ValueType  # 4
+"""Posts are pushed again. Feeds are filled, one by one, with the last ones, and pull no more."""
+Global___AudienceMode: _TypeAlias = AudienceMode  # noqa: Y015
+
 @_typing.final
 class StreamFollowersRequest(_message.Message):
     """Asks for an account's followers."""
@@ -26,19 +63,23 @@ class StreamFollowersRequest(_message.Message):
 
     FOLLOWEE_ID_FIELD_NUMBER: _builtins.int
     AFTER_FOLLOWER_ID_FIELD_NUMBER: _builtins.int
+    UNTIL_FOLLOWER_ID_FIELD_NUMBER: _builtins.int
     followee_id: _builtins.int
     """The account that is followed."""
     after_follower_id: _builtins.int
     """Only followers whose id is above this one; 0: from the first."""
+    until_follower_id: _builtins.int
+    """Only followers whose id is not above this one; 0: to the last."""
     def __init__(
         self,
         *,
         followee_id: _builtins.int = ...,
         after_follower_id: _builtins.int = ...,
+        until_follower_id: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_follower_id", b"after_follower_id", "followee_id", b"followee_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_follower_id", b"after_follower_id", "followee_id", b"followee_id", "until_follower_id", b"until_follower_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -53,7 +94,7 @@ class StreamFollowersResponse(_message.Message):
     FOLLOWER_IDS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def follower_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Up to 2,000 ids, ascending, each 8 bytes on the wire."""
+        """Ids, ascending, each 8 bytes on the wire; never more than 65,536."""
 
     def __init__(
         self,
@@ -67,6 +108,71 @@ class StreamFollowersResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___StreamFollowersResponse: _TypeAlias = StreamFollowersResponse  # noqa: Y015
+
+@_typing.final
+class GetAudienceRequest(_message.Message):
+    """Asks how to reach an account's followers."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FOLLOWEE_ID_FIELD_NUMBER: _builtins.int
+    CHUNK_SIZE_FIELD_NUMBER: _builtins.int
+    followee_id: _builtins.int
+    """The account that is followed."""
+    chunk_size: _builtins.int
+    """How many followers one chunk shall have."""
+    def __init__(
+        self,
+        *,
+        followee_id: _builtins.int = ...,
+        chunk_size: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk_size", b"chunk_size", "followee_id", b"followee_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetAudienceRequest: _TypeAlias = GetAudienceRequest  # noqa: Y015
+
+@_typing.final
+class GetAudienceResponse(_message.Message):
+    """Answers GetAudience."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODE_FIELD_NUMBER: _builtins.int
+    CHANGE_ID_FIELD_NUMBER: _builtins.int
+    FOLLOWERS_FIELD_NUMBER: _builtins.int
+    BOUNDS_FIELD_NUMBER: _builtins.int
+    mode: Global___AudienceMode.ValueType
+    """How posts reach the followers."""
+    change_id: _builtins.int
+    """Which change of mode was the last: what FinishModeChange takes. 0: there was none."""
+    followers: _builtins.int
+    """How many follow the account."""
+    @_builtins.property
+    def bounds(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """The last follower's id of each chunk but the last, ascending, each 8 bytes on the wire; empty
+        when there are no more followers than one chunk has. A chunk is what StreamFollowers streams
+        after one bound (0 for the first) until the next (0 for the last).
+        """
+
+    def __init__(
+        self,
+        *,
+        mode: Global___AudienceMode.ValueType = ...,
+        change_id: _builtins.int = ...,
+        followers: _builtins.int = ...,
+        bounds: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bounds", b"bounds", "change_id", b"change_id", "followers", b"followers", "mode", b"mode"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetAudienceResponse: _TypeAlias = GetAudienceResponse  # noqa: Y015
 
 @_typing.final
 class ListFolloweesRequest(_message.Message):
@@ -97,18 +203,41 @@ class ListFolloweesResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     FOLLOWEE_IDS_FIELD_NUMBER: _builtins.int
+    PULLED_IDS_FIELD_NUMBER: _builtins.int
+    HIDDEN_IDS_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    version: _builtins.int
+    """Grows with every change of what the follower gets from anybody."""
     @_builtins.property
     def followee_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """The accounts' ids, ascending, each 8 bytes on the wire."""
+        """The accounts whose posts belong into the feed: all followees that are not muted. Ascending,
+        each 8 bytes on the wire.
+        """
+
+    @_builtins.property
+    def pulled_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Those of `followee_ids` whose posts are pulled when the feed is read: their mode is PROMOTING
+        or PULLED. Ascending.
+        """
+
+    @_builtins.property
+    def hidden_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Accounts whose posts may still be on their way into the feed and do not belong there: muted
+        followees, and accounts that the follower left, or that removed it, within the last hour.
+        Ascending; none is in `followee_ids`.
+        """
 
     def __init__(
         self,
         *,
         followee_ids: _abc.Iterable[_builtins.int] | None = ...,
+        pulled_ids: _abc.Iterable[_builtins.int] | None = ...,
+        hidden_ids: _abc.Iterable[_builtins.int] | None = ...,
+        version: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["followee_ids", b"followee_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["followee_ids", b"followee_ids", "hidden_ids", b"hidden_ids", "pulled_ids", b"pulled_ids", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -141,6 +270,40 @@ class FollowPair(_message.Message):
 Global___FollowPair: _TypeAlias = FollowPair  # noqa: Y015
 
 @_typing.final
+class FollowCheck(_message.Message):
+    """What holds between two accounts."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FOLLOWS_FIELD_NUMBER: _builtins.int
+    MUTED_FIELD_NUMBER: _builtins.int
+    MODE_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    follows: _builtins.bool
+    """Whether the follower follows the followee."""
+    muted: _builtins.bool
+    """Whether the follower mutes the followee."""
+    mode: Global___AudienceMode.ValueType
+    """How the followee's posts reach its followers."""
+    version: _builtins.int
+    """Grows with every change of what the follower gets from anybody."""
+    def __init__(
+        self,
+        *,
+        follows: _builtins.bool = ...,
+        muted: _builtins.bool = ...,
+        mode: Global___AudienceMode.ValueType = ...,
+        version: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["follows", b"follows", "mode", b"mode", "muted", b"muted", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FollowCheck: _TypeAlias = FollowCheck  # noqa: Y015
+
+@_typing.final
 class BatchCheckFollowsRequest(_message.Message):
     """Asks about follows."""
 
@@ -170,20 +333,115 @@ class BatchCheckFollowsResponse(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
-    FOLLOWS_FIELD_NUMBER: _builtins.int
+    CHECKS_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def follows(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bool]:
+    def checks(self) -> _containers.RepeatedCompositeFieldContainer[Global___FollowCheck]:
         """One answer for each pair, in that order."""
 
     def __init__(
         self,
         *,
-        follows: _abc.Iterable[_builtins.bool] | None = ...,
+        checks: _abc.Iterable[Global___FollowCheck] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["follows", b"follows"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checks", b"checks"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___BatchCheckFollowsResponse: _TypeAlias = BatchCheckFollowsResponse  # noqa: Y015
+
+@_typing.final
+class FinishModeChangeRequest(_message.Message):
+    """Tells that a change of mode is done."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    CHANGE_ID_FIELD_NUMBER: _builtins.int
+    account_id: _builtins.int
+    """The account whose mode changed."""
+    change_id: _builtins.int
+    """The change, as GetAudience told it."""
+    def __init__(
+        self,
+        *,
+        account_id: _builtins.int = ...,
+        change_id: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "change_id", b"change_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FinishModeChangeRequest: _TypeAlias = FinishModeChangeRequest  # noqa: Y015
+
+@_typing.final
+class FinishModeChangeResponse(_message.Message):
+    """Answers FinishModeChange."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FinishModeChangeResponse: _TypeAlias = FinishModeChangeResponse  # noqa: Y015
+
+@_typing.final
+class BatchCheckVisibilityRequest(_message.Message):
+    """Asks what a viewer may see."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VIEWER_ID_FIELD_NUMBER: _builtins.int
+    ACCOUNT_IDS_FIELD_NUMBER: _builtins.int
+    viewer_id: _builtins.int
+    """Who wants to see."""
+    @_builtins.property
+    def account_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """1 to 500 accounts; the same may come twice."""
+
+    def __init__(
+        self,
+        *,
+        viewer_id: _builtins.int = ...,
+        account_ids: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_ids", b"account_ids", "viewer_id", b"viewer_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchCheckVisibilityRequest: _TypeAlias = BatchCheckVisibilityRequest  # noqa: Y015
+
+@_typing.final
+class BatchCheckVisibilityResponse(_message.Message):
+    """Answers BatchCheckVisibility."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VISIBLE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def visible(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bool]:
+        """One answer for each account, in that order."""
+
+    def __init__(
+        self,
+        *,
+        visible: _abc.Iterable[_builtins.bool] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["visible", b"visible"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchCheckVisibilityResponse: _TypeAlias = BatchCheckVisibilityResponse  # noqa: Y015

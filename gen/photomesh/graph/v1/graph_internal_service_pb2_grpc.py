@@ -40,6 +40,11 @@ class GraphInternalServiceStub:
                 request_serializer=photomesh_dot_graph_dot_v1_dot_graph__internal__service__pb2.StreamFollowersRequest.SerializeToString,
                 response_deserializer=photomesh_dot_graph_dot_v1_dot_graph__internal__service__pb2.StreamFollowersResponse.FromString,
                 _registered_method=True)
+        self.GetAudience = channel.unary_unary(
+                '/photomesh.graph.v1.GraphInternalService/GetAudience',
+                request_serializer=photomesh_dot_graph_dot_v1_dot_graph__internal__service__pb2.GetAudienceRequest.SerializeToString,
+                response_deserializer=photomesh_dot_graph_dot_v1_dot_graph__internal__service__pb2.GetAudienceResponse.FromString,
+                _registered_method=True)
         self.ListFollowees = channel.unary_unary(
                 '/photomesh.graph.v1.GraphInternalService/ListFollowees',
                 request_serializer=photomesh_dot_graph_dot_v1_dot_graph__internal__service__pb2.ListFolloweesRequest.SerializeToString,
@@ -49,6 +54,16 @@ class GraphInternalServiceStub:
                 '/photomesh.graph.v1.GraphInternalService/BatchCheckFollows',
                 request_serializer=photomesh_dot_graph_dot_v1_dot_graph__internal__service__pb2.BatchCheckFollowsRequest.SerializeToString,
                 response_deserializer=photomesh_dot_graph_dot_v1_dot_graph__internal__service__pb2.BatchCheckFollowsResponse.FromString,
+                _registered_method=True)
+        self.FinishModeChange = channel.unary_unary(
+                '/photomesh.graph.v1.GraphInternalService/FinishModeChange',
+                request_serializer=photomesh_dot_graph_dot_v1_dot_graph__internal__service__pb2.FinishModeChangeRequest.SerializeToString,
+                response_deserializer=photomesh_dot_graph_dot_v1_dot_graph__internal__service__pb2.FinishModeChangeResponse.FromString,
+                _registered_method=True)
+        self.BatchCheckVisibility = channel.unary_unary(
+                '/photomesh.graph.v1.GraphInternalService/BatchCheckVisibility',
+                request_serializer=photomesh_dot_graph_dot_v1_dot_graph__internal__service__pb2.BatchCheckVisibilityRequest.SerializeToString,
+                response_deserializer=photomesh_dot_graph_dot_v1_dot_graph__internal__service__pb2.BatchCheckVisibilityResponse.FromString,
                 _registered_method=True)
 
 
@@ -67,9 +82,21 @@ class GraphInternalServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def ListFollowees(self, request, context):
-        """Returns the ids of all the accounts that an account follows (at most 7,500), lowest id first.
+    def GetAudience(self, request, context):
+        """Tells how an account's posts reach its followers, how many these are, and where to cut them
+        into chunks that StreamFollowers can stream each for itself.
 
+        Costs one look for an audience of one chunk; a larger one is scanned once.
+        Callers: fanout.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListFollowees(self, request, context):
+        """Returns whom an account follows (at most 7,500), and how its feed is to treat each.
+
+        Everything in the answer held at one moment.
         Callers: feed.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -77,12 +104,37 @@ class GraphInternalServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def BatchCheckFollows(self, request, context):
-        """Tells for each pair whether the follower follows the followee now, in the order asked for.
+        """Tells for each pair what holds between the follower and the followee now, in the order asked
+        for. Everything in the answer held at one moment.
 
         Callers: fanout.
 
         Errors:
         - INVALID_ARGUMENT (FIELD_INVALID): no pair, or more than 500.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def FinishModeChange(self, request, context):
+        """Tells that all feeds are in line with a change of mode: PROMOTING becomes PULLED, DEMOTING
+        becomes PUSHED.
+
+        Changes nothing when it came before, or when another change has begun since.
+        Callers: fanout.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def BatchCheckVisibility(self, request, context):
+        """Tells for each account whether the viewer may see what it posts: it is the viewer's own, or
+        neither blocks the other and it is public or followed by the viewer. A muted account is visible.
+
+        Callers: post.
+
+        Errors:
+        - INVALID_ARGUMENT (FIELD_INVALID): no account, or more than 500.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -96,6 +148,11 @@ def add_GraphInternalServiceServicer_to_server(servicer, server):
                     request_deserializer=photomesh_dot_graph_dot_v1_dot_graph__internal__service__pb2.StreamFollowersRequest.FromString,
                     response_serializer=photomesh_dot_graph_dot_v1_dot_graph__internal__service__pb2.StreamFollowersResponse.SerializeToString,
             ),
+            'GetAudience': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetAudience,
+                    request_deserializer=photomesh_dot_graph_dot_v1_dot_graph__internal__service__pb2.GetAudienceRequest.FromString,
+                    response_serializer=photomesh_dot_graph_dot_v1_dot_graph__internal__service__pb2.GetAudienceResponse.SerializeToString,
+            ),
             'ListFollowees': grpc.unary_unary_rpc_method_handler(
                     servicer.ListFollowees,
                     request_deserializer=photomesh_dot_graph_dot_v1_dot_graph__internal__service__pb2.ListFolloweesRequest.FromString,
@@ -105,6 +162,16 @@ def add_GraphInternalServiceServicer_to_server(servicer, server):
                     servicer.BatchCheckFollows,
                     request_deserializer=photomesh_dot_graph_dot_v1_dot_graph__internal__service__pb2.BatchCheckFollowsRequest.FromString,
                     response_serializer=photomesh_dot_graph_dot_v1_dot_graph__internal__service__pb2.BatchCheckFollowsResponse.SerializeToString,
+            ),
+            'FinishModeChange': grpc.unary_unary_rpc_method_handler(
+                    servicer.FinishModeChange,
+                    request_deserializer=photomesh_dot_graph_dot_v1_dot_graph__internal__service__pb2.FinishModeChangeRequest.FromString,
+                    response_serializer=photomesh_dot_graph_dot_v1_dot_graph__internal__service__pb2.FinishModeChangeResponse.SerializeToString,
+            ),
+            'BatchCheckVisibility': grpc.unary_unary_rpc_method_handler(
+                    servicer.BatchCheckVisibility,
+                    request_deserializer=photomesh_dot_graph_dot_v1_dot_graph__internal__service__pb2.BatchCheckVisibilityRequest.FromString,
+                    response_serializer=photomesh_dot_graph_dot_v1_dot_graph__internal__service__pb2.BatchCheckVisibilityResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -135,6 +202,33 @@ class GraphInternalService:
             '/photomesh.graph.v1.GraphInternalService/StreamFollowers',
             photomesh_dot_graph_dot_v1_dot_graph__internal__service__pb2.StreamFollowersRequest.SerializeToString,
             photomesh_dot_graph_dot_v1_dot_graph__internal__service__pb2.StreamFollowersResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetAudience(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/photomesh.graph.v1.GraphInternalService/GetAudience',
+            photomesh_dot_graph_dot_v1_dot_graph__internal__service__pb2.GetAudienceRequest.SerializeToString,
+            photomesh_dot_graph_dot_v1_dot_graph__internal__service__pb2.GetAudienceResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -189,6 +283,60 @@ class GraphInternalService:
             '/photomesh.graph.v1.GraphInternalService/BatchCheckFollows',
             photomesh_dot_graph_dot_v1_dot_graph__internal__service__pb2.BatchCheckFollowsRequest.SerializeToString,
             photomesh_dot_graph_dot_v1_dot_graph__internal__service__pb2.BatchCheckFollowsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def FinishModeChange(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/photomesh.graph.v1.GraphInternalService/FinishModeChange',
+            photomesh_dot_graph_dot_v1_dot_graph__internal__service__pb2.FinishModeChangeRequest.SerializeToString,
+            photomesh_dot_graph_dot_v1_dot_graph__internal__service__pb2.FinishModeChangeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BatchCheckVisibility(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/photomesh.graph.v1.GraphInternalService/BatchCheckVisibility',
+            photomesh_dot_graph_dot_v1_dot_graph__internal__service__pb2.BatchCheckVisibilityRequest.SerializeToString,
+            photomesh_dot_graph_dot_v1_dot_graph__internal__service__pb2.BatchCheckVisibilityResponse.FromString,
             options,
             channel_credentials,
             insecure,

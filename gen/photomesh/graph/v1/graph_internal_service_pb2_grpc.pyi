@@ -23,18 +23,43 @@ class GraphInternalServiceStub:
     may be missed; none comes twice.
     Callers: fanout.
     """
-    ListFollowees: _aio.UnaryUnaryMultiCallable[_graph_internal_service_pb2.ListFolloweesRequest, _graph_internal_service_pb2.ListFolloweesResponse]
-    """Returns the ids of all the accounts that an account follows (at most 7,500), lowest id first.
+    GetAudience: _aio.UnaryUnaryMultiCallable[_graph_internal_service_pb2.GetAudienceRequest, _graph_internal_service_pb2.GetAudienceResponse]
+    """Tells how an account's posts reach its followers, how many these are, and where to cut them
+    into chunks that StreamFollowers can stream each for itself.
 
+    Costs one look for an audience of one chunk; a larger one is scanned once.
+    Callers: fanout.
+    """
+    ListFollowees: _aio.UnaryUnaryMultiCallable[_graph_internal_service_pb2.ListFolloweesRequest, _graph_internal_service_pb2.ListFolloweesResponse]
+    """Returns whom an account follows (at most 7,500), and how its feed is to treat each.
+
+    Everything in the answer held at one moment.
     Callers: feed.
     """
     BatchCheckFollows: _aio.UnaryUnaryMultiCallable[_graph_internal_service_pb2.BatchCheckFollowsRequest, _graph_internal_service_pb2.BatchCheckFollowsResponse]
-    """Tells for each pair whether the follower follows the followee now, in the order asked for.
+    """Tells for each pair what holds between the follower and the followee now, in the order asked
+    for. Everything in the answer held at one moment.
 
     Callers: fanout.
 
     Errors:
     - INVALID_ARGUMENT (FIELD_INVALID): no pair, or more than 500.
+    """
+    FinishModeChange: _aio.UnaryUnaryMultiCallable[_graph_internal_service_pb2.FinishModeChangeRequest, _graph_internal_service_pb2.FinishModeChangeResponse]
+    """Tells that all feeds are in line with a change of mode: PROMOTING becomes PULLED, DEMOTING
+    becomes PUSHED.
+
+    Changes nothing when it came before, or when another change has begun since.
+    Callers: fanout.
+    """
+    BatchCheckVisibility: _aio.UnaryUnaryMultiCallable[_graph_internal_service_pb2.BatchCheckVisibilityRequest, _graph_internal_service_pb2.BatchCheckVisibilityResponse]
+    """Tells for each account whether the viewer may see what it posts: it is the viewer's own, or
+    neither blocks the other and it is public or followed by the viewer. A muted account is visible.
+
+    Callers: post.
+
+    Errors:
+    - INVALID_ARGUMENT (FIELD_INVALID): no account, or more than 500.
     """
 
 class GraphInternalServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -54,13 +79,27 @@ class GraphInternalServiceServicer(metaclass=_abc_1.ABCMeta):
         """
 
     @_abc_1.abstractmethod
+    def GetAudience(
+        self,
+        request: _graph_internal_service_pb2.GetAudienceRequest,
+        context: _aio.ServicerContext[_graph_internal_service_pb2.GetAudienceRequest, _abc.Awaitable[_graph_internal_service_pb2.GetAudienceResponse]],
+    ) -> _abc.Awaitable[_graph_internal_service_pb2.GetAudienceResponse]:
+        """Tells how an account's posts reach its followers, how many these are, and where to cut them
+        into chunks that StreamFollowers can stream each for itself.
+
+        Costs one look for an audience of one chunk; a larger one is scanned once.
+        Callers: fanout.
+        """
+
+    @_abc_1.abstractmethod
     def ListFollowees(
         self,
         request: _graph_internal_service_pb2.ListFolloweesRequest,
         context: _aio.ServicerContext[_graph_internal_service_pb2.ListFolloweesRequest, _abc.Awaitable[_graph_internal_service_pb2.ListFolloweesResponse]],
     ) -> _abc.Awaitable[_graph_internal_service_pb2.ListFolloweesResponse]:
-        """Returns the ids of all the accounts that an account follows (at most 7,500), lowest id first.
+        """Returns whom an account follows (at most 7,500), and how its feed is to treat each.
 
+        Everything in the answer held at one moment.
         Callers: feed.
         """
 
@@ -70,12 +109,41 @@ class GraphInternalServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _graph_internal_service_pb2.BatchCheckFollowsRequest,
         context: _aio.ServicerContext[_graph_internal_service_pb2.BatchCheckFollowsRequest, _abc.Awaitable[_graph_internal_service_pb2.BatchCheckFollowsResponse]],
     ) -> _abc.Awaitable[_graph_internal_service_pb2.BatchCheckFollowsResponse]:
-        """Tells for each pair whether the follower follows the followee now, in the order asked for.
+        """Tells for each pair what holds between the follower and the followee now, in the order asked
+        for. Everything in the answer held at one moment.
 
         Callers: fanout.
 
         Errors:
         - INVALID_ARGUMENT (FIELD_INVALID): no pair, or more than 500.
+        """
+
+    @_abc_1.abstractmethod
+    def FinishModeChange(
+        self,
+        request: _graph_internal_service_pb2.FinishModeChangeRequest,
+        context: _aio.ServicerContext[_graph_internal_service_pb2.FinishModeChangeRequest, _abc.Awaitable[_graph_internal_service_pb2.FinishModeChangeResponse]],
+    ) -> _abc.Awaitable[_graph_internal_service_pb2.FinishModeChangeResponse]:
+        """Tells that all feeds are in line with a change of mode: PROMOTING becomes PULLED, DEMOTING
+        becomes PUSHED.
+
+        Changes nothing when it came before, or when another change has begun since.
+        Callers: fanout.
+        """
+
+    @_abc_1.abstractmethod
+    def BatchCheckVisibility(
+        self,
+        request: _graph_internal_service_pb2.BatchCheckVisibilityRequest,
+        context: _aio.ServicerContext[_graph_internal_service_pb2.BatchCheckVisibilityRequest, _abc.Awaitable[_graph_internal_service_pb2.BatchCheckVisibilityResponse]],
+    ) -> _abc.Awaitable[_graph_internal_service_pb2.BatchCheckVisibilityResponse]:
+        """Tells for each account whether the viewer may see what it posts: it is the viewer's own, or
+        neither blocks the other and it is public or followed by the viewer. A muted account is visible.
+
+        Callers: post.
+
+        Errors:
+        - INVALID_ARGUMENT (FIELD_INVALID): no account, or more than 500.
         """
 
 def add_GraphInternalServiceServicer_to_server(servicer: GraphInternalServiceServicer, server: _aio.Server) -> None: ...
