@@ -32,6 +32,7 @@ UNTOLD = "application/octet-stream"
 PROVING = bool(os.environ.get("PHOTOMESH_PROVE"))
 SIZES = [1, 5 * MIB - 1, 5 * MIB, 32 * MIB] + ([300 * MIB] if PROVING else [])
 CUTS = 20 if PROVING else 3
+SEEDS = range(60 if PROVING else 2)
 
 
 def file_of(size: int) -> bytes:
@@ -367,6 +368,88 @@ async def test_parts_that_have_arrived_are_told_and_the_others_may_follow(upload
     assert {media.media_id for media in completed} == {media_id}
     assert await stored(storage, completed[0]) == sha256(file)
     assert await refusal(call(uploader, "ListUploadParts", request)) == "UPLOAD_COMPLETED"
+
+
+async def send_and_break(request: httpx.Request, at: int) -> None:
+    """Sends the first bytes of a request's body, and breaks the connection."""
+    lines = [f"{request.method} {request.url.raw_path.decode()} HTTP/1.1"]
+    lines += [f"{name}: {value}" for name, value in request.headers.items()]
+    _, writer = await asyncio.open_connection(request.url.host, request.url.port)
+    try:
+        writer.write("\r\n".join([*lines, "", ""]).encode() + request.read()[:at])
+        await writer.drain()
+    finally:
+        writer.transport.abort()
+
+
+async def break_part(
+    uploader: Uploader, media_id: int, file: bytes, number: int, share: float
+) -> None:
+    """Sends a share of a part, from 0 to 1, and breaks the connection."""
+    request = pb.SignUploadPartsRequest(media_id=media_id, part_numbers=[number])
+    [part] = (await call(uploader, "SignUploadParts", request)).parts
+    begin = (number - 1) * LIMITS.part_bytes
+    content = file[begin : begin + part.size_bytes]
+    put = httpx.Request("PUT", part.url, content=content)
+    await send_and_break(put, int(share * len(content)))
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+async def test_an_upload_in_parts_that_is_cut_anywhere_goes_on(uploader, storage, seed):
+    rng = random.Random(seed)
+    file = file_of(rng.randint(2 * LIMITS.part_bytes, 4 * LIMITS.part_bytes))
+    said = {"sha256": sha256(file)} if rng.random() < 0.5 else {}
+    media_id = (await open_parts(uploader, file, **said)).media.media_id
+
+    safe: set[int] = set()
+    while True:
+        # The app was restarted: it has the file and the media id, and nothing else.
+        request = pb.ListUploadPartsRequest(media_id=media_id)
+        told = await call(uploader, "ListUploadParts", request)
+        arrived = {part.part_number for part in told.parts}
+        assert safe <= arrived
+        safe = arrived
+        missing = sorted({*range(1, told.part_count + 1)} - arrived)
+        if not missing:
+            break
+        rng.shuffle(missing)
+        # Some arrive, some are cut, some are not begun; now and then one is sent that was there.
+        whole = missing[: rng.randint(0, len(missing))]
+        broken = missing[len(whole) :][: rng.randint(0, 2)]
+        again = rng.sample(sorted(arrived), k=min(len(arrived), rng.randint(0, 1)))
+        sending = [break_part(uploader, media_id, file, number, rng.random()) for number in broken]
+        if whole:
+            sending.append(send_parts(uploader, media_id, file, [*whole, *again]))
+        await asyncio.gather(*sending)
+        safe |= {*whole}
+
+    media = await uploader.complete(media_id)
+
+    assert await stored(storage, media) == sha256(file)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+async def test_a_form_that_is_cut_anywhere_is_sent_again(uploader, storage, seed):
+    rng = random.Random(seed)
+    file = file_of(rng.randint(1, 8 * MIB))
+    said = {"content_type": UNTOLD, "size_bytes": len(file), "request_id": "one"}
+    if rng.random() < 0.5:
+        said["sha256"] = sha256(file)
+
+    for _ in range(rng.randint(1, 3)):
+        opened = await call(uploader, "CreateUpload", pb.CreateUploadRequest(**said))
+        post = httpx.Request(
+            "POST", opened.upload_url, data=dict(opened.form_fields), files={"file": file}
+        )
+        # Behind the file's last byte there would be nothing left to lose.
+        end = post.read().index(file) + len(file)
+        await send_and_break(post, rng.randrange(end))
+        assert await refusal(uploader.complete(opened.media.media_id)) == "OBJECT_MISSING"
+
+    media = await by_form(uploader, file, **said)
+
+    assert media.media_id == opened.media.media_id
+    assert await stored(storage, media) == sha256(file)
 
 
 async def test_an_upload_that_s3_completed_and_we_did_not_is_completed(store, storage, uploader):
