@@ -1,0 +1,122 @@
+"""Posts as they are served, in Valkey: what feed reads, and what post and fanout withdraw from.
+
+`post:{<id>}` holds one of three things:
+
+* a copy: the author's id, 8 bytes big-endian, and the serialised photomesh.post.v1.Post. Readers
+  put it after they asked post, and only where there is nothing;
+* a tombstone, which is empty: nobody may be shown the post. Put by whoever hid or deleted it;
+* a marker, one byte: the post changed a moment ago. Readers pass it by and ask post.
+
+Only post and fanout overwrite what is there, with tombstones and markers and never with copies,
+and only after the change was committed. That decides each race:
+
+* A reader asks post, the post is deleted, the tombstone is put, the reader puts its copy: it finds
+  the tombstone and puts nothing. In the other order the tombstone replaces the copy. So once
+  `withdraw` has returned, no reader is given the post, whatever is under way: the tombstone lives
+  for longer than any question.
+* A reader asks post, the post changes, the marker is put, the reader puts its copy, which is out
+  of date: it finds the marker and puts nothing. What is asked after the marker is put is told the
+  change, so its answer is good when the marker has gone. The marker has to outlive only those
+  answers that are under way while it is put: see `_SETTLE_SECONDS`.
+* A tombstone and a marker, of two changes of one post, arrive in the wrong order. A marker in the
+  place of a tombstone is harmless: readers ask, and post tells that there is nothing to show. A
+  tombstone in the place of a marker would hide a post that was shown again. So whoever withdraws
+  what may be shown again must look once more afterwards whether it still is to be hidden, and else
+  `forget`; post does. What is deleted stays so.
+* Everything is lost, or some of it is evicted: readers ask. A tombstone that is lost while a copy
+  is under way that was asked for before the change lets that copy in. Of one key in the memory of
+  one server that means two rare things within two seconds; fanout, which repeats each withdrawal
+  when it handles the event, makes it three.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from services.common.cache import Cache
+
+_LIFE_SECONDS = 3600
+"""An hour: the media URLs inside are good for at least twice that, see services/common/cdn.py.
+
+A tombstone lives for as long: it saves readers the question until the post has left their feeds.
+"""
+
+_SETTLE_SECONDS = 5
+"""Twice what passes at most between a question to post and the end of putting its answer: the
+question's 2 s (services/common/client.py) and half a second for the cache."""
+
+_TOMBSTONE = b""
+_MARKER = b"?"
+
+_AUTHOR_BYTES = 8
+
+
+@dataclass(frozen=True, slots=True)
+class CachedPost:
+    """A post as everybody who may see it is served it."""
+
+    author_id: int
+    """Whose it is: who reads may follow or block them."""
+    post: bytes
+    """A serialised photomesh.post.v1.Post."""
+
+
+class PostCache:
+    """The cached posts. Every method may raise Unavailable."""
+
+    def __init__(self, cache: Cache) -> None:
+        self._cache = cache
+
+    async def get(self, post_ids: Sequence[int]) -> dict[int, CachedPost | None]:
+        """Returns what is known of the posts: None is a withdrawn one; who is absent, ask post."""
+        values = await self._cache.get_many([_key(post_id) for post_id in post_ids])
+        return {
+            post_id: _decode(value)
+            for post_id, value in zip(post_ids, values, strict=True)
+            if value is not None and value != _MARKER
+        }
+
+    async def put(self, posts: Mapping[int, CachedPost]) -> None:
+        """Keeps what post has just told, unless something is known of a post by now.
+
+        Only for what was asked in the last two seconds, and is whole.
+        """
+        await self._cache.put_many(
+            {
+                _key(post_id): post.author_id.to_bytes(_AUTHOR_BYTES, "big") + post.post
+                for post_id, post in posts.items()
+            },
+            seconds=_LIFE_SECONDS,
+            only_new=True,
+        )
+
+    async def withdraw(self, post_ids: Iterable[int]) -> None:
+        """Makes sure that nobody is given the posts, once this has returned.
+
+        Call it after the change is committed. A post that may be shown again can have been in the
+        meantime: look again afterwards, and if so, `forget` it.
+        """
+        await self._replace(post_ids, _TOMBSTONE, _LIFE_SECONDS)
+
+    async def forget(self, post_ids: Iterable[int]) -> None:
+        """Makes readers ask anew for posts that have changed, or are shown again.
+
+        Call it after the change is committed.
+        """
+        await self._replace(post_ids, _MARKER, _SETTLE_SECONDS)
+
+    async def _replace(self, post_ids: Iterable[int], value: bytes, seconds: int) -> None:
+        values = {_key(post_id): value for post_id in post_ids}
+        await self._cache.put_many(values, seconds=seconds, only_new=False)
+
+
+def _key(post_id: int) -> str:
+    return f"post:{{{post_id}}}"
+
+
+def _decode(value: bytes) -> CachedPost | None:
+    if value == _TOMBSTONE:
+        return None
+    return CachedPost(
+        int.from_bytes(value[:_AUTHOR_BYTES], "big"),
+        value[_AUTHOR_BYTES:],
+    )
