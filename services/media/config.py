@@ -36,3 +36,6 @@ class MediaWorkerSettings(MeshSettings, DatabaseSettings, KafkaSettings, Storage
     """How long one photo may keep its core busy."""
     renderer_wall_seconds: float = 120.0
     """How long one photo may take on a machine that is busy with other things."""
+    progress_seconds: float = 0.25
+    """How often at most a photo's steps are written down for those who watch it; whoever watches
+    looks no oftener. 0: each step by itself."""

@@ -20,7 +20,7 @@ from services.common.ids import created_at
 from services.common.presented_media import present_media
 from services.media.errors import UploadUnknown
 from services.media.limits import LIMITS, UploadLimits
-from services.media.pipeline.outputs import Fact
+from services.media.pipeline.outputs import STEPS, Fact
 from services.media.storage import Storage, key_prefix
 from services.media.store import Declaration, Door, Media, MediaStore, State
 from services.media.uploads import Uploads, content_type_of
@@ -190,7 +190,16 @@ class MediaService(MediaServiceServicer):
             )
         ) as changes:
             async for media, last in changes:
-                yield pb.WatchMediaResponse(media=self._to_pb(media) if media else None, last=last)
+                if media is None:
+                    yield pb.WatchMediaResponse()
+                else:
+                    yield pb.WatchMediaResponse(
+                        media=self._to_pb(media),
+                        last=last,
+                        progress=pb.MediaProgress(
+                            steps_done=media.steps_done, steps_total=len(STEPS)
+                        ),
+                    )
 
     async def DeleteMedia(
         self, request: pb.DeleteMediaRequest, context: Context

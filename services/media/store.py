@@ -1,6 +1,6 @@
 """All SQL of the media service and its worker."""
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from enum import StrEnum
@@ -17,11 +17,12 @@ from services.common.database import Database
 from services.common.errors import Unavailable
 from services.common.ids import shard_of
 from services.common.outbox import Outbox
-from services.media.pipeline.outputs import RECIPE, Fact, Failure, Rendition, Variant
+from services.media.pipeline.outputs import RECIPE, STEPS, Fact, Failure, Rendition, Variant
 
 _COLUMNS = """
     media_id, owner_id, size_bytes, content_type, state, etag, failure, width, height, variants,
-    blurhash, dominant_colour, perceptual_hash, recipe, door, sha256, s3_upload_id
+    blurhash, dominant_colour, perceptual_hash, recipe, door, sha256, s3_upload_id,
+    steps_done
 """
 
 # Two that race with one request id: the second waits for the first and then adds nothing.
@@ -119,12 +120,20 @@ _PROCESSING = f"""
     RETURNING {_COLUMNS}
 """  # noqa: S608
 
+# Steps are only ever added: a run that begins anew does not take back what was told.
+_STEPS_DONE = """
+    UPDATE media
+       SET steps_done = ARRAY(SELECT DISTINCT unnest(steps_done || %(steps)s::text[]))
+     WHERE shard = %(shard)s AND media_id = %(media_id)s AND state = 'PROCESSING'
+       AND NOT steps_done @> %(steps)s::text[]
+"""
+
 # READY, too, when it was made by another recipe: it stays READY with the old variants meanwhile.
 _READY = """
     UPDATE media
        SET state = 'READY', width = %(width)s, height = %(height)s, variants = %(variants)s,
            blurhash = %(blurhash)s, dominant_colour = %(dominant_colour)s,
-           perceptual_hash = %(perceptual_hash)s, recipe = %(recipe)s
+           perceptual_hash = %(perceptual_hash)s, recipe = %(recipe)s, steps_done = '{}'
      WHERE shard = %(shard)s AND media_id = %(media_id)s
        AND (state = 'PROCESSING' OR state = 'READY' AND recipe IS DISTINCT FROM %(recipe)s)
 """
@@ -151,7 +160,7 @@ _DELETED = """
     UPDATE media
        SET state = 'DELETED', failure = NULL, width = NULL, height = NULL, variants = NULL,
            blurhash = NULL, dominant_colour = NULL, perceptual_hash = NULL, recipe = NULL,
-           erase_time = now() + %(erase_after)s
+           steps_done = '{}', erase_time = now() + %(erase_after)s
      WHERE shard = %(shard)s AND media_id = %(media_id)s AND state <> 'DELETED'
 """
 
@@ -242,6 +251,8 @@ class Media:
     """Of the original, as declared and, from UPLOADED on, checked; None: nobody has told."""
     s3_upload_id: str | None
     """S3's name of the upload, if it is one in parts."""
+    steps_done: tuple[str, ...]
+    """What the worker has done of it, in the order of STEPS."""
 
 
 class MediaStore:
@@ -356,6 +367,11 @@ class MediaStore:
         outdated = media and media.state is State.READY and media.recipe != RECIPE
         return media if outdated else None
 
+    async def add_steps(self, media: Media, steps: Collection[str]) -> None:
+        """Tells that steps of a PROCESSING media item are done; otherwise does nothing."""
+        async with self._database.connection() as connection:
+            await connection.execute(_STEPS_DONE, _key(media.media_id) | {"steps": list(steps)})
+
     async def announce_outdated(
         self, after: tuple[int, int], limit: int
     ) -> tuple[int, tuple[int, int]]:
@@ -455,12 +471,13 @@ async def _rows(
 
 
 def _media(row: dict[str, Any]) -> Media:
+    state = State(row["state"])
     return Media(
         media_id=row["media_id"],
         owner_id=row["owner_id"],
         size_bytes=row["size_bytes"],
         content_type=row["content_type"],
-        state=State(row["state"]),
+        state=state,
         etag=row["etag"],
         failure=Failure(row["failure"]) if row["failure"] else None,
         width=row["width"] or 0,
@@ -471,4 +488,7 @@ def _media(row: dict[str, Any]) -> Media:
         door=Door(row["door"]),
         sha256=row["sha256"],
         s3_upload_id=row["s3_upload_id"],
+        steps_done=tuple(
+            step for step in STEPS if state is State.READY or step in row["steps_done"]
+        ),
     )

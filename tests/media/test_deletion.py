@@ -22,7 +22,7 @@ BUCKETS = ("photomesh-originals", "photomesh-media")
 
 @pytest.fixture
 def processor(store, storage, renderers) -> Processor:
-    return Processor(store, storage, renderers, at_a_time=4)
+    return Processor(store, storage, renderers, at_a_time=4, progress_seconds=0.0)
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 import asyncio
 import io
+import itertools
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
 
@@ -14,10 +15,11 @@ from psycopg.rows import scalar_row
 
 from services.common import topics
 from services.common.errors import Unavailable
-from services.media.pipeline.outputs import Failure
+from services.media.pipeline.outputs import STEPS, Failure
 from services.media.storage import Storage, key_prefix
 from services.media.store import Media, MediaStore, State
 from services.media.worker.processor import Processor
+from tests.eventually import eventually
 from tests.media.conftest import declared, new_user
 from tests.pictures import photo
 
@@ -26,7 +28,7 @@ PHOTO = photo(300, 200)
 
 @pytest.fixture
 def processor(store, storage, renderers) -> Processor:
-    return Processor(store, storage, renderers, at_a_time=4)
+    return Processor(store, storage, renderers, at_a_time=4, progress_seconds=0.0)
 
 
 @pytest.fixture
@@ -142,6 +144,60 @@ async def test_a_worker_that_died_is_taken_over(processor, upload, store, databa
     assert await ends(database) == [(media.media_id, MEDIA_STATE_READY)]
 
 
+async def test_each_step_is_told_as_it_is_done_and_none_is_taken_back(
+    processor, upload, store, monkeypatch
+):
+    media = await upload(PHOTO)
+    add_steps, seen = store.add_steps, [()]
+
+    async def seeing(media, steps):
+        await add_steps(media, steps)
+        seen.append((await store.media(media.media_id)).steps_done)
+
+    monkeypatch.setattr(store, "add_steps", seeing)
+    working = asyncio.create_task(processor.process(told(media)))
+    await eventually(lambda: asyncio.sleep(0, len(seen) > 2))
+    working.cancel()
+    await asyncio.gather(working, return_exceptions=True)
+    await processor.process(told(media))
+
+    assert (await store.media(media.media_id)).steps_done == tuple(STEPS)
+    for before, after in itertools.pairwise(seen):
+        assert set(before) <= set(after)
+    for steps in seen:
+        assert all(set(STEPS[step].inputs) <= set(steps) for step in steps)
+    assert len(set(seen)) > 3
+
+
+async def test_what_a_run_stored_before_it_died_is_not_made_again(
+    processor, upload, store, storage, renderers, monkeypatch
+):
+    media = await upload(PHOTO)
+    put_variant, render, stored_first, made = storage.put_variant, renderers.render, set(), []
+
+    async def putting(media_id, owner_id, variant, content):
+        if len(stored_first) == 3:
+            raise Unavailable("The object storage")
+        stored_first.add(variant.object_name)
+        await put_variant(media_id, owner_id, variant, content)
+
+    async def rendering(file, present, tell):
+        return await render(file, present, lambda each: (made.append(each), tell(each)))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(storage, "put_variant", putting)
+        with pytest.raises(Unavailable):
+            await processor.process(told(media))
+    monkeypatch.setattr(renderers, "render", rendering)
+    await processor.process(told(media))
+
+    again = {each.variant.object_name for each in made if each.variant}
+    ready = await store.media(media.media_id)
+    everything = {variant.object_name for variant in ready.variants}
+    assert again == everything - stored_first
+    assert set(stored(storage, media)) == everything
+
+
 async def test_a_file_that_was_changed_after_it_was_checked_fails(
     processor, upload, store, storage, database
 ):
@@ -178,17 +234,19 @@ async def test_an_original_that_cannot_be_found_is_waited_for(processor, upload,
 
 
 async def test_s3_that_is_away_is_waited_for(
-    store, renderers, storage, storage_settings, upload, database
+    processor, store, renderers, storage_settings, upload, database
 ):
     media = await upload(PHOTO)
     # Nothing listens on port 1.
     away = Storage(storage_settings.model_copy(update={"s3_endpoint": "http://127.0.0.1:1"}))
 
     with pytest.raises(Unavailable):
-        await Processor(store, away, renderers, at_a_time=1).process(told(media))
+        await Processor(store, away, renderers, at_a_time=1, progress_seconds=0.25).process(
+            told(media)
+        )
     with pytest.raises(Unavailable):
         await away.original(media.media_id, media.owner_id)
     assert await ends(database) == []
 
-    await Processor(store, storage, renderers, at_a_time=1).process(told(media))
+    await processor.process(told(media))
     assert await ends(database) == [(media.media_id, MEDIA_STATE_READY)]

@@ -41,7 +41,7 @@ async def announced(database) -> int:
 async def test_an_outdated_photo_is_made_anew_and_only_what_is_missing(
     store, storage, renderers, upload, database
 ):
-    processor = Processor(store, storage, renderers, at_a_time=4)
+    processor = Processor(store, storage, renderers, at_a_time=4, progress_seconds=0.0)
     media = await upload(PHOTO)
     await processor.process(told(media))
     ready = await store.media(media.media_id)
@@ -75,7 +75,7 @@ def storage_key(media, variant) -> str:
 async def test_outdated_media_are_told_in_pages_and_from_where_a_run_ended(
     store, storage, renderers, upload, database
 ):
-    processor = Processor(store, storage, renderers, at_a_time=4)
+    processor = Processor(store, storage, renderers, at_a_time=4, progress_seconds=0.0)
     photos = [await upload(PHOTO) for _ in range(5)]
     for media in photos[1:]:
         await processor.process(told(media))

@@ -7,6 +7,7 @@ import pytest
 from photomesh.media.v1 import media_service_pb2 as pb
 
 from services.media.errors import TooManyWatchers
+from services.media.pipeline.outputs import Failure
 from services.media.store import State
 from services.media.watchers import Watchers
 from tests.eventually import eventually
@@ -72,6 +73,39 @@ async def test_a_thousand_watchers_hear_of_each_step_and_the_end(store, add):
         assert await beside == [(State.PENDING, False), (State.PENDING, True)]
     assert queries < 50
     assert watchers._watching == {}
+
+
+async def test_each_step_is_told(store, add):
+    watchers, media, told = Watchers(store), await add(), []
+
+    async def watch():
+        async for seen, _ in watchers.watch(media.media_id, seconds=20.0, heartbeat=20.0):
+            told.append((seen.state, seen.steps_done))
+
+    async def has(count):
+        return len(told) == count
+
+    async with running(watchers):
+        watching = asyncio.create_task(watch())
+        await eventually(lambda: has(1))
+        await store.mark_uploaded(media, "etag", size_bytes=1, sha256=None)
+        await store.begin(media.media_id)
+        await eventually(lambda: has(2))
+        await store.add_steps(media, ["picture"])
+        await eventually(lambda: has(3))
+        # Another worker, which has begun anew, and knows a step that this one does not.
+        await store.add_steps(media, ["w600", "w8192"])
+        await eventually(lambda: has(4))
+        await store.mark_failed(media, Failure.TOO_EXPENSIVE)
+        await watching
+
+    assert told == [
+        (State.PENDING, ()),
+        (State.PROCESSING, ()),
+        (State.PROCESSING, ("picture",)),
+        (State.PROCESSING, ("picture", "w600")),
+        (State.FAILED, ("picture", "w600")),
+    ]
 
 
 async def test_what_is_at_its_end_is_told_at_once(store, add):

@@ -3,7 +3,9 @@
 It holds no secret and no connection, only pipes to the worker (see `renderers`):
 
     in:  the length of an order (4 bytes, big-endian), the order (JSON), the file
-    out: the length of an answer (4 bytes), the answer (JSON), then the content of each new variant
+    out: the length of an answer (4 bytes), the answer (JSON), the content of the variant that the
+         answer may tell of: one answer that tells the picture's width and height, one for each
+         step that is done, and one at the end
 
 It ends when its input does, so it never outlives the worker, however that ends.
 """
@@ -17,11 +19,10 @@ import sys
 import threading
 import time
 import traceback
-from dataclasses import asdict
 from typing import Any, BinaryIO
 
 from services.media.pipeline.decode import open_source
-from services.media.pipeline.outputs import Failure, Unprocessable
+from services.media.pipeline.outputs import Failure, Made, Unprocessable
 from services.media.pipeline.render import render
 
 LENGTH = struct.Struct(">I")
@@ -37,7 +38,7 @@ def main(memory_bytes: int, large_memory_bytes: int, cpu_seconds: int, threads: 
         threads: how many steps are done at a time.
     """
     # What a library prints must not get between the answers.
-    answers = os.fdopen(os.dup(1), "wb")
+    answers = _Answers(os.fdopen(os.dup(1), "wb"))
     os.dup2(2, 1)
     # A crash is an outcome here; its core would be as large as the memory limit.
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -45,7 +46,7 @@ def main(memory_bytes: int, large_memory_bytes: int, cpu_seconds: int, threads: 
     orders: queue.SimpleQueue[tuple[dict[str, Any], bytes]] = queue.SimpleQueue()
     # In a thread of its own, so that the end of the input is noticed in the middle of a file.
     threading.Thread(target=_read_orders, args=(sys.stdin.buffer, orders), daemon=True).start()
-    _write(answers, {"ready": True})
+    answers.write({"ready": True})
     while True:
         order, file = orders.get()
         memory = large_memory_bytes if order["large"] else memory_bytes
@@ -57,24 +58,18 @@ def main(memory_bytes: int, large_memory_bytes: int, cpu_seconds: int, threads: 
         try:
             source = open_source(file)
             if source.large and not order["large"]:
-                _write(answers, {"large": True})
+                answers.write({"large": True})
                 continue
-            rendition = render(source, order["present"], threads=threads)
+            answers.write({"picture": source.size})
+            rendition = render(source, order["present"], answers.made, threads=threads)
         except Unprocessable as error:
-            _write(answers, {"failure": error.failure})
+            answers.write({"failure": error.failure})
         except MemoryError:
-            _write(answers, {"failure": Failure.TOO_EXPENSIVE})
+            answers.write({"failure": Failure.TOO_EXPENSIVE})
         except Exception:
-            _write(answers, {"bug": traceback.format_exc()})
+            answers.write({"bug": traceback.format_exc()})
         else:
-            answer = {
-                "width": rendition.width,
-                "height": rendition.height,
-                "facts": rendition.facts,
-                "variants": [asdict(variant) for variant in rendition.variants],
-                "contents": {name: len(content) for name, content in rendition.contents.items()},
-            }
-            _write(answers, answer, *rendition.contents.values())
+            answers.write({"facts": rendition.facts})
 
 
 def _read_orders(pipe: BinaryIO, orders: "queue.SimpleQueue[tuple[dict[str, Any], bytes]]") -> None:
@@ -84,12 +79,23 @@ def _read_orders(pipe: BinaryIO, orders: "queue.SimpleQueue[tuple[dict[str, Any]
     os._exit(0)
 
 
-def _write(answers: BinaryIO, answer: dict[str, Any], *contents: bytes) -> None:
-    text = json.dumps(answer).encode()
-    answers.write(LENGTH.pack(len(text)))
-    answers.write(text)
-    answers.writelines(contents)
-    answers.flush()
+class _Answers:
+    """What is told to the worker, by any thread."""
+
+    def __init__(self, pipe: BinaryIO) -> None:
+        self._pipe = pipe
+        self._lock = threading.Lock()
+
+    def made(self, made: Made) -> None:
+        self.write({"step": made.step, "size_bytes": len(made.content)}, made.content)
+
+    def write(self, answer: dict[str, Any], content: bytes = b"") -> None:
+        text = json.dumps(answer).encode()
+        with self._lock:
+            self._pipe.write(LENGTH.pack(len(text)))
+            self._pipe.write(text)
+            self._pipe.write(content)
+            self._pipe.flush()
 
 
 if __name__ == "__main__":

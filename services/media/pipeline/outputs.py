@@ -145,6 +145,14 @@ RECIPE = _digest(sorted(set().union(*(_behind(step) for step in STEPS.values()))
 """Tells this set of steps and versions from every other: what is stored with what they made."""
 
 
+VARIANT_STEPS = {
+    f"{size.name}.{encoding.extension}": (size, encoding)
+    for size in SIZES
+    for encoding in ENCODINGS
+}
+"""The steps that make variants, smallest first."""
+
+
 def object_name(size: Size, encoding: Encoding) -> str:
     """Returns a variant's S3 key behind the photo's own prefix, such as w600.0f3c2d1b.jpg."""
     step = f"{size.name}.{encoding.extension}"
@@ -163,6 +171,33 @@ class Variant:
     width: int
     height: int
     size_bytes: int
+
+
+def variant(step: str, picture: tuple[int, int], size_bytes: int) -> Variant:
+    """Returns what a step makes of an upright picture of this width and height.
+
+    Raises:
+        KeyError: the step makes no variant.
+    """
+    size, encoding = VARIANT_STEPS[step]
+    return Variant(
+        size.name,
+        encoding.content_type,
+        object_name(size, encoding),
+        *size.fit(*picture),
+        size_bytes,
+    )
+
+
+@dataclass(frozen=True)
+class Made:
+    """A step is done."""
+
+    step: str
+    variant: Variant | None = None
+    """What it makes, if that is to be stored."""
+    content: bytes = b""
+    """The variant's."""
 
 
 @dataclass(frozen=True)

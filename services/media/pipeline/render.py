@@ -3,7 +3,7 @@
 Runs only in child processes, see `renderers`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -13,19 +13,19 @@ from services.media.pipeline.decode import Pixels, Source, decode, shrink, unpre
 from services.media.pipeline.facts import blurhash, dominant_colour, perceptual_hash
 from services.media.pipeline.outputs import (
     AVIF,
-    ENCODINGS,
     JPEG,
-    SIZES,
     STEPS,
+    VARIANT_STEPS,
     WEBP,
     Decoding,
     Encoding,
     Fact,
+    Made,
     Rendition,
     Size,
     Step,
-    Variant,
     object_name,
+    variant,
 )
 
 _PARAMETERS = {
@@ -53,58 +53,49 @@ _FACTS = {
 cv2.setNumThreads(1)
 
 
-def render(source: Source, present: Mapping[str, int], *, threads: int) -> Rendition:
+def render(
+    source: Source, present: Mapping[str, int], tell: Callable[[Made], None], *, threads: int
+) -> Rendition:
     """Makes every size in every encoding, and every fact.
 
     Args:
         source: the file.
         present: variants that need not be made again: their object names and sizes in bytes.
+        tell: hears of each step that is done, in one of several threads.
         threads: how many steps run at a time.
 
     Raises:
         Unprocessable: the file is damaged.
         MemoryError: there is less than a step needs.
     """
-    width, height = source.size
-    variants = [
-        (f"{size.name}.{encoding.extension}", size, encoding)
-        for size in SIZES
-        for encoding in ENCODINGS
-    ]
-    done = {step for step, size, encoding in variants if object_name(size, encoding) in present}
+    names = {step: object_name(*makes) for step, makes in VARIANT_STEPS.items()}
+
+    def run(step: Step, inputs: list[Future[Any]]) -> Any:
+        result = _run(step, source, inputs)
+        if step.name in VARIANT_STEPS:
+            tell(Made(step.name, variant(step.name, source.size, len(result)), result))
+        else:
+            tell(Made(step.name))
+        return result
 
     results: dict[str, Future[Any]] = {}
     pool = ThreadPoolExecutor(threads)
     try:
         # In an order in which every step is behind its inputs: what a step waits for has begun.
         for step in STEPS.values():
-            if step.name not in done:
+            if names.get(step.name) not in present:
                 inputs = [results[name] for name in step.inputs]
-                results[step.name] = pool.submit(_run, step, source, inputs)
-        contents = {
-            object_name(size, encoding): results[step].result()
-            for step, size, encoding in variants
-            if step in results
-        }
+                results[step.name] = pool.submit(run, step, inputs)
+        contents = {name: results[step].result() for step, name in names.items() if step in results}
         facts = {fact: results[fact].result() for fact in Fact}
     finally:
         pool.shutdown(cancel_futures=True)
 
     sizes = dict(present) | {name: len(content) for name, content in contents.items()}
     return Rendition(
-        width,
-        height,
+        *source.size,
         facts,
-        tuple(
-            Variant(
-                size.name,
-                encoding.content_type,
-                object_name(size, encoding),
-                *size.fit(width, height),
-                size_bytes=sizes[object_name(size, encoding)],
-            )
-            for _, size, encoding in variants
-        ),
+        tuple(variant(step, source.size, sizes[name]) for step, name in names.items()),
         contents,
     )
 

@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 from asyncio.subprocess import PIPE, Process
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,16 @@ from typing import Any
 from services.common import logs
 from services.common.errors import Unavailable
 from services.media.pipeline.header import MOST_PIXELS
-from services.media.pipeline.outputs import Fact, Failure, Rendition, Unprocessable, Variant
+from services.media.pipeline.outputs import (
+    VARIANT_STEPS,
+    Fact,
+    Failure,
+    Made,
+    Rendition,
+    Unprocessable,
+    object_name,
+    variant,
+)
 
 _log = logs.logger(__name__)
 
@@ -81,8 +90,15 @@ class Renderers:
             if child is not None:
                 await child.kill()
 
-    async def render(self, file: bytes, present: Mapping[str, int] | None = None) -> Rendition:
+    async def render(
+        self,
+        file: bytes,
+        present: Mapping[str, int] | None = None,
+        tell: Callable[[Made], None] = lambda _: None,
+    ) -> Rendition:
         """Makes every variant of a file that is not `present`: object names and sizes in bytes.
+
+        `tell` hears of each step as soon as it is done.
 
         Raises:
             Unprocessable: nothing can be made of it.
@@ -91,23 +107,25 @@ class Renderers:
             RendererFailed: there is a bug.
         """
         order = {"size_bytes": len(file), "present": dict(present or {}), "large": False}
-        rendition = await self._render(file, order)
+        rendition = await self._render(file, order, tell)
         if rendition is None:
             # It waits without a child, so that smaller ones overtake it.
             async with self._large:
-                rendition = await self._render(file, order | {"large": True})
+                rendition = await self._render(file, order | {"large": True}, tell)
         if rendition is None:
             raise RendererFailed("a large picture was not rendered when it was its turn")
         return rendition
 
-    async def _render(self, file: bytes, order: Mapping[str, Any]) -> Rendition | None:
+    async def _render(
+        self, file: bytes, order: Mapping[str, Any], tell: Callable[[Made], None]
+    ) -> Rendition | None:
         """Renders a file; None: it is a large one and was not ordered as such."""
         child = await self._idle.get()
         try:
             if child is None or child.ended:
                 child = await _Child.start(self._limits)
             async with asyncio.timeout(self._limits.wall_seconds):
-                return await child.render(file, order)
+                return await child.render(file, order, tell)
         except TimeoutError:
             raise Unavailable("The renderer") from None
         finally:
@@ -157,7 +175,9 @@ class _Child:
             await self.kill()
             raise
 
-    async def render(self, file: bytes, order: Mapping[str, Any]) -> Rendition | None:
+    async def render(
+        self, file: bytes, order: Mapping[str, Any], tell: Callable[[Made], None]
+    ) -> Rendition | None:
         self.busy = True
         try:
             text = json.dumps(order).encode()
@@ -166,12 +186,20 @@ class _Child:
             self._stdin.write(file)
             await self._stdin.drain()
             answer = await self._answer()
-            rendition = await self._rendition(answer) if "variants" in answer else None
+            picture, contents = answer.get("picture"), {}
+            if picture is not None:
+                while "step" in (answer := await self._answer()):
+                    made = await self._made(answer, picture)
+                    if made.variant is not None:
+                        contents[made.variant.object_name] = made.content
+                    tell(made)
         except (asyncio.IncompleteReadError, ConnectionError):
             raise _why(await self._process.wait()) from None
         self.busy = False
-        if rendition is not None or "large" in answer:
-            return rendition
+        if "large" in answer:
+            return None
+        if picture is not None and "facts" in answer:
+            return _rendition(picture, answer["facts"], order["present"], contents)
         if "failure" in answer:
             raise Unprocessable(Failure(answer["failure"]))
         raise RendererFailed(answer.get("bug"))
@@ -183,18 +211,15 @@ class _Child:
         answer: dict[str, Any] = json.loads(await self._stdout.readexactly(length))
         return answer
 
-    async def _rendition(self, answer: dict[str, Any]) -> Rendition:
-        contents = {}
-        for name, size_bytes in answer["contents"].items():
-            if size_bytes > _MOST_VARIANT_BYTES:
-                raise RendererFailed("a variant is too long")
-            contents[name] = await self._stdout.readexactly(size_bytes)
-        return Rendition(
-            answer["width"],
-            answer["height"],
-            {Fact(name): value for name, value in answer["facts"].items()},
-            tuple(Variant(**fields) for fields in answer["variants"]),
-            contents,
+    async def _made(self, answer: dict[str, Any], picture: tuple[int, int]) -> Made:
+        step, size_bytes = answer["step"], answer["size_bytes"]
+        if step not in VARIANT_STEPS:
+            return Made(step)
+        if size_bytes > _MOST_VARIANT_BYTES:
+            raise RendererFailed("a variant is too long")
+        # A child that was taken over does not say where its variant is stored, or as what.
+        return Made(
+            step, variant(step, picture, size_bytes), await self._stdout.readexactly(size_bytes)
         )
 
     async def kill(self) -> None:
@@ -202,6 +227,24 @@ class _Child:
         if self._process.returncode is None:
             self._process.kill()
         await self._process.wait()
+
+
+def _rendition(
+    picture: tuple[int, int],
+    facts: Mapping[str, str],
+    present: Mapping[str, int],
+    contents: dict[str, bytes],
+) -> Rendition:
+    sizes = dict(present) | {name: len(content) for name, content in contents.items()}
+    return Rendition(
+        *picture,
+        {Fact(name): value for name, value in facts.items()},
+        tuple(
+            variant(step, picture, sizes[object_name(*makes)])
+            for step, makes in VARIANT_STEPS.items()
+        ),
+        contents,
+    )
 
 
 async def _spawn(limits: Limits) -> Process:

@@ -37,6 +37,7 @@ async def main() -> None:
             renderers,
             # While one is rendered the next is fetched, or the last one stored.
             at_a_time=2 * settings.renderers,
+            progress_seconds=settings.progress_seconds,
         )
         consumer = Consumer(
             settings,

@@ -5,10 +5,18 @@ import asyncio
 from photomesh.media.v1.events_pb2 import MediaUploaded
 
 from services.common import logs
-from services.media.pipeline.outputs import Failure, Rendition, Unprocessable
+from services.media.pipeline.outputs import (
+    VARIANT_STEPS,
+    Failure,
+    Made,
+    Rendition,
+    Unprocessable,
+    object_name,
+)
 from services.media.pipeline.renderers import Renderers
 from services.media.storage import OriginalChanged, Storage
 from services.media.store import Media, MediaStore, State
+from services.media.worker.progress import Progress
 
 _log = logs.logger(__name__)
 
@@ -20,17 +28,24 @@ class Processor:
     """Renders photos and stores their variants.
 
     Everything may happen again after a crash at any moment: the same original gives the same
-    variants under the same keys, and only one run's end is told.
+    variants under the same keys, what is stored is not made again, and only one run's end is told.
     """
 
     def __init__(
-        self, store: MediaStore, storage: Storage, renderers: Renderers, *, at_a_time: int
+        self,
+        store: MediaStore,
+        storage: Storage,
+        renderers: Renderers,
+        *,
+        at_a_time: int,
+        progress_seconds: float,
     ) -> None:
         """Takes how many photos are in memory at a time, those being fetched or stored too."""
         self._store = store
         self._storage = storage
         self._renderers = renderers
         self._room = asyncio.Semaphore(at_a_time)
+        self._progress_seconds = progress_seconds
 
     async def process(self, event: MediaUploaded) -> None:
         """Brings a media item to its end, READY or FAILED; nothing if it is there already.
@@ -44,7 +59,7 @@ class Processor:
                 _log.info("nothing to process", media_id=event.media_id)
                 return
             try:
-                rendition = await self._render(media)
+                rendition = await self._make(media)
             except Unprocessable as error:
                 if media.state is State.READY:
                     # What it has stays, rather than what today's steps would no longer give.
@@ -54,29 +69,48 @@ class Processor:
                 await self._store.mark_failed(media, error.failure)
                 _log.info("failed", media_id=media.media_id, failure=error.failure)
                 return
-            await asyncio.gather(
-                *(
-                    self._storage.put_variant(
-                        media.media_id, media.owner_id, variant, rendition.contents[name]
-                    )
-                    for variant in rendition.variants
-                    if (name := variant.object_name) in rendition.contents
-                )
-            )
             # Only now that every variant is there may anybody learn of them.
             await self._store.mark_ready(media, rendition)
             _log.info("ready", media_id=media.media_id)
 
-    async def _render(self, media: Media) -> Rendition:
+    async def _make(self, media: Media) -> Rendition:
+        """Makes and stores the variants of an item, each as soon as it is made."""
+        original = await self._original(media)
+        # What a run before made, or another recipe that made it in the same way, is not made again.
+        present = await self._storage.variants(media.media_id, media.owner_id)
+        storing: list[asyncio.Task[None]] = []
+        async with Progress(self._store, media, seconds=self._progress_seconds) as progress:
+
+            async def keep(made: Made) -> None:
+                if made.variant is not None:
+                    await self._storage.put_variant(
+                        media.media_id, media.owner_id, made.variant, made.content
+                    )
+                progress.add(made.step)
+
+            progress.add(
+                *(step for step, makes in VARIANT_STEPS.items() if object_name(*makes) in present)
+            )
+            try:
+                rendition = await self._renderers.render(
+                    original,
+                    present,
+                    lambda made: storing.append(asyncio.create_task(keep(made))),
+                )
+                await asyncio.gather(*storing)
+            finally:
+                for task in storing:
+                    task.cancel()
+                await asyncio.gather(*storing, return_exceptions=True)
+        return rendition
+
+    async def _original(self, media: Media) -> bytes:
         assert media.etag is not None  # noqa: S101 -- It is set from UPLOADED on.
         if media.size_bytes > MOST_BYTES:
             raise Unprocessable(Failure.TOO_EXPENSIVE)
         try:
-            original = await self._storage.read_original(media.media_id, media.owner_id, media.etag)
+            return await self._storage.read_original(media.media_id, media.owner_id, media.etag)
         except OriginalChanged:
             # The client sent another file after this one was checked. Were it rendered, two runs
             # could store variants of different photos under the same, cached, keys.
             raise Unprocessable(Failure.CORRUPT) from None
-        # What a run before made, or another recipe that made it in the same way, is not made again.
-        present = await self._storage.variants(media.media_id, media.owner_id)
-        return await self._renderers.render(original, present)

@@ -899,25 +899,62 @@ class WatchMediaResponse(_message.Message):
 
     MEDIA_FIELD_NUMBER: _builtins.int
     LAST_FIELD_NUMBER: _builtins.int
+    PROGRESS_FIELD_NUMBER: _builtins.int
     last: _builtins.bool
     """Whether this is the last message."""
     @_builtins.property
     def media(self) -> Global___Media:
         """The media as it is now; unset: nothing happened for a while."""
 
+    @_builtins.property
+    def progress(self) -> Global___MediaProgress:
+        """How far the worker is; unset where `media` is."""
+
     def __init__(
         self,
         *,
         media: Global___Media | None = ...,
         last: _builtins.bool = ...,
+        progress: Global___MediaProgress | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["media", b"media"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["media", b"media", "progress", b"progress"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["last", b"last", "media", b"media"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["last", b"last", "media", b"media", "progress", b"progress"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___WatchMediaResponse: _TypeAlias = WatchMediaResponse  # noqa: Y015
+
+@_typing.final
+class MediaProgress(_message.Message):
+    """What the worker has done of a media item."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STEPS_DONE_FIELD_NUMBER: _builtins.int
+    STEPS_TOTAL_FIELD_NUMBER: _builtins.int
+    steps_total: _builtins.int
+    """How many there are in all."""
+    @_builtins.property
+    def steps_done(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The steps that are done, each behind those that it needs: "picture" when the file is decoded,
+        a size's name such as "w600" when the picture has it, "w600.avif" when that variant is stored,
+        "blurhash", "dominant_colour" and "perceptual_hash". All of them when the media is READY.
+        """
+
+    def __init__(
+        self,
+        *,
+        steps_done: _abc.Iterable[_builtins.str] | None = ...,
+        steps_total: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["steps_done", b"steps_done", "steps_total", b"steps_total"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MediaProgress: _TypeAlias = MediaProgress  # noqa: Y015
 
 @_typing.final
 class DeleteMediaRequest(_message.Message):

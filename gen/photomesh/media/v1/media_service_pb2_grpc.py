@@ -259,7 +259,11 @@ class MediaServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def WatchMedia(self, request, context):
-        """Tells what happens to the caller's media: at once as it is, then each time that it changes.
+        """Tells what happens to the caller's media: at once as it is, then each time that its state
+        changes or the worker has done another step of it.
+
+        Steps that are done within a quarter of a second may be told in one message. They are never
+        taken back, also when another worker begins anew.
 
         The message with `last` set is the last one: the media is READY, FAILED or DELETED, or 10
         minutes are over: watch again. A stream that ends without it was cut. A message without a

@@ -124,7 +124,11 @@ class MediaServiceStub:
     - NOT_FOUND (MEDIA_UNKNOWN): no such media, or it is not the caller's.
     """
     WatchMedia: _aio.UnaryStreamMultiCallable[_media_service_pb2.WatchMediaRequest, _media_service_pb2.WatchMediaResponse]
-    """Tells what happens to the caller's media: at once as it is, then each time that it changes.
+    """Tells what happens to the caller's media: at once as it is, then each time that its state
+    changes or the worker has done another step of it.
+
+    Steps that are done within a quarter of a second may be told in one message. They are never
+    taken back, also when another worker begins anew.
 
     The message with `last` set is the last one: the media is READY, FAILED or DELETED, or 10
     minutes are over: watch again. A stream that ends without it was cut. A message without a
@@ -322,7 +326,11 @@ class MediaServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _media_service_pb2.WatchMediaRequest,
         context: _aio.ServicerContext[_media_service_pb2.WatchMediaRequest, _abc.AsyncIterator[_media_service_pb2.WatchMediaResponse]],
     ) -> _abc.AsyncIterator[_media_service_pb2.WatchMediaResponse]:
-        """Tells what happens to the caller's media: at once as it is, then each time that it changes.
+        """Tells what happens to the caller's media: at once as it is, then each time that its state
+        changes or the worker has done another step of it.
+
+        Steps that are done within a quarter of a second may be told in one message. They are never
+        taken back, also when another worker begins anew.
 
         The message with `last` set is the last one: the media is READY, FAILED or DELETED, or 10
         minutes are over: watch again. A stream that ends without it was cut. A message without a
