@@ -3,12 +3,14 @@
 Consumers write them to `<topic>.dlq`; see consumer.py. A log cannot give up single records, so the
 service that owns a topic reads that log into a table of its schema, which remembers what became
 of each. A replay goes through the outbox: the dead letter is settled in the transaction that
-stores its event.
+stores its event. What was settled is kept for a while, then purged.
 """
 
-from collections.abc import Mapping, Sequence
+import asyncio
+import random
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from google.protobuf.json_format import MessageToJson
@@ -26,7 +28,7 @@ from services.common.consumer import (
     RawSubscription,
 )
 from services.common.database import Database
-from services.common.errors import DeadLetterUnknown
+from services.common.errors import DeadLetterUnknown, Unavailable
 from services.common.outbox import Outbox
 from services.common.topics import Topic, dead_letters
 
@@ -69,6 +71,30 @@ _DROP = """
      WHERE dead_letter_id = ANY(%(ids)s) AND state = 'OPEN'
     RETURNING dead_letter_id
 """
+
+# Answered by dead_letters_settled. Several that purge at once take other rows.
+_PURGE = """
+    DELETE FROM dead_letters
+     WHERE dead_letter_id IN (
+               SELECT dead_letter_id
+                 FROM dead_letters
+                WHERE state <> 'OPEN' AND settle_time < %(before)s
+                ORDER BY settle_time
+                LIMIT %(most)s
+                  FOR UPDATE SKIP LOCKED
+           )
+"""
+
+KEPT_SETTLED = timedelta(days=30)
+"""How long one that was replayed or dropped can still be looked at. It must be longer than brokers
+keep `<topic>.dlq`, a week by default: what is purged here and still lies there would be OPEN anew
+if that log were ever read from its beginning."""
+
+_PURGE_BATCH = 1000
+"""How many are purged in one transaction."""
+
+_PURGE_PAUSE_SECONDS = (1800.0, 5400.0)
+"""Drawn anew each time, so that the processes of a service spread out."""
 
 _log = logs.logger(__name__)
 
@@ -158,6 +184,29 @@ class DeadLetters:
             dropped = sorted(await cursor.fetchall())
         _log.warning("dead letters are dropped", dead_letter_ids=dropped)
         return dropped
+
+    async def purge(self, now: datetime) -> int:
+        """Removes those that were settled long before `now`; returns how many."""
+        values = {"before": now - KEPT_SETTLED, "most": _PURGE_BATCH}
+        purged = 0
+        while True:
+            async with self._database.connection() as connection:
+                batch = (await connection.execute(_PURGE, values)).rowcount
+            purged += batch
+            if batch < _PURGE_BATCH:
+                return purged
+
+    async def run_purge(self, ready: Callable[[], None]) -> None:
+        """Purges about once an hour until it is cancelled; any number may do so at a time."""
+        ready()
+        while True:
+            context.enter(context.CallContext(trace_id=context.trace_id_of(None)))
+            try:
+                if purged := await self.purge(datetime.now(UTC)):
+                    _log.info("settled dead letters are purged", dead_letters=purged)
+            except Unavailable:
+                _log.warning("the purge of dead letters waits", exc_info=True)
+            await asyncio.sleep(random.uniform(*_PURGE_PAUSE_SECONDS))
 
     def _json(self, letter: DeadLetter) -> str:
         try:

@@ -74,6 +74,7 @@ async def main() -> None:
                 Worker("sweeper", Sweeper(store, uploads).run),
                 Worker("watchers", watchers.run),
                 Worker("dead-letters", burials.run),
+                Worker("dead-letters-purge", dead_letters.run_purge),
             ],
         )
 

@@ -2,13 +2,14 @@
 
 import asyncio
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from photomesh.graph.v1.events_pb2 import FollowChanged
 
 from services.common.consumer import Consumer
 from services.common.database import Database
-from services.common.dead_letters import DeadLetters
+from services.common.dead_letters import KEPT_SETTLED, DeadLetters
 from services.common.errors import DeadLetterUnknown
 from services.common.outbox import Outbox, Relay
 from tests.common.test_events import consuming, publish, quick_kafka, running, topic
@@ -136,3 +137,33 @@ async def test_a_log_that_is_read_again_brings_nothing_back(parts, topic, quick_
 async def test_an_unknown_one_is_told(parts):
     with pytest.raises(DeadLetterUnknown):
         await parts[1].get(12345)
+
+
+async def test_what_was_settled_long_ago_is_purged_and_nothing_else(database_of, quick_kafka):
+    settings = database_of("graph")
+    async with Database(settings) as database:
+        letters = DeadLetters(database, Outbox(database, Relay(settings, quick_kafka)), {})
+        async with database.connection() as connection:
+            await connection.execute(
+                """
+                INSERT INTO dead_letters (topic, dlq_offset, bury_time, consumer_group, reason,
+                                          payload, traceparent)
+                SELECT 'old', number, now() - interval '1 year', 'group', 'reason', '', ''
+                  FROM generate_series(1, 1500) AS number
+                """
+            )
+        first, *others = [
+            letter.dead_letter_id for letter in await letters.open(topic="", after_id=0, limit=2000)
+        ]
+        await letters.drop(others)
+        now = datetime.now(UTC)
+
+        # Those that are open stay, however old they are.
+        assert await letters.purge(now + KEPT_SETTLED - timedelta(minutes=1)) == 0
+        later = now + KEPT_SETTLED + timedelta(minutes=1)
+        purged = await asyncio.gather(*(letters.purge(later) for _ in range(3)))
+
+        assert sum(purged) == len(others) == 1499
+        assert (await letters.get(first)).dead_letter_id == first
+        with pytest.raises(DeadLetterUnknown):
+            await letters.get(others[0])
