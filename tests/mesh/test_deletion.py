@@ -1,5 +1,9 @@
 """A deleted photo, as people meet it."""
 
+import asyncio
+import os
+
+import httpx
 import pytest
 
 from tests.eventually import eventually
@@ -32,3 +36,27 @@ async def test_a_deleted_photo_leaves_its_post_without_a_picture(person):
     with pytest.raises(ApiError) as refused:
         await ann.post(gone)
     assert refused.value.reason == "MEDIA_UNKNOWN"
+
+
+@pytest.mark.skipif("PHOTOMESH_PROVE" not in os.environ, reason="takes as long as the edge keeps")
+async def test_the_edge_stops_serving_a_deleted_photo_within_a_minute(person):
+    ann = await person().sign_up()
+    media_id = await ann.upload(photo(300, 200))
+    media = await ann.processed(media_id)
+    urls = [variant["url"] for variant in media["variants"]]
+    assert urls
+
+    async with httpx.AsyncClient(timeout=20) as browser:
+
+        async def look() -> set[int]:
+            # Some viewers, not a load.
+            await asyncio.sleep(0.2)
+            return {(await browser.get(url)).status_code for url in urls}
+
+        assert await look() == {200}
+        # The worst moment: the cache has only just asked S3 for each.
+        await ann.delete_media(media_id)
+        # Whoever looks again and again must not keep it alive.
+        await eventually(look, lambda seen: seen == {404}, within=60)
+
+        assert await look() == {404}
