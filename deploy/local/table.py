@@ -425,12 +425,18 @@ def _services(layout: Layout, ports: Ports, credentials: Credentials) -> tuple[P
         service(
             "post",
             ports.post,
-            needs=(database, topics),
+            needs=(database, topics, "valkey"),
             role="post",
             workers=("consumer",),
             key_files={"PHOTOMESH_CDN_KEY_FILE": cdn_key},
         ),
-        service("graph", ports.graph, needs=(database, topics), role="graph"),
+        service(
+            "graph",
+            ports.graph,
+            needs=(database, topics),
+            role="graph",
+            key_files={"PHOTOMESH_PAGE_KEY_FILE": page_key},
+        ),
         service(
             "feed",
             ports.feed,

@@ -1,6 +1,7 @@
 """`python -m services.post`: wires the post service and serves it."""
 
 from photomesh.account.v1.account_internal_service_pb2_grpc import AccountInternalServiceStub
+from photomesh.graph.v1.graph_internal_service_pb2_grpc import GraphInternalServiceStub
 from photomesh.media.v1.events_pb2 import MediaDeleted, MediaProcessed
 from photomesh.media.v1.media_internal_service_pb2_grpc import MediaInternalServiceStub
 from photomesh.post.v1.post_internal_service_pb2_grpc import (
@@ -9,9 +10,11 @@ from photomesh.post.v1.post_internal_service_pb2_grpc import (
 from photomesh.post.v1.post_service_pb2_grpc import add_PostServiceServicer_to_server
 
 from services.common import cdn, client, config, logs, topics
+from services.common.cache import connect
 from services.common.consumer import Consumer, Subscription
 from services.common.database import Database
 from services.common.outbox import Outbox, Relay
+from services.common.post_cache import PostCache
 from services.common.server import PUBLIC, Service, Worker, run, serve
 from services.post.config import PostSettings
 from services.post.presenter import Presenter
@@ -26,15 +29,19 @@ async def main() -> None:
     relay = Relay(settings, settings)
     async with (
         Database(settings) as database,
+        connect(settings) as cache,
         client.channel("account", settings.peer_account, settings.tls_dir) as account,
         client.channel("media", settings.peer_media, settings.tls_dir) as media,
+        client.channel("graph", settings.peer_graph, settings.tls_dir) as graph,
     ):
         store = PostStore(database, Outbox(database, relay))
         publisher = Publisher(
             store, MediaInternalServiceStub(media), sweep_seconds=settings.sweep_seconds
         )
         presenter = Presenter(AccountInternalServiceStub(account), cdn.signer(settings))
-        public = PostService(store, publisher, presenter)
+        public = PostService(
+            store, publisher, presenter, PostCache(cache), GraphInternalServiceStub(graph)
+        )
         internal = PostInternalService(store, presenter)
         consumer = Consumer(
             settings,

@@ -2,6 +2,7 @@
 
 from services.common.config import (
     Address,
+    CacheSettings,
     CdnSettings,
     DatabaseSettings,
     KafkaSettings,
@@ -9,10 +10,11 @@ from services.common.config import (
 )
 
 
-class PostSettings(MeshSettings, DatabaseSettings, KafkaSettings, CdnSettings):
+class PostSettings(MeshSettings, DatabaseSettings, CacheSettings, KafkaSettings, CdnSettings):
     """Read from PHOTOMESH_* variables."""
 
     peer_account: Address
     peer_media: Address
+    peer_graph: Address
     sweep_seconds: float = 15.0
     """How often posts are looked for that wait for something that was missed."""

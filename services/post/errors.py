@@ -17,6 +17,16 @@ class PostUnknown(MeshError):
         super().__init__(f"There is no post {post_id}.", fields={"post_id": "is unknown"})
 
 
+class PostNotPublished(MeshError):
+    """The post waits for its media, or FAILED: there is nobody to hide it from."""
+
+    code = grpc.StatusCode.FAILED_PRECONDITION
+    reason = "POST_NOT_PUBLISHED"
+
+    def __init__(self, post_id: int) -> None:
+        super().__init__(f"The post {post_id} is not published.")
+
+
 class MediaNotUploaded(MeshError):
     """Some of the media were not completed, so nobody knows whether they ever will be."""
 

@@ -49,14 +49,14 @@ class Publisher:
         return answer.media
 
     async def media_of(self, post: Post) -> Sequence[StoredMedia]:
-        """Returns a post's media: as they were published, else as they are now.
+        """Returns a post's media: as they are shown since it was published, else as they are now.
 
         Raises:
-            Unavailable: the post is not PUBLISHED, and media is away, slow or overloaded.
+            Unavailable: the post was not published, and media is away, slow or overloaded.
         """
-        if post.state is State.PUBLISHED:
-            return post.snapshots
-        return await self.media(post.media_ids)
+        if post.state in (State.PROCESSING, State.FAILED):
+            return await self.media(post.media_ids)
+        return post.snapshots
 
     async def settle(self, post: Post) -> tuple[Post, Sequence[StoredMedia]]:
         """Publishes or fails a post that is PROCESSING, if its media allow it.

@@ -1,9 +1,12 @@
 """The post service's methods, in the order of its contracts."""
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Awaitable, Sequence
 from typing import Any
 
 import grpc
+from photomesh.graph.v1.graph_internal_service_pb2 import BatchCheckVisibilityRequest
+from photomesh.graph.v1.graph_internal_service_pb2_grpc import GraphInternalServiceStub
 from photomesh.media.v1.media_internal_service_pb2 import StoredMedia
 from photomesh.media.v1.media_service_pb2 import MediaFailure, MediaState
 from photomesh.post.v1 import post_internal_service_pb2 as internal_pb
@@ -11,15 +14,19 @@ from photomesh.post.v1 import post_service_pb2 as pb
 from photomesh.post.v1.post_internal_service_pb2_grpc import PostInternalServiceServicer
 from photomesh.post.v1.post_service_pb2_grpc import PostServiceServicer
 
-from services.common import logs
+from services.common import client, logs
 from services.common.context import signed_in
-from services.common.errors import MediaUnknown, RequestIdReused
-from services.post.errors import MediaFailed, MediaNotUploaded, PostUnknown
+from services.common.errors import MediaUnknown, RequestIdReused, Unavailable
+from services.common.post_cache import PostCache
+from services.post.errors import MediaFailed, MediaNotUploaded, PostNotPublished, PostUnknown
 from services.post.presenter import Presenter
 from services.post.publisher import Publisher
 from services.post.store import Post, PostStore, State
 
 Context = grpc.aio.ServicerContext[Any, Any]
+
+_CACHE_SECONDS = 0.3
+"""How long an author waits at most for the cache to be told of a change."""
 
 _log = logs.logger(__name__)
 
@@ -27,10 +34,19 @@ _log = logs.logger(__name__)
 class PostService(PostServiceServicer):
     """Posts, for people."""
 
-    def __init__(self, store: PostStore, publisher: Publisher, presenter: Presenter) -> None:
+    def __init__(
+        self,
+        store: PostStore,
+        publisher: Publisher,
+        presenter: Presenter,
+        cache: PostCache,
+        graph: GraphInternalServiceStub,
+    ) -> None:
         self._store = store
         self._publisher = publisher
         self._presenter = presenter
+        self._cache = cache
+        self._graph = graph
 
     async def CreatePost(
         self, request: pb.CreatePostRequest, context: Context
@@ -44,6 +60,8 @@ class PostService(PostServiceServicer):
             media = await self._publisher.media(request.media_ids)
             _check(media, request.media_ids, author_id)
             post = await self._make(author_id, request)
+            # This asks media once more: what happened to them before the post was stored was told
+            # to nobody who knew of it.
             try:
                 post, media = await self._publisher.settle(post)
             except Exception:
@@ -54,10 +72,89 @@ class PostService(PostServiceServicer):
     async def GetPost(self, request: pb.GetPostRequest, context: Context) -> pb.GetPostResponse:
         caller_id = signed_in()
         post = await self._store.post(request.post_id)
-        if post is None or (post.state is not State.PUBLISHED and post.author_id != caller_id):
+        if post is None or not await self._may_see(caller_id, post):
             raise PostUnknown(request.post_id)
-        media = await self._publisher.media_of(post)
-        return pb.GetPostResponse(post=await self._presenter.present(post, media))
+        return pb.GetPostResponse(post=await self._present(post))
+
+    async def ArchivePost(
+        self, request: pb.ArchivePostRequest, context: Context
+    ) -> pb.ArchivePostResponse:
+        post = await self._own(request.post_id)
+        if post.state in (State.PROCESSING, State.FAILED):
+            raise PostNotPublished(post.post_id)
+        await self._store.archive(post)
+        await self._tell_cache(post, self._cache.withdraw([post.post_id]))
+        # If it was shown again meanwhile, the withdrawal may have come after that.
+        post = await self._own(request.post_id)
+        if post.state is State.PUBLISHED:
+            await self._tell_cache(post, self._cache.forget([post.post_id]))
+        return pb.ArchivePostResponse(post=await self._present(post))
+
+    async def UnarchivePost(
+        self, request: pb.UnarchivePostRequest, context: Context
+    ) -> pb.UnarchivePostResponse:
+        post = await self._own(request.post_id)
+        await self._store.unarchive(post)
+        await self._tell_cache(post, self._cache.forget([post.post_id]))
+        post = await self._own(request.post_id)
+        return pb.UnarchivePostResponse(post=await self._present(post))
+
+    async def DeletePost(
+        self, request: pb.DeletePostRequest, context: Context
+    ) -> pb.DeletePostResponse:
+        post = await self._store.post(request.post_id)
+        if post is None or post.author_id != signed_in():
+            raise PostUnknown(request.post_id)
+        await self._store.delete(post)
+        await self._tell_cache(post, self._cache.withdraw([post.post_id]))
+        return pb.DeletePostResponse()
+
+    async def _may_see(self, caller_id: int, post: Post) -> bool:
+        """Tells whether somebody may see a post.
+
+        Raises:
+            Unavailable: it is somebody else's, and graph is away: a post that may be hidden is not
+                shown in doubt.
+        """
+        if post.state is State.DELETED:
+            return False
+        if post.author_id == caller_id:
+            return True
+        if post.state is not State.PUBLISHED:
+            return False
+        answer = await client.call(
+            self._graph.BatchCheckVisibility,
+            BatchCheckVisibilityRequest(viewer_id=caller_id, account_ids=[post.author_id]),
+        )
+        return answer.visible[0]
+
+    async def _own(self, post_id: int) -> Post:
+        """Returns a post of the caller's.
+
+        Raises:
+            PostUnknown: there is none, it was deleted, or it is somebody else's.
+        """
+        post = await self._store.post(post_id)
+        if post is None or post.author_id != signed_in() or post.state is State.DELETED:
+            raise PostUnknown(post_id)
+        return post
+
+    async def _present(self, post: Post) -> pb.Post:
+        return await self._presenter.present(post, await self._publisher.media_of(post))
+
+    async def _tell_cache(self, post: Post, change: Awaitable[None]) -> None:
+        """Has the cache follow a change before its author is answered.
+
+        While the cache is away, so are its copies; what it may still hold when it is back, fanout
+        changes as soon as it can: the event of the change was stored with it.
+        """
+        try:
+            async with asyncio.timeout(_CACHE_SECONDS):
+                await change
+        except (Unavailable, TimeoutError) as error:
+            _log.warning(
+                "the cache was not told of a change", post_id=post.post_id, error=repr(error)
+            )
 
     async def _made_before(self, author_id: int, request: pb.CreatePostRequest) -> Post | None:
         """Returns the post that this request made before.
@@ -66,8 +163,13 @@ class PostService(PostServiceServicer):
             RequestIdReused: the author used its id for another request.
         """
         post = await self._store.post_by_request(author_id, request.request_id)
-        if post and not (
-            post.caption == request.caption and list(post.media_ids) == list(request.media_ids)
+        # Of a post that was deleted there is nothing left to compare.
+        if (
+            post
+            and post.state is not State.DELETED
+            and not (
+                post.caption == request.caption and list(post.media_ids) == list(request.media_ids)
+            )
         ):
             raise RequestIdReused
         return post
@@ -78,7 +180,7 @@ class PostService(PostServiceServicer):
         )
         # Refused, it gave way to the same request, which came twice at the same time.
         post = added or await self._made_before(author_id, request)
-        assert post is not None  # noqa: S101 -- Posts are not deleted.
+        assert post is not None  # noqa: S101 -- Of a deleted post the row stays.
         return post
 
 

@@ -7,13 +7,13 @@ from enum import StrEnum
 from typing import LiteralString
 
 from photomesh.media.v1.media_internal_service_pb2 import StoredMedia
-from photomesh.post.v1.events_pb2 import PostCreated
+from photomesh.post.v1.events_pb2 import PostChanged, PostCreated
 from psycopg.rows import kwargs_row, scalar_row
 
 from services.common import topics
 from services.common.database import Database
 from services.common.ids import shard_of
-from services.common.outbox import Outbox
+from services.common.outbox import Outbox, Transaction
 
 _ADD_POST = """
     INSERT INTO posts (shard, post_id, author_id, caption, state, request_id, settle_time)
@@ -78,11 +78,25 @@ _TAKE_UNSETTLED = """
     RETURNING post_id
 """
 
-# Of several that settle a post at once, the first changes the row and the others find it changed.
-_SETTLE = """
+# Of several that settle, archive or show a post at once, the first changes the row and the others
+# find it changed. Answered by the primary key.
+_MOVE = """
     UPDATE posts
-       SET state = %(state)s
-     WHERE shard = %(shard)s AND post_id = %(post_id)s AND state = 'PROCESSING'
+       SET state = %(after)s
+     WHERE shard = %(shard)s AND post_id = %(post_id)s AND state = %(before)s
+"""
+
+# Answered by the primary key.
+_DELETE = """
+    UPDATE posts
+       SET state = 'DELETED', caption = ''
+     WHERE shard = %(shard)s AND post_id = %(post_id)s AND state <> 'DELETED'
+"""
+
+# Answered by the primary key. Whoever publishes the post has locked its row first, too.
+_DELETE_MEDIA = """
+    DELETE FROM post_media
+     WHERE shard = %(shard)s AND post_id = %(post_id)s
 """
 
 _KEEP_SNAPSHOTS = """
@@ -101,11 +115,13 @@ _SHOWN_MEDIA = """
      WHERE shard = %(shard)s AND media_id = %(media_id)s AND snapshot IS NOT NULL
 """
 
-# Names what it replaces, so that what was deleted meanwhile does not come back.
+# Names what it replaces, so that what was deleted meanwhile does not come back. Answered by
+# post_media_shown.
 _REFRESH_MEDIA = """
     UPDATE post_media
        SET snapshot = %(snapshot)s
      WHERE shard = %(shard)s AND media_id = %(media_id)s AND snapshot = %(shown)s
+    RETURNING post_id
 """
 
 # In posts that wait, too: whoever publishes one at this moment leaves it as it is. Answered by
@@ -115,6 +131,17 @@ _FORGET_MEDIA = """
        SET snapshot = %(snapshot)s
      WHERE shard = %(shard)s AND media_id = %(media_id)s
     RETURNING post_id
+"""
+
+# Those that may be in a cache, or may be shown at this moment by somebody who does not wait for us.
+# Whoever publishes one waits: they write to the same rows of post_media. Answered by the primary
+# key.
+_ONCE_PUBLISHED = """
+    SELECT post_id, author_id
+      FROM posts
+      JOIN unnest(%(shards)s::smallint[], %(post_ids)s::bigint[]) AS wanted (shard, post_id)
+           USING (shard, post_id)
+     WHERE state IN ('PUBLISHED', 'ARCHIVED')
 """
 
 # The newest posts of thousands of authors. An author whose newest post is not among the `limit`
@@ -168,6 +195,8 @@ class State(StrEnum):
     PROCESSING = "PROCESSING"
     PUBLISHED = "PUBLISHED"
     FAILED = "FAILED"
+    ARCHIVED = "ARCHIVED"
+    DELETED = "DELETED"
 
 
 @dataclass(frozen=True)
@@ -179,9 +208,9 @@ class Post:
     caption: str
     state: State
     media_ids: Sequence[int]
-    """In the author's order."""
+    """In the author's order; none of a post that is DELETED."""
     snapshots: Sequence[StoredMedia]
-    """The media as they were when the post was PUBLISHED; none before."""
+    """The media as they are shown since the post was PUBLISHED; none before."""
 
 
 class PostStore:
@@ -262,7 +291,9 @@ class PostStore:
         """Makes a post PUBLISHED with its media; False: it was not PROCESSING any more."""
         row = {"shard": shard_of(post.post_id), "post_id": post.post_id}
         async with self._outbox.transaction() as tx:
-            settled = await tx.connection.execute(_SETTLE, {**row, "state": State.PUBLISHED})
+            settled = await tx.connection.execute(
+                _MOVE, {**row, "before": State.PROCESSING, "after": State.PUBLISHED}
+            )
             if settled.rowcount == 0:
                 return False
             await tx.connection.execute(
@@ -280,13 +311,32 @@ class PostStore:
         """Makes a post FAILED, unless it is not PROCESSING any more."""
         async with self._database.connection() as connection:
             await connection.execute(
-                _SETTLE,
+                _MOVE,
                 {
                     "shard": shard_of(post.post_id),
                     "post_id": post.post_id,
-                    "state": State.FAILED,
+                    "before": State.PROCESSING,
+                    "after": State.FAILED,
                 },
             )
+
+    async def archive(self, post: Post) -> None:
+        """Makes a post ARCHIVED and tells so, if it is PUBLISHED."""
+        await self._move(post, State.PUBLISHED, State.ARCHIVED)
+
+    async def unarchive(self, post: Post) -> None:
+        """Makes a post PUBLISHED and tells so, if it is ARCHIVED."""
+        await self._move(post, State.ARCHIVED, State.PUBLISHED)
+
+    async def delete(self, post: Post) -> None:
+        """Makes a post DELETED and tells so, unless it is."""
+        row = {"shard": shard_of(post.post_id), "post_id": post.post_id}
+        async with self._outbox.transaction() as tx:
+            deleted = await tx.connection.execute(_DELETE, row)
+            if deleted.rowcount == 0:
+                return
+            await tx.connection.execute(_DELETE_MEDIA, row)
+            await _publish_change(tx, post.post_id, post.author_id)
 
     async def shown_media(self, media_id: int) -> list[StoredMedia]:
         """Returns what posts show of a media item; posts of different times may differ."""
@@ -297,31 +347,30 @@ class PostStore:
             return [StoredMedia.FromString(snapshot) for snapshot in await cursor.fetchall()]
 
     async def refresh_media(self, shown: StoredMedia, media: StoredMedia) -> None:
-        """Puts a media item as it is now in the place of what posts show of it."""
-        async with self._database.connection() as connection:
-            await connection.execute(
-                _REFRESH_MEDIA,
-                {
-                    "shard": shard_of(media.media_id),
-                    "media_id": media.media_id,
-                    "shown": shown.SerializeToString(),
-                    "snapshot": media.SerializeToString(),
-                },
-            )
+        """Puts a media item as it is now in the place of what posts show of it, and tells so."""
+        await self._show(
+            _REFRESH_MEDIA,
+            {
+                "shard": shard_of(media.media_id),
+                "media_id": media.media_id,
+                "shown": shown.SerializeToString(),
+                "snapshot": media.SerializeToString(),
+            },
+        )
 
     async def forget_media(self, deleted: StoredMedia) -> list[Post]:
-        """Puts a deleted media item in the place of what posts show of it; returns the posts."""
-        async with self._database.connection() as connection:
-            cursor = connection.cursor(row_factory=scalar_row)
-            await cursor.execute(
-                _FORGET_MEDIA,
-                {
-                    "shard": shard_of(deleted.media_id),
-                    "media_id": deleted.media_id,
-                    "snapshot": deleted.SerializeToString(),
-                },
-            )
-            post_ids: list[int] = await cursor.fetchall()
+        """Puts a deleted media item in the place of what posts show of it, and tells so.
+
+        Returns the posts, also those that were not published yet.
+        """
+        post_ids = await self._show(
+            _FORGET_MEDIA,
+            {
+                "shard": shard_of(deleted.media_id),
+                "media_id": deleted.media_id,
+                "snapshot": deleted.SerializeToString(),
+            },
+        )
         return list((await self.posts(post_ids)).values())
 
     async def recent(self, author_ids: Sequence[int], *, before: int, limit: int) -> list[int]:
@@ -343,11 +392,40 @@ class PostStore:
             )
             return await cursor.fetchall()
 
+    async def _move(self, post: Post, before: State, after: State) -> None:
+        row = {"shard": shard_of(post.post_id), "post_id": post.post_id}
+        async with self._outbox.transaction() as tx:
+            moved = await tx.connection.execute(_MOVE, {**row, "before": before, "after": after})
+            if moved.rowcount:
+                await _publish_change(tx, post.post_id, post.author_id)
+
+    async def _show(self, query: LiteralString, parameters: dict[str, object]) -> list[int]:
+        """Changes what posts show; tells of those that were published; returns all their ids."""
+        async with self._outbox.transaction() as tx:
+            cursor = tx.connection.cursor(row_factory=scalar_row)
+            await cursor.execute(query, parameters)
+            post_ids: list[int] = await cursor.fetchall()
+            published = await tx.connection.execute(
+                _ONCE_PUBLISHED,
+                {"shards": [shard_of(post_id) for post_id in post_ids], "post_ids": post_ids},
+            )
+            for post_id, author_id in await published.fetchall():
+                await _publish_change(tx, post_id, author_id)
+        return post_ids
+
     async def _posts(self, query: LiteralString, parameters: dict[str, object]) -> list[Post]:
         async with self._database.connection() as connection:
             cursor = connection.cursor(row_factory=kwargs_row(_to_post))
             await cursor.execute(query, parameters)
             return await cursor.fetchall()
+
+
+async def _publish_change(tx: Transaction, post_id: int, author_id: int) -> None:
+    await tx.publish(
+        topics.POST_CHANGED,
+        key=author_id,
+        event=PostChanged(post_id=post_id, author_id=author_id),
+    )
 
 
 def _to_post(

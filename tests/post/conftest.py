@@ -1,18 +1,33 @@
-"""People and their media, for posting."""
+"""People and their media, for posting; and post's insides without a process around them."""
 
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 
 import httpx
 import pytest
+from photomesh.account.v1.account_internal_service_pb2_grpc import AccountInternalServiceStub
 from photomesh.account.v1.account_service_pb2 import CreateAccountRequest
 from photomesh.account.v1.account_service_pb2_grpc import AccountServiceStub
+from photomesh.graph.v1.graph_internal_service_pb2_grpc import GraphInternalServiceStub
 from photomesh.media.v1 import media_service_pb2 as media_pb
 from photomesh.media.v1.media_internal_service_pb2_grpc import MediaInternalServiceStub
 from photomesh.media.v1.media_service_pb2_grpc import MediaServiceStub
+from photomesh.post.v1.events_pb2 import PostChanged, PostCreated
 
 from deploy.local.stack import Stack
+from services.common import client, context
+from services.common.cache import connect
+from services.common.cdn import EdgeSigner
+from services.common.config import CacheSettings, CdnSettings, DatabaseSettings, KafkaSettings
+from services.common.database import Database
+from services.common.outbox import Outbox, Relay
+from services.common.post_cache import PostCache
+from services.post.presenter import Presenter
+from services.post.publisher import Publisher
+from services.post.service import PostService
+from services.post.store import PostStore
 from tests.callers import as_user, channel_to
 from tests.eventually import eventually
 from tests.pictures import photo
@@ -20,7 +35,7 @@ from tests.pictures import photo
 
 @pytest.fixture(scope="session")
 def services(infrastructure: Stack) -> Stack:
-    infrastructure.up(["account", "media", "media-worker", "post"])
+    infrastructure.up(["account", "media", "media-worker", "graph", "post"])
     return infrastructure
 
 
@@ -109,3 +124,87 @@ async def media_service(services: Stack) -> AsyncIterator[MediaInternalServiceSt
     """Media as post calls it."""
     async with channel_to(services, "media", identity="post") as channel:
         yield MediaInternalServiceStub(channel)
+
+
+class Replica:
+    """One process's store and publisher. No relay runs, so events stay in the database."""
+
+    def __init__(
+        self, database: Database, relay: Relay, media_service: MediaInternalServiceStub
+    ) -> None:
+        self.database = database
+        self.store = PostStore(database, Outbox(database, relay))
+        self.publisher = Publisher(self.store, media_service, sweep_seconds=3600)
+
+    async def events(self) -> list[int]:
+        """Returns the posts that were told to be published, sorted."""
+        return sorted(await self._told("post_created", PostCreated))
+
+    async def changes(self) -> list[int]:
+        """Returns the posts that were told to have changed, in the order of the changes."""
+        return await self._told("post_changed", PostChanged)
+
+    async def _told(self, topic: str, message: type[PostCreated] | type[PostChanged]) -> list[int]:
+        async with self.database.connection() as connection:
+            cursor = await connection.execute(
+                "SELECT key, payload FROM outbox WHERE topic = %s ORDER BY id", [topic]
+            )
+            events = [
+                (key, message.FromString(payload)) for key, payload in await cursor.fetchall()
+            ]
+        assert all(key == event.author_id for key, event in events)
+        return [event.post_id for _, event in events]
+
+    async def make_due(self) -> None:
+        """Makes the sweep look at every post."""
+        async with self.database.connection() as connection:
+            await connection.execute("UPDATE posts SET settle_time = now() - interval '1 s'")
+
+
+@pytest.fixture
+def settings(database_of: Callable) -> DatabaseSettings:
+    return database_of("post")
+
+
+@pytest.fixture
+async def replicas(
+    settings: DatabaseSettings, kafka: KafkaSettings, media_service: MediaInternalServiceStub
+) -> AsyncIterator[list[Replica]]:
+    relay = Relay(settings, kafka)
+    async with Database(settings) as one, Database(settings) as other:
+        yield [Replica(database, relay, media_service) for database in (one, other)]
+
+
+def sign_in(author: Author) -> None:
+    """Makes somebody the caller of whatever the test calls next."""
+    context.enter(context.CallContext(trace_id="ab" * 16, user_id=author.account_id))
+
+
+PostServiceMaker = Callable[..., AbstractAsyncContextManager[PostService]]
+
+
+@pytest.fixture
+def post_service(replicas: list[Replica], services: Stack) -> PostServiceMaker:
+    """Makes the first replica's public service; parts of it may be others than the stack's."""
+
+    @asynccontextmanager
+    async def make(
+        *, publisher: Publisher | None = None, valkey_url: str = "", graph_address: str = ""
+    ) -> AsyncIterator[PostService]:
+        identity = services.layout.pki / "post"
+        graph_address = graph_address or f"127.0.0.1:{services.ports.graph}"
+        cdn = CdnSettings(cdn_url="http://cdn", cdn_key_file=services.layout.pki / "cdn.key")
+        async with (
+            connect(CacheSettings(valkey_url=valkey_url or services.valkey_url)) as cache,
+            channel_to(services, "account", identity="post") as account,
+            client.channel("graph", graph_address, identity) as graph,
+        ):
+            yield PostService(
+                replicas[0].store,
+                publisher or replicas[0].publisher,
+                Presenter(AccountInternalServiceStub(account), EdgeSigner(cdn)),
+                PostCache(cache),
+                GraphInternalServiceStub(graph),
+            )
+
+    return make

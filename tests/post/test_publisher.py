@@ -1,68 +1,17 @@
 """Settling posts: whoever does it, however often, a post is published once."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
 
-import pytest
-from photomesh.account.v1.account_internal_service_pb2_grpc import AccountInternalServiceStub
 from photomesh.media.v1 import media_service_pb2 as media_pb
 from photomesh.media.v1.events_pb2 import MediaDeleted, MediaProcessed
 from photomesh.media.v1.media_internal_service_pb2 import StoredMedia
-from photomesh.media.v1.media_internal_service_pb2_grpc import MediaInternalServiceStub
 from photomesh.post.v1 import post_service_pb2 as pb
-from photomesh.post.v1.events_pb2 import PostCreated
 
-from services.common import context
-from services.common.cdn import EdgeSigner
-from services.common.config import CdnSettings, DatabaseSettings, KafkaSettings
+from services.common.config import DatabaseSettings
 from services.common.database import Database
-from services.common.outbox import Outbox, Relay
-from services.post.presenter import Presenter
-from services.post.publisher import Publisher
-from services.post.service import PostService
-from services.post.store import PostStore, State
-from tests.callers import channel_to
-
-
-class Replica:
-    """One process's store and publisher. No relay runs, so events stay in the database."""
-
-    def __init__(
-        self, database: Database, relay: Relay, media_service: MediaInternalServiceStub
-    ) -> None:
-        self.database = database
-        self.store = PostStore(database, Outbox(database, relay))
-        self.publisher = Publisher(self.store, media_service, sweep_seconds=3600)
-
-    async def events(self) -> list[int]:
-        """Returns the posts that events were stored for."""
-        async with self.database.connection() as connection:
-            cursor = await connection.execute("SELECT topic, key, payload FROM outbox")
-            rows = await cursor.fetchall()
-        events = [(topic, key, PostCreated.FromString(payload)) for topic, key, payload in rows]
-        assert all(
-            topic == "post_created" and key == event.author_id for topic, key, event in events
-        )
-        return sorted(event.post_id for _, _, event in events)
-
-    async def make_due(self) -> None:
-        """Makes the sweep look at every post."""
-        async with self.database.connection() as connection:
-            await connection.execute("UPDATE posts SET settle_time = now() - interval '1 s'")
-
-
-@pytest.fixture
-def settings(database_of: Callable) -> DatabaseSettings:
-    return database_of("post")
-
-
-@pytest.fixture
-async def replicas(
-    settings: DatabaseSettings, kafka: KafkaSettings, media_service: MediaInternalServiceStub
-) -> AsyncIterator[list[Replica]]:
-    relay = Relay(settings, kafka)
-    async with Database(settings) as one, Database(settings) as other:
-        yield [Replica(database, relay, media_service) for database in (one, other)]
+from services.common.outbox import Relay
+from services.post.store import State
+from tests.post.conftest import Replica, sign_in
 
 
 async def test_a_post_that_is_settled_twenty_times_at_once_is_published_once(replicas, author):
@@ -148,6 +97,7 @@ async def test_posts_show_a_deleted_photo_no_more_and_stay(replicas, author):
     assert not first.variants
     assert second.media_id == kept
     assert second.variants
+    assert set(await replicas[0].changes()) == {post.post_id}, "so that copies of it are renewed"
 
 
 async def test_a_photo_that_is_deleted_while_its_post_is_published_is_not_shown(replicas, author):
@@ -162,6 +112,7 @@ async def test_a_photo_that_is_deleted_while_its_post_is_published_is_not_shown(
     await store.publish(post, media)
 
     assert not (await store.post(post.post_id)).snapshots[0].variants
+    assert await replicas[0].changes() == [], "nobody had a copy"
 
 
 async def test_a_photo_that_was_made_anew_is_shown_so_unless_it_is_deleted(replicas, author):
@@ -181,6 +132,7 @@ async def test_a_photo_that_was_made_anew_is_shown_so_unless_it_is_deleted(repli
     [now] = await publisher.media([media_id])
     assert (await store.post(posts[0].post_id)).snapshots == (now,)
     assert (await store.post(posts[1].post_id)).snapshots == (deleted,)
+    assert await replicas[0].changes() == [posts[0].post_id]
 
 
 async def test_a_post_that_waits_for_a_photo_fails_when_it_is_deleted(replicas, author):
@@ -195,24 +147,17 @@ async def test_a_post_that_waits_for_a_photo_fails_when_it_is_deleted(replicas, 
 
 
 async def test_a_post_is_made_even_if_it_cannot_be_settled_at_once(
-    replicas, author, services, media_service, kafka
+    replicas, author, post_service, media_service, kafka
 ):
     away = DatabaseSettings(
         database_url="postgresql://post@127.0.0.1:1/photomesh", database_timeout_seconds=0.2
     )
-    context.enter(context.CallContext(trace_id="ab" * 16, user_id=author.account_id))
-    cdn = CdnSettings(cdn_url="http://cdn", cdn_key_file=services.layout.pki / "cdn.key")
-    async with (
-        Database(away) as database,
-        channel_to(services, "account", identity="post") as account,
-    ):
-        service = PostService(
-            replicas[0].store,
-            Replica(database, Relay(away, kafka), media_service).publisher,
-            Presenter(AccountInternalServiceStub(account), EdgeSigner(cdn)),
-        )
-        request = pb.CreatePostRequest(media_ids=[await author.photo()], request_id="once")
-        answer = await service.CreatePost(request, None)
+    sign_in(author)
+    async with Database(away) as database:
+        publisher = Replica(database, Relay(away, kafka), media_service).publisher
+        async with post_service(publisher=publisher) as service:
+            request = pb.CreatePostRequest(media_ids=[await author.photo()], request_id="once")
+            answer = await service.CreatePost(request, None)
 
     assert answer.post.state == pb.POST_STATE_PROCESSING
     assert [item.media_id for item in answer.post.media] == list(request.media_ids)

@@ -72,6 +72,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """No streamed upload has this request id."""
     ERROR_REASON_POST_UNKNOWN: _ErrorReason.ValueType  # 40
     """There is no such post, or the caller may not see it."""
+    ERROR_REASON_POST_NOT_PUBLISHED: _ErrorReason.ValueType  # 41
+    """The post was not published, so it cannot be archived."""
     ERROR_REASON_UNAVAILABLE: _ErrorReason.ValueType  # 50
     """A part of the mesh is away or overloaded: retry with backoff."""
     ERROR_REASON_DEADLINE_EXCEEDED: _ErrorReason.ValueType  # 51
@@ -138,6 +140,8 @@ ERROR_REASON_UPLOAD_UNKNOWN: ErrorReason.ValueType  # 38
 """No streamed upload has this request id."""
 ERROR_REASON_POST_UNKNOWN: ErrorReason.ValueType  # 40
 """There is no such post, or the caller may not see it."""
+ERROR_REASON_POST_NOT_PUBLISHED: ErrorReason.ValueType  # 41
+"""The post was not published, so it cannot be archived."""
 ERROR_REASON_UNAVAILABLE: ErrorReason.ValueType  # 50
 """A part of the mesh is away or overloaded: retry with backoff."""
 ERROR_REASON_DEADLINE_EXCEEDED: ErrorReason.ValueType  # 51

@@ -44,8 +44,8 @@ Global___PostCreated: _TypeAlias = PostCreated  # noqa: Y015
 
 @_typing.final
 class PostChanged(_message.Message):
-    """A post that was published is no longer what it was: it was archived, shown again or deleted, or
-    one of its media was deleted or made anew. Ask post what holds now. Topic `post_changed`, key
+    """A post is no longer what it was: it was archived, shown again or deleted, or one of its media was
+    deleted or made anew after it was published. Ask post what holds now. Topic `post_changed`, key
     `author_id`.
     """
 

@@ -54,9 +54,10 @@ class PostInternalServiceServicer:
     def BatchGetPosts(self, request, context):
         """Returns each published post, in the order asked for.
 
-        An unknown or unpublished post is told by a Post whose `post_id` is 0. While account is away
-        or stalls, authors have no username: such a post may be shown, but must not be kept.
-        Callers: feed.
+        One that is unknown, not published yet, archived or deleted is told by a Post whose `post_id` is
+        0. Who may see its author's account is the caller's to know. While account is away or stalls,
+        authors have no username: such a post may be shown, but must not be kept.
+        Callers: feed, fanout.
 
         Errors:
         - INVALID_ARGUMENT (FIELD_INVALID): no id, or more than 500.
@@ -69,8 +70,9 @@ class PostInternalServiceServicer:
         """Returns the ids of the newest published posts of several authors, newest first.
 
         This is what a feed is rebuilt from, and how it goes on past what the cache holds. A post
-        whose media took long enters the list below posts that were made after it: whoever has paged
-        past its place meets it when they begin anew. Pages never repeat a post.
+        whose media took long, or that was archived for a while, enters the list below posts that were
+        made after it: whoever has paged past its place meets it when they begin anew. Pages never
+        repeat a post.
         Callers: feed, fanout.
 
         Errors:

@@ -33,10 +33,16 @@ class _PostStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_PostState.V
     POST_STATE_PROCESSING: _PostState.ValueType  # 1
     """It waits for its media; only its author sees it."""
     POST_STATE_PUBLISHED: _PostState.ValueType  # 2
-    """Everybody may see it."""
+    """Whoever may see its author's account sees it."""
     POST_STATE_FAILED: _PostState.ValueType  # 3
     """One of its media cannot be processed, or was deleted before the post was published; `media`
     says which and why. Final.
+    """
+    POST_STATE_ARCHIVED: _PostState.ValueType  # 4
+    """It was published, and only its author sees it now."""
+    POST_STATE_DELETED: _PostState.ValueType  # 5
+    """Its author deleted it: it has neither caption nor media. Only told to a repeat of the request
+    that made it. Final.
     """
 
 class PostState(_PostState, metaclass=_PostStateEnumTypeWrapper):
@@ -47,10 +53,16 @@ POST_STATE_UNSPECIFIED: PostState.ValueType  # 0
 POST_STATE_PROCESSING: PostState.ValueType  # 1
 """It waits for its media; only its author sees it."""
 POST_STATE_PUBLISHED: PostState.ValueType  # 2
-"""Everybody may see it."""
+"""Whoever may see its author's account sees it."""
 POST_STATE_FAILED: PostState.ValueType  # 3
 """One of its media cannot be processed, or was deleted before the post was published; `media`
 says which and why. Final.
+"""
+POST_STATE_ARCHIVED: PostState.ValueType  # 4
+"""It was published, and only its author sees it now."""
+POST_STATE_DELETED: PostState.ValueType  # 5
+"""Its author deleted it: it has neither caption nor media. Only told to a repeat of the request
+that made it. Final.
 """
 Global___PostState: _TypeAlias = PostState  # noqa: Y015
 
@@ -147,7 +159,7 @@ class CreatePostResponse(_message.Message):
     POST_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def post(self) -> Global___Post:
-        """The post, PROCESSING or PUBLISHED."""
+        """The post, PROCESSING or PUBLISHED; for a repeat, as it is by now."""
 
     def __init__(
         self,
@@ -207,3 +219,134 @@ class GetPostResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetPostResponse: _TypeAlias = GetPostResponse  # noqa: Y015
+
+@_typing.final
+class ArchivePostRequest(_message.Message):
+    """Asks to archive a post."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POST_ID_FIELD_NUMBER: _builtins.int
+    post_id: _builtins.int
+    """The post."""
+    def __init__(
+        self,
+        *,
+        post_id: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["post_id", b"post_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ArchivePostRequest: _TypeAlias = ArchivePostRequest  # noqa: Y015
+
+@_typing.final
+class ArchivePostResponse(_message.Message):
+    """Answers ArchivePost."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POST_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def post(self) -> Global___Post:
+        """The post, ARCHIVED."""
+
+    def __init__(
+        self,
+        *,
+        post: Global___Post | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["post", b"post"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["post", b"post"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ArchivePostResponse: _TypeAlias = ArchivePostResponse  # noqa: Y015
+
+@_typing.final
+class UnarchivePostRequest(_message.Message):
+    """Asks to show an archived post again."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POST_ID_FIELD_NUMBER: _builtins.int
+    post_id: _builtins.int
+    """The post."""
+    def __init__(
+        self,
+        *,
+        post_id: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["post_id", b"post_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UnarchivePostRequest: _TypeAlias = UnarchivePostRequest  # noqa: Y015
+
+@_typing.final
+class UnarchivePostResponse(_message.Message):
+    """Answers UnarchivePost."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POST_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def post(self) -> Global___Post:
+        """The post, PUBLISHED, if it was archived."""
+
+    def __init__(
+        self,
+        *,
+        post: Global___Post | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["post", b"post"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["post", b"post"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UnarchivePostResponse: _TypeAlias = UnarchivePostResponse  # noqa: Y015
+
+@_typing.final
+class DeletePostRequest(_message.Message):
+    """Asks to delete a post."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POST_ID_FIELD_NUMBER: _builtins.int
+    post_id: _builtins.int
+    """The post."""
+    def __init__(
+        self,
+        *,
+        post_id: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["post_id", b"post_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeletePostRequest: _TypeAlias = DeletePostRequest  # noqa: Y015
+
+@_typing.final
+class DeletePostResponse(_message.Message):
+    """Answers DeletePost: the post is deleted."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeletePostResponse: _TypeAlias = DeletePostResponse  # noqa: Y015

@@ -49,6 +49,21 @@ class PostServiceStub:
                 request_serializer=photomesh_dot_post_dot_v1_dot_post__service__pb2.GetPostRequest.SerializeToString,
                 response_deserializer=photomesh_dot_post_dot_v1_dot_post__service__pb2.GetPostResponse.FromString,
                 _registered_method=True)
+        self.ArchivePost = channel.unary_unary(
+                '/photomesh.post.v1.PostService/ArchivePost',
+                request_serializer=photomesh_dot_post_dot_v1_dot_post__service__pb2.ArchivePostRequest.SerializeToString,
+                response_deserializer=photomesh_dot_post_dot_v1_dot_post__service__pb2.ArchivePostResponse.FromString,
+                _registered_method=True)
+        self.UnarchivePost = channel.unary_unary(
+                '/photomesh.post.v1.PostService/UnarchivePost',
+                request_serializer=photomesh_dot_post_dot_v1_dot_post__service__pb2.UnarchivePostRequest.SerializeToString,
+                response_deserializer=photomesh_dot_post_dot_v1_dot_post__service__pb2.UnarchivePostResponse.FromString,
+                _registered_method=True)
+        self.DeletePost = channel.unary_unary(
+                '/photomesh.post.v1.PostService/DeletePost',
+                request_serializer=photomesh_dot_post_dot_v1_dot_post__service__pb2.DeletePostRequest.SerializeToString,
+                response_deserializer=photomesh_dot_post_dot_v1_dot_post__service__pb2.DeletePostResponse.FromString,
+                _registered_method=True)
 
 
 class PostServiceServicer:
@@ -64,7 +79,8 @@ class PostServiceServicer:
 
         The post is published at once when all its media are READY, else when the last of them is;
         until then only its author sees it. When one of them FAILED, so does the post. A repeat with
-        the same `request_id` returns the same post.
+        the same `request_id` returns the same post as it is by then; of a deleted one nothing is kept
+        to compare with, so it is told, DELETED, whatever else the repeat asks for.
 
         Errors:
         - NOT_FOUND (MEDIA_UNKNOWN): one of the media does not exist, or is not the caller's.
@@ -79,8 +95,53 @@ class PostServiceServicer:
     def GetPost(self, request, context):
         """Returns a post.
 
+        Its author sees it wherever it is on its way. Others see it while it is PUBLISHED, if neither
+        blocks the other and the author's account is public or followed by them.
+
         Errors:
-        - NOT_FOUND (POST_UNKNOWN): no such post, or it is not published and not the caller's.
+        - NOT_FOUND (POST_UNKNOWN): no such post, it was deleted, or the caller may not see it.
+        - UNAVAILABLE: also while it cannot be told whether somebody else than the author may see it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ArchivePost(self, request, context):
+        """Archives one of the caller's posts: only its author sees it, until it is unarchived.
+
+        It is on no page of a feed that is asked for after the answer; while the cache stalls, that may
+        take seconds longer. Idempotent: archiving again returns the post as it is.
+
+        Errors:
+        - NOT_FOUND (POST_UNKNOWN): no such post, it was deleted, or it is not the caller's.
+        - FAILED_PRECONDITION (POST_NOT_PUBLISHED): it waits for its media, or FAILED; nobody else sees
+        it anyway.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UnarchivePost(self, request, context):
+        """Shows an archived post again, in every feed at its old place, within seconds.
+
+        Idempotent: a post that is not archived is returned as it is.
+
+        Errors:
+        - NOT_FOUND (POST_UNKNOWN): no such post, it was deleted, or it is not the caller's.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeletePost(self, request, context):
+        """Deletes one of the caller's posts, wherever it is on its way, for good.
+
+        It is on no page of a feed that is asked for after the answer; while the cache stalls, that may
+        take seconds longer. Its media stay: they are the author's, and other posts may show them;
+        DeleteMedia deletes them. Idempotent: deleting again succeeds.
+
+        Errors:
+        - NOT_FOUND (POST_UNKNOWN): there never was such a post, or it is not the caller's.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -98,6 +159,21 @@ def add_PostServiceServicer_to_server(servicer, server):
                     servicer.GetPost,
                     request_deserializer=photomesh_dot_post_dot_v1_dot_post__service__pb2.GetPostRequest.FromString,
                     response_serializer=photomesh_dot_post_dot_v1_dot_post__service__pb2.GetPostResponse.SerializeToString,
+            ),
+            'ArchivePost': grpc.unary_unary_rpc_method_handler(
+                    servicer.ArchivePost,
+                    request_deserializer=photomesh_dot_post_dot_v1_dot_post__service__pb2.ArchivePostRequest.FromString,
+                    response_serializer=photomesh_dot_post_dot_v1_dot_post__service__pb2.ArchivePostResponse.SerializeToString,
+            ),
+            'UnarchivePost': grpc.unary_unary_rpc_method_handler(
+                    servicer.UnarchivePost,
+                    request_deserializer=photomesh_dot_post_dot_v1_dot_post__service__pb2.UnarchivePostRequest.FromString,
+                    response_serializer=photomesh_dot_post_dot_v1_dot_post__service__pb2.UnarchivePostResponse.SerializeToString,
+            ),
+            'DeletePost': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeletePost,
+                    request_deserializer=photomesh_dot_post_dot_v1_dot_post__service__pb2.DeletePostRequest.FromString,
+                    response_serializer=photomesh_dot_post_dot_v1_dot_post__service__pb2.DeletePostResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -159,6 +235,87 @@ class PostService:
             '/photomesh.post.v1.PostService/GetPost',
             photomesh_dot_post_dot_v1_dot_post__service__pb2.GetPostRequest.SerializeToString,
             photomesh_dot_post_dot_v1_dot_post__service__pb2.GetPostResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ArchivePost(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/photomesh.post.v1.PostService/ArchivePost',
+            photomesh_dot_post_dot_v1_dot_post__service__pb2.ArchivePostRequest.SerializeToString,
+            photomesh_dot_post_dot_v1_dot_post__service__pb2.ArchivePostResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UnarchivePost(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/photomesh.post.v1.PostService/UnarchivePost',
+            photomesh_dot_post_dot_v1_dot_post__service__pb2.UnarchivePostRequest.SerializeToString,
+            photomesh_dot_post_dot_v1_dot_post__service__pb2.UnarchivePostResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeletePost(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/photomesh.post.v1.PostService/DeletePost',
+            photomesh_dot_post_dot_v1_dot_post__service__pb2.DeletePostRequest.SerializeToString,
+            photomesh_dot_post_dot_v1_dot_post__service__pb2.DeletePostResponse.FromString,
             options,
             channel_credentials,
             insecure,

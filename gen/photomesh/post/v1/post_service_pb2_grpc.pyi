@@ -26,7 +26,8 @@ class PostServiceStub:
 
     The post is published at once when all its media are READY, else when the last of them is;
     until then only its author sees it. When one of them FAILED, so does the post. A repeat with
-    the same `request_id` returns the same post.
+    the same `request_id` returns the same post as it is by then; of a deleted one nothing is kept
+    to compare with, so it is told, DELETED, whatever else the repeat asks for.
 
     Errors:
     - NOT_FOUND (MEDIA_UNKNOWN): one of the media does not exist, or is not the caller's.
@@ -37,8 +38,41 @@ class PostServiceStub:
     GetPost: _aio.UnaryUnaryMultiCallable[_post_service_pb2.GetPostRequest, _post_service_pb2.GetPostResponse]
     """Returns a post.
 
+    Its author sees it wherever it is on its way. Others see it while it is PUBLISHED, if neither
+    blocks the other and the author's account is public or followed by them.
+
     Errors:
-    - NOT_FOUND (POST_UNKNOWN): no such post, or it is not published and not the caller's.
+    - NOT_FOUND (POST_UNKNOWN): no such post, it was deleted, or the caller may not see it.
+    - UNAVAILABLE: also while it cannot be told whether somebody else than the author may see it.
+    """
+    ArchivePost: _aio.UnaryUnaryMultiCallable[_post_service_pb2.ArchivePostRequest, _post_service_pb2.ArchivePostResponse]
+    """Archives one of the caller's posts: only its author sees it, until it is unarchived.
+
+    It is on no page of a feed that is asked for after the answer; while the cache stalls, that may
+    take seconds longer. Idempotent: archiving again returns the post as it is.
+
+    Errors:
+    - NOT_FOUND (POST_UNKNOWN): no such post, it was deleted, or it is not the caller's.
+    - FAILED_PRECONDITION (POST_NOT_PUBLISHED): it waits for its media, or FAILED; nobody else sees
+      it anyway.
+    """
+    UnarchivePost: _aio.UnaryUnaryMultiCallable[_post_service_pb2.UnarchivePostRequest, _post_service_pb2.UnarchivePostResponse]
+    """Shows an archived post again, in every feed at its old place, within seconds.
+
+    Idempotent: a post that is not archived is returned as it is.
+
+    Errors:
+    - NOT_FOUND (POST_UNKNOWN): no such post, it was deleted, or it is not the caller's.
+    """
+    DeletePost: _aio.UnaryUnaryMultiCallable[_post_service_pb2.DeletePostRequest, _post_service_pb2.DeletePostResponse]
+    """Deletes one of the caller's posts, wherever it is on its way, for good.
+
+    It is on no page of a feed that is asked for after the answer; while the cache stalls, that may
+    take seconds longer. Its media stay: they are the author's, and other posts may show them;
+    DeleteMedia deletes them. Idempotent: deleting again succeeds.
+
+    Errors:
+    - NOT_FOUND (POST_UNKNOWN): there never was such a post, or it is not the caller's.
     """
 
 class PostServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -59,7 +93,8 @@ class PostServiceServicer(metaclass=_abc_1.ABCMeta):
 
         The post is published at once when all its media are READY, else when the last of them is;
         until then only its author sees it. When one of them FAILED, so does the post. A repeat with
-        the same `request_id` returns the same post.
+        the same `request_id` returns the same post as it is by then; of a deleted one nothing is kept
+        to compare with, so it is told, DELETED, whatever else the repeat asks for.
 
         Errors:
         - NOT_FOUND (MEDIA_UNKNOWN): one of the media does not exist, or is not the caller's.
@@ -76,8 +111,59 @@ class PostServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _abc.Awaitable[_post_service_pb2.GetPostResponse]:
         """Returns a post.
 
+        Its author sees it wherever it is on its way. Others see it while it is PUBLISHED, if neither
+        blocks the other and the author's account is public or followed by them.
+
         Errors:
-        - NOT_FOUND (POST_UNKNOWN): no such post, or it is not published and not the caller's.
+        - NOT_FOUND (POST_UNKNOWN): no such post, it was deleted, or the caller may not see it.
+        - UNAVAILABLE: also while it cannot be told whether somebody else than the author may see it.
+        """
+
+    @_abc_1.abstractmethod
+    def ArchivePost(
+        self,
+        request: _post_service_pb2.ArchivePostRequest,
+        context: _aio.ServicerContext[_post_service_pb2.ArchivePostRequest, _abc.Awaitable[_post_service_pb2.ArchivePostResponse]],
+    ) -> _abc.Awaitable[_post_service_pb2.ArchivePostResponse]:
+        """Archives one of the caller's posts: only its author sees it, until it is unarchived.
+
+        It is on no page of a feed that is asked for after the answer; while the cache stalls, that may
+        take seconds longer. Idempotent: archiving again returns the post as it is.
+
+        Errors:
+        - NOT_FOUND (POST_UNKNOWN): no such post, it was deleted, or it is not the caller's.
+        - FAILED_PRECONDITION (POST_NOT_PUBLISHED): it waits for its media, or FAILED; nobody else sees
+          it anyway.
+        """
+
+    @_abc_1.abstractmethod
+    def UnarchivePost(
+        self,
+        request: _post_service_pb2.UnarchivePostRequest,
+        context: _aio.ServicerContext[_post_service_pb2.UnarchivePostRequest, _abc.Awaitable[_post_service_pb2.UnarchivePostResponse]],
+    ) -> _abc.Awaitable[_post_service_pb2.UnarchivePostResponse]:
+        """Shows an archived post again, in every feed at its old place, within seconds.
+
+        Idempotent: a post that is not archived is returned as it is.
+
+        Errors:
+        - NOT_FOUND (POST_UNKNOWN): no such post, it was deleted, or it is not the caller's.
+        """
+
+    @_abc_1.abstractmethod
+    def DeletePost(
+        self,
+        request: _post_service_pb2.DeletePostRequest,
+        context: _aio.ServicerContext[_post_service_pb2.DeletePostRequest, _abc.Awaitable[_post_service_pb2.DeletePostResponse]],
+    ) -> _abc.Awaitable[_post_service_pb2.DeletePostResponse]:
+        """Deletes one of the caller's posts, wherever it is on its way, for good.
+
+        It is on no page of a feed that is asked for after the answer; while the cache stalls, that may
+        take seconds longer. Its media stay: they are the author's, and other posts may show them;
+        DeleteMedia deletes them. Idempotent: deleting again succeeds.
+
+        Errors:
+        - NOT_FOUND (POST_UNKNOWN): there never was such a post, or it is not the caller's.
         """
 
 def add_PostServiceServicer_to_server(servicer: PostServiceServicer, server: _aio.Server) -> None: ...
