@@ -6,11 +6,11 @@ from photomesh.post.v1.events_pb2 import PostCreated
 from photomesh.post.v1.post_internal_service_pb2_grpc import PostInternalServiceStub
 
 from services.common import config, logs, topics
-from services.common.cache import connect_redis
+from services.common.cache import connect
 from services.common.client import channel
 from services.common.consumer import Consumer, Subscription
 from services.common.server import Worker, run, serve
-from services.common.timelines import Timelines
+from services.common.timelines import HomeTimelines
 from services.fanout.config import FanoutSettings
 from services.fanout.worker import Fanout
 
@@ -19,12 +19,12 @@ async def main() -> None:
     settings = config.load(FanoutSettings)
     logs.configure("fanout", settings.log_level)
     async with (
-        connect_redis(settings) as valkey,
+        connect(settings) as cache,
         channel("graph", settings.peer_graph, settings.tls_dir) as graph,
         channel("post", settings.peer_post, settings.tls_dir) as post,
     ):
         fanout = Fanout(
-            Timelines(valkey), GraphInternalServiceStub(graph), PostInternalServiceStub(post)
+            HomeTimelines(cache), GraphInternalServiceStub(graph), PostInternalServiceStub(post)
         )
         consumer = Consumer(
             settings,

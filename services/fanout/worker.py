@@ -8,7 +8,7 @@ from photomesh.post.v1.events_pb2 import PostCreated
 from photomesh.post.v1.post_internal_service_pb2_grpc import PostInternalServiceStub
 
 from services.common.client import call, stream
-from services.common.timelines import CAP, Timelines
+from services.common.timelines import CAP, HomeTimelines
 
 _STREAM_SECONDS = 60.0
 
@@ -18,7 +18,7 @@ class Fanout:
 
     def __init__(
         self,
-        timelines: Timelines,
+        timelines: HomeTimelines,
         graph: GraphInternalServiceStub,
         post: PostInternalServiceStub,
     ) -> None:

@@ -5,12 +5,12 @@ from photomesh.graph.v1.graph_internal_service_pb2_grpc import GraphInternalServ
 from photomesh.post.v1.post_internal_service_pb2_grpc import PostInternalServiceStub
 
 from services.common import config, logs
-from services.common.cache import connect_redis
+from services.common.cache import connect
 from services.common.client import channel
 from services.common.paging import PageTokens, read_key
+from services.common.post_cache import PostCache
 from services.common.server import PUBLIC, Service, run, serve
-from services.common.timelines import Timelines
-from services.feed.cache import PostCache
+from services.common.timelines import HomeTimelines
 from services.feed.config import FeedSettings
 from services.feed.home import HomeFeed
 from services.feed.service import FeedService
@@ -20,14 +20,14 @@ async def main() -> None:
     settings = config.load(FeedSettings)
     logs.configure("feed", settings.log_level)
     async with (
-        connect_redis(settings) as valkey,
+        connect(settings) as cache,
         channel("graph", settings.peer_graph, settings.tls_dir) as graph,
         channel("post", settings.peer_post, settings.tls_dir) as post,
     ):
         service = FeedService(
             HomeFeed(
-                Timelines(valkey),
-                PostCache(valkey),
+                HomeTimelines(cache),
+                PostCache(cache),
                 GraphInternalServiceStub(graph),
                 PostInternalServiceStub(post),
             ),

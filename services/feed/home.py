@@ -12,8 +12,8 @@ from photomesh.post.v1.post_internal_service_pb2_grpc import PostInternalService
 from services.common import logs
 from services.common.client import call
 from services.common.errors import Unavailable
-from services.common.timelines import CAP, Extent, Timelines
-from services.feed.cache import PostCache
+from services.common.post_cache import CachedPost, PostCache
+from services.common.timelines import CAP, Extent, HomeTimelines
 
 _log = logs.logger(__name__)
 
@@ -49,7 +49,7 @@ class HomeFeed:
 
     def __init__(
         self,
-        timelines: Timelines,
+        timelines: HomeTimelines,
         posts: PostCache,
         graph: GraphInternalServiceStub,
         post: PostInternalServiceStub,
@@ -123,7 +123,9 @@ class HomeFeed:
             return await self._from_database(reader_id, before, count, REGENERATING)
         newest = await self._recent(reader_id, before=0, limit=CAP)
         try:
-            await self._timelines.finish_rebuild(reader_id, marker, newest, whole=len(newest) < CAP)
+            await self._timelines.finish_rebuild(
+                reader_id, marker, newest, whole=len(newest) < CAP, version=0
+            )
         except Unavailable as error:
             _log.warning("a rebuilt feed was not stored", error=str(error))
         asked_for = [post_id for post_id in newest if not before or post_id < before]
@@ -171,14 +173,18 @@ class HomeFeed:
                 all_known = False
             else:
                 known |= fetched
-        return [known[post_id] for post_id in post_ids if post_id in known], all_known
+        shown = (known.get(post_id) for post_id in post_ids)
+        return [post.post for post in shown if post], all_known
 
-    async def _fetch(self, post_ids: Sequence[int]) -> dict[int, bytes]:
+    async def _fetch(self, post_ids: Sequence[int]) -> dict[int, CachedPost]:
         response = await call(
             self._post.BatchGetPosts, post_pb.BatchGetPostsRequest(post_ids=post_ids)
         )
         posts = {post.post_id: post for post in response.posts if post.post_id}
-        served = {post_id: post.SerializeToString() for post_id, post in posts.items()}
+        served = {
+            post_id: CachedPost(post.author.account_id, post.SerializeToString())
+            for post_id, post in posts.items()
+        }
         # A post whose author's name was away is served without it, but not kept.
         whole = {
             post_id: served[post_id] for post_id, post in posts.items() if post.author.username
