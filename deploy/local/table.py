@@ -433,7 +433,7 @@ def _services(layout: Layout, ports: Ports, credentials: Credentials) -> tuple[P
         service(
             "graph",
             ports.graph,
-            needs=(database, topics),
+            needs=(database, topics, "valkey"),
             role="graph",
             key_files={"PHOTOMESH_PAGE_KEY_FILE": page_key},
         ),

@@ -7,11 +7,17 @@ from photomesh.graph.v1.graph_internal_service_pb2_grpc import (
 from photomesh.graph.v1.graph_service_pb2_grpc import add_GraphServiceServicer_to_server
 
 from services.common import client, config, logs
+from services.common.cache import connect
 from services.common.database import Database
 from services.common.outbox import Outbox, Relay
+from services.common.paging import read_key
 from services.common.server import PUBLIC, Service, Worker, run, serve
+from services.common.timelines import HomeTimelines
+from services.graph.audiences import Audiences, Thresholds
 from services.graph.config import GraphSettings
-from services.graph.service import GraphInternalService, GraphService
+from services.graph.internal import GraphInternalService
+from services.graph.lists import Lists
+from services.graph.service import GraphService
 from services.graph.store import GraphStore
 
 
@@ -21,11 +27,22 @@ async def main() -> None:
     relay = Relay(settings, settings)
     async with (
         Database(settings) as database,
+        connect(settings) as cache,
         client.channel("account", settings.peer_account, settings.tls_dir) as account,
     ):
-        store = GraphStore(database, Outbox(database, relay), follow_limit=settings.follow_limit)
-        public = GraphService(store, AccountInternalServiceStub(account))
-        internal = GraphInternalService(store)
+        outbox = Outbox(database, relay)
+        store = GraphStore(database, outbox, follow_limit=settings.follow_limit)
+        thresholds = Thresholds(settings.celebrity_promote_at, settings.celebrity_demote_below)
+        audiences = Audiences(database, outbox, thresholds)
+        public = GraphService(
+            store,
+            Lists(database),
+            audiences,
+            HomeTimelines(cache),
+            AccountInternalServiceStub(account),
+            read_key(settings.page_key_file),
+        )
+        internal = GraphInternalService(store, audiences)
         await serve(
             settings,
             [

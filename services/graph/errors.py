@@ -1,27 +1,53 @@
-"""What can go wrong with follows."""
+"""What can go wrong between accounts."""
 
 import grpc
 
 from services.common.errors import MeshError
 
 
-class SelfFollow(MeshError):
-    """An account does not follow itself."""
+class OwnAccount(MeshError):
+    """An account does not follow, block or mute itself."""
 
     code = grpc.StatusCode.INVALID_ARGUMENT
-    reason = "SELF_FOLLOW"
+    reason = "OWN_ACCOUNT"
 
     def __init__(self) -> None:
         super().__init__(
-            "You cannot follow yourself.", fields={"account_id": "must be somebody else's"}
+            "This cannot be done to one's own account.",
+            fields={"account_id": "must be somebody else's"},
         )
 
 
 class FollowLimit(MeshError):
-    """The caller follows as many accounts as one may."""
+    """The caller follows, or waits for leave to follow, as many accounts as one may."""
 
     code = grpc.StatusCode.FAILED_PRECONDITION
     reason = "FOLLOW_LIMIT"
 
     def __init__(self, limit: int) -> None:
-        super().__init__(f"You follow {limit:,} accounts already, which is the most one may.")
+        super().__init__(
+            f"You follow, or asked to follow, {limit:,} accounts, which is the most one may."
+        )
+
+
+class FollowRequestUnknown(MeshError):
+    """The account neither waits for the caller's leave to follow, nor follows the caller."""
+
+    code = grpc.StatusCode.NOT_FOUND
+    reason = "FOLLOW_REQUEST_UNKNOWN"
+
+    def __init__(self, account_id: int) -> None:
+        super().__init__(
+            f"Account {account_id} does not ask to follow you.",
+            fields={"account_id": "has no request that waits"},
+        )
+
+
+class AccountPrivate(MeshError):
+    """The account is private, and the caller does not follow it."""
+
+    code = grpc.StatusCode.PERMISSION_DENIED
+    reason = "ACCOUNT_PRIVATE"
+
+    def __init__(self, account_id: int) -> None:
+        super().__init__(f"Account {account_id} is private, and you do not follow it.")

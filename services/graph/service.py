@@ -1,50 +1,287 @@
-"""The graph service's methods, in the order of its contracts."""
+"""The graph service's methods for people, in the order of their contract."""
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import grpc
+from google.protobuf.timestamp_pb2 import Timestamp
 from photomesh.account.v1.account_internal_service_pb2 import BatchGetAccountsRequest
 from photomesh.account.v1.account_internal_service_pb2_grpc import AccountInternalServiceStub
-from photomesh.graph.v1 import graph_internal_service_pb2 as internal_pb
+from photomesh.account.v1.account_service_pb2 import AccountSummary
 from photomesh.graph.v1 import graph_service_pb2 as pb
-from photomesh.graph.v1.graph_internal_service_pb2 import AudienceMode
-from photomesh.graph.v1.graph_internal_service_pb2_grpc import GraphInternalServiceServicer
 from photomesh.graph.v1.graph_service_pb2_grpc import GraphServiceServicer
 
-from services.common import client
+from services.common import client, logs
 from services.common.context import signed_in
-from services.common.errors import AccountUnknown
-from services.graph.errors import SelfFollow
-from services.graph.store import GraphStore
+from services.common.errors import AccountUnknown, MeshError, Unavailable
+from services.common.paging import PageTokens
+from services.common.timelines import HomeTimelines
+from services.graph.audiences import Audiences
+from services.graph.errors import AccountPrivate, OwnAccount
+from services.graph.lists import Kind, Lists, Position
+from services.graph.store import FollowState, GraphStore, Loss, Relation
 
-_BATCH = 2_000
-"""How many ids a message of StreamFollowers holds at most: 16 KB."""
+_DEFAULT_PAGE_SIZE = 50
 
-_NO_END = (1 << 63) - 1
-"""No id is above it."""
+_NAMES_WITHIN_SECONDS = 0.5
+
+_HIDE_WITHIN_SECONDS = 0.3
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
+_log = logs.logger(__name__)
+
+
+@dataclass(frozen=True)
+class _Page:
+    """One page of a list."""
+
+    accounts: Sequence[pb.ListedAccount]
+    next_page_token: str
+
 
 class GraphService(GraphServiceServicer):
-    """Following, for people."""
+    """Who follows whom, for people."""
 
-    def __init__(self, store: GraphStore, accounts: AccountInternalServiceStub) -> None:
+    def __init__(
+        self,
+        store: GraphStore,
+        lists: Lists,
+        audiences: Audiences,
+        timelines: HomeTimelines,
+        accounts: AccountInternalServiceStub,
+        page_key: bytes,
+    ) -> None:
         self._store = store
+        self._lists = lists
+        self._audiences = audiences
+        self._timelines = timelines
         self._accounts = accounts
+        self._page_key = page_key
+
+    # -- Follows and requests ------------------------------------------------------------------
 
     async def Follow(self, request: pb.FollowRequest, context: Context) -> pb.FollowResponse:
-        follower_id = signed_in()
-        if request.account_id == follower_id:
-            raise SelfFollow
-        await self._check_account(request.account_id)
-        await self._store.follow(follower_id, request.account_id)
-        return pb.FollowResponse()
+        follower_id = await self._caller_towards(request.account_id)
+        state = await self._store.follow(follower_id, request.account_id)
+        if state is FollowState.REQUESTED:
+            return pb.FollowResponse(state=pb.FollowState.FOLLOW_STATE_REQUESTED)
+        await self._settle(request.account_id)
+        return pb.FollowResponse(state=pb.FollowState.FOLLOW_STATE_FOLLOWING)
 
     async def Unfollow(self, request: pb.UnfollowRequest, context: Context) -> pb.UnfollowResponse:
-        await self._store.unfollow(signed_in(), request.account_id)
+        losses = await self._store.unfollow(signed_in(), request.account_id)
+        await self._hide(losses)
+        await self._settle(request.account_id)
         return pb.UnfollowResponse()
+
+    async def AcceptFollow(
+        self, request: pb.AcceptFollowRequest, context: Context
+    ) -> pb.AcceptFollowResponse:
+        account_id = signed_in()
+        await self._store.accept(account_id, request.account_id)
+        await self._settle(account_id)
+        return pb.AcceptFollowResponse()
+
+    async def DeclineFollow(
+        self, request: pb.DeclineFollowRequest, context: Context
+    ) -> pb.DeclineFollowResponse:
+        await self._store.decline(signed_in(), request.account_id)
+        return pb.DeclineFollowResponse()
+
+    async def RemoveFollower(
+        self, request: pb.RemoveFollowerRequest, context: Context
+    ) -> pb.RemoveFollowerResponse:
+        account_id = signed_in()
+        losses = await self._store.remove_follower(account_id, request.account_id)
+        await self._hide(losses)
+        await self._settle(account_id)
+        return pb.RemoveFollowerResponse()
+
+    # -- Blocks, mutes, privacy ----------------------------------------------------------------
+
+    async def Block(self, request: pb.BlockRequest, context: Context) -> pb.BlockResponse:
+        blocker_id = await self._caller_towards(request.account_id)
+        losses = await self._store.block(blocker_id, request.account_id)
+        await self._hide(losses)
+        for loss in losses:
+            await self._settle(loss.author_id)
+        return pb.BlockResponse()
+
+    async def Unblock(self, request: pb.UnblockRequest, context: Context) -> pb.UnblockResponse:
+        await self._store.unblock(signed_in(), request.account_id)
+        return pb.UnblockResponse()
+
+    async def Mute(self, request: pb.MuteRequest, context: Context) -> pb.MuteResponse:
+        muter_id = await self._caller_towards(request.account_id)
+        losses = await self._store.mute(muter_id, request.account_id)
+        await self._hide(losses)
+        return pb.MuteResponse()
+
+    async def Unmute(self, request: pb.UnmuteRequest, context: Context) -> pb.UnmuteResponse:
+        await self._store.unmute(signed_in(), request.account_id)
+        return pb.UnmuteResponse()
+
+    async def GetPrivacy(
+        self, request: pb.GetPrivacyRequest, context: Context
+    ) -> pb.GetPrivacyResponse:
+        return pb.GetPrivacyResponse(private=await self._store.is_private(signed_in()))
+
+    async def SetPrivacy(
+        self, request: pb.SetPrivacyRequest, context: Context
+    ) -> pb.SetPrivacyResponse:
+        await self._store.set_private(signed_in(), request.private)
+        return pb.SetPrivacyResponse()
+
+    # -- Questions -----------------------------------------------------------------------------
+
+    async def BatchGetRelationships(
+        self, request: pb.BatchGetRelationshipsRequest, context: Context
+    ) -> pb.BatchGetRelationshipsResponse:
+        relations = await self._store.relations(signed_in(), request.account_ids)
+        return pb.BatchGetRelationshipsResponse(
+            relationships=[_relationship(relation) for relation in relations]
+        )
+
+    async def GetFollowCounts(
+        self, request: pb.GetFollowCountsRequest, context: Context
+    ) -> pb.GetFollowCountsResponse:
+        caller_id = signed_in()
+        if request.account_id != caller_id:
+            [relation] = await self._store.relations(caller_id, [request.account_id])
+            if relation.blocked:
+                raise AccountUnknown(request.account_id)
+            await self._check_account(request.account_id)
+        audience = await self._audiences.audience(request.account_id)
+        return pb.GetFollowCountsResponse(
+            followers=audience.followers,
+            followees=await self._store.count_followees(request.account_id),
+        )
+
+    # -- Lists ---------------------------------------------------------------------------------
+
+    async def ListFollowers(
+        self, request: pb.ListFollowersRequest, context: Context
+    ) -> pb.ListFollowersResponse:
+        await self._check_may_list(request.account_id)
+        page = await self._page(Kind.FOLLOWERS, request.account_id, request)
+        return pb.ListFollowersResponse(
+            followers=page.accounts, next_page_token=page.next_page_token
+        )
+
+    async def ListFollowing(
+        self, request: pb.ListFollowingRequest, context: Context
+    ) -> pb.ListFollowingResponse:
+        await self._check_may_list(request.account_id)
+        page = await self._page(Kind.FOLLOWEES, request.account_id, request)
+        return pb.ListFollowingResponse(
+            followees=page.accounts, next_page_token=page.next_page_token
+        )
+
+    async def ListReceivedRequests(
+        self, request: pb.ListReceivedRequestsRequest, context: Context
+    ) -> pb.ListReceivedRequestsResponse:
+        page = await self._page(Kind.RECEIVED_REQUESTS, signed_in(), request)
+        return pb.ListReceivedRequestsResponse(
+            requesters=page.accounts, next_page_token=page.next_page_token
+        )
+
+    async def ListSentRequests(
+        self, request: pb.ListSentRequestsRequest, context: Context
+    ) -> pb.ListSentRequestsResponse:
+        page = await self._page(Kind.SENT_REQUESTS, signed_in(), request)
+        return pb.ListSentRequestsResponse(
+            requested=page.accounts, next_page_token=page.next_page_token
+        )
+
+    async def ListBlocks(
+        self, request: pb.ListBlocksRequest, context: Context
+    ) -> pb.ListBlocksResponse:
+        page = await self._page(Kind.BLOCKS, signed_in(), request)
+        return pb.ListBlocksResponse(blocked=page.accounts, next_page_token=page.next_page_token)
+
+    async def ListMutes(
+        self, request: pb.ListMutesRequest, context: Context
+    ) -> pb.ListMutesResponse:
+        page = await self._page(Kind.MUTES, signed_in(), request)
+        return pb.ListMutesResponse(muted=page.accounts, next_page_token=page.next_page_token)
+
+    async def _check_may_list(self, account_id: int) -> None:
+        """Checks that the caller may see whom an account follows, and who follows it.
+
+        Raises:
+            AccountUnknown: there is no such account, or one blocks the other.
+            AccountPrivate: it is private, and the caller does not follow it.
+        """
+        caller_id = signed_in()
+        if account_id == caller_id:
+            return
+        [relation] = await self._store.relations(caller_id, [account_id])
+        if relation.blocked:
+            raise AccountUnknown(account_id)
+        await self._check_account(account_id)
+        if not relation.sees:
+            raise AccountPrivate(account_id)
+
+    async def _page(self, kind: Kind, owner_id: int, request: Any) -> _Page:
+        """Returns the page of a list that a request with `page_size` and `page_token` asks for."""
+        viewer_id = signed_in()
+        # A token leads on only in the list that it was made for.
+        tokens = PageTokens(self._page_key, f"graph.{kind.name}.{owner_id}")
+        before = None
+        if request.page_token:
+            before = Position(*tokens.open_time(request.page_token, viewer_id))
+        size = request.page_size or _DEFAULT_PAGE_SIZE
+        # One row past the page says whether there is a next one.
+        rows = await self._lists.page(kind, owner_id, viewer_id, before=before, limit=size + 1)
+        page = rows[:size]
+        token = ""
+        if len(rows) > size:
+            token = tokens.seal_time(page[-1].create_time, page[-1].account_id, viewer_id)
+        return _Page(await self._listed(page), token)
+
+    async def _listed(self, page: Sequence[Position]) -> list[pb.ListedAccount]:
+        """Returns the accounts of a page with their names; deleted ones are left out."""
+        summaries = await self._summaries([position.account_id for position in page])
+        listed = []
+        for position, summary in zip(page, summaries, strict=True):
+            if summary.account_id:
+                create_time = Timestamp()
+                create_time.FromDatetime(position.create_time)
+                listed.append(pb.ListedAccount(account=summary, create_time=create_time))
+        return listed
+
+    async def _summaries(self, account_ids: Sequence[int]) -> Sequence[AccountSummary]:
+        """Returns a summary of each account, without its name while account is away or stalls."""
+        if not account_ids:
+            return []
+        try:
+            answer = await client.call(
+                self._accounts.BatchGetAccounts,
+                BatchGetAccountsRequest(account_ids=account_ids),
+                within=_NAMES_WITHIN_SECONDS,
+            )
+        except (MeshError, grpc.aio.AioRpcError) as error:
+            _log.warning("a list is served without names", error=repr(error))
+            return [AccountSummary(account_id=account_id) for account_id in account_ids]
+        return answer.accounts
+
+    # -- What several methods do ---------------------------------------------------------------
+
+    async def _caller_towards(self, account_id: int) -> int:
+        """Returns who calls, of whom something is to begin towards another account.
+
+        Raises:
+            OwnAccount: it is the caller's own.
+            AccountUnknown: there is no such account.
+        """
+        caller_id = signed_in()
+        if account_id == caller_id:
+            raise OwnAccount
+        await self._check_account(account_id)
+        return caller_id
 
     async def _check_account(self, account_id: int) -> None:
         answer = await client.call(
@@ -53,63 +290,39 @@ class GraphService(GraphServiceServicer):
         if not answer.accounts[0].account_id:
             raise AccountUnknown(account_id)
 
+    async def _hide(self, losses: Sequence[Loss]) -> None:
+        """Takes what was lost off the readers' pages before the caller is told that it is done.
 
-class GraphInternalService(GraphInternalServiceServicer):
-    """The follow graph, for the mesh."""
+        The event does it in any case, a little later; so a cache that is away does no harm here.
+        """
+        try:
+            async with asyncio.timeout(_HIDE_WITHIN_SECONDS):
+                for loss in losses:
+                    await self._timelines.hide(loss.reader_id, loss.author_id, loss.version)
+        except (Unavailable, TimeoutError) as error:
+            _log.warning("posts are hidden a little later", error=repr(error))
 
-    def __init__(self, store: GraphStore) -> None:
-        self._store = store
+    async def _settle(self, account_id: int) -> None:
+        """Begins a change of an account's mode if its followers have become so many, or so few.
 
-    async def StreamFollowers(
-        self, request: internal_pb.StreamFollowersRequest, context: Context
-    ) -> AsyncIterator[internal_pb.StreamFollowersResponse]:
-        after = request.after_follower_id
-        until = request.until_follower_id or _NO_END
-        # Each batch takes a connection for itself: a reader that is slow to take the last one
-        # holds none, and a database that fails over is met only by the batch in between.
-        while True:
-            batch = await self._store.followers(
-                request.followee_id, after=after, until=until, limit=_BATCH
-            )
-            if batch:
-                yield internal_pb.StreamFollowersResponse(follower_ids=batch)
-            if len(batch) < _BATCH:
-                return
-            after = batch[-1]
+        What the caller wanted is done already, so that this fails is no matter to them.
+        """
+        try:
+            await self._audiences.settle(account_id)
+        except Unavailable as error:
+            _log.warning("a mode was not settled", account_id=account_id, error=repr(error))
 
-    async def GetAudience(
-        self, request: internal_pb.GetAudienceRequest, context: Context
-    ) -> internal_pb.GetAudienceResponse:
-        followers = await self._store.count_followers(request.followee_id)
-        bounds = []
-        if followers > request.chunk_size:
-            bounds = await self._store.chunks(request.followee_id, size=request.chunk_size)
-        return internal_pb.GetAudienceResponse(
-            mode=AudienceMode.AUDIENCE_MODE_PUSHED, followers=followers, bounds=bounds
-        )
 
-    async def ListFollowees(
-        self, request: internal_pb.ListFolloweesRequest, context: Context
-    ) -> internal_pb.ListFolloweesResponse:
-        followee_ids = await self._store.followees(request.follower_id)
-        return internal_pb.ListFolloweesResponse(followee_ids=followee_ids)
-
-    async def BatchCheckFollows(
-        self, request: internal_pb.BatchCheckFollowsRequest, context: Context
-    ) -> internal_pb.BatchCheckFollowsResponse:
-        pairs = [(pair.follower_id, pair.followee_id) for pair in request.pairs]
-        checks = [
-            internal_pb.FollowCheck(follows=follows, mode=AudienceMode.AUDIENCE_MODE_PUSHED)
-            for follows in await self._store.check(pairs)
-        ]
-        return internal_pb.BatchCheckFollowsResponse(checks=checks)
-
-    async def FinishModeChange(
-        self, request: internal_pb.FinishModeChangeRequest, context: Context
-    ) -> internal_pb.FinishModeChangeResponse:
-        return internal_pb.FinishModeChangeResponse()
-
-    async def BatchCheckVisibility(
-        self, request: internal_pb.BatchCheckVisibilityRequest, context: Context
-    ) -> internal_pb.BatchCheckVisibilityResponse:
-        return internal_pb.BatchCheckVisibilityResponse(visible=[True] * len(request.account_ids))
+def _relationship(relation: Relation) -> pb.Relationship:
+    # Who is blocked must not be able to tell it from a stranger.
+    hidden = relation.blocked_by
+    return pb.Relationship(
+        account_id=relation.other_id,
+        follows=relation.follows,
+        requested=relation.requested,
+        followed_by=relation.followed_by,
+        requested_by=relation.requested_by,
+        blocks=relation.blocks,
+        mutes=relation.mutes,
+        private=relation.private and not hidden,
+    )

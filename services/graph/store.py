@@ -1,51 +1,79 @@
-"""All SQL of the graph service.
+"""What holds between two accounts: follows, requests, blocks, mutes. All SQL of it.
 
-A follow touches four tables, always in the same order (follows, followee_counts, followers,
-follower_counts), so that two of them never wait for each other in a circle.
+Whatever changes what a reader gets from an author, or what stands between them, first locks the
+reader's row of followee_counts. So all that holds of one reader changes in one order, and what
+was read behind the lock stays true until the commit. Nobody ever waits in a circle:
+
+1. rows of followee_counts come first; a block, which concerns both as readers, locks the lower
+   id first;
+2. then rows that belong to the locked readers alone: follows, followers, requests, blocks, mutes,
+   departures;
+3. slots of follower_counts, the only rows that readers share, come last; a block that cuts both
+   directions takes that of the lower followee first.
 """
 
 from collections.abc import Sequence
-from typing import LiteralString
+from dataclasses import dataclass
+from enum import Enum, auto
 
 from photomesh.graph.v1.events_pb2 import FollowChanged
-from psycopg.rows import scalar_row
+from psycopg import AsyncConnection
+from psycopg.rows import class_row, scalar_row
 
 from services.common import topics
 from services.common.database import Database
+from services.common.errors import AccountUnknown
 from services.common.ids import shard_of
-from services.common.outbox import Outbox
-from services.graph.errors import FollowLimit
+from services.common.outbox import Outbox, Transaction
+from services.graph.audiences import Mode
+from services.graph.errors import FollowLimit, FollowRequestUnknown
 
-# A concurrent insert of the same follow is waited for, then there is one.
+# -- Locks and counts of readers ---------------------------------------------------------------
+
+_LOCK_READER = """
+    SELECT followees + requested
+      FROM followee_counts
+     WHERE shard = %(follower_shard)s AND follower_id = %(follower_id)s
+       FOR UPDATE
+"""
+
+_ADD_READER = """
+    INSERT INTO followee_counts (shard, follower_id, followees)
+    VALUES (%(follower_shard)s, %(follower_id)s, 0)
+    ON CONFLICT DO NOTHING
+"""
+
+_COUNT_FOLLOWEE = """
+    UPDATE followee_counts SET followees = followees + %(more)s
+     WHERE shard = %(follower_shard)s AND follower_id = %(follower_id)s
+"""
+
+_COUNT_REQUESTED = """
+    UPDATE followee_counts SET requested = requested + %(more)s
+     WHERE shard = %(follower_shard)s AND follower_id = %(follower_id)s
+"""
+
+_NEXT_VERSION = """
+    UPDATE followee_counts SET version = version + 1
+     WHERE shard = %(follower_shard)s AND follower_id = %(follower_id)s
+"""
+
+# -- Follows -----------------------------------------------------------------------------------
+
 _ADD_FOLLOW = """
     INSERT INTO follows (shard, follower_id, followee_id)
     VALUES (%(follower_shard)s, %(follower_id)s, %(followee_id)s)
-    ON CONFLICT DO NOTHING
+"""
+
+_ADD_FOLLOWER = """
+    INSERT INTO followers (shard, followee_id, follower_id)
+    VALUES (%(followee_shard)s, %(followee_id)s, %(follower_id)s)
 """
 
 _REMOVE_FOLLOW = """
     DELETE FROM follows
      WHERE shard = %(follower_shard)s
        AND follower_id = %(follower_id)s AND followee_id = %(followee_id)s
-"""
-
-# Changes no row at the limit. Concurrent follows by one account wait here for each other, and
-# each compares the limit with what the one before it has committed.
-_COUNT_FOLLOWEE = """
-    INSERT INTO followee_counts AS counted (shard, follower_id, followees)
-    VALUES (%(follower_shard)s, %(follower_id)s, 1)
-    ON CONFLICT (shard, follower_id) DO UPDATE
-       SET followees = counted.followees + 1 WHERE counted.followees < %(limit)s
-"""
-
-_UNCOUNT_FOLLOWEE = """
-    UPDATE followee_counts SET followees = followees - 1
-     WHERE shard = %(follower_shard)s AND follower_id = %(follower_id)s
-"""
-
-_ADD_FOLLOWER = """
-    INSERT INTO followers (shard, followee_id, follower_id)
-    VALUES (%(followee_shard)s, %(followee_id)s, %(follower_id)s)
 """
 
 _REMOVE_FOLLOWER = """
@@ -66,162 +94,590 @@ _UNCOUNT_FOLLOWER = """
        AND followee_id = %(followee_id)s AND slot = %(follower_shard)s %% 16
 """
 
-# Keyset, so that the thousandth batch of a celebrity's followers costs what the first does.
-# Answered by the primary key alone.
-_FOLLOWERS = """
-    SELECT follower_id
-      FROM followers
-     WHERE shard = %(shard)s AND followee_id = %(followee_id)s
-       AND follower_id > %(after)s AND follower_id <= %(until)s
-     ORDER BY follower_id
-     LIMIT %(limit)s
+_ADD_DEPARTURE = """
+    INSERT INTO departures (shard, follower_id, followee_id)
+    VALUES (%(follower_shard)s, %(follower_id)s, %(followee_id)s)
+    ON CONFLICT (shard, follower_id, followee_id) DO UPDATE SET leave_time = now()
 """
 
-# At most 16 rows.
-_COUNT_FOLLOWERS = """
-    SELECT coalesce(sum(followers), 0)
-      FROM follower_counts
-     WHERE shard = %(shard)s AND followee_id = %(followee_id)s
+_REMOVE_DEPARTURE = """
+    DELETE FROM departures
+     WHERE shard = %(follower_shard)s
+       AND follower_id = %(follower_id)s AND followee_id = %(followee_id)s
 """
 
-# One scan of the primary key alone.
-_CHUNKS = """
-    SELECT follower_id
-      FROM (
-               SELECT follower_id, row_number() OVER (ORDER BY follower_id) AS number
-                 FROM followers
-                WHERE shard = %(shard)s AND followee_id = %(followee_id)s
-           ) AS numbered
-     WHERE number %% %(size)s = 0
-     ORDER BY follower_id
+_REMOVE_OLD_DEPARTURES = """
+    DELETE FROM departures
+     WHERE shard = %(follower_shard)s AND follower_id = %(follower_id)s
+       AND leave_time < now() - interval '1 hour'
 """
 
-# Answered by the primary key alone.
-_FOLLOWEES = """
-    SELECT followee_id
-      FROM follows
-     WHERE shard = %(shard)s AND follower_id = %(follower_id)s
-     ORDER BY followee_id
+# Those of the pairs that are no follow and were one within the last hour.
+_DEPARTED = """
+    SELECT departures.follower_id AS reader_id, departures.followee_id AS author_id,
+           followee_counts.version
+      FROM departures
+      JOIN followee_counts USING (shard, follower_id)
+     WHERE departures.leave_time > now() - interval '1 hour'
+       AND (departures.shard, departures.follower_id, departures.followee_id) IN (
+               SELECT * FROM unnest(
+                   %(shards)s::smallint[], %(follower_ids)s::bigint[], %(followee_ids)s::bigint[]
+               )
+           )
 """
 
-# One look into the primary key for each pair.
+# -- Requests ----------------------------------------------------------------------------------
+
+_ADD_SENT_REQUEST = """
+    INSERT INTO sent_requests (shard, requester_id, target_id)
+    VALUES (%(follower_shard)s, %(follower_id)s, %(followee_id)s)
+"""
+
+_ADD_RECEIVED_REQUEST = """
+    INSERT INTO received_requests (shard, target_id, requester_id)
+    VALUES (%(followee_shard)s, %(followee_id)s, %(follower_id)s)
+"""
+
+_REMOVE_SENT_REQUEST = """
+    DELETE FROM sent_requests
+     WHERE shard = %(follower_shard)s
+       AND requester_id = %(follower_id)s AND target_id = %(followee_id)s
+"""
+
+_REMOVE_RECEIVED_REQUEST = """
+    DELETE FROM received_requests
+     WHERE shard = %(followee_shard)s
+       AND target_id = %(followee_id)s AND requester_id = %(follower_id)s
+"""
+
+# -- Blocks, mutes, privacy --------------------------------------------------------------------
+
+_ADD_BLOCK = """
+    INSERT INTO blocks (shard, blocker_id, blocked_id)
+    VALUES (%(follower_shard)s, %(follower_id)s, %(followee_id)s)
+    ON CONFLICT DO NOTHING
+"""
+
+_REMOVE_BLOCK = """
+    DELETE FROM blocks
+     WHERE shard = %(follower_shard)s
+       AND blocker_id = %(follower_id)s AND blocked_id = %(followee_id)s
+"""
+
+_ADD_MUTE = """
+    INSERT INTO mutes (shard, muter_id, muted_id)
+    VALUES (%(follower_shard)s, %(follower_id)s, %(followee_id)s)
+    ON CONFLICT DO NOTHING
+"""
+
+_REMOVE_MUTE = """
+    DELETE FROM mutes
+     WHERE shard = %(follower_shard)s
+       AND muter_id = %(follower_id)s AND muted_id = %(followee_id)s
+"""
+
+_ADD_PRIVATE = """
+    INSERT INTO private_accounts (shard, account_id) VALUES (%(shard)s, %(account_id)s)
+    ON CONFLICT DO NOTHING
+"""
+
+_REMOVE_PRIVATE = """
+    DELETE FROM private_accounts WHERE shard = %(shard)s AND account_id = %(account_id)s
+"""
+
+_IS_PRIVATE = """
+    SELECT FROM private_accounts WHERE shard = %(shard)s AND account_id = %(account_id)s
+"""
+
+# -- Questions ---------------------------------------------------------------------------------
+
+_COUNT_FOLLOWEES = """
+    SELECT coalesce(sum(followees), 0)::bigint
+      FROM followee_counts
+     WHERE shard = %(shard)s AND follower_id = %(account_id)s
+"""
+
+# All that holds between one account and each of several. Each is one look into a primary key.
+_RELATIONS = """
+    SELECT other_id,
+           EXISTS (
+               SELECT FROM follows
+                WHERE shard = %(shard)s AND follower_id = %(me)s AND followee_id = other_id
+           ) AS follows,
+           EXISTS (
+               SELECT FROM sent_requests
+                WHERE shard = %(shard)s AND requester_id = %(me)s AND target_id = other_id
+           ) AS requested,
+           EXISTS (
+               SELECT FROM followers
+                WHERE shard = %(shard)s AND followee_id = %(me)s AND follower_id = other_id
+           ) AS followed_by,
+           EXISTS (
+               SELECT FROM received_requests
+                WHERE shard = %(shard)s AND target_id = %(me)s AND requester_id = other_id
+           ) AS requested_by,
+           EXISTS (
+               SELECT FROM blocks
+                WHERE shard = %(shard)s AND blocker_id = %(me)s AND blocked_id = other_id
+           ) AS blocks,
+           EXISTS (
+               SELECT FROM blocks
+                WHERE shard = other_shard AND blocker_id = other_id AND blocked_id = %(me)s
+           ) AS blocked_by,
+           EXISTS (
+               SELECT FROM mutes
+                WHERE shard = %(shard)s AND muter_id = %(me)s AND muted_id = other_id
+           ) AS mutes,
+           EXISTS (
+               SELECT FROM private_accounts
+                WHERE shard = other_shard AND account_id = other_id
+           ) AS private
+      FROM unnest(%(other_shards)s::smallint[], %(other_ids)s::bigint[])
+           WITH ORDINALITY AS other (other_shard, other_id, position)
+     ORDER BY position
+"""
+
+# One look into a primary key for each of the pair's facts.
 _CHECK = """
     SELECT EXISTS (
                SELECT FROM follows
                 WHERE follows.shard = pair.shard
                   AND follows.follower_id = pair.follower_id
                   AND follows.followee_id = pair.followee_id
-           )
+           ) AS follows,
+           EXISTS (
+               SELECT FROM mutes
+                WHERE mutes.shard = pair.shard
+                  AND mutes.muter_id = pair.follower_id
+                  AND mutes.muted_id = pair.followee_id
+           ) AS muted,
+           coalesce(celebrities.mode, 'PUSHED') AS mode,
+           coalesce(followee_counts.version, 0) AS version
       FROM unnest(%(shards)s::smallint[], %(follower_ids)s::bigint[], %(followee_ids)s::bigint[])
            WITH ORDINALITY AS pair (shard, follower_id, followee_id, position)
+      LEFT JOIN celebrities ON celebrities.account_id = pair.followee_id
+      LEFT JOIN followee_counts
+             ON followee_counts.shard = pair.shard
+            AND followee_counts.follower_id = pair.follower_id
      ORDER BY pair.position
 """
 
+# One scan of the follower's part of each primary key, in one snapshot. Ids come packed, 8 bytes
+# each, most significant first: 7,500 of them as Python integers would cost more than the query.
+_READING = """
+    WITH followed AS MATERIALIZED (
+             SELECT follows.followee_id, mutes.muted_id IS NOT NULL AS muted
+               FROM follows
+               LEFT JOIN mutes
+                      ON mutes.shard = follows.shard
+                     AND mutes.muter_id = follows.follower_id
+                     AND mutes.muted_id = follows.followee_id
+              WHERE follows.shard = %(shard)s AND follows.follower_id = %(follower_id)s
+         )
+    SELECT (
+               SELECT coalesce(string_agg(int8send(followee_id), '' ORDER BY followee_id), '')
+                 FROM followed WHERE NOT muted
+           ) AS followees,
+           (
+               SELECT coalesce(string_agg(int8send(followee_id), '' ORDER BY followee_id), '')
+                 FROM followed
+                 JOIN celebrities ON celebrities.account_id = followee_id
+                WHERE NOT muted AND mode IN ('PROMOTING', 'PULLED')
+           ) AS pulled,
+           (
+               SELECT coalesce(string_agg(int8send(followee_id), '' ORDER BY followee_id), '')
+                 FROM (
+                          SELECT followee_id FROM followed WHERE muted
+                           UNION
+                          SELECT followee_id
+                            FROM departures
+                           WHERE shard = %(shard)s AND follower_id = %(follower_id)s
+                             AND leave_time > now() - interval '1 hour'
+                      ) AS hidden
+           ) AS hidden,
+           coalesce(
+               (
+                   SELECT version
+                     FROM followee_counts
+                    WHERE shard = %(shard)s AND follower_id = %(follower_id)s
+               ),
+               0
+           ) AS version
+"""
+
+
+class FollowState(Enum):
+    """What became of a wish to follow."""
+
+    FOLLOWING = auto()
+    REQUESTED = auto()
+
+
+@dataclass(frozen=True)
+class Loss:
+    """A reader gets an author's posts no longer."""
+
+    reader_id: int
+    author_id: int
+    version: int
+    """The reader's version, with this loss."""
+
+
+@dataclass(frozen=True)
+class Relation:
+    """What holds between an account and another."""
+
+    other_id: int
+    follows: bool
+    requested: bool
+    followed_by: bool
+    requested_by: bool
+    blocks: bool
+    blocked_by: bool
+    mutes: bool
+    private: bool
+
+    @property
+    def blocked(self) -> bool:
+        """Whether one of the two blocks the other."""
+        return self.blocks or self.blocked_by
+
+    @property
+    def sees(self) -> bool:
+        """Whether the account may see what the other shows to its followers."""
+        return not self.blocked and (self.follows or not self.private)
+
+
+@dataclass(frozen=True)
+class Check:
+    """What holds between a follower and a followee."""
+
+    follows: bool
+    muted: bool
+    mode: Mode
+    version: int
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Whose posts a reader gets. Ids are ascending, 8 bytes each, most significant first."""
+
+    followees: bytes
+    pulled: bytes
+    hidden: bytes
+    version: int
+
+
+@dataclass(frozen=True)
+class _Edge:
+    """A reader and an author, whether the one follows the other or not."""
+
+    follower_id: int
+    followee_id: int
+
+    @property
+    def back(self) -> "_Edge":
+        return _Edge(self.followee_id, self.follower_id)
+
+    @property
+    def values(self) -> dict[str, int]:
+        return {
+            "follower_id": self.follower_id,
+            "follower_shard": shard_of(self.follower_id),
+            "followee_id": self.followee_id,
+            "followee_shard": shard_of(self.followee_id),
+        }
+
 
 class GraphStore:
-    """Follows in PostgreSQL. Every method may raise Unavailable."""
+    """What holds between accounts, in PostgreSQL. Every method may raise Unavailable."""
 
     def __init__(self, database: Database, outbox: Outbox, *, follow_limit: int) -> None:
         self._database = database
         self._outbox = outbox
         self._follow_limit = follow_limit
 
-    async def follow(self, follower_id: int, followee_id: int) -> None:
-        """Makes one account follow another, unless it does.
+    # -- Changes -------------------------------------------------------------------------------
+
+    async def follow(self, follower_id: int, followee_id: int) -> FollowState:
+        """Makes one account follow another or, when that is private, wait for its leave.
 
         Raises:
-            FollowLimit: the follower follows as many as one may.
+            AccountUnknown: one blocks the other.
+            FollowLimit: the follower follows, or waits for, as many as one may.
         """
-        edge = _edge(follower_id, followee_id)
+        edge = _Edge(follower_id, followee_id)
         async with self._outbox.transaction() as tx:
-            added = await tx.connection.execute(_ADD_FOLLOW, edge)
-            if added.rowcount == 0:
-                return
-            counted = await tx.connection.execute(
-                _COUNT_FOLLOWEE, {**edge, "limit": self._follow_limit}
-            )
-            if counted.rowcount == 0:
+            taken = await _enter(tx, edge)
+            [relation] = await _relations(tx.connection, follower_id, [followee_id])
+            if relation.blocked:
+                raise AccountUnknown(followee_id)
+            if relation.follows:
+                return FollowState.FOLLOWING
+            if relation.requested and relation.private:
+                return FollowState.REQUESTED
+            # Whoever waits has a place already.
+            if not relation.requested and taken >= self._follow_limit:
                 raise FollowLimit(self._follow_limit)
-            await tx.connection.execute(_ADD_FOLLOWER, edge)
-            await tx.connection.execute(_COUNT_FOLLOWER, edge)
-            await tx.publish(topics.FOLLOW_CHANGED, key=follower_id, event=_changed(edge))
+            if relation.private:
+                await _request(tx, edge)
+                return FollowState.REQUESTED
+            await _withdraw(tx, edge)
+            await _connect(tx, edge)
+            return FollowState.FOLLOWING
 
-    async def unfollow(self, follower_id: int, followee_id: int) -> None:
-        """Makes one account no longer follow another, if it does."""
-        edge = _edge(follower_id, followee_id)
+    async def unfollow(self, follower_id: int, followee_id: int) -> list[Loss]:
+        """Makes one account neither follow another nor wait for its leave to.
+
+        Returns what was lost by that within the last hour: a repeat tells it again.
+        """
+        edge = _Edge(follower_id, followee_id)
         async with self._outbox.transaction() as tx:
-            removed = await tx.connection.execute(_REMOVE_FOLLOW, edge)
-            if removed.rowcount == 0:
+            if not await _lock(tx, edge):
+                return []
+            await _withdraw(tx, edge)
+            await _disconnect(tx, [edge])
+            return await _losses(tx, [edge])
+
+    async def accept(self, account_id: int, requester_id: int) -> None:
+        """Lets `requester_id` follow, who waits for leave to, or does follow.
+
+        Raises:
+            FollowRequestUnknown: it does neither.
+        """
+        edge = _Edge(requester_id, account_id)
+        async with self._outbox.transaction() as tx:
+            if await _lock(tx, edge) and await _withdraw(tx, edge):
+                await _connect(tx, edge)
                 return
-            await tx.connection.execute(_UNCOUNT_FOLLOWEE, edge)
-            await tx.connection.execute(_REMOVE_FOLLOWER, edge)
-            await tx.connection.execute(_UNCOUNT_FOLLOWER, edge)
-            await tx.publish(topics.FOLLOW_CHANGED, key=follower_id, event=_changed(edge))
+            [relation] = await _relations(tx.connection, account_id, [requester_id])
+            if not relation.followed_by:
+                raise FollowRequestUnknown(requester_id)
 
-    async def followers(self, followee_id: int, *, after: int, until: int, limit: int) -> list[int]:
-        """Returns the ids of up to `limit` followers above `after`, up to `until`, ascending."""
-        return await self._scalars(
-            _FOLLOWERS,
-            {
-                "shard": shard_of(followee_id),
-                "followee_id": followee_id,
-                "after": after,
-                "until": until,
-                "limit": limit,
-            },
-        )
+    async def decline(self, account_id: int, requester_id: int) -> None:
+        """Makes `requester_id` wait no longer."""
+        edge = _Edge(requester_id, account_id)
+        async with self._outbox.transaction() as tx:
+            if await _lock(tx, edge):
+                await _withdraw(tx, edge)
 
-    async def count_followers(self, followee_id: int) -> int:
-        """Returns how many follow an account."""
-        [count] = await self._scalars(
-            _COUNT_FOLLOWERS, {"shard": shard_of(followee_id), "followee_id": followee_id}
-        )
+    async def remove_follower(self, account_id: int, follower_id: int) -> list[Loss]:
+        """Makes `follower_id` follow no longer; returns what was lost, as `unfollow` does."""
+        edge = _Edge(follower_id, account_id)
+        async with self._outbox.transaction() as tx:
+            if not await _lock(tx, edge):
+                return []
+            await _disconnect(tx, [edge])
+            return await _losses(tx, [edge])
+
+    async def block(self, blocker_id: int, blocked_id: int) -> list[Loss]:
+        """Cuts all that is between two accounts, and lets nothing new be.
+
+        Returns what was lost by that within the last hour: a repeat tells it again.
+        """
+        edge = _Edge(blocker_id, blocked_id)
+        edges = sorted((edge, edge.back), key=lambda one: one.follower_id)
+        async with self._outbox.transaction() as tx:
+            for each in edges:
+                await _enter(tx, each)
+            added = await tx.connection.execute(_ADD_BLOCK, edge.values)
+            if added.rowcount:
+                for each in edges:
+                    await _withdraw(tx, each)
+                await _disconnect(tx, edges)
+            return await _losses(tx, edges)
+
+    # To undo a block lets nothing be by itself, so this needs no lock.
+    async def unblock(self, blocker_id: int, blocked_id: int) -> None:
+        """Lifts a block."""
+        async with self._database.connection() as connection:
+            await connection.execute(_REMOVE_BLOCK, _Edge(blocker_id, blocked_id).values)
+
+    async def mute(self, muter_id: int, muted_id: int) -> list[Loss]:
+        """Keeps an account's posts out of another's feed; returns what is lost by that.
+
+        Raises:
+            AccountUnknown: one blocks the other.
+        """
+        edge = _Edge(muter_id, muted_id)
+        async with self._outbox.transaction() as tx:
+            await _enter(tx, edge)
+            [relation] = await _relations(tx.connection, muter_id, [muted_id])
+            if relation.blocked:
+                raise AccountUnknown(muted_id)
+            if not relation.mutes:
+                await tx.connection.execute(_ADD_MUTE, edge.values)
+                await _change(tx, edge)
+            if not relation.follows:
+                return []
+            [check] = await _check(tx.connection, [edge])
+            return [Loss(muter_id, muted_id, check.version)]
+
+    async def unmute(self, muter_id: int, muted_id: int) -> None:
+        """Lets an account's posts into another's feed again, if it is followed."""
+        edge = _Edge(muter_id, muted_id)
+        async with self._outbox.transaction() as tx:
+            if not await _lock(tx, edge):
+                return
+            removed = await tx.connection.execute(_REMOVE_MUTE, edge.values)
+            if removed.rowcount:
+                await _change(tx, edge)
+
+    # A follow that still found the account public is as one that came before, so this needs no
+    # lock.
+    async def set_private(self, account_id: int, private: bool) -> None:
+        """Makes an account private or public."""
+        async with self._database.connection() as connection:
+            await connection.execute(
+                _ADD_PRIVATE if private else _REMOVE_PRIVATE,
+                {"shard": shard_of(account_id), "account_id": account_id},
+            )
+
+    # -- Questions -----------------------------------------------------------------------------
+
+    async def is_private(self, account_id: int) -> bool:
+        """Tells whether an account is private."""
+        async with self._database.connection() as connection:
+            cursor = await connection.execute(
+                _IS_PRIVATE, {"shard": shard_of(account_id), "account_id": account_id}
+            )
+            return await cursor.fetchone() is not None
+
+    async def count_followees(self, account_id: int) -> int:
+        """Returns how many an account follows."""
+        async with self._database.connection() as connection:
+            cursor = connection.cursor(row_factory=scalar_row)
+            await cursor.execute(
+                _COUNT_FOLLOWEES, {"shard": shard_of(account_id), "account_id": account_id}
+            )
+            count: int = (await cursor.fetchall())[0]
         return count
 
-    async def chunks(self, followee_id: int, *, size: int) -> list[int]:
-        """Returns the ids of an account's followers number `size`, twice `size`, and so on."""
-        return await self._scalars(
-            _CHUNKS, {"shard": shard_of(followee_id), "followee_id": followee_id, "size": size}
-        )
-
-    async def _scalars(self, query: LiteralString, values: dict[str, int]) -> list[int]:
+    async def relations(self, me: int, other_ids: Sequence[int]) -> list[Relation]:
+        """Returns what holds between an account and each of several, in their order."""
         async with self._database.connection() as connection:
-            cursor = connection.cursor(row_factory=scalar_row)
-            await cursor.execute(query, values)
-            return await cursor.fetchall()
+            return await _relations(connection, me, other_ids)
 
-    async def followees(self, follower_id: int) -> list[int]:
-        """Returns the ids of all whom an account follows, ascending."""
+    async def check(self, pairs: Sequence[tuple[int, int]]) -> list[Check]:
+        """Returns what holds between each (follower, followee), in their order."""
         async with self._database.connection() as connection:
-            cursor = connection.cursor(row_factory=scalar_row)
+            return await _check(connection, [_Edge(*pair) for pair in pairs])
+
+    async def reading(self, follower_id: int) -> Reading:
+        """Returns whose posts an account gets, all at one moment."""
+        async with self._database.connection() as connection:
+            cursor = connection.cursor(row_factory=class_row(Reading), binary=True)
             await cursor.execute(
-                _FOLLOWEES, {"shard": shard_of(follower_id), "follower_id": follower_id}
+                _READING, {"shard": shard_of(follower_id), "follower_id": follower_id}
             )
-            return await cursor.fetchall()
-
-    async def check(self, pairs: Sequence[tuple[int, int]]) -> list[bool]:
-        """Tells for each (follower, followee) whether the one follows the other, in order."""
-        async with self._database.connection() as connection:
-            cursor = connection.cursor(row_factory=scalar_row)
-            await cursor.execute(
-                _CHECK,
-                {
-                    "shards": [shard_of(follower_id) for follower_id, _ in pairs],
-                    "follower_ids": [follower_id for follower_id, _ in pairs],
-                    "followee_ids": [followee_id for _, followee_id in pairs],
-                },
-            )
-            return await cursor.fetchall()
+            [reading] = await cursor.fetchall()
+        return reading
 
 
-def _edge(follower_id: int, followee_id: int) -> dict[str, int]:
+# -- Pieces of changes: each runs behind the lock of the edge's follower -----------------------
+
+
+async def _lock(tx: Transaction, edge: _Edge) -> tuple[int] | None:
+    """Locks a reader; returns how many places its follows and requests take.
+
+    None: it never followed, asked or muted anybody, so there is nothing to lock or to undo.
+    """
+    cursor = await tx.connection.execute(_LOCK_READER, edge.values)
+    return await cursor.fetchone()
+
+
+async def _enter(tx: Transaction, edge: _Edge) -> int:
+    """Locks a reader, who may be new; returns how many places its follows and requests take."""
+    row = await _lock(tx, edge)
+    while row is None:
+        await tx.connection.execute(_ADD_READER, edge.values)
+        row = await _lock(tx, edge)
+    return row[0]
+
+
+async def _request(tx: Transaction, edge: _Edge) -> None:
+    await tx.connection.execute(_ADD_SENT_REQUEST, edge.values)
+    await tx.connection.execute(_ADD_RECEIVED_REQUEST, edge.values)
+    await tx.connection.execute(_COUNT_REQUESTED, {**edge.values, "more": 1})
+
+
+async def _withdraw(tx: Transaction, edge: _Edge) -> bool:
+    """Removes a request; tells whether there was one."""
+    removed = await tx.connection.execute(_REMOVE_SENT_REQUEST, edge.values)
+    if removed.rowcount:
+        await tx.connection.execute(_REMOVE_RECEIVED_REQUEST, edge.values)
+        await tx.connection.execute(_COUNT_REQUESTED, {**edge.values, "more": -1})
+    return removed.rowcount > 0
+
+
+async def _connect(tx: Transaction, edge: _Edge) -> None:
+    await tx.connection.execute(_ADD_FOLLOW, edge.values)
+    await tx.connection.execute(_ADD_FOLLOWER, edge.values)
+    await tx.connection.execute(_REMOVE_DEPARTURE, edge.values)
+    await tx.connection.execute(_COUNT_FOLLOWEE, {**edge.values, "more": 1})
+    await _change(tx, edge)
+    await tx.connection.execute(_COUNT_FOLLOWER, edge.values)
+
+
+async def _disconnect(tx: Transaction, edges: Sequence[_Edge]) -> None:
+    """Cuts those of the edges that are follows."""
+    cut = []
+    for edge in edges:
+        removed = await tx.connection.execute(_REMOVE_FOLLOW, edge.values)
+        if removed.rowcount:
+            await tx.connection.execute(_REMOVE_FOLLOWER, edge.values)
+            await tx.connection.execute(_REMOVE_OLD_DEPARTURES, edge.values)
+            await tx.connection.execute(_ADD_DEPARTURE, edge.values)
+            await tx.connection.execute(_COUNT_FOLLOWEE, {**edge.values, "more": -1})
+            await _change(tx, edge)
+            cut.append(edge)
+    for edge in sorted(cut, key=lambda one: one.followee_id):
+        await tx.connection.execute(_UNCOUNT_FOLLOWER, edge.values)
+
+
+async def _change(tx: Transaction, edge: _Edge) -> None:
+    """Tells that what the follower gets from the followee changed."""
+    await tx.connection.execute(_NEXT_VERSION, edge.values)
+    event = FollowChanged(follower_id=edge.follower_id, followee_id=edge.followee_id)
+    await tx.publish(topics.FOLLOW_CHANGED, key=edge.follower_id, event=event)
+
+
+async def _losses(tx: Transaction, edges: Sequence[_Edge]) -> list[Loss]:
+    cursor = tx.connection.cursor(row_factory=class_row(Loss))
+    await cursor.execute(_DEPARTED, _columns(edges))
+    return await cursor.fetchall()
+
+
+# -- Questions, inside a change or not ---------------------------------------------------------
+
+
+async def _relations(
+    connection: AsyncConnection, me: int, other_ids: Sequence[int]
+) -> list[Relation]:
+    cursor = connection.cursor(row_factory=class_row(Relation))
+    await cursor.execute(
+        _RELATIONS,
+        {
+            "me": me,
+            "shard": shard_of(me),
+            "other_ids": list(other_ids),
+            "other_shards": [shard_of(other_id) for other_id in other_ids],
+        },
+    )
+    return await cursor.fetchall()
+
+
+async def _check(connection: AsyncConnection, edges: Sequence[_Edge]) -> list[Check]:
+    cursor = await connection.execute(_CHECK, _columns(edges))
+    return [
+        Check(follows, muted, Mode(mode), version)
+        for follows, muted, mode, version in await cursor.fetchall()
+    ]
+
+
+def _columns(edges: Sequence[_Edge]) -> dict[str, list[int]]:
     return {
-        "follower_id": follower_id,
-        "follower_shard": shard_of(follower_id),
-        "followee_id": followee_id,
-        "followee_shard": shard_of(followee_id),
+        "shards": [shard_of(edge.follower_id) for edge in edges],
+        "follower_ids": [edge.follower_id for edge in edges],
+        "followee_ids": [edge.followee_id for edge in edges],
     }
-
-
-def _changed(edge: dict[str, int]) -> FollowChanged:
-    return FollowChanged(follower_id=edge["follower_id"], followee_id=edge["followee_id"])

@@ -1,3 +1,5 @@
+from datetime import UTC
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,6 +13,21 @@ TOKENS = PageTokens(b"a secret", "photomesh.feed.v1.FeedService.GetFeed")
 @given(last_id=st.integers(0, 2**63 - 1), caller=st.integers(1, 2**63 - 1))
 def test_a_token_opens_for_whom_it_was_sealed(last_id, caller):
     assert TOKENS.open(TOKENS.seal(last_id, caller), caller) == last_id
+
+
+@given(
+    last_time=st.datetimes(timezones=st.just(UTC)),
+    last_id=st.integers(0, 2**63 - 1),
+    caller=st.integers(1, 2**63 - 1),
+)
+def test_a_time_comes_back_to_the_microsecond(last_time, last_id, caller):
+    token = TOKENS.seal_time(last_time, last_id, caller)
+
+    assert TOKENS.open_time(token, caller) == (last_time, last_id)
+    with pytest.raises(BadPageToken):
+        TOKENS.open(token, caller)
+    with pytest.raises(BadPageToken):
+        TOKENS.open_time(TOKENS.seal(last_id, caller), caller)
 
 
 @given(text=st.text())

@@ -1,94 +1,82 @@
-"""Follows in a real database: both directions, the counts and the events always agree."""
+"""What holds between accounts, in a real database: tables, counts and events always agree."""
 
 import asyncio
 import itertools
+import os
 import random
-from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 
 import pytest
-from photomesh.graph.v1.events_pb2 import FollowChanged
 
-from services.common.config import KafkaSettings
-from services.common.database import Database
-from services.common.outbox import Outbox, Relay
-from services.graph.errors import FollowLimit
-from services.graph.store import GraphStore
+from services.common.errors import AccountUnknown
+from services.graph.errors import FollowLimit, FollowRequestUnknown
+from services.graph.store import FollowState, GraphStore, Loss
+from tests.graph.conftest import LIMIT, Graph
 
-LIMIT = 10
+FOLLOWING, REQUESTED = FollowState.FOLLOWING, FollowState.REQUESTED
 
-_serials = itertools.count(1)
+CLICKS = int(os.environ.get("PHOTOMESH_EXAMPLES", "20"))
 
 
-class Graph:
-    """Two replicas' stores, and what the database holds. No relay runs, so events stay."""
-
-    def __init__(self, databases: list[Database], kafka: KafkaSettings, relay: Relay) -> None:
-        self._database = databases[0]
-        self.stores = [
-            GraphStore(database, Outbox(database, relay), follow_limit=LIMIT)
-            for database in databases
-        ]
-
-    async def rows(self, query: str) -> list[tuple]:
-        async with self._database.connection() as connection:
-            return await (await connection.execute(query)).fetchall()
-
-    async def edges(self) -> set[tuple[int, int]]:
-        """Returns who follows whom; both tables and all counts must say the same."""
-        follows = await self.rows("SELECT follower_id, followee_id FROM follows")
-        followers = await self.rows("SELECT follower_id, followee_id FROM followers")
-        followees_of = await self.rows("SELECT follower_id, followees FROM followee_counts")
-        followers_of = await self.rows(
-            "SELECT followee_id, sum(followers) FROM follower_counts GROUP BY followee_id"
-        )
-        assert sorted(follows) == sorted(followers)
-        assert +Counter(dict(followees_of)) == Counter(follower for follower, _ in follows)
-        assert +Counter(dict(followers_of)) == Counter(followee for _, followee in follows)
-        return set(follows)
-
-    async def events(self) -> Counter[tuple[int, int]]:
-        """Returns how many events each pair has had."""
-        rows = await self.rows("SELECT topic, key, payload FROM outbox")
-        events = Counter()
-        for topic, key, payload in rows:
-            event = FollowChanged.FromString(payload)
-            assert (topic, key) == ("follow_changed", event.follower_id)
-            events[event.follower_id, event.followee_id] += 1
-        return events
+# -- At once -----------------------------------------------------------------------------------
 
 
-@pytest.fixture
-async def graph(database_of: Callable, kafka: KafkaSettings) -> AsyncIterator[Graph]:
-    settings = database_of("graph")
-    async with Database(settings) as one, Database(settings) as other:
-        yield Graph([one, other], kafka, Relay(settings, kafka))
-
-
-def account() -> int:
-    """Returns the id of an account on some shard."""
-    return next(_serials) << 23 | random.randrange(8192) << 10
-
-
-async def test_whatever_happens_at_once_all_that_is_kept_of_follows_agrees(graph):
-    accounts = [account() for _ in range(8)]
+async def test_whatever_happens_at_once_all_that_is_kept_agrees(graph: Graph, account):
+    """Many people click on everything; nothing fails, not by a deadlock either."""
+    accounts = [account() for _ in range(7)]
     rng = random.Random(7)
 
     async def click(store: GraphStore) -> None:
-        for _ in range(40):
-            follower_id, followee_id = rng.sample(accounts, 2)
-            verb = rng.choice([store.follow, store.unfollow])
-            await verb(follower_id, followee_id)
+        for _ in range(CLICKS):
+            one, other = rng.sample(accounts, 2)
+            change = rng.choice(
+                [store.follow] * 6
+                + [store.accept] * 3
+                + [store.unfollow, store.remove_follower, store.decline]
+                + [store.block, store.unblock, store.unblock, store.mute, store.unmute]
+                + [lambda one, other: store.set_private(one, rng.random() < 0.5)]
+            )
+            with suppress(AccountUnknown, FollowRequestUnknown, FollowLimit):
+                await change(one, other)
 
     await asyncio.gather(*(click(store) for store in graph.stores * 6))
 
-    edges, events = await graph.edges(), await graph.events()
+    edges, requests = await graph.edges(), await graph.requests()
+    blocked = {pair for one, other in await graph.blocks() for pair in [(one, other), (other, one)]}
     assert edges
-    # Each event tells one change, so an edge that is there has had an odd number of them.
-    assert {pair for pair, count in events.items() if count % 2} == edges
+    assert not edges & requests
+    assert not blocked & (edges | requests)
+    assert not await graph.departures() & edges
+    # Each event tells one change of a follow or of a mute.
+    mutes = await graph.mutes()
+    events = await graph.events()
+    for pair in itertools.permutations(accounts, 2):
+        assert events[pair] % 2 == ((pair in edges) + (pair in mutes)) % 2
+    for reader_id in accounts:
+        changes = sum(count for (reader, _), count in events.items() if reader == reader_id)
+        assert await graph.version(reader_id) == changes
 
 
-async def test_one_follow_wanted_twenty_times_at_once_is_one_change(graph):
+async def test_people_who_block_each_other_at_the_same_moment_do_not_wait_in_a_circle(
+    graph: Graph, account
+):
+    pairs = [(account(), account()) for _ in range(10)]
+    one_way, other_way = graph.stores
+    for one, other in pairs:
+        await one_way.follow(one, other)
+        await one_way.follow(other, one)
+
+    # PostgreSQL would find a deadlock and fail one of the two.
+    await asyncio.gather(
+        *(one_way.block(one, other) for one, other in pairs),
+        *(other_way.block(other, one) for one, other in pairs),
+    )
+
+    assert await graph.edges() == set()
+    assert len(await graph.blocks()) == 20
+
+
+async def test_one_follow_wanted_twenty_times_at_once_is_one_change(graph: Graph, account):
     fan, star = account(), account()
 
     await asyncio.gather(*(store.follow(fan, star) for store in graph.stores * 10))
@@ -100,13 +88,16 @@ async def test_one_follow_wanted_twenty_times_at_once_is_one_change(graph):
     assert await graph.events() == {(fan, star): 2}
 
 
-async def test_the_limit_is_exact_also_for_twenty_follows_at_once(graph):
+async def test_the_limit_is_exact_also_for_twenty_follows_at_once(graph: Graph, account):
     store, fan = graph.stores[0], account()
     before = [account() for _ in range(LIMIT - 3)]
     for star in before:
         await store.follow(fan, star)
 
     wanted = [account() for _ in range(20)]
+    # Who waits has a place, too: to be accepted never takes one over the limit.
+    for shy in wanted[::2]:
+        await store.set_private(shy, True)
     outcomes = await asyncio.gather(
         *(
             replica.follow(fan, star)
@@ -115,11 +106,14 @@ async def test_the_limit_is_exact_also_for_twenty_follows_at_once(graph):
         return_exceptions=True,
     )
 
-    done = {star for star, outcome in zip(wanted, outcomes, strict=True) if outcome is None}
-    assert len(done) == 3
-    assert all(isinstance(outcome, FollowLimit) for outcome in outcomes if outcome is not None)
-    assert await graph.edges() == {(fan, star) for star in [*before, *done]}
-    assert set(await graph.events()) == await graph.edges()
+    refused = [outcome for outcome in outcomes if isinstance(outcome, FollowLimit)]
+    assert len(refused) == 17
+    waits = await graph.requests()
+    edges = await graph.edges()
+    assert len(edges) + len(waits) == LIMIT
+    for _, shy in waits:
+        await store.accept(shy, fan)
+    assert await graph.edges() == edges | waits
 
     # Whom one follows already one may follow again; who makes room may follow another.
     await store.follow(fan, before[0])
@@ -129,33 +123,220 @@ async def test_the_limit_is_exact_also_for_twenty_follows_at_once(graph):
     await store.follow(fan, account())
 
 
-async def test_batches_of_followers_meet_without_gap_or_repeat(graph):
-    store, star, other = graph.stores[0], account(), account()
-    fans = [account() for _ in range(11)]
-    for fan in random.sample(fans, len(fans)):
+# -- Requests ----------------------------------------------------------------------------------
+
+
+async def test_a_private_account_is_followed_by_its_leave_only(graph: Graph, account):
+    store, fan, shy = graph.stores[0], account(), account()
+    await store.set_private(shy, True)
+
+    for _ in range(2):
+        assert await store.follow(fan, shy) is REQUESTED
+    assert (await graph.requests(), await graph.edges()) == ({(fan, shy)}, set())
+    # A request changes nothing that anybody reads.
+    assert (await graph.version(fan), await graph.events()) == (0, {})
+
+    for _ in range(2):
+        await store.accept(shy, fan)
+    assert (await graph.requests(), await graph.edges()) == (set(), {(fan, shy)})
+    assert (await graph.version(fan), await graph.events()) == (1, {(fan, shy): 1})
+    assert await store.follow(fan, shy) is FOLLOWING
+
+
+async def test_a_request_ends_by_either_side(graph: Graph, account):
+    store, fan, shy = graph.stores[0], account(), account()
+    await store.set_private(shy, True)
+
+    for end in (lambda: store.decline(shy, fan), lambda: store.unfollow(fan, shy)):
+        await store.follow(fan, shy)
+        for _ in range(2):
+            await end()
+        assert await graph.requests() == set()
+        with pytest.raises(FollowRequestUnknown):
+            await store.accept(shy, fan)
+    assert await graph.edges() == set()
+
+
+async def test_requests_go_on_waiting_when_the_account_becomes_public(graph: Graph, account):
+    store, fan, other, shy = graph.stores[0], account(), account(), account()
+    await store.set_private(shy, True)
+    await store.follow(fan, shy)
+    await store.follow(other, shy)
+
+    await store.set_private(shy, False)
+    assert await graph.requests() == {(fan, shy), (other, shy)}
+    assert await store.follow(fan, shy) is FOLLOWING
+    await store.accept(shy, other)
+
+    assert (await graph.requests(), await graph.edges()) == (set(), {(fan, shy), (other, shy)})
+
+
+async def test_who_follows_goes_on_when_the_account_becomes_private(graph: Graph, account):
+    store, fan, shy = graph.stores[0], account(), account()
+    await store.follow(fan, shy)
+
+    await store.set_private(shy, True)
+
+    assert await store.is_private(shy)
+    assert not await store.is_private(fan)
+    assert await graph.edges() == {(fan, shy)}
+    assert await store.follow(fan, shy) is FOLLOWING
+
+
+# -- Losses ------------------------------------------------------------------------------------
+
+
+async def test_a_block_cuts_all_that_is_between_two(graph: Graph, account):
+    store, one, other, shy = graph.stores[0], account(), account(), account()
+    await store.set_private(shy, True)
+    await store.follow(one, other)
+    await store.follow(other, one)
+    await store.follow(one, shy)
+
+    both = {Loss(one, other, version=2), Loss(other, one, version=2)}
+    assert set(await store.block(one, other)) == both
+    # A client that heard no answer asks again, and what was lost is hidden again.
+    assert set(await store.block(one, other)) == both
+    assert await store.block(shy, one) == []
+    assert (await graph.requests(), await graph.edges()) == (set(), set())
+    assert await graph.events() == {(one, other): 2, (other, one): 2}
+
+    for change in (store.follow, store.mute):
+        for pair in [(one, other), (other, one)]:
+            with pytest.raises(AccountUnknown):
+                await change(*pair)
+
+    await store.unblock(one, other)
+    assert await store.follow(other, one) is FOLLOWING
+    assert await graph.edges() == {(other, one)}
+
+
+async def test_what_a_reader_lost_stays_hidden_for_an_hour(graph: Graph, account):
+    store, fan = graph.stores[0], account()
+    left, removed, muted, kept, back = stars = sorted(account() for _ in range(5))
+    for star in stars:
         await store.follow(fan, star)
-    await store.follow(fans[0], other)
 
-    seen: list[int] = []
-    while batch := await store.followers(
-        star, after=seen[-1] if seen else 0, until=max(fans), limit=4
-    ):
-        seen += batch
+    assert await store.unfollow(fan, left) == [Loss(fan, left, version=6)]
+    assert await store.remove_follower(removed, fan) == [Loss(fan, removed, version=7)]
+    assert await store.mute(fan, muted) == [Loss(fan, muted, version=8)]
+    await store.unfollow(fan, back)
+    await store.follow(fan, back)
 
-    assert seen == sorted(fans)
-    assert await store.followees(fans[0]) == sorted([star, other])
-    assert await store.followees(star) == []
+    assert await graph.reading(fan) == ([kept, back], [], [left, removed, muted])
+    assert (await store.reading(fan)).version == 10
+
+    # The next departure sweeps those out that are older; what is muted stays hidden.
+    await graph.rows(
+        "UPDATE departures SET leave_time = leave_time - interval '61 minutes' RETURNING 1"
+    )
+    assert await graph.reading(fan) == ([kept, back], [], [muted])
+    assert await store.unfollow(fan, left) == []
+    await store.unfollow(fan, kept)
+    assert await graph.departures() == {(fan, kept)}
+
+    await store.unmute(fan, muted)
+    assert await graph.reading(fan) == ([muted, back], [], [kept])
 
 
-async def test_follows_are_checked_in_the_order_asked_for(graph):
+async def test_to_mute_whom_one_does_not_follow_loses_nothing(graph: Graph, account):
+    store, fan, star = graph.stores[0], account(), account()
+
+    assert await store.mute(fan, star) == []
+    await store.follow(fan, star)
+
+    assert await graph.reading(fan) == ([], [], [star])
+    [check] = await store.check([(fan, star)])
+    assert (check.follows, check.muted, check.version) == (True, True, 2)
+
+
+async def test_to_undo_what_never_was_leaves_no_trace(graph: Graph, account):
+    store, one, other = graph.stores[0], account(), account()
+
+    assert await store.unfollow(one, other) == []
+    assert await store.remove_follower(one, other) == []
+    await store.decline(one, other)
+    await store.unblock(one, other)
+    await store.unmute(one, other)
+    with pytest.raises(FollowRequestUnknown):
+        await store.accept(one, other)
+
+    assert await graph.rows("SELECT * FROM followee_counts") == []
+    assert await graph.events() == {}
+
+
+# -- Questions ---------------------------------------------------------------------------------
+
+
+async def test_follows_are_checked_in_the_order_asked_for(graph: Graph, account):
     store = graph.stores[0]
     accounts = [account() for _ in range(6)]
     rng = random.Random(3)
     pairs = [(one, other) for one in accounts for other in accounts if one != other]
     edges = set(rng.sample(pairs, 12))
-    for follower_id, followee_id in edges:
-        await store.follow(follower_id, followee_id)
+    mutes = set(rng.sample(pairs, 6))
+    for pair in edges:
+        await store.follow(*pair)
+    for pair in mutes:
+        await store.mute(*pair)
 
     asked = rng.choices(pairs, k=100)
+    checks = await store.check(asked)
 
-    assert await store.check(asked) == [pair in edges for pair in asked]
+    assert [check.follows for check in checks] == [pair in edges for pair in asked]
+    assert [check.muted for check in checks] == [pair in mutes for pair in asked]
+    changes = [sum(pair[0] == reader for pair in [*edges, *mutes]) for reader, _ in asked]
+    assert [check.version for check in checks] == changes
+
+
+async def test_relations_are_what_was_done(graph: Graph, account):
+    store, me = graph.stores[0], account()
+    others = [account() for _ in range(8)]
+    followed, asked, fan, asker, blocked, blocker, muted, stranger = others
+    for shy in (me, asked):
+        await store.set_private(shy, True)
+    await store.follow(me, followed)
+    await store.follow(me, asked)
+    await store.follow(fan, me)
+    await store.accept(me, fan)
+    await store.follow(asker, me)
+    await store.block(me, blocked)
+    await store.block(blocker, me)
+    await store.mute(me, muted)
+
+    relations = await store.relations(me, [*others, stranger])
+
+    facts = [
+        {name for name, value in vars(relation).items() if value is True} for relation in relations
+    ]
+    assert facts == [
+        {"follows"},
+        {"requested", "private"},
+        {"followed_by"},
+        {"requested_by"},
+        {"blocks"},
+        {"blocked_by"},
+        {"mutes"},
+        set(),
+        set(),
+    ]
+    assert [relation.sees for relation in relations] == [
+        True,
+        False,
+        True,
+        True,
+        False,
+        False,
+        True,
+        True,
+        True,
+    ]
+
+
+async def test_followees_are_counted(graph: Graph, account):
+    store, fan = graph.stores[0], account()
+    for _ in range(3):
+        await store.follow(fan, account())
+
+    assert await store.count_followees(fan) == 3
+    assert await store.count_followees(account()) == 0

@@ -48,10 +48,14 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """Another account has this username."""
     ERROR_REASON_ACCOUNT_UNKNOWN: _ErrorReason.ValueType  # 21
     """There is no such account."""
-    ERROR_REASON_SELF_FOLLOW: _ErrorReason.ValueType  # 22
-    """An account does not follow itself."""
+    ERROR_REASON_OWN_ACCOUNT: _ErrorReason.ValueType  # 22
+    """An account does not follow, block or mute itself."""
     ERROR_REASON_FOLLOW_LIMIT: _ErrorReason.ValueType  # 23
-    """The caller follows as many accounts as one may."""
+    """The caller follows, or waits for leave to follow, as many accounts as one may."""
+    ERROR_REASON_FOLLOW_REQUEST_UNKNOWN: _ErrorReason.ValueType  # 24
+    """The account neither waits for the caller's leave to follow, nor follows the caller."""
+    ERROR_REASON_ACCOUNT_PRIVATE: _ErrorReason.ValueType  # 25
+    """The account is private, and the caller does not follow it."""
     ERROR_REASON_MEDIA_UNKNOWN: _ErrorReason.ValueType  # 30
     """There is no such media, or it is not the caller's."""
     ERROR_REASON_OBJECT_MISSING: _ErrorReason.ValueType  # 31
@@ -116,10 +120,14 @@ ERROR_REASON_USERNAME_TAKEN: ErrorReason.ValueType  # 20
 """Another account has this username."""
 ERROR_REASON_ACCOUNT_UNKNOWN: ErrorReason.ValueType  # 21
 """There is no such account."""
-ERROR_REASON_SELF_FOLLOW: ErrorReason.ValueType  # 22
-"""An account does not follow itself."""
+ERROR_REASON_OWN_ACCOUNT: ErrorReason.ValueType  # 22
+"""An account does not follow, block or mute itself."""
 ERROR_REASON_FOLLOW_LIMIT: ErrorReason.ValueType  # 23
-"""The caller follows as many accounts as one may."""
+"""The caller follows, or waits for leave to follow, as many accounts as one may."""
+ERROR_REASON_FOLLOW_REQUEST_UNKNOWN: ErrorReason.ValueType  # 24
+"""The account neither waits for the caller's leave to follow, nor follows the caller."""
+ERROR_REASON_ACCOUNT_PRIVATE: ErrorReason.ValueType  # 25
+"""The account is private, and the caller does not follow it."""
 ERROR_REASON_MEDIA_UNKNOWN: ErrorReason.ValueType  # 30
 """There is no such media, or it is not the caller's."""
 ERROR_REASON_OBJECT_MISSING: ErrorReason.ValueType  # 31

@@ -26,11 +26,15 @@ if _version_not_supported:
 
 
 class GraphServiceStub:
-    """Who follows whom.
+    """Who follows whom, who may, and who does not want to see whom.
+
+    An account that blocks the caller, or is blocked by the caller, does not exist for the caller:
+    NOT_FOUND (ACCOUNT_UNKNOWN), and lists leave it out, except the caller's own blocks.
 
     Every method needs a session: UNAUTHENTICATED (TOKEN_MISSING, TOKEN_INVALID, TOKEN_EXPIRED)
     without one. Every method may also fail with INTERNAL, UNAVAILABLE (retry with backoff) and
-    INVALID_ARGUMENT (FIELD_INVALID: the field violations say which and why).
+    INVALID_ARGUMENT (FIELD_INVALID: the field violations say which and why). Every method may be
+    repeated: what is so already stays so.
     """
 
     def __init__(self, channel):
@@ -49,30 +53,284 @@ class GraphServiceStub:
                 request_serializer=photomesh_dot_graph_dot_v1_dot_graph__service__pb2.UnfollowRequest.SerializeToString,
                 response_deserializer=photomesh_dot_graph_dot_v1_dot_graph__service__pb2.UnfollowResponse.FromString,
                 _registered_method=True)
+        self.AcceptFollow = channel.unary_unary(
+                '/photomesh.graph.v1.GraphService/AcceptFollow',
+                request_serializer=photomesh_dot_graph_dot_v1_dot_graph__service__pb2.AcceptFollowRequest.SerializeToString,
+                response_deserializer=photomesh_dot_graph_dot_v1_dot_graph__service__pb2.AcceptFollowResponse.FromString,
+                _registered_method=True)
+        self.DeclineFollow = channel.unary_unary(
+                '/photomesh.graph.v1.GraphService/DeclineFollow',
+                request_serializer=photomesh_dot_graph_dot_v1_dot_graph__service__pb2.DeclineFollowRequest.SerializeToString,
+                response_deserializer=photomesh_dot_graph_dot_v1_dot_graph__service__pb2.DeclineFollowResponse.FromString,
+                _registered_method=True)
+        self.RemoveFollower = channel.unary_unary(
+                '/photomesh.graph.v1.GraphService/RemoveFollower',
+                request_serializer=photomesh_dot_graph_dot_v1_dot_graph__service__pb2.RemoveFollowerRequest.SerializeToString,
+                response_deserializer=photomesh_dot_graph_dot_v1_dot_graph__service__pb2.RemoveFollowerResponse.FromString,
+                _registered_method=True)
+        self.Block = channel.unary_unary(
+                '/photomesh.graph.v1.GraphService/Block',
+                request_serializer=photomesh_dot_graph_dot_v1_dot_graph__service__pb2.BlockRequest.SerializeToString,
+                response_deserializer=photomesh_dot_graph_dot_v1_dot_graph__service__pb2.BlockResponse.FromString,
+                _registered_method=True)
+        self.Unblock = channel.unary_unary(
+                '/photomesh.graph.v1.GraphService/Unblock',
+                request_serializer=photomesh_dot_graph_dot_v1_dot_graph__service__pb2.UnblockRequest.SerializeToString,
+                response_deserializer=photomesh_dot_graph_dot_v1_dot_graph__service__pb2.UnblockResponse.FromString,
+                _registered_method=True)
+        self.Mute = channel.unary_unary(
+                '/photomesh.graph.v1.GraphService/Mute',
+                request_serializer=photomesh_dot_graph_dot_v1_dot_graph__service__pb2.MuteRequest.SerializeToString,
+                response_deserializer=photomesh_dot_graph_dot_v1_dot_graph__service__pb2.MuteResponse.FromString,
+                _registered_method=True)
+        self.Unmute = channel.unary_unary(
+                '/photomesh.graph.v1.GraphService/Unmute',
+                request_serializer=photomesh_dot_graph_dot_v1_dot_graph__service__pb2.UnmuteRequest.SerializeToString,
+                response_deserializer=photomesh_dot_graph_dot_v1_dot_graph__service__pb2.UnmuteResponse.FromString,
+                _registered_method=True)
+        self.GetPrivacy = channel.unary_unary(
+                '/photomesh.graph.v1.GraphService/GetPrivacy',
+                request_serializer=photomesh_dot_graph_dot_v1_dot_graph__service__pb2.GetPrivacyRequest.SerializeToString,
+                response_deserializer=photomesh_dot_graph_dot_v1_dot_graph__service__pb2.GetPrivacyResponse.FromString,
+                _registered_method=True)
+        self.SetPrivacy = channel.unary_unary(
+                '/photomesh.graph.v1.GraphService/SetPrivacy',
+                request_serializer=photomesh_dot_graph_dot_v1_dot_graph__service__pb2.SetPrivacyRequest.SerializeToString,
+                response_deserializer=photomesh_dot_graph_dot_v1_dot_graph__service__pb2.SetPrivacyResponse.FromString,
+                _registered_method=True)
+        self.BatchGetRelationships = channel.unary_unary(
+                '/photomesh.graph.v1.GraphService/BatchGetRelationships',
+                request_serializer=photomesh_dot_graph_dot_v1_dot_graph__service__pb2.BatchGetRelationshipsRequest.SerializeToString,
+                response_deserializer=photomesh_dot_graph_dot_v1_dot_graph__service__pb2.BatchGetRelationshipsResponse.FromString,
+                _registered_method=True)
+        self.GetFollowCounts = channel.unary_unary(
+                '/photomesh.graph.v1.GraphService/GetFollowCounts',
+                request_serializer=photomesh_dot_graph_dot_v1_dot_graph__service__pb2.GetFollowCountsRequest.SerializeToString,
+                response_deserializer=photomesh_dot_graph_dot_v1_dot_graph__service__pb2.GetFollowCountsResponse.FromString,
+                _registered_method=True)
+        self.ListFollowers = channel.unary_unary(
+                '/photomesh.graph.v1.GraphService/ListFollowers',
+                request_serializer=photomesh_dot_graph_dot_v1_dot_graph__service__pb2.ListFollowersRequest.SerializeToString,
+                response_deserializer=photomesh_dot_graph_dot_v1_dot_graph__service__pb2.ListFollowersResponse.FromString,
+                _registered_method=True)
+        self.ListFollowing = channel.unary_unary(
+                '/photomesh.graph.v1.GraphService/ListFollowing',
+                request_serializer=photomesh_dot_graph_dot_v1_dot_graph__service__pb2.ListFollowingRequest.SerializeToString,
+                response_deserializer=photomesh_dot_graph_dot_v1_dot_graph__service__pb2.ListFollowingResponse.FromString,
+                _registered_method=True)
+        self.ListReceivedRequests = channel.unary_unary(
+                '/photomesh.graph.v1.GraphService/ListReceivedRequests',
+                request_serializer=photomesh_dot_graph_dot_v1_dot_graph__service__pb2.ListReceivedRequestsRequest.SerializeToString,
+                response_deserializer=photomesh_dot_graph_dot_v1_dot_graph__service__pb2.ListReceivedRequestsResponse.FromString,
+                _registered_method=True)
+        self.ListSentRequests = channel.unary_unary(
+                '/photomesh.graph.v1.GraphService/ListSentRequests',
+                request_serializer=photomesh_dot_graph_dot_v1_dot_graph__service__pb2.ListSentRequestsRequest.SerializeToString,
+                response_deserializer=photomesh_dot_graph_dot_v1_dot_graph__service__pb2.ListSentRequestsResponse.FromString,
+                _registered_method=True)
+        self.ListBlocks = channel.unary_unary(
+                '/photomesh.graph.v1.GraphService/ListBlocks',
+                request_serializer=photomesh_dot_graph_dot_v1_dot_graph__service__pb2.ListBlocksRequest.SerializeToString,
+                response_deserializer=photomesh_dot_graph_dot_v1_dot_graph__service__pb2.ListBlocksResponse.FromString,
+                _registered_method=True)
+        self.ListMutes = channel.unary_unary(
+                '/photomesh.graph.v1.GraphService/ListMutes',
+                request_serializer=photomesh_dot_graph_dot_v1_dot_graph__service__pb2.ListMutesRequest.SerializeToString,
+                response_deserializer=photomesh_dot_graph_dot_v1_dot_graph__service__pb2.ListMutesResponse.FromString,
+                _registered_method=True)
 
 
 class GraphServiceServicer:
-    """Who follows whom.
+    """Who follows whom, who may, and who does not want to see whom.
+
+    An account that blocks the caller, or is blocked by the caller, does not exist for the caller:
+    NOT_FOUND (ACCOUNT_UNKNOWN), and lists leave it out, except the caller's own blocks.
 
     Every method needs a session: UNAUTHENTICATED (TOKEN_MISSING, TOKEN_INVALID, TOKEN_EXPIRED)
     without one. Every method may also fail with INTERNAL, UNAVAILABLE (retry with backoff) and
-    INVALID_ARGUMENT (FIELD_INVALID: the field violations say which and why).
+    INVALID_ARGUMENT (FIELD_INVALID: the field violations say which and why). Every method may be
+    repeated: what is so already stays so.
     """
 
     def Follow(self, request, context):
-        """Makes the caller follow an account. Following again changes nothing.
+        """Makes the caller follow an account; or, when it is private, asks its owner for leave to.
 
         Errors:
-        - NOT_FOUND (ACCOUNT_UNKNOWN): no such account, or it was deleted.
-        - INVALID_ARGUMENT (SELF_FOLLOW): an account does not follow itself.
-        - FAILED_PRECONDITION (FOLLOW_LIMIT): the caller follows 7,500 accounts already.
+        - NOT_FOUND (ACCOUNT_UNKNOWN): no such account, it was deleted, or one blocks the other.
+        - INVALID_ARGUMENT (OWN_ACCOUNT): it is the caller's own account.
+        - FAILED_PRECONDITION (FOLLOW_LIMIT): the caller follows, or waits for leave to follow, 7,500
+        accounts already.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Unfollow(self, request, context):
-        """Makes the caller no longer follow an account. Unfollowing again changes nothing.
+        """Makes the caller no longer follow an account; a request that still waits is cancelled.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def AcceptFollow(self, request, context):
+        """Lets an account follow the caller that asked for it.
+
+        Errors:
+        - NOT_FOUND (FOLLOW_REQUEST_UNKNOWN): the account neither waits for the caller's answer nor
+        follows the caller. It may have cancelled its request.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeclineFollow(self, request, context):
+        """Removes an account's request to follow the caller. The account may ask again.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RemoveFollower(self, request, context):
+        """Makes an account no longer follow the caller. It is not told, and may follow or ask again.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Block(self, request, context):
+        """Blocks an account: neither follows the other any longer, nor sees anything of the other.
+
+        Errors:
+        - NOT_FOUND (ACCOUNT_UNKNOWN): no such account, or it was deleted. One that blocks the caller
+        can be blocked.
+        - INVALID_ARGUMENT (OWN_ACCOUNT): it is the caller's own account.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Unblock(self, request, context):
+        """Lifts a block. Neither follows the other by that.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Mute(self, request, context):
+        """Keeps an account's posts out of the caller's feed, whether followed or not. It is not told.
+
+        Errors:
+        - NOT_FOUND (ACCOUNT_UNKNOWN): no such account, it was deleted, or one blocks the other.
+        - INVALID_ARGUMENT (OWN_ACCOUNT): it is the caller's own account.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Unmute(self, request, context):
+        """Lets an account's posts into the caller's feed again, if it is followed.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetPrivacy(self, request, context):
+        """Tells whether the caller's account is private.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetPrivacy(self, request, context):
+        """Makes the caller's account private or public.
+
+        Who follows it keeps to; who waits for leave to follow a private account goes on waiting when
+        it becomes public, and may be accepted, or follow at once by asking again.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def BatchGetRelationships(self, request, context):
+        """Tells what holds between the caller and each of several accounts, in the order asked for.
+
+        An account that does not exist, or blocks the caller, looks like a stranger's.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetFollowCounts(self, request, context):
+        """Counts an account's followers and followees. Anybody may know, also of a private account.
+
+        Errors:
+        - NOT_FOUND (ACCOUNT_UNKNOWN): no such account, it was deleted, or one blocks the other.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListFollowers(self, request, context):
+        """Lists the accounts that follow an account, newest follow first.
+
+        A follow made while the caller pages may be missed; none comes twice. This is so for all lists.
+
+        Errors:
+        - NOT_FOUND (ACCOUNT_UNKNOWN): no such account, it was deleted, or one blocks the other.
+        - PERMISSION_DENIED (ACCOUNT_PRIVATE): it is private, and the caller does not follow it.
+        - INVALID_ARGUMENT (BAD_PAGE_TOKEN): no such token was given to the caller for this list.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListFollowing(self, request, context):
+        """Lists the accounts that an account follows, newest follow first.
+
+        Errors:
+        - NOT_FOUND (ACCOUNT_UNKNOWN): no such account, it was deleted, or one blocks the other.
+        - PERMISSION_DENIED (ACCOUNT_PRIVATE): it is private, and the caller does not follow it.
+        - INVALID_ARGUMENT (BAD_PAGE_TOKEN): no such token was given to the caller for this list.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListReceivedRequests(self, request, context):
+        """Lists the accounts that wait for the caller's leave to follow, newest request first.
+
+        Errors:
+        - INVALID_ARGUMENT (BAD_PAGE_TOKEN): no such token was given to the caller for this list.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListSentRequests(self, request, context):
+        """Lists the accounts whose leave to follow the caller waits for, newest request first.
+
+        Errors:
+        - INVALID_ARGUMENT (BAD_PAGE_TOKEN): no such token was given to the caller for this list.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListBlocks(self, request, context):
+        """Lists the accounts that the caller blocks, newest block first.
+
+        Errors:
+        - INVALID_ARGUMENT (BAD_PAGE_TOKEN): no such token was given to the caller for this list.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListMutes(self, request, context):
+        """Lists the accounts that the caller mutes, newest mute first.
+
+        Errors:
+        - INVALID_ARGUMENT (BAD_PAGE_TOKEN): no such token was given to the caller for this list.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -91,6 +349,91 @@ def add_GraphServiceServicer_to_server(servicer, server):
                     request_deserializer=photomesh_dot_graph_dot_v1_dot_graph__service__pb2.UnfollowRequest.FromString,
                     response_serializer=photomesh_dot_graph_dot_v1_dot_graph__service__pb2.UnfollowResponse.SerializeToString,
             ),
+            'AcceptFollow': grpc.unary_unary_rpc_method_handler(
+                    servicer.AcceptFollow,
+                    request_deserializer=photomesh_dot_graph_dot_v1_dot_graph__service__pb2.AcceptFollowRequest.FromString,
+                    response_serializer=photomesh_dot_graph_dot_v1_dot_graph__service__pb2.AcceptFollowResponse.SerializeToString,
+            ),
+            'DeclineFollow': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeclineFollow,
+                    request_deserializer=photomesh_dot_graph_dot_v1_dot_graph__service__pb2.DeclineFollowRequest.FromString,
+                    response_serializer=photomesh_dot_graph_dot_v1_dot_graph__service__pb2.DeclineFollowResponse.SerializeToString,
+            ),
+            'RemoveFollower': grpc.unary_unary_rpc_method_handler(
+                    servicer.RemoveFollower,
+                    request_deserializer=photomesh_dot_graph_dot_v1_dot_graph__service__pb2.RemoveFollowerRequest.FromString,
+                    response_serializer=photomesh_dot_graph_dot_v1_dot_graph__service__pb2.RemoveFollowerResponse.SerializeToString,
+            ),
+            'Block': grpc.unary_unary_rpc_method_handler(
+                    servicer.Block,
+                    request_deserializer=photomesh_dot_graph_dot_v1_dot_graph__service__pb2.BlockRequest.FromString,
+                    response_serializer=photomesh_dot_graph_dot_v1_dot_graph__service__pb2.BlockResponse.SerializeToString,
+            ),
+            'Unblock': grpc.unary_unary_rpc_method_handler(
+                    servicer.Unblock,
+                    request_deserializer=photomesh_dot_graph_dot_v1_dot_graph__service__pb2.UnblockRequest.FromString,
+                    response_serializer=photomesh_dot_graph_dot_v1_dot_graph__service__pb2.UnblockResponse.SerializeToString,
+            ),
+            'Mute': grpc.unary_unary_rpc_method_handler(
+                    servicer.Mute,
+                    request_deserializer=photomesh_dot_graph_dot_v1_dot_graph__service__pb2.MuteRequest.FromString,
+                    response_serializer=photomesh_dot_graph_dot_v1_dot_graph__service__pb2.MuteResponse.SerializeToString,
+            ),
+            'Unmute': grpc.unary_unary_rpc_method_handler(
+                    servicer.Unmute,
+                    request_deserializer=photomesh_dot_graph_dot_v1_dot_graph__service__pb2.UnmuteRequest.FromString,
+                    response_serializer=photomesh_dot_graph_dot_v1_dot_graph__service__pb2.UnmuteResponse.SerializeToString,
+            ),
+            'GetPrivacy': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetPrivacy,
+                    request_deserializer=photomesh_dot_graph_dot_v1_dot_graph__service__pb2.GetPrivacyRequest.FromString,
+                    response_serializer=photomesh_dot_graph_dot_v1_dot_graph__service__pb2.GetPrivacyResponse.SerializeToString,
+            ),
+            'SetPrivacy': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetPrivacy,
+                    request_deserializer=photomesh_dot_graph_dot_v1_dot_graph__service__pb2.SetPrivacyRequest.FromString,
+                    response_serializer=photomesh_dot_graph_dot_v1_dot_graph__service__pb2.SetPrivacyResponse.SerializeToString,
+            ),
+            'BatchGetRelationships': grpc.unary_unary_rpc_method_handler(
+                    servicer.BatchGetRelationships,
+                    request_deserializer=photomesh_dot_graph_dot_v1_dot_graph__service__pb2.BatchGetRelationshipsRequest.FromString,
+                    response_serializer=photomesh_dot_graph_dot_v1_dot_graph__service__pb2.BatchGetRelationshipsResponse.SerializeToString,
+            ),
+            'GetFollowCounts': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetFollowCounts,
+                    request_deserializer=photomesh_dot_graph_dot_v1_dot_graph__service__pb2.GetFollowCountsRequest.FromString,
+                    response_serializer=photomesh_dot_graph_dot_v1_dot_graph__service__pb2.GetFollowCountsResponse.SerializeToString,
+            ),
+            'ListFollowers': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListFollowers,
+                    request_deserializer=photomesh_dot_graph_dot_v1_dot_graph__service__pb2.ListFollowersRequest.FromString,
+                    response_serializer=photomesh_dot_graph_dot_v1_dot_graph__service__pb2.ListFollowersResponse.SerializeToString,
+            ),
+            'ListFollowing': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListFollowing,
+                    request_deserializer=photomesh_dot_graph_dot_v1_dot_graph__service__pb2.ListFollowingRequest.FromString,
+                    response_serializer=photomesh_dot_graph_dot_v1_dot_graph__service__pb2.ListFollowingResponse.SerializeToString,
+            ),
+            'ListReceivedRequests': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListReceivedRequests,
+                    request_deserializer=photomesh_dot_graph_dot_v1_dot_graph__service__pb2.ListReceivedRequestsRequest.FromString,
+                    response_serializer=photomesh_dot_graph_dot_v1_dot_graph__service__pb2.ListReceivedRequestsResponse.SerializeToString,
+            ),
+            'ListSentRequests': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListSentRequests,
+                    request_deserializer=photomesh_dot_graph_dot_v1_dot_graph__service__pb2.ListSentRequestsRequest.FromString,
+                    response_serializer=photomesh_dot_graph_dot_v1_dot_graph__service__pb2.ListSentRequestsResponse.SerializeToString,
+            ),
+            'ListBlocks': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListBlocks,
+                    request_deserializer=photomesh_dot_graph_dot_v1_dot_graph__service__pb2.ListBlocksRequest.FromString,
+                    response_serializer=photomesh_dot_graph_dot_v1_dot_graph__service__pb2.ListBlocksResponse.SerializeToString,
+            ),
+            'ListMutes': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListMutes,
+                    request_deserializer=photomesh_dot_graph_dot_v1_dot_graph__service__pb2.ListMutesRequest.FromString,
+                    response_serializer=photomesh_dot_graph_dot_v1_dot_graph__service__pb2.ListMutesResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'photomesh.graph.v1.GraphService', rpc_method_handlers)
@@ -100,11 +443,15 @@ def add_GraphServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class GraphService:
-    """Who follows whom.
+    """Who follows whom, who may, and who does not want to see whom.
+
+    An account that blocks the caller, or is blocked by the caller, does not exist for the caller:
+    NOT_FOUND (ACCOUNT_UNKNOWN), and lists leave it out, except the caller's own blocks.
 
     Every method needs a session: UNAUTHENTICATED (TOKEN_MISSING, TOKEN_INVALID, TOKEN_EXPIRED)
     without one. Every method may also fail with INTERNAL, UNAVAILABLE (retry with backoff) and
-    INVALID_ARGUMENT (FIELD_INVALID: the field violations say which and why).
+    INVALID_ARGUMENT (FIELD_INVALID: the field violations say which and why). Every method may be
+    repeated: what is so already stays so.
     """
 
     @staticmethod
@@ -151,6 +498,465 @@ class GraphService:
             '/photomesh.graph.v1.GraphService/Unfollow',
             photomesh_dot_graph_dot_v1_dot_graph__service__pb2.UnfollowRequest.SerializeToString,
             photomesh_dot_graph_dot_v1_dot_graph__service__pb2.UnfollowResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AcceptFollow(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/photomesh.graph.v1.GraphService/AcceptFollow',
+            photomesh_dot_graph_dot_v1_dot_graph__service__pb2.AcceptFollowRequest.SerializeToString,
+            photomesh_dot_graph_dot_v1_dot_graph__service__pb2.AcceptFollowResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeclineFollow(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/photomesh.graph.v1.GraphService/DeclineFollow',
+            photomesh_dot_graph_dot_v1_dot_graph__service__pb2.DeclineFollowRequest.SerializeToString,
+            photomesh_dot_graph_dot_v1_dot_graph__service__pb2.DeclineFollowResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RemoveFollower(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/photomesh.graph.v1.GraphService/RemoveFollower',
+            photomesh_dot_graph_dot_v1_dot_graph__service__pb2.RemoveFollowerRequest.SerializeToString,
+            photomesh_dot_graph_dot_v1_dot_graph__service__pb2.RemoveFollowerResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Block(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/photomesh.graph.v1.GraphService/Block',
+            photomesh_dot_graph_dot_v1_dot_graph__service__pb2.BlockRequest.SerializeToString,
+            photomesh_dot_graph_dot_v1_dot_graph__service__pb2.BlockResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Unblock(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/photomesh.graph.v1.GraphService/Unblock',
+            photomesh_dot_graph_dot_v1_dot_graph__service__pb2.UnblockRequest.SerializeToString,
+            photomesh_dot_graph_dot_v1_dot_graph__service__pb2.UnblockResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Mute(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/photomesh.graph.v1.GraphService/Mute',
+            photomesh_dot_graph_dot_v1_dot_graph__service__pb2.MuteRequest.SerializeToString,
+            photomesh_dot_graph_dot_v1_dot_graph__service__pb2.MuteResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Unmute(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/photomesh.graph.v1.GraphService/Unmute',
+            photomesh_dot_graph_dot_v1_dot_graph__service__pb2.UnmuteRequest.SerializeToString,
+            photomesh_dot_graph_dot_v1_dot_graph__service__pb2.UnmuteResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetPrivacy(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/photomesh.graph.v1.GraphService/GetPrivacy',
+            photomesh_dot_graph_dot_v1_dot_graph__service__pb2.GetPrivacyRequest.SerializeToString,
+            photomesh_dot_graph_dot_v1_dot_graph__service__pb2.GetPrivacyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetPrivacy(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/photomesh.graph.v1.GraphService/SetPrivacy',
+            photomesh_dot_graph_dot_v1_dot_graph__service__pb2.SetPrivacyRequest.SerializeToString,
+            photomesh_dot_graph_dot_v1_dot_graph__service__pb2.SetPrivacyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BatchGetRelationships(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/photomesh.graph.v1.GraphService/BatchGetRelationships',
+            photomesh_dot_graph_dot_v1_dot_graph__service__pb2.BatchGetRelationshipsRequest.SerializeToString,
+            photomesh_dot_graph_dot_v1_dot_graph__service__pb2.BatchGetRelationshipsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetFollowCounts(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/photomesh.graph.v1.GraphService/GetFollowCounts',
+            photomesh_dot_graph_dot_v1_dot_graph__service__pb2.GetFollowCountsRequest.SerializeToString,
+            photomesh_dot_graph_dot_v1_dot_graph__service__pb2.GetFollowCountsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListFollowers(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/photomesh.graph.v1.GraphService/ListFollowers',
+            photomesh_dot_graph_dot_v1_dot_graph__service__pb2.ListFollowersRequest.SerializeToString,
+            photomesh_dot_graph_dot_v1_dot_graph__service__pb2.ListFollowersResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListFollowing(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/photomesh.graph.v1.GraphService/ListFollowing',
+            photomesh_dot_graph_dot_v1_dot_graph__service__pb2.ListFollowingRequest.SerializeToString,
+            photomesh_dot_graph_dot_v1_dot_graph__service__pb2.ListFollowingResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListReceivedRequests(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/photomesh.graph.v1.GraphService/ListReceivedRequests',
+            photomesh_dot_graph_dot_v1_dot_graph__service__pb2.ListReceivedRequestsRequest.SerializeToString,
+            photomesh_dot_graph_dot_v1_dot_graph__service__pb2.ListReceivedRequestsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListSentRequests(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/photomesh.graph.v1.GraphService/ListSentRequests',
+            photomesh_dot_graph_dot_v1_dot_graph__service__pb2.ListSentRequestsRequest.SerializeToString,
+            photomesh_dot_graph_dot_v1_dot_graph__service__pb2.ListSentRequestsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListBlocks(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/photomesh.graph.v1.GraphService/ListBlocks',
+            photomesh_dot_graph_dot_v1_dot_graph__service__pb2.ListBlocksRequest.SerializeToString,
+            photomesh_dot_graph_dot_v1_dot_graph__service__pb2.ListBlocksResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListMutes(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/photomesh.graph.v1.GraphService/ListMutes',
+            photomesh_dot_graph_dot_v1_dot_graph__service__pb2.ListMutesRequest.SerializeToString,
+            photomesh_dot_graph_dot_v1_dot_graph__service__pb2.ListMutesResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -13,31 +13,131 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class GraphServiceStub:
-    """Who follows whom.
+    """Who follows whom, who may, and who does not want to see whom.
+
+    An account that blocks the caller, or is blocked by the caller, does not exist for the caller:
+    NOT_FOUND (ACCOUNT_UNKNOWN), and lists leave it out, except the caller's own blocks.
 
     Every method needs a session: UNAUTHENTICATED (TOKEN_MISSING, TOKEN_INVALID, TOKEN_EXPIRED)
     without one. Every method may also fail with INTERNAL, UNAVAILABLE (retry with backoff) and
-    INVALID_ARGUMENT (FIELD_INVALID: the field violations say which and why).
+    INVALID_ARGUMENT (FIELD_INVALID: the field violations say which and why). Every method may be
+    repeated: what is so already stays so.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Follow: _aio.UnaryUnaryMultiCallable[_graph_service_pb2.FollowRequest, _graph_service_pb2.FollowResponse]
-    """Makes the caller follow an account. Following again changes nothing.
+    """Makes the caller follow an account; or, when it is private, asks its owner for leave to.
 
     Errors:
-    - NOT_FOUND (ACCOUNT_UNKNOWN): no such account, or it was deleted.
-    - INVALID_ARGUMENT (SELF_FOLLOW): an account does not follow itself.
-    - FAILED_PRECONDITION (FOLLOW_LIMIT): the caller follows 7,500 accounts already.
+    - NOT_FOUND (ACCOUNT_UNKNOWN): no such account, it was deleted, or one blocks the other.
+    - INVALID_ARGUMENT (OWN_ACCOUNT): it is the caller's own account.
+    - FAILED_PRECONDITION (FOLLOW_LIMIT): the caller follows, or waits for leave to follow, 7,500
+      accounts already.
     """
     Unfollow: _aio.UnaryUnaryMultiCallable[_graph_service_pb2.UnfollowRequest, _graph_service_pb2.UnfollowResponse]
-    """Makes the caller no longer follow an account. Unfollowing again changes nothing."""
+    """Makes the caller no longer follow an account; a request that still waits is cancelled."""
+    AcceptFollow: _aio.UnaryUnaryMultiCallable[_graph_service_pb2.AcceptFollowRequest, _graph_service_pb2.AcceptFollowResponse]
+    """Lets an account follow the caller that asked for it.
+
+    Errors:
+    - NOT_FOUND (FOLLOW_REQUEST_UNKNOWN): the account neither waits for the caller's answer nor
+      follows the caller. It may have cancelled its request.
+    """
+    DeclineFollow: _aio.UnaryUnaryMultiCallable[_graph_service_pb2.DeclineFollowRequest, _graph_service_pb2.DeclineFollowResponse]
+    """Removes an account's request to follow the caller. The account may ask again."""
+    RemoveFollower: _aio.UnaryUnaryMultiCallable[_graph_service_pb2.RemoveFollowerRequest, _graph_service_pb2.RemoveFollowerResponse]
+    """Makes an account no longer follow the caller. It is not told, and may follow or ask again."""
+    Block: _aio.UnaryUnaryMultiCallable[_graph_service_pb2.BlockRequest, _graph_service_pb2.BlockResponse]
+    """Blocks an account: neither follows the other any longer, nor sees anything of the other.
+
+    Errors:
+    - NOT_FOUND (ACCOUNT_UNKNOWN): no such account, or it was deleted. One that blocks the caller
+      can be blocked.
+    - INVALID_ARGUMENT (OWN_ACCOUNT): it is the caller's own account.
+    """
+    Unblock: _aio.UnaryUnaryMultiCallable[_graph_service_pb2.UnblockRequest, _graph_service_pb2.UnblockResponse]
+    """Lifts a block. Neither follows the other by that."""
+    Mute: _aio.UnaryUnaryMultiCallable[_graph_service_pb2.MuteRequest, _graph_service_pb2.MuteResponse]
+    """Keeps an account's posts out of the caller's feed, whether followed or not. It is not told.
+
+    Errors:
+    - NOT_FOUND (ACCOUNT_UNKNOWN): no such account, it was deleted, or one blocks the other.
+    - INVALID_ARGUMENT (OWN_ACCOUNT): it is the caller's own account.
+    """
+    Unmute: _aio.UnaryUnaryMultiCallable[_graph_service_pb2.UnmuteRequest, _graph_service_pb2.UnmuteResponse]
+    """Lets an account's posts into the caller's feed again, if it is followed."""
+    GetPrivacy: _aio.UnaryUnaryMultiCallable[_graph_service_pb2.GetPrivacyRequest, _graph_service_pb2.GetPrivacyResponse]
+    """Tells whether the caller's account is private."""
+    SetPrivacy: _aio.UnaryUnaryMultiCallable[_graph_service_pb2.SetPrivacyRequest, _graph_service_pb2.SetPrivacyResponse]
+    """Makes the caller's account private or public.
+
+    Who follows it keeps to; who waits for leave to follow a private account goes on waiting when
+    it becomes public, and may be accepted, or follow at once by asking again.
+    """
+    BatchGetRelationships: _aio.UnaryUnaryMultiCallable[_graph_service_pb2.BatchGetRelationshipsRequest, _graph_service_pb2.BatchGetRelationshipsResponse]
+    """Tells what holds between the caller and each of several accounts, in the order asked for.
+
+    An account that does not exist, or blocks the caller, looks like a stranger's.
+    """
+    GetFollowCounts: _aio.UnaryUnaryMultiCallable[_graph_service_pb2.GetFollowCountsRequest, _graph_service_pb2.GetFollowCountsResponse]
+    """Counts an account's followers and followees. Anybody may know, also of a private account.
+
+    Errors:
+    - NOT_FOUND (ACCOUNT_UNKNOWN): no such account, it was deleted, or one blocks the other.
+    """
+    ListFollowers: _aio.UnaryUnaryMultiCallable[_graph_service_pb2.ListFollowersRequest, _graph_service_pb2.ListFollowersResponse]
+    """Lists the accounts that follow an account, newest follow first.
+
+    A follow made while the caller pages may be missed; none comes twice. This is so for all lists.
+
+    Errors:
+    - NOT_FOUND (ACCOUNT_UNKNOWN): no such account, it was deleted, or one blocks the other.
+    - PERMISSION_DENIED (ACCOUNT_PRIVATE): it is private, and the caller does not follow it.
+    - INVALID_ARGUMENT (BAD_PAGE_TOKEN): no such token was given to the caller for this list.
+    """
+    ListFollowing: _aio.UnaryUnaryMultiCallable[_graph_service_pb2.ListFollowingRequest, _graph_service_pb2.ListFollowingResponse]
+    """Lists the accounts that an account follows, newest follow first.
+
+    Errors:
+    - NOT_FOUND (ACCOUNT_UNKNOWN): no such account, it was deleted, or one blocks the other.
+    - PERMISSION_DENIED (ACCOUNT_PRIVATE): it is private, and the caller does not follow it.
+    - INVALID_ARGUMENT (BAD_PAGE_TOKEN): no such token was given to the caller for this list.
+    """
+    ListReceivedRequests: _aio.UnaryUnaryMultiCallable[_graph_service_pb2.ListReceivedRequestsRequest, _graph_service_pb2.ListReceivedRequestsResponse]
+    """Lists the accounts that wait for the caller's leave to follow, newest request first.
+
+    Errors:
+    - INVALID_ARGUMENT (BAD_PAGE_TOKEN): no such token was given to the caller for this list.
+    """
+    ListSentRequests: _aio.UnaryUnaryMultiCallable[_graph_service_pb2.ListSentRequestsRequest, _graph_service_pb2.ListSentRequestsResponse]
+    """Lists the accounts whose leave to follow the caller waits for, newest request first.
+
+    Errors:
+    - INVALID_ARGUMENT (BAD_PAGE_TOKEN): no such token was given to the caller for this list.
+    """
+    ListBlocks: _aio.UnaryUnaryMultiCallable[_graph_service_pb2.ListBlocksRequest, _graph_service_pb2.ListBlocksResponse]
+    """Lists the accounts that the caller blocks, newest block first.
+
+    Errors:
+    - INVALID_ARGUMENT (BAD_PAGE_TOKEN): no such token was given to the caller for this list.
+    """
+    ListMutes: _aio.UnaryUnaryMultiCallable[_graph_service_pb2.ListMutesRequest, _graph_service_pb2.ListMutesResponse]
+    """Lists the accounts that the caller mutes, newest mute first.
+
+    Errors:
+    - INVALID_ARGUMENT (BAD_PAGE_TOKEN): no such token was given to the caller for this list.
+    """
 
 class GraphServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Who follows whom.
+    """Who follows whom, who may, and who does not want to see whom.
+
+    An account that blocks the caller, or is blocked by the caller, does not exist for the caller:
+    NOT_FOUND (ACCOUNT_UNKNOWN), and lists leave it out, except the caller's own blocks.
 
     Every method needs a session: UNAUTHENTICATED (TOKEN_MISSING, TOKEN_INVALID, TOKEN_EXPIRED)
     without one. Every method may also fail with INTERNAL, UNAVAILABLE (retry with backoff) and
-    INVALID_ARGUMENT (FIELD_INVALID: the field violations say which and why).
+    INVALID_ARGUMENT (FIELD_INVALID: the field violations say which and why). Every method may be
+    repeated: what is so already stays so.
     """
 
     @_abc_1.abstractmethod
@@ -46,12 +146,13 @@ class GraphServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _graph_service_pb2.FollowRequest,
         context: _aio.ServicerContext[_graph_service_pb2.FollowRequest, _abc.Awaitable[_graph_service_pb2.FollowResponse]],
     ) -> _abc.Awaitable[_graph_service_pb2.FollowResponse]:
-        """Makes the caller follow an account. Following again changes nothing.
+        """Makes the caller follow an account; or, when it is private, asks its owner for leave to.
 
         Errors:
-        - NOT_FOUND (ACCOUNT_UNKNOWN): no such account, or it was deleted.
-        - INVALID_ARGUMENT (SELF_FOLLOW): an account does not follow itself.
-        - FAILED_PRECONDITION (FOLLOW_LIMIT): the caller follows 7,500 accounts already.
+        - NOT_FOUND (ACCOUNT_UNKNOWN): no such account, it was deleted, or one blocks the other.
+        - INVALID_ARGUMENT (OWN_ACCOUNT): it is the caller's own account.
+        - FAILED_PRECONDITION (FOLLOW_LIMIT): the caller follows, or waits for leave to follow, 7,500
+          accounts already.
         """
 
     @_abc_1.abstractmethod
@@ -60,6 +161,199 @@ class GraphServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _graph_service_pb2.UnfollowRequest,
         context: _aio.ServicerContext[_graph_service_pb2.UnfollowRequest, _abc.Awaitable[_graph_service_pb2.UnfollowResponse]],
     ) -> _abc.Awaitable[_graph_service_pb2.UnfollowResponse]:
-        """Makes the caller no longer follow an account. Unfollowing again changes nothing."""
+        """Makes the caller no longer follow an account; a request that still waits is cancelled."""
+
+    @_abc_1.abstractmethod
+    def AcceptFollow(
+        self,
+        request: _graph_service_pb2.AcceptFollowRequest,
+        context: _aio.ServicerContext[_graph_service_pb2.AcceptFollowRequest, _abc.Awaitable[_graph_service_pb2.AcceptFollowResponse]],
+    ) -> _abc.Awaitable[_graph_service_pb2.AcceptFollowResponse]:
+        """Lets an account follow the caller that asked for it.
+
+        Errors:
+        - NOT_FOUND (FOLLOW_REQUEST_UNKNOWN): the account neither waits for the caller's answer nor
+          follows the caller. It may have cancelled its request.
+        """
+
+    @_abc_1.abstractmethod
+    def DeclineFollow(
+        self,
+        request: _graph_service_pb2.DeclineFollowRequest,
+        context: _aio.ServicerContext[_graph_service_pb2.DeclineFollowRequest, _abc.Awaitable[_graph_service_pb2.DeclineFollowResponse]],
+    ) -> _abc.Awaitable[_graph_service_pb2.DeclineFollowResponse]:
+        """Removes an account's request to follow the caller. The account may ask again."""
+
+    @_abc_1.abstractmethod
+    def RemoveFollower(
+        self,
+        request: _graph_service_pb2.RemoveFollowerRequest,
+        context: _aio.ServicerContext[_graph_service_pb2.RemoveFollowerRequest, _abc.Awaitable[_graph_service_pb2.RemoveFollowerResponse]],
+    ) -> _abc.Awaitable[_graph_service_pb2.RemoveFollowerResponse]:
+        """Makes an account no longer follow the caller. It is not told, and may follow or ask again."""
+
+    @_abc_1.abstractmethod
+    def Block(
+        self,
+        request: _graph_service_pb2.BlockRequest,
+        context: _aio.ServicerContext[_graph_service_pb2.BlockRequest, _abc.Awaitable[_graph_service_pb2.BlockResponse]],
+    ) -> _abc.Awaitable[_graph_service_pb2.BlockResponse]:
+        """Blocks an account: neither follows the other any longer, nor sees anything of the other.
+
+        Errors:
+        - NOT_FOUND (ACCOUNT_UNKNOWN): no such account, or it was deleted. One that blocks the caller
+          can be blocked.
+        - INVALID_ARGUMENT (OWN_ACCOUNT): it is the caller's own account.
+        """
+
+    @_abc_1.abstractmethod
+    def Unblock(
+        self,
+        request: _graph_service_pb2.UnblockRequest,
+        context: _aio.ServicerContext[_graph_service_pb2.UnblockRequest, _abc.Awaitable[_graph_service_pb2.UnblockResponse]],
+    ) -> _abc.Awaitable[_graph_service_pb2.UnblockResponse]:
+        """Lifts a block. Neither follows the other by that."""
+
+    @_abc_1.abstractmethod
+    def Mute(
+        self,
+        request: _graph_service_pb2.MuteRequest,
+        context: _aio.ServicerContext[_graph_service_pb2.MuteRequest, _abc.Awaitable[_graph_service_pb2.MuteResponse]],
+    ) -> _abc.Awaitable[_graph_service_pb2.MuteResponse]:
+        """Keeps an account's posts out of the caller's feed, whether followed or not. It is not told.
+
+        Errors:
+        - NOT_FOUND (ACCOUNT_UNKNOWN): no such account, it was deleted, or one blocks the other.
+        - INVALID_ARGUMENT (OWN_ACCOUNT): it is the caller's own account.
+        """
+
+    @_abc_1.abstractmethod
+    def Unmute(
+        self,
+        request: _graph_service_pb2.UnmuteRequest,
+        context: _aio.ServicerContext[_graph_service_pb2.UnmuteRequest, _abc.Awaitable[_graph_service_pb2.UnmuteResponse]],
+    ) -> _abc.Awaitable[_graph_service_pb2.UnmuteResponse]:
+        """Lets an account's posts into the caller's feed again, if it is followed."""
+
+    @_abc_1.abstractmethod
+    def GetPrivacy(
+        self,
+        request: _graph_service_pb2.GetPrivacyRequest,
+        context: _aio.ServicerContext[_graph_service_pb2.GetPrivacyRequest, _abc.Awaitable[_graph_service_pb2.GetPrivacyResponse]],
+    ) -> _abc.Awaitable[_graph_service_pb2.GetPrivacyResponse]:
+        """Tells whether the caller's account is private."""
+
+    @_abc_1.abstractmethod
+    def SetPrivacy(
+        self,
+        request: _graph_service_pb2.SetPrivacyRequest,
+        context: _aio.ServicerContext[_graph_service_pb2.SetPrivacyRequest, _abc.Awaitable[_graph_service_pb2.SetPrivacyResponse]],
+    ) -> _abc.Awaitable[_graph_service_pb2.SetPrivacyResponse]:
+        """Makes the caller's account private or public.
+
+        Who follows it keeps to; who waits for leave to follow a private account goes on waiting when
+        it becomes public, and may be accepted, or follow at once by asking again.
+        """
+
+    @_abc_1.abstractmethod
+    def BatchGetRelationships(
+        self,
+        request: _graph_service_pb2.BatchGetRelationshipsRequest,
+        context: _aio.ServicerContext[_graph_service_pb2.BatchGetRelationshipsRequest, _abc.Awaitable[_graph_service_pb2.BatchGetRelationshipsResponse]],
+    ) -> _abc.Awaitable[_graph_service_pb2.BatchGetRelationshipsResponse]:
+        """Tells what holds between the caller and each of several accounts, in the order asked for.
+
+        An account that does not exist, or blocks the caller, looks like a stranger's.
+        """
+
+    @_abc_1.abstractmethod
+    def GetFollowCounts(
+        self,
+        request: _graph_service_pb2.GetFollowCountsRequest,
+        context: _aio.ServicerContext[_graph_service_pb2.GetFollowCountsRequest, _abc.Awaitable[_graph_service_pb2.GetFollowCountsResponse]],
+    ) -> _abc.Awaitable[_graph_service_pb2.GetFollowCountsResponse]:
+        """Counts an account's followers and followees. Anybody may know, also of a private account.
+
+        Errors:
+        - NOT_FOUND (ACCOUNT_UNKNOWN): no such account, it was deleted, or one blocks the other.
+        """
+
+    @_abc_1.abstractmethod
+    def ListFollowers(
+        self,
+        request: _graph_service_pb2.ListFollowersRequest,
+        context: _aio.ServicerContext[_graph_service_pb2.ListFollowersRequest, _abc.Awaitable[_graph_service_pb2.ListFollowersResponse]],
+    ) -> _abc.Awaitable[_graph_service_pb2.ListFollowersResponse]:
+        """Lists the accounts that follow an account, newest follow first.
+
+        A follow made while the caller pages may be missed; none comes twice. This is so for all lists.
+
+        Errors:
+        - NOT_FOUND (ACCOUNT_UNKNOWN): no such account, it was deleted, or one blocks the other.
+        - PERMISSION_DENIED (ACCOUNT_PRIVATE): it is private, and the caller does not follow it.
+        - INVALID_ARGUMENT (BAD_PAGE_TOKEN): no such token was given to the caller for this list.
+        """
+
+    @_abc_1.abstractmethod
+    def ListFollowing(
+        self,
+        request: _graph_service_pb2.ListFollowingRequest,
+        context: _aio.ServicerContext[_graph_service_pb2.ListFollowingRequest, _abc.Awaitable[_graph_service_pb2.ListFollowingResponse]],
+    ) -> _abc.Awaitable[_graph_service_pb2.ListFollowingResponse]:
+        """Lists the accounts that an account follows, newest follow first.
+
+        Errors:
+        - NOT_FOUND (ACCOUNT_UNKNOWN): no such account, it was deleted, or one blocks the other.
+        - PERMISSION_DENIED (ACCOUNT_PRIVATE): it is private, and the caller does not follow it.
+        - INVALID_ARGUMENT (BAD_PAGE_TOKEN): no such token was given to the caller for this list.
+        """
+
+    @_abc_1.abstractmethod
+    def ListReceivedRequests(
+        self,
+        request: _graph_service_pb2.ListReceivedRequestsRequest,
+        context: _aio.ServicerContext[_graph_service_pb2.ListReceivedRequestsRequest, _abc.Awaitable[_graph_service_pb2.ListReceivedRequestsResponse]],
+    ) -> _abc.Awaitable[_graph_service_pb2.ListReceivedRequestsResponse]:
+        """Lists the accounts that wait for the caller's leave to follow, newest request first.
+
+        Errors:
+        - INVALID_ARGUMENT (BAD_PAGE_TOKEN): no such token was given to the caller for this list.
+        """
+
+    @_abc_1.abstractmethod
+    def ListSentRequests(
+        self,
+        request: _graph_service_pb2.ListSentRequestsRequest,
+        context: _aio.ServicerContext[_graph_service_pb2.ListSentRequestsRequest, _abc.Awaitable[_graph_service_pb2.ListSentRequestsResponse]],
+    ) -> _abc.Awaitable[_graph_service_pb2.ListSentRequestsResponse]:
+        """Lists the accounts whose leave to follow the caller waits for, newest request first.
+
+        Errors:
+        - INVALID_ARGUMENT (BAD_PAGE_TOKEN): no such token was given to the caller for this list.
+        """
+
+    @_abc_1.abstractmethod
+    def ListBlocks(
+        self,
+        request: _graph_service_pb2.ListBlocksRequest,
+        context: _aio.ServicerContext[_graph_service_pb2.ListBlocksRequest, _abc.Awaitable[_graph_service_pb2.ListBlocksResponse]],
+    ) -> _abc.Awaitable[_graph_service_pb2.ListBlocksResponse]:
+        """Lists the accounts that the caller blocks, newest block first.
+
+        Errors:
+        - INVALID_ARGUMENT (BAD_PAGE_TOKEN): no such token was given to the caller for this list.
+        """
+
+    @_abc_1.abstractmethod
+    def ListMutes(
+        self,
+        request: _graph_service_pb2.ListMutesRequest,
+        context: _aio.ServicerContext[_graph_service_pb2.ListMutesRequest, _abc.Awaitable[_graph_service_pb2.ListMutesResponse]],
+    ) -> _abc.Awaitable[_graph_service_pb2.ListMutesResponse]:
+        """Lists the accounts that the caller mutes, newest mute first.
+
+        Errors:
+        - INVALID_ARGUMENT (BAD_PAGE_TOKEN): no such token was given to the caller for this list.
+        """
 
 def add_GraphServiceServicer_to_server(servicer: GraphServiceServicer, server: _aio.Server) -> None: ...

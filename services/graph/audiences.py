@@ -1,0 +1,182 @@
+"""Who receives an account's posts, and how. All SQL of it.
+
+An account's mode (see AudienceMode in the contract) follows from its number of followers with a
+gap between the thresholds, so that one near them does not flap. Whoever changes that number looks
+at it right after the commit, and begins a change of mode in a transaction of its own: to do it in
+the first one would let everybody who follows a celebrity queue for one row. A process that dies
+between the two leaves the mode as it was, until the next follow or unfollow of that account.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from photomesh.graph.v1.events_pb2 import CelebrityChanged
+from psycopg import AsyncConnection
+from psycopg.rows import scalar_row
+
+from services.common import topics
+from services.common.database import Database
+from services.common.ids import shard_of
+from services.common.outbox import Outbox
+
+# Keyset, so that the thousandth batch of a celebrity's followers costs what the first does.
+# Answered by the primary key alone. The ids come packed, 8 bytes each, most significant first, for
+# a Python integer for each would cost more than all else.
+_FOLLOWERS = """
+    SELECT coalesce(string_agg(int8send(follower_id), ''), '')
+      FROM (
+               SELECT follower_id
+                 FROM followers
+                WHERE shard = %(shard)s AND followee_id = %(account_id)s
+                  AND follower_id > %(after)s AND follower_id <= %(until)s
+                ORDER BY follower_id
+                LIMIT %(limit)s
+           ) AS batch
+"""
+
+# At most 16 slots and one row.
+_AUDIENCE = """
+    SELECT coalesce(mode, 'PUSHED'), coalesce(change_id, 0), followers
+      FROM (
+               SELECT coalesce(sum(followers), 0)::bigint AS followers
+                 FROM follower_counts
+                WHERE shard = %(shard)s AND followee_id = %(account_id)s
+           ) AS counted
+      LEFT JOIN celebrities ON account_id = %(account_id)s
+"""
+
+# One scan of the primary key alone.
+_BOUNDS = """
+    SELECT follower_id
+      FROM (
+               SELECT follower_id, row_number() OVER (ORDER BY follower_id) AS position
+                 FROM followers
+                WHERE shard = %(shard)s AND followee_id = %(account_id)s
+           ) AS numbered
+     WHERE position %% %(size)s = 0
+     ORDER BY follower_id
+"""
+
+_ADD_CELEBRITY = """
+    INSERT INTO celebrities (account_id) VALUES (%(account_id)s) ON CONFLICT DO NOTHING
+"""
+
+_LOCK_CELEBRITY = "SELECT FROM celebrities WHERE account_id = %(account_id)s FOR UPDATE"
+
+_BEGIN_CHANGE = """
+    UPDATE celebrities SET mode = %(mode)s, change_id = change_id + 1
+     WHERE account_id = %(account_id)s
+"""
+
+_FINISH_CHANGE = """
+    UPDATE celebrities
+       SET mode = CASE mode WHEN 'PROMOTING' THEN 'PULLED' ELSE 'PUSHED' END
+     WHERE account_id = %(account_id)s AND change_id = %(change_id)s
+       AND mode IN ('PROMOTING', 'DEMOTING')
+"""
+
+
+class Mode(StrEnum):
+    """How an account's posts reach its followers."""
+
+    PUSHED = "PUSHED"
+    PROMOTING = "PROMOTING"
+    PULLED = "PULLED"
+    DEMOTING = "DEMOTING"
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """From and below how many followers an account's mode changes."""
+
+    promote_at: int
+    demote_below: int
+    """Not above `promote_at`."""
+
+    def due(self, mode: Mode, followers: int) -> Mode | None:
+        """Returns the change of mode that is to begin; None: none is."""
+        if mode in (Mode.PUSHED, Mode.DEMOTING) and followers >= self.promote_at:
+            return Mode.PROMOTING
+        if mode in (Mode.PULLED, Mode.PROMOTING) and followers < self.demote_below:
+            return Mode.DEMOTING
+        return None
+
+
+@dataclass(frozen=True)
+class Audience:
+    """How an account's posts reach its followers, and how many these are."""
+
+    mode: Mode
+    change_id: int
+    """Which change of mode was the last; 0: there was none."""
+    followers: int
+
+
+class Audiences:
+    """Followers in PostgreSQL, as those who send them posts see them.
+
+    Every method may raise Unavailable.
+    """
+
+    def __init__(self, database: Database, outbox: Outbox, thresholds: Thresholds) -> None:
+        self._database = database
+        self._outbox = outbox
+        self._thresholds = thresholds
+
+    async def followers(self, account_id: int, *, after: int, until: int, limit: int) -> bytes:
+        """Returns the ids of up to `limit` followers above `after`, up to `until`.
+
+        They are ascending, 8 bytes each, most significant first.
+        """
+        async with self._database.connection() as connection:
+            cursor = connection.cursor(row_factory=scalar_row, binary=True)
+            await cursor.execute(
+                _FOLLOWERS,
+                {**_of(account_id), "after": after, "until": until, "limit": limit},
+            )
+            ids: bytes = (await cursor.fetchall())[0]
+        return ids
+
+    async def audience(self, account_id: int) -> Audience:
+        """Returns an account's audience."""
+        async with self._database.connection() as connection:
+            return await _audience(connection, account_id)
+
+    async def bounds(self, account_id: int, *, size: int) -> list[int]:
+        """Returns the ids of an account's followers number `size`, twice `size`, and so on."""
+        async with self._database.connection() as connection:
+            cursor = connection.cursor(row_factory=scalar_row)
+            await cursor.execute(_BOUNDS, {**_of(account_id), "size": size})
+            return await cursor.fetchall()
+
+    async def settle(self, account_id: int) -> None:
+        """Begins the change of mode that an account's number of followers calls for, if any."""
+        async with self._database.connection() as connection:
+            if self._due(await _audience(connection, account_id)) is None:
+                return
+        async with self._outbox.transaction() as tx:
+            await tx.connection.execute(_ADD_CELEBRITY, _of(account_id))
+            await tx.connection.execute(_LOCK_CELEBRITY, _of(account_id))
+            mode = self._due(await _audience(tx.connection, account_id))
+            if mode is not None:
+                await tx.connection.execute(_BEGIN_CHANGE, {**_of(account_id), "mode": mode})
+                event = CelebrityChanged(account_id=account_id)
+                await tx.publish(topics.CELEBRITY_CHANGED, key=account_id, event=event)
+
+    async def finish(self, account_id: int, change_id: int) -> None:
+        """Ends a change of mode; one that was ended, or taken back, before is left as it is."""
+        async with self._database.connection() as connection:
+            await connection.execute(_FINISH_CHANGE, {**_of(account_id), "change_id": change_id})
+
+    def _due(self, audience: Audience) -> Mode | None:
+        return self._thresholds.due(audience.mode, audience.followers)
+
+
+async def _audience(connection: AsyncConnection, account_id: int) -> Audience:
+    cursor = await connection.execute(_AUDIENCE, _of(account_id))
+    [(mode, change_id, followers)] = await cursor.fetchall()
+    return Audience(Mode(mode), change_id, followers)
+
+
+def _of(account_id: int) -> dict[str, int]:
+    return {"account_id": account_id, "shard": shard_of(account_id)}

@@ -1,0 +1,99 @@
+"""Lists of accounts, newest first: followers, requests, blocks and so on. All SQL of them."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from enum import Enum
+
+from psycopg import sql
+from psycopg.rows import class_row
+
+from services.common.database import Database
+from services.common.ids import shard_of
+
+# Keyset, not OFFSET: a celebrity's thousandth page must cost what the first does. Answered by the
+# index <table>_newest (shard, <owner>, create_time DESC, <listed> DESC).
+_PAGE = """
+    SELECT {listed} AS account_id, create_time
+      FROM {table}
+     WHERE shard = %(shard)s AND {owner} = %(owner_id)s
+       AND (create_time, {listed}) < (%(before_time)s, %(before_id)s)
+       {visible}
+     ORDER BY create_time DESC, {listed} DESC
+     LIMIT %(limit)s
+"""
+
+# Two looks into a primary key for each row.
+_VISIBLE = """
+       AND NOT EXISTS (
+               SELECT FROM blocks
+                WHERE blocks.shard = %(viewer_shard)s
+                  AND blocker_id = %(viewer_id)s AND blocked_id = {listed}
+           )
+       AND NOT EXISTS (
+               SELECT FROM blocks
+                WHERE blocks.shard = shard_of({listed})
+                  AND blocker_id = {listed} AND blocked_id = %(viewer_id)s
+           )
+"""
+
+
+class Kind(Enum):
+    """What a list holds: its table, and the columns of the owner and of whom it lists."""
+
+    FOLLOWERS = ("followers", "followee_id", "follower_id")
+    FOLLOWEES = ("follows", "follower_id", "followee_id")
+    RECEIVED_REQUESTS = ("received_requests", "target_id", "requester_id")
+    SENT_REQUESTS = ("sent_requests", "requester_id", "target_id")
+    BLOCKS = ("blocks", "blocker_id", "blocked_id")
+    MUTES = ("mutes", "muter_id", "muted_id")
+
+
+@dataclass(frozen=True, order=True)
+class Position:
+    """A place in a list."""
+
+    create_time: datetime
+    account_id: int
+
+
+def _query(kind: Kind) -> sql.Composed:
+    table, owner, listed = (sql.Identifier(name) for name in kind.value)
+    # Of one's own blocks, what one blocks must be seen.
+    visible = sql.SQL("" if kind is Kind.BLOCKS else _VISIBLE).format(listed=listed)
+    return sql.SQL(_PAGE).format(table=table, owner=owner, listed=listed, visible=visible)
+
+
+_QUERIES = {kind: _query(kind) for kind in Kind}
+
+
+class Lists:
+    """Pages of lists in PostgreSQL."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def page(
+        self, kind: Kind, owner_id: int, viewer_id: int, *, before: Position | None, limit: int
+    ) -> list[Position]:
+        """Returns up to `limit` accounts of a list behind `before` (None: from the newest).
+
+        Accounts that block the viewer, or are blocked by it, are left out; not of blocks.
+
+        Raises:
+            Unavailable: the database is away or overloaded.
+        """
+        async with self._database.connection() as connection:
+            cursor = connection.cursor(row_factory=class_row(Position))
+            await cursor.execute(
+                _QUERIES[kind],
+                {
+                    "shard": shard_of(owner_id),
+                    "owner_id": owner_id,
+                    "viewer_shard": shard_of(viewer_id),
+                    "viewer_id": viewer_id,
+                    "before_time": before.create_time if before else "infinity",
+                    "before_id": before.account_id if before else 0,
+                    "limit": limit,
+                },
+            )
+            return await cursor.fetchall()

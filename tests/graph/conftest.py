@@ -1,0 +1,119 @@
+"""A graph database of each test's own, and what it holds."""
+
+import itertools
+import random
+import struct
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+
+import pytest
+from photomesh.graph.v1.events_pb2 import CelebrityChanged, FollowChanged
+
+from services.common.config import KafkaSettings
+from services.common.database import Database
+from services.common.outbox import Outbox, Relay
+from services.graph.audiences import Audiences, Thresholds
+from services.graph.lists import Lists
+from services.graph.store import GraphStore
+
+LIMIT = 10
+
+_serials = itertools.count(1)
+
+
+class Graph:
+    """Two replicas' stores, and what the database holds. No relay runs, so events stay."""
+
+    def __init__(self, databases: list[Database], kafka: KafkaSettings, relay: Relay) -> None:
+        self._database = databases[0]
+        outboxes = [Outbox(database, relay) for database in databases]
+        self.stores = [
+            GraphStore(database, outbox, follow_limit=LIMIT)
+            for database, outbox in zip(databases, outboxes, strict=True)
+        ]
+        self.audiences = [
+            Audiences(database, outbox, Thresholds(promote_at=4, demote_below=3))
+            for database, outbox in zip(databases, outboxes, strict=True)
+        ]
+        self.lists = Lists(self._database)
+
+    async def rows(self, query: str) -> list[tuple]:
+        async with self._database.connection() as connection:
+            return await (await connection.execute(query)).fetchall()
+
+    async def edges(self) -> set[tuple[int, int]]:
+        """Returns who follows whom; both tables and all counts must say the same."""
+        follows = await self.rows("SELECT follower_id, followee_id FROM follows")
+        followers = await self.rows("SELECT follower_id, followee_id FROM followers")
+        followees_of = await self.rows("SELECT follower_id, followees FROM followee_counts")
+        followers_of = await self.rows(
+            "SELECT followee_id, sum(followers) FROM follower_counts GROUP BY followee_id"
+        )
+        assert sorted(follows) == sorted(followers)
+        assert +Counter(dict(followees_of)) == Counter(follower for follower, _ in follows)
+        assert +Counter(dict(followers_of)) == Counter(followee for _, followee in follows)
+        return set(follows)
+
+    async def requests(self) -> set[tuple[int, int]]:
+        """Returns who waits for whose leave; both tables and the counts must say the same."""
+        sent = await self.rows("SELECT requester_id, target_id FROM sent_requests")
+        received = await self.rows("SELECT requester_id, target_id FROM received_requests")
+        requested_of = await self.rows("SELECT follower_id, requested FROM followee_counts")
+        assert sorted(sent) == sorted(received)
+        assert +Counter(dict(requested_of)) == Counter(requester for requester, _ in sent)
+        return set(sent)
+
+    async def blocks(self) -> set[tuple[int, int]]:
+        return set(await self.rows("SELECT blocker_id, blocked_id FROM blocks"))
+
+    async def mutes(self) -> set[tuple[int, int]]:
+        return set(await self.rows("SELECT muter_id, muted_id FROM mutes"))
+
+    async def departures(self) -> set[tuple[int, int]]:
+        return set(await self.rows("SELECT follower_id, followee_id FROM departures"))
+
+    async def events(self) -> Counter[tuple[int, int]]:
+        """Returns how many events each pair has had."""
+        rows = await self.rows(
+            "SELECT key, payload FROM outbox WHERE topic = 'follow_changed' ORDER BY id"
+        )
+        events = Counter()
+        for key, payload in rows:
+            event = FollowChanged.FromString(payload)
+            assert key == event.follower_id
+            events[event.follower_id, event.followee_id] += 1
+        return events
+
+    async def mode_events(self) -> list[int]:
+        """Returns of whom changes of mode were told."""
+        rows = await self.rows(
+            "SELECT key, payload FROM outbox WHERE topic = 'celebrity_changed' ORDER BY id"
+        )
+        assert all(key == CelebrityChanged.FromString(payload).account_id for key, payload in rows)
+        return [key for key, _ in rows]
+
+    async def version(self, reader_id: int) -> int:
+        [check] = await self.stores[0].check([(reader_id, reader_id)])
+        return check.version
+
+    async def reading(self, reader_id: int) -> tuple[list[int], list[int], list[int]]:
+        """Returns followees, pulled and hidden."""
+        reading = await self.stores[0].reading(reader_id)
+        return ids(reading.followees), ids(reading.pulled), ids(reading.hidden)
+
+
+def ids(packed: bytes) -> list[int]:
+    return [value for (value,) in struct.iter_unpack(">q", packed)]
+
+
+@pytest.fixture
+async def graph(database_of: Callable, kafka: KafkaSettings) -> AsyncIterator[Graph]:
+    settings = database_of("graph")
+    async with Database(settings) as one, Database(settings) as other:
+        yield Graph([one, other], kafka, Relay(settings, kafka))
+
+
+@pytest.fixture
+def account() -> Callable[[], int]:
+    """Makes ids of accounts on some shard."""
+    return lambda: next(_serials) << 23 | random.randrange(8192) << 10

@@ -1,0 +1,57 @@
+"""Changes go through while the cache is away or stalls, nearly as fast as else."""
+
+import asyncio
+import socket
+import time
+from collections.abc import AsyncIterator
+
+import grpc
+import pytest
+from photomesh.account.v1.account_internal_service_pb2_grpc import AccountInternalServiceStub
+from photomesh.graph.v1 import graph_service_pb2 as pb
+
+from services.common import context
+from services.common.cache import connect
+from services.common.config import CacheSettings
+from services.common.timelines import HomeTimelines
+from services.graph.service import GraphService
+from tests.graph.conftest import Graph
+
+
+@pytest.fixture(params=["away", "stalled"])
+async def service(request, graph: Graph) -> AsyncIterator[GraphService]:
+    """A service whose cache is a socket that takes connections and says nothing, or is closed."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1]
+        if request.param == "away":
+            silent.close()
+        async with (
+            connect(CacheSettings(valkey_url=f"redis://127.0.0.1:{port}/0")) as cache,
+            grpc.aio.insecure_channel("127.0.0.1:1") as nobody,
+        ):
+            yield GraphService(
+                graph.stores[0],
+                graph.lists,
+                graph.audiences[0],
+                HomeTimelines(cache),
+                AccountInternalServiceStub(nobody),
+                page_key=b"secret",
+            )
+
+
+async def test_who_unfollows_does_not_wait_for_a_cache_that_is_away(service, graph, account):
+    fan, star = account(), account()
+    await graph.stores[0].follow(fan, star)
+
+    async def unfollow() -> None:
+        context.enter(context.CallContext(trace_id="0" * 32, user_id=fan))
+        await service.Unfollow(pb.UnfollowRequest(account_id=star), None)
+
+    began = time.monotonic()
+    # A task of its own, for whom it is done must not stay.
+    await asyncio.create_task(unfollow())
+
+    # 0.3 s for the cache, and something for a busy machine.
+    assert time.monotonic() - began < 1.5
+    assert await graph.edges() == set()
+    assert await graph.events() == {(fan, star): 2}

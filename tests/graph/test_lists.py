@@ -1,0 +1,80 @@
+"""Lists in a real database: newest first, pages that meet, and nobody who blocks."""
+
+from collections.abc import AsyncIterator
+
+from services.graph.lists import Kind
+from tests.graph.conftest import Graph
+
+
+async def every_page(
+    graph: Graph, kind: Kind, owner: int, *, viewer: int | None = None, size: int = 3
+) -> AsyncIterator[int]:
+    before = None
+    while True:
+        page = await graph.lists.page(kind, owner, viewer or owner, before=before, limit=size)
+        for position in page:
+            yield position.account_id
+        if len(page) < size:
+            return
+        before = page[-1]
+
+
+async def test_pages_meet_without_gap_or_repeat_newest_first(graph: Graph, account):
+    store = graph.stores[0]
+    for kind in Kind:
+        me = account()
+        others = [account() for _ in range(7)]
+        for other in others:
+            await store.set_private(other, kind is Kind.SENT_REQUESTS)
+        await store.set_private(me, kind is Kind.RECEIVED_REQUESTS)
+
+        async def enter(other: int, me: int = me, kind: Kind = kind) -> None:
+            match kind:
+                case Kind.FOLLOWERS | Kind.RECEIVED_REQUESTS:
+                    await store.follow(other, me)
+                case Kind.FOLLOWEES | Kind.SENT_REQUESTS:
+                    await store.follow(me, other)
+                case Kind.BLOCKS:
+                    await store.block(me, other)
+                case Kind.MUTES:
+                    await store.mute(me, other)
+
+        for other in others[:6]:
+            await enter(other)
+        seen = []
+        async for other in every_page(graph, kind, me):
+            seen.append(other)
+            if len(seen) == 1:
+                # It comes too late for this reader.
+                await enter(others[6])
+
+        assert seen == others[5::-1]
+        assert [other async for other in every_page(graph, kind, me)] == others[::-1]
+        assert [other async for other in every_page(graph, kind, account())] == []
+
+
+async def test_those_of_one_moment_come_once_each(graph: Graph, account):
+    store, star = graph.stores[0], account()
+    fans = [account() for _ in range(9)]
+    for fan in fans:
+        await store.follow(fan, star)
+    await graph.rows("UPDATE followers SET create_time = '2026-03-01' RETURNING 1")
+
+    seen = [fan async for fan in every_page(graph, Kind.FOLLOWERS, star, size=2)]
+
+    assert seen == sorted(fans, reverse=True)
+
+
+async def test_who_blocks_or_is_blocked_is_left_out_of_what_the_viewer_sees(graph: Graph, account):
+    store, star, viewer = graph.stores[0], account(), account()
+    fans = [account() for _ in range(8)]
+    for fan in fans:
+        await store.follow(fan, star)
+    await store.block(viewer, fans[1])
+    await store.block(fans[6], viewer)
+    await store.block(fans[3], fans[4])
+
+    seen = [fan async for fan in every_page(graph, Kind.FOLLOWERS, star, viewer=viewer)]
+
+    assert seen == [fan for fan in reversed(fans) if fan not in (fans[1], fans[6])]
+    assert [other async for other in every_page(graph, Kind.BLOCKS, viewer)] == [fans[1]]
