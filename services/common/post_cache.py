@@ -4,11 +4,13 @@
 
 * a copy: the author's id, 8 bytes big-endian, and the serialised photomesh.post.v1.Post. Readers
   put it after they asked post, and only where there is nothing;
-* a tombstone, which is empty: nobody may be shown the post. Put by whoever hid or deleted it;
+* a tombstone, which is empty: nobody may be shown the post. Put by whoever hid or deleted it, and
+  by readers whom post told so;
 * a marker, one byte: the post changed a moment ago. Readers pass it by and ask post.
 
-Only post and fanout overwrite what is there, with tombstones and markers and never with copies,
-and only after the change was committed. That decides each race:
+Readers put only where there is nothing. Only post and fanout overwrite what is there, with
+tombstones and markers and never with copies, and only after the change was committed. That decides
+each race:
 
 * A reader asks post, the post is deleted, the tombstone is put, the reader puts its copy: it finds
   the tombstone and puts nothing. In the other order the tombstone replaces the copy. So once
@@ -75,16 +77,14 @@ class PostCache:
             if value is not None and value != _MARKER
         }
 
-    async def put(self, posts: Mapping[int, CachedPost]) -> None:
+    async def put(self, posts: Mapping[int, CachedPost | None]) -> None:
         """Keeps what post has just told, unless something is known of a post by now.
 
-        Only for what was asked in the last two seconds, and is whole.
+        Only for what was asked in the last two seconds, and is whole. None: nobody may be shown
+        the post.
         """
         await self._cache.put_many(
-            {
-                _key(post_id): post.author_id.to_bytes(_AUTHOR_BYTES, "big") + post.post
-                for post_id, post in posts.items()
-            },
+            {_key(post_id): _encode(post) for post_id, post in posts.items()},
             seconds=_LIFE_SECONDS,
             only_new=True,
         )
@@ -111,6 +111,12 @@ class PostCache:
 
 def _key(post_id: int) -> str:
     return f"post:{{{post_id}}}"
+
+
+def _encode(post: CachedPost | None) -> bytes:
+    if post is None:
+        return _TOMBSTONE
+    return post.author_id.to_bytes(_AUTHOR_BYTES, "big") + post.post
 
 
 def _decode(value: bytes) -> CachedPost | None:

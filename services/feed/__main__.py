@@ -1,6 +1,5 @@
 """`python -m services.feed`: wires the feed service and serves it."""
 
-from photomesh.feed.v1.feed_service_pb2_grpc import add_FeedServiceServicer_to_server
 from photomesh.graph.v1.graph_internal_service_pb2_grpc import GraphInternalServiceStub
 from photomesh.post.v1.post_internal_service_pb2_grpc import PostInternalServiceStub
 
@@ -10,10 +9,14 @@ from services.common.client import channel
 from services.common.paging import PageTokens, read_key
 from services.common.post_cache import PostCache
 from services.common.server import PUBLIC, Service, run, serve
-from services.common.timelines import HomeTimelines
+from services.common.timelines import AuthorTimelines, HomeTimelines
+from services.feed.authors import HotAuthors
 from services.feed.config import FeedSettings
 from services.feed.home import HomeFeed
+from services.feed.hydration import Hydration
+from services.feed.peers import Peers
 from services.feed.service import FeedService
+from services.feed.skeleton import Skeletons
 
 
 async def main() -> None:
@@ -24,21 +27,21 @@ async def main() -> None:
         channel("graph", settings.peer_graph, settings.tls_dir) as graph,
         channel("post", settings.peer_post, settings.tls_dir) as post,
     ):
-        service = FeedService(
-            HomeFeed(
-                HomeTimelines(cache),
-                PostCache(cache),
-                GraphInternalServiceStub(graph),
-                PostInternalServiceStub(post),
-            ),
-            PageTokens(read_key(settings.page_key_file), "photomesh.feed.v1.FeedService.GetFeed"),
+        peers = Peers(GraphInternalServiceStub(graph), PostInternalServiceStub(post))
+        home = HomeFeed(
+            Skeletons(HomeTimelines(cache), HotAuthors(AuthorTimelines(cache), peers), peers),
+            Hydration(PostCache(cache), peers),
         )
+        page_tokens = PageTokens(
+            read_key(settings.page_key_file), "photomesh.feed.v1.FeedService.GetFeed"
+        )
+        service = FeedService(home, page_tokens)
         await serve(
             settings,
             [
                 Service(
                     "photomesh.feed.v1.FeedService",
-                    lambda server: add_FeedServiceServicer_to_server(service, server),
+                    service.add_to,
                     callers=PUBLIC,
                 )
             ],

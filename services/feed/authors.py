@@ -1,0 +1,145 @@
+"""The timelines of followed celebrities, of which a second's copy is kept in this process.
+
+Millions read the same few timelines, so one trip to the cache serves all readers of a second.
+"""
+
+import asyncio
+import bisect
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from services.common import logs
+from services.common.errors import Unavailable
+from services.common.timelines import CAP, AuthorTimelines, Extent, Slice
+from services.feed.peers import Peers
+
+_log = logs.logger(__name__)
+
+_FRESH_SECONDS = 1.0
+"""How old a copy may be; a celebrity's post is seen as much later at most."""
+
+_STALE_SECONDS = 60.0
+"""How old it may be while nothing newer can be had."""
+
+_KEPT = 100
+"""How many posts of each author are copied: enough for the first pages."""
+
+_MOST_AUTHORS = 10_000
+"""How many authors are copied; at 4 KB each. The one that was copied longest ago makes room."""
+
+
+@dataclass(frozen=True)
+class _Copy:
+    newest: Slice
+    """PARTIAL if the author has more than is copied, or may have."""
+    at: float
+
+    def slice(self, before: int, count: int) -> Slice | None:
+        """Returns what was asked for, if that much was copied."""
+        ids = self.newest.post_ids
+        # Newest first, so the keys ascend when negated.
+        start = bisect.bisect_right(ids, -before, key=lambda post_id: -post_id) if before else 0
+        found = ids[start : start + count]
+        if len(found) == count or self.newest.extent is Extent.WHOLE:
+            return Slice(found, self.newest.extent)
+        # Either the cache has more than was copied, or just that.
+        return None if len(ids) == _KEPT else Slice(found, Extent.PARTIAL)
+
+
+class HotAuthors:
+    """Author timelines, from this process's copies or the cache or the database."""
+
+    def __init__(
+        self,
+        timelines: AuthorTimelines,
+        peers: Peers,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._timelines = timelines
+        self._peers = peers
+        self._clock = clock
+        self._copies: dict[int, _Copy] = {}
+        self._fetching: dict[int, asyncio.Task[None]] = {}
+
+    async def slices(
+        self, author_ids: Sequence[int], before: int, count: int
+    ) -> tuple[dict[int, Slice], bool]:
+        """Returns up to `count` posts of each author with ids below `before` (0: the newest).
+
+        Also returns whether that is how things are now; else copies are out of date, or are
+        missing, because the cache is away.
+        """
+        is_current = await self._refresh(author_ids)
+        found: dict[int, Slice] = {}
+        deeper: list[int] = []
+        for author_id in author_ids:
+            copy = self._copies.get(author_id)
+            if copy is None:
+                continue
+            part = copy.slice(before, count)
+            if part is None:
+                deeper.append(author_id)
+            else:
+                found[author_id] = part
+        if deeper:
+            try:
+                found |= await self._timelines.read(deeper, before, count)
+            except Unavailable:
+                is_current = False
+        return found, is_current and len(found) == len(author_ids)
+
+    async def _refresh(self, author_ids: Sequence[int]) -> bool:
+        """Brings copies up to date; returns whether all are."""
+        now = self._clock()
+        outdated = [
+            author_id
+            for author_id in author_ids
+            if (copy := self._copies.get(author_id)) is None or now - copy.at > _FRESH_SECONDS
+        ]
+        if not outdated:
+            return True
+        missing = [author_id for author_id in outdated if author_id not in self._fetching]
+        if missing:
+            task = asyncio.create_task(self._fetch(missing))
+            self._fetching |= dict.fromkeys(missing, task)
+            task.add_done_callback(lambda _: [self._fetching.pop(each, None) for each in missing])
+        # Shared with whoever else wants them, so the end of one reader must not be their end.
+        tasks = {self._fetching[author_id] for author_id in outdated}
+        try:
+            await asyncio.gather(*(asyncio.shield(task) for task in tasks))
+        except Unavailable as error:
+            _log.warning("authors' timelines are out of date", error=str(error))
+            for author_id in outdated:
+                copy = self._copies.get(author_id)
+                if copy and now - copy.at > _STALE_SECONDS:
+                    del self._copies[author_id]
+            return False
+        return True
+
+    async def _fetch(self, author_ids: Sequence[int]) -> None:
+        found = dict(await self._timelines.read(author_ids, 0, _KEPT))
+        absent = [
+            author_id
+            for author_id, part in found.items()
+            if part.extent in (Extent.ABSENT, Extent.REBUILDING)
+        ]
+        found |= zip(
+            absent, await asyncio.gather(*(self._rebuild(each) for each in absent)), strict=True
+        )
+        now = self._clock()
+        for author_id, part in found.items():
+            self._copies.pop(author_id, None)
+            extent = Extent.PARTIAL if len(part.post_ids) == _KEPT else part.extent
+            self._copies[author_id] = _Copy(Slice(part.post_ids, extent), now)
+        while len(self._copies) > _MOST_AUTHORS:
+            del self._copies[next(iter(self._copies))]
+
+    async def _rebuild(self, author_id: int) -> Slice:
+        """Fills an author's timeline from the database, unless somebody else does already."""
+        marker = await self._timelines.begin_rebuild(author_id)
+        newest = await self._peers.recent([author_id], before=0, limit=CAP)
+        whole = len(newest) < CAP
+        if marker is not None:
+            await self._timelines.finish_rebuild(author_id, marker, newest, whole=whole)
+        return Slice(newest[:_KEPT], Extent.WHOLE if whole else Extent.PARTIAL)
