@@ -4,21 +4,24 @@ All keys of an owner (an account, say) carry its id in braces, as `feed:{17}` do
 cluster they lie on one node, in the slot of the text `17`.
 """
 
+import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from redis.asyncio import BlockingConnectionPool, Redis
-from redis.asyncio.retry import Retry
-from redis.backoff import ExponentialWithJitterBackoff
-from redis.exceptions import ConnectionError as CacheConnectionError
-from redis.exceptions import NoScriptError, RedisError
-from redis.exceptions import TimeoutError as CacheTimeoutError
+from hiredis import ReplyError
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
 
+from services.common.cluster import Cluster, OneServer, slot_of
 from services.common.config import CacheSettings
 from services.common.errors import Unavailable
+from services.common.valkey import PART, Address, Command, Server, Word, parse_url
+
+_MOST_TRIES = 4
+"""How often a command is sent that servers refuse because its slot is not theirs."""
 
 # A script makes its keys itself, so that one call may touch many owners of one node; the server
 # still refuses keys that are not there.
@@ -42,92 +45,214 @@ class Script:
 
 
 class Cache:
-    """A Valkey. Every method raises Unavailable when it is away, slow, loading or full."""
+    """One Valkey or a cluster.
 
-    def __init__(self, valkey: Redis) -> None:
-        self._valkey = valkey
+    Every method raises Unavailable when it is away, slow, loading or full. ReplyError means that
+    a script or a command is wrong.
+    """
 
-    async def run(self, script: Script, owner_id: int, args: Sequence[bytes | str | int]) -> Any:
-        """Runs a script on the node that has the owner's keys, and returns what it returns.
+    def __init__(self, servers: OneServer | Cluster) -> None:
+        self._servers = servers
+
+    async def run(self, script: Script, owner_id: int, args: Sequence[Word]) -> Any:
+        """Runs a script on the server that has the owner's keys, and returns what it returns.
 
         The id decides only where: a script that needs it gets it in `args`.
         """
-        with told_as_unavailable():
-            return await self._evaluate(script, args)
+        slot = slot_of(str(owner_id))
+        server = await self._servers.server_of(slot)
+        reply = await self._evaluate(server, script, args)
+        if _is_misplaced(reply):
+            # With a key that is declared the servers tell where it is.
+            declared = ("EVAL", script.source, 1, f"{{{owner_id}}}", *args)
+            [reply] = await self._ask_owners([(slot, declared)])
+        return _checked(reply)
 
     async def run_on_owners(
-        self, script: Script, owner_ids: Sequence[int], args: Sequence[bytes | str | int]
+        self, script: Script, owner_ids: Sequence[int], args: Sequence[Word]
     ) -> list[Any]:
-        """Runs a script once on each node that has some of the owners.
+        """Runs a script once on each server that has some of the owners.
 
-        Its ARGV are `args` and then the ids of that node's owners. Returns a result per node.
-        When a node fails, others may have run it; and it may run again on owners that it had
-        reached when their slot moved: it must be idempotent.
+        Its ARGV are `args` and then the ids of that server's owners. Returns a result per call
+        that was made: one per server, and more while slots move, or when a server has just been
+        replaced. Then a script may run again on owners that it had reached, and when a server
+        fails, others have run it: it must be idempotent.
         """
-        if not owner_ids:
-            return []
-        with told_as_unavailable():
-            return [await self._evaluate(script, [*args, *owner_ids])]
+        groups: dict[Server, list[int]] = {}
+        for owner_id in owner_ids:
+            server = await self._servers.server_of(slot_of(str(owner_id)))
+            groups.setdefault(server, []).append(owner_id)
+        replies = await _all(
+            self._evaluate(server, script, [*args, *group]) for server, group in groups.items()
+        )
+        alone: list[tuple[int, Command]] = []
+        results = []
+        for group, reply in zip(groups.values(), replies, strict=True):
+            if _is_misplaced(reply):
+                alone += [
+                    (
+                        slot_of(str(owner_id)),
+                        ("EVAL", script.source, 1, f"{{{owner_id}}}", *args, owner_id),
+                    )
+                    for owner_id in group
+                ]
+            else:
+                results.append(_checked(reply))
+        if alone:
+            results += map(_checked, await self._ask_owners(alone))
+        return results
 
     async def get_many(self, keys: Sequence[str]) -> list[bytes | None]:
         """Returns the values of the keys in their order; None where there is none."""
         if not keys:
             return []
-        with told_as_unavailable():
-            values: list[Any] = await self._valkey.mget(keys)
-        return values
+        if isinstance(self._servers, OneServer):
+            server = await self._servers.server_of(0)
+            [values] = await self._ask(server, [("MGET", *keys)])
+            found: list[bytes | None] = _checked(values)
+            return found
+        replies = await self._ask_owners([(slot_of(key), ("GET", key)) for key in keys])
+        return [_checked(reply) for reply in replies]
 
     async def put_many(self, values: Mapping[str, bytes], *, seconds: int, only_new: bool) -> None:
         """Sets values that live for `seconds`; with `only_new`, leaves those that exist."""
-        with told_as_unavailable():
-            pipeline = self._valkey.pipeline(transaction=False)
-            for key, value in values.items():
-                pipeline.set(key, value, ex=seconds, nx=only_new)
-            await pipeline.execute()
+        condition = ("NX",) if only_new else ()
+        replies = await self._ask_owners(
+            [
+                (slot_of(key), ("SET", key, value, "EX", seconds, *condition))
+                for key, value in values.items()
+            ]
+        )
+        for reply in replies:
+            _checked(reply)
 
     async def delete(self, key: str) -> None:
         """Removes a key, if it exists."""
-        with told_as_unavailable():
-            await self._valkey.unlink(key)
+        [reply] = await self._ask_owners([(slot_of(key), ("UNLINK", key))])
+        _checked(reply)
 
-    async def _evaluate(self, script: Script, args: Sequence[bytes | str | int]) -> Any:
+    async def _evaluate(self, server: Server, script: Script, args: Sequence[Word]) -> Any:
+        [reply] = await self._ask(server, [("EVALSHA", script.sha, 0, *args)])
+        if isinstance(reply, ReplyError) and _code(reply) == "NOSCRIPT":
+            [reply] = await self._ask(server, [("EVAL", script.source, 0, *args)])
+        return reply
+
+    async def _ask_owners(self, commands: Sequence[tuple[int, Command]]) -> list[Any]:
+        """Sends commands to the servers of their slots, and follows where they point."""
+        replies: list[Any] = [None] * len(commands)
+        left: Sequence[int] = range(len(commands))
+        told: dict[int, Server] = {}
+        for attempt in range(_MOST_TRIES):
+            if len(told) < len(left) and attempt:
+                # A slot is under way, or a replica takes over.
+                await self._servers.relearn()
+                await asyncio.sleep(0.01 * attempt)
+            groups: dict[Server, list[int]] = {}
+            for index in left:
+                server = told.get(index) or await self._servers.server_of(commands[index][0])
+                groups.setdefault(server, []).append(index)
+            answers = await _all(
+                self._ask(server, [commands[index][1] for index in group])
+                for server, group in groups.items()
+            )
+            told = {}
+            for group, answer in zip(groups.values(), answers, strict=True):
+                for index, reply in zip(group, answer, strict=True):
+                    replies[index] = reply
+                    if isinstance(reply, ReplyError) and isinstance(self._servers, Cluster):
+                        slot, command = commands[index]
+                        if _code(reply) == "MOVED":
+                            told[index] = self._servers.moved(slot, _address(reply))
+                        elif _code(reply) == "ASK":
+                            # Of this one time only, while the slot is moved key by key.
+                            server = self._servers.at(_address(reply))
+                            _, replies[index] = await self._ask(server, [("ASKING",), command])
+            left = [index for index in left if _is_misplaced(replies[index])]
+            if not left:
+                return replies
+        raise Unavailable(PART)
+
+    async def _ask(self, server: Server, commands: Sequence[Command]) -> list[Any]:
         try:
-            return await self._valkey.evalsha(script.sha, 0, *args)
-        except NoScriptError:
-            return await self._valkey.eval(script.source, 0, *args)
+            return await server.ask(commands)
+        except Unavailable:
+            self._servers.suspect()
+            raise
 
 
 @asynccontextmanager
 async def connect(settings: CacheSettings) -> AsyncIterator[Cache]:
-    """Yields a bounded client; it connects when it is first used."""
-    async with connect_redis(settings) as valkey:
-        yield Cache(valkey)
+    """Yields a bounded client; it connects when it is first used.
+
+    Raises:
+        ValueError: `valkey_url` cannot be understood.
+    """
+    addresses, login = parse_url(settings.valkey_url)
+    timeout = settings.valkey_timeout_seconds
+    servers = (
+        OneServer(addresses[0], login, timeout)
+        if len(addresses) == 1
+        else Cluster(addresses, login, timeout)
+    )
+    try:
+        yield Cache(servers)
+    finally:
+        await servers.close()
+
+
+async def _all(calls: Iterable[Coroutine[Any, Any, Any]]) -> list[Any]:
+    """Awaits all calls, also when one fails, and returns what they return."""
+    every = list(calls)
+    if len(every) == 1:
+        return [await every[0]]
+    results = await asyncio.gather(*every, return_exceptions=True)
+    for result in results:
+        if isinstance(result, BaseException) and not isinstance(result, ReplyError):
+            raise result
+    return results
+
+
+def _code(error: ReplyError) -> str:
+    return str(error).partition(" ")[0]
+
+
+def _address(redirection: ReplyError) -> Address:
+    """Parses `MOVED 3999 127.0.0.1:6381`."""
+    host, _, port = str(redirection).split(" ")[2].rpartition(":")
+    return Address(host, int(port))
+
+
+def _is_misplaced(reply: Any) -> bool:
+    """Tells whether a server refused because the keys are not its own, or not for the moment."""
+    return isinstance(reply, ReplyError) and (
+        _code(reply) in ("MOVED", "ASK", "TRYAGAIN", "READONLY")
+        or "a non local key in a cluster" in str(reply)
+    )
+
+
+def _checked(reply: Any) -> Any:
+    """Returns a reply, unless it is an error.
+
+    Raises:
+        Unavailable: the server cannot do it now: OOM, LOADING, CLUSTERDOWN and the like.
+        ReplyError: it never can.
+    """
+    if isinstance(reply, ReplyError):
+        if _code(reply) in ("ERR", "WRONGTYPE") and "cluster is down" not in str(reply):
+            raise reply
+        raise Unavailable(PART) from reply
+    return reply
 
 
 def connect_redis(settings: CacheSettings) -> Redis:
-    """Returns a client with a bounded pool; it connects when it is first used."""
-    pool = BlockingConnectionPool.from_url(
-        settings.valkey_url,
-        max_connections=settings.valkey_pool_size,
-        timeout=settings.valkey_timeout_seconds,
-        socket_timeout=settings.valkey_timeout_seconds,
-        socket_connect_timeout=settings.valkey_timeout_seconds,
-        health_check_interval=30,
-        # One more attempt: a restarted server leaves a pool of dead connections behind.
-        retry=Retry(ExponentialWithJitterBackoff(base=0.01, cap=0.05), 1),
-        retry_on_error=[CacheConnectionError],
-    )
-    return Redis.from_pool(pool)
+    """Returns a plain client, for what has not moved to Cache yet."""
+    return Redis.from_url(settings.valkey_url, socket_timeout=settings.valkey_timeout_seconds)
 
 
 @contextmanager
 def told_as_unavailable() -> Iterator[None]:
-    """Tells a cache that is away, slow, loading or full as Unavailable.
-
-    Raises:
-        Unavailable: any of these.
-    """
+    """Tells an error of the plain client as Unavailable."""
     try:
         yield
-    except (CacheConnectionError, CacheTimeoutError, RedisError) as error:
-        raise Unavailable("The cache") from error
+    except RedisError as error:
+        raise Unavailable(PART) from error
