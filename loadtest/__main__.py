@@ -7,6 +7,7 @@ another one, too.
 import click
 
 from loadtest.edge import edge
+from loadtest.followers import followers
 from loadtest.pipeline import pipeline
 from loadtest.uploads import uploads
 
@@ -20,7 +21,7 @@ def cli(context: click.Context) -> None:
             context.invoke(command)
 
 
-for command in (pipeline, uploads, edge):
+for command in (pipeline, uploads, edge, followers):
     cli.add_command(command)
 
 
