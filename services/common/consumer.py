@@ -4,6 +4,12 @@ The Kafka client polls in a thread of its own and hands records to the event loo
 the same key are handled one after the other, others side by side. An offset is committed when
 everything before it is done, so a crash repeats records and loses none; handlers are idempotent.
 
+How long one key can delay another is bounded. Of one topic `at_a_time` records are handled at a
+time, of one key one, and who waits for a place gets it in the order of asking: a burst of one key
+has one place, however long it is. Behind that, up to `_WINDOW` records of each partition wait in
+memory. Only a burst that is longer fills its partition's window, and then that partition alone is
+not read on; the others, as a rule 7 of 8 keys, never notice.
+
 A handler that raises `Unavailable` is called again for as long as it takes: nothing is wrong
 with the message. Any other error is retried `_TRIES` times with exponential backoff and jitter;
 then the record goes to the topic's dead letters, with the reason in its headers.
@@ -12,7 +18,9 @@ then the record goes to the topic's dead letters, with the reason in its headers
 import asyncio
 import random
 import threading
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -38,8 +46,14 @@ _TRIES = 5
 _FIRST_BACKOFF_SECONDS = 0.1
 _MOST_BACKOFF_SECONDS = 3.0
 
-_IN_FLIGHT = 256
-"""How many records are handled at a time; polling pauses while there are more."""
+_AT_A_TIME = 256
+"""How many records of one topic are handled at a time, unless it says otherwise."""
+
+_WINDOW = 1000
+"""How many records of one partition are handled or wait for it. One takes about a kilobyte."""
+
+_POLL_RECORDS = 256
+"""How many records one poll brings at most, and thus a window may be exceeded by."""
 
 _COMMIT_SECONDS = 1.0
 
@@ -63,6 +77,8 @@ class Subscription:
     handle: Callable[[Any], Awaitable[None]]
     in_order: bool = True
     """Whether a message waits for the one before it with the same key."""
+    at_a_time: int = _AT_A_TIME
+    """How many messages are handled at a time."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +87,20 @@ class RawSubscription:
 
     topic: Topic
     handle: Callable[[Any], Awaitable[None]]
+    at_a_time: int = _AT_A_TIME
+    """How many records are handled at a time."""
+
+
+_at_hand: ContextVar[str] = ContextVar("record")
+
+
+def record_at_hand() -> str:
+    """Returns what tells the record that is being handled from all others.
+
+    It is the same when the record comes again. Not when the relay of the outbox, or somebody who
+    replays a dead letter, published the event once more.
+    """
+    return _at_hand.get()
 
 
 @dataclass
@@ -105,10 +135,26 @@ class Consumer:
         }
         self._stopping = threading.Event()
         # Touched only by the event loop.
-        self._last_of_key: dict[tuple[str, bytes], asyncio.Task[None]] = {}
+        self._places = {s.topic.name: asyncio.Semaphore(s.at_a_time) for s in subscriptions}
+        self._open = {s.topic.name: asyncio.Event() for s in subscriptions}
+        self.hold(())
+        self._lanes: dict[tuple[str, bytes], deque[tuple[Any, _Partition]]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
         # Touched by the loop and the thread.
         self._lock = threading.Lock()
         self._partitions: dict[TopicPartition, _Partition] = {}
+
+    def hold(self, topics: Collection[str]) -> None:
+        """Begins with no more records of these topics, and goes on with all others.
+
+        What is being handled is finished; a failure is not tried again. To be called from the
+        event loop, or before it runs.
+        """
+        for name, is_open in self._open.items():
+            if name in topics:
+                is_open.clear()
+            else:
+                is_open.set()
 
     async def run(self, ready: Callable[[], None]) -> None:
         """Consumes until cancelled; calls `ready` when the group has given out partitions."""
@@ -119,7 +165,7 @@ class Consumer:
                 "kafka-consumer", lambda: self._consume(loop, ready), self._stopping
             )
         finally:
-            for task in list(self._last_of_key.values()):
+            for task in list(self._tasks):
                 task.cancel()
             await asyncio.to_thread(self._dead_letters.close)
 
@@ -144,20 +190,16 @@ class Consumer:
             session_timeout_ms=self._session_ms,
             heartbeat_interval_ms=self._session_ms // 6,
             fetch_max_wait_ms=500,
-            max_poll_records=_IN_FLIGHT,
+            max_poll_records=_POLL_RECORDS,
         )
         assigned = threading.Event()
         consumer.subscribe(list(self._subscriptions), listener=_Rebalance(self, consumer, assigned))
-        paused = False
         last_commit = 0.0
         told = False
         try:
             while not self._stopping.is_set():
-                room = _IN_FLIGHT - self._count_in_flight()
-                if paused != (room <= 0):
-                    paused = not paused
-                    (consumer.pause if paused else consumer.resume)(*consumer.assignment())
-                batches = consumer.poll(timeout_ms=20 if paused else 200)
+                self._pause_full(consumer)
+                batches = consumer.poll(timeout_ms=20 if consumer.paused() else 200)
                 for partition, records in batches.items():
                     self._begin(partition, records, loop)
                 if assigned.is_set() and not told:
@@ -173,9 +215,16 @@ class Consumer:
                 self._partitions.clear()
             consumer.close(autocommit=False)
 
-    def _count_in_flight(self) -> int:
+    def _pause_full(self, consumer: KafkaConsumer) -> None:
+        """Reads on in partitions whose window is half empty, and not in those that are full."""
+        paused = consumer.paused()
         with self._lock:
-            return sum(len(partition.in_flight) for partition in self._partitions.values())
+            waiting = {key: len(partition.in_flight) for key, partition in self._partitions.items()}
+        full = {key for key, count in waiting.items() if count >= _WINDOW}
+        if full - paused:
+            consumer.pause(*full - paused)
+        if emptier := {key for key in paused if waiting.get(key, 0) <= _WINDOW // 2}:
+            consumer.resume(*emptier)
 
     def _begin(
         self, key: TopicPartition, records: Sequence[Any], loop: asyncio.AbstractEventLoop
@@ -184,8 +233,7 @@ class Consumer:
             partition = self._partitions.setdefault(key, _Partition())
             partition.in_flight.update(record.offset for record in records)
             partition.position = records[-1].offset + 1
-        for record in records:
-            loop.call_soon_threadsafe(self._queue, record, partition)
+        loop.call_soon_threadsafe(self._queue, records, partition)
 
     def commit(self, consumer: KafkaConsumer) -> None:
         """Commits what is done. A failure is harmless: the records come again."""
@@ -217,60 +265,82 @@ class Consumer:
 
     # -- In the event loop -----------------------------------------------------------------
 
-    def _queue(self, record: Any, partition: _Partition) -> None:
-        """Handles a record, if order matters when the one before it with the same key is done."""
-        subscription = self._subscriptions[record.topic]
-        in_order = isinstance(subscription, Subscription) and subscription.in_order and record.key
-        alone = b"%d/%d" % (record.partition, record.offset)
-        key = (record.topic, record.key if in_order else alone)
-        task = asyncio.get_running_loop().create_task(
-            self._after(self._last_of_key.get(key), record)
-        )
-        self._last_of_key[key] = task
+    def _queue(self, records: Sequence[Any], partition: _Partition) -> None:
+        """Puts records behind those with the same key, if order matters."""
+        subscription = self._subscriptions[records[0].topic]
+        in_order = isinstance(subscription, Subscription) and subscription.in_order
+        for record in records:
+            alone = b"%d/%d" % (record.partition, record.offset)
+            key = (record.topic, record.key if in_order and record.key else alone)
+            if key in self._lanes:
+                self._lanes[key].append((record, partition))
+            else:
+                self._lanes[key] = deque([(record, partition)])
+                task = asyncio.get_running_loop().create_task(self._work_off(key))
+                self._tasks.add(task)
+                task.add_done_callback(self._tasks.discard)
 
-        def done(task: asyncio.Task[None]) -> None:
-            if self._last_of_key.get(key) is task:
-                del self._last_of_key[key]
-            if not task.cancelled():
-                with self._lock:
-                    partition.in_flight.discard(record.offset)
+    async def _work_off(self, key: tuple[str, bytes]) -> None:
+        lane = self._lanes[key]
+        while lane:
+            record, partition = lane.popleft()
+            headers = dict(record.headers)
+            traceparent = headers.get(context.TRACEPARENT, b"").decode("ascii", "replace")
+            context.enter(context.CallContext(trace_id=context.trace_id_of(traceparent)))
+            _at_hand.set(
+                f"{record.topic}/{record.partition}/{record.offset}/{record.timestamp}",
+            )
+            await self._handle(record, partition)
+            with self._lock:
+                partition.in_flight.discard(record.offset)
+        del self._lanes[key]
 
-        task.add_done_callback(done)
-
-    async def _after(self, before: "asyncio.Task[None] | None", record: Any) -> None:
-        if before is not None:
-            await asyncio.wait([before])
-        headers = dict(record.headers)
-        traceparent = headers.get(context.TRACEPARENT, b"").decode("ascii", "replace")
-        context.enter(context.CallContext(trace_id=context.trace_id_of(traceparent)))
-        await self._handle(record)
-
-    async def _handle(self, record: Any) -> None:
-        subscription = self._subscriptions[record.topic]
+    async def _handle(self, record: Any, partition: _Partition) -> None:
+        """Tries until a record is handled or buried, or another member has its partition."""
         failures = 0
         waits = 0
         while True:
-            try:
-                if isinstance(subscription, RawSubscription):
-                    await subscription.handle(record)
-                else:
-                    await subscription.handle(subscription.message.FromString(record.value))
+            await self._open[record.topic].wait()
+            async with self._places[record.topic]:
+                if not self._has(partition):
+                    return
+                error = await self._attempt(record)
+            if error is None:
                 return
-            except Unavailable as error:
+            if isinstance(error, Unavailable):
                 waits += 1
                 delay = _backoff(waits)
                 _log.warning("handling waits", topic=record.topic, seconds=delay, error=str(error))
-            except (Rejected, DecodeError) as error:
-                await self._bury(record, error)
-                return
-            except Exception as error:
+            else:
                 failures += 1
-                if failures >= _TRIES and isinstance(subscription, Subscription):
+                if self._is_hopeless(record, error, failures):
                     await self._bury(record, error)
                     return
                 delay = _backoff(failures)
                 _log.warning("handling failed", topic=record.topic, tries=failures, exc_info=error)
             await asyncio.sleep(delay)
+
+    async def _attempt(self, record: Any) -> Exception | None:
+        subscription = self._subscriptions[record.topic]
+        try:
+            if isinstance(subscription, RawSubscription):
+                await subscription.handle(record)
+            else:
+                await subscription.handle(subscription.message.FromString(record.value))
+        except Exception as error:
+            return error
+        return None
+
+    def _is_hopeless(self, record: Any, error: Exception, failures: int) -> bool:
+        if isinstance(error, Rejected | DecodeError):
+            return True
+        by_itself = isinstance(self._subscriptions[record.topic], Subscription)
+        return by_itself and failures >= _TRIES
+
+    def _has(self, partition: _Partition) -> bool:
+        """Tells whether a partition is still this member's; else another handles its records."""
+        with self._lock:
+            return any(partition is own for own in self._partitions.values())
 
     async def _bury(self, record: Any, error: Exception) -> None:
         """Sends a record to the dead letters, however long the broker takes to accept it."""
