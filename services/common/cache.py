@@ -44,6 +44,16 @@ class Script:
         object.__setattr__(self, "sha", hashlib.sha1(source.encode()).hexdigest())  # noqa: S324
 
 
+# MGET takes keys of one slot only, and as many GETs cost this process half as much again.
+_GET_MANY = Script("""
+    local values = {}
+    for index, key in ipairs(ARGV) do
+        values[index] = redis.call('GET', key)
+    end
+    return values
+""")
+
+
 class Cache:
     """One Valkey or a cluster.
 
@@ -60,7 +70,7 @@ class Cache:
         The id decides only where: a script that needs it gets it in `args`.
         """
         slot = slot_of(str(owner_id))
-        server = await self._servers.server_of(slot)
+        server = self._servers.owners[slot] or await self._servers.owner_of(slot)
         reply = await self._evaluate(server, script, args)
         if _is_misplaced(reply):
             # With a key that is declared the servers tell where it is.
@@ -80,7 +90,8 @@ class Cache:
         """
         groups: dict[Server, list[int]] = {}
         for owner_id in owner_ids:
-            server = await self._servers.server_of(slot_of(str(owner_id)))
+            slot = slot_of(str(owner_id))
+            server = self._servers.owners[slot] or await self._servers.owner_of(slot)
             groups.setdefault(server, []).append(owner_id)
         replies = await _all(
             self._evaluate(server, script, [*args, *group]) for server, group in groups.items()
@@ -107,12 +118,28 @@ class Cache:
         if not keys:
             return []
         if isinstance(self._servers, OneServer):
-            server = await self._servers.server_of(0)
+            server = await self._servers.owner_of(0)
             [values] = await self._ask(server, [("MGET", *keys)])
             found: list[bytes | None] = _checked(values)
             return found
-        replies = await self._ask_owners([(slot_of(key), ("GET", key)) for key in keys])
-        return [_checked(reply) for reply in replies]
+        groups: dict[Server, list[int]] = {}
+        for index, key in enumerate(keys):
+            slot = slot_of(key)
+            server = self._servers.owners[slot] or await self._servers.owner_of(slot)
+            groups.setdefault(server, []).append(index)
+        answers = await _all(
+            self._evaluate(server, _GET_MANY, [keys[index] for index in group])
+            for server, group in groups.items()
+        )
+        values: list[bytes | None] = [None] * len(keys)
+        for group, answer in zip(groups.values(), answers, strict=True):
+            if _is_misplaced(answer):
+                answer = await self._ask_owners(
+                    [(slot_of(keys[index]), ("GET", keys[index])) for index in group]
+                )
+            for index, value in zip(group, _checked(answer), strict=True):
+                values[index] = _checked(value)
+        return values
 
     async def put_many(self, values: Mapping[str, bytes], *, seconds: int, only_new: bool) -> None:
         """Sets values that live for `seconds`; with `only_new`, leaves those that exist."""
@@ -149,7 +176,12 @@ class Cache:
                 await asyncio.sleep(0.01 * attempt)
             groups: dict[Server, list[int]] = {}
             for index in left:
-                server = told.get(index) or await self._servers.server_of(commands[index][0])
+                slot = commands[index][0]
+                server = (
+                    told.get(index)
+                    or self._servers.owners[slot]
+                    or await self._servers.owner_of(slot)
+                )
                 groups.setdefault(server, []).append(index)
             answers = await _all(
                 self._ask(server, [commands[index][1] for index in group])

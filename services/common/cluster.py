@@ -41,9 +41,10 @@ class OneServer:
     def __init__(self, address: Address, login: Login, timeout: float) -> None:
         """Takes how many seconds the server may take to answer."""
         self._server = Server(address, login, timeout)
+        self.owners: list[Server | None] = [self._server] * _SLOTS
 
-    async def server_of(self, _: int) -> Server:
-        """Returns the server that has a slot."""
+    async def owner_of(self, _: int) -> Server:
+        """Returns the server."""
         return self._server
 
     def suspect(self) -> None:
@@ -66,27 +67,28 @@ class Cluster:
         self._login = login
         self._timeout = timeout
         self._servers: dict[Address, Server] = {}
-        self._owners: list[Server | None] = [None] * _SLOTS
+        self.owners: list[Server | None] = [None] * _SLOTS
+        """The server that has each slot, where it is known."""
         self._learning: asyncio.Task[None] | None = None
         self._learned_at = -_RELEARN_SECONDS
 
-    async def server_of(self, slot: int) -> Server:
+    async def owner_of(self, slot: int) -> Server:
         """Returns the server that has a slot.
 
         Raises:
             Unavailable: none is known to.
         """
-        owner = self._owners[slot]
+        owner = self.owners[slot]
         if owner is None:
             await self.relearn()
-            owner = self._owners[slot]
+            owner = self.owners[slot]
         if owner is None:
             raise Unavailable(PART)
         return owner
 
     def moved(self, slot: int, address: Address) -> Server:
         """Believes a server that says where a slot is now; others may have moved, too."""
-        server = self._owners[slot] = self.at(address)
+        server = self.owners[slot] = self.at(address)
         self.suspect()
         return server
 
@@ -144,7 +146,7 @@ class Cluster:
             # Without a host it is the one that answered.
             master = self.at(Address(host.decode() if host else asked.host, port))
             owners[first : last + 1] = [master] * (last + 1 - first)
-        self._owners = owners
+        self.owners = owners
         masters = set(self._masters())
         if before != masters:
             _log.info(
@@ -157,4 +159,4 @@ class Cluster:
                 await self._servers.pop(address).close()
 
     def _masters(self) -> Iterable[Server]:
-        return {server for server in self._owners if server is not None}
+        return {server for server in self.owners if server is not None}
