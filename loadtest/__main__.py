@@ -7,6 +7,7 @@ another one, too.
 import click
 
 from loadtest.edge import edge
+from loadtest.feed import feed
 from loadtest.followers import followers
 from loadtest.pipeline import pipeline
 from loadtest.uploads import uploads
@@ -21,7 +22,7 @@ def cli(context: click.Context) -> None:
             context.invoke(command)
 
 
-for command in (pipeline, uploads, edge, followers):
+for command in (pipeline, uploads, edge, feed, followers):
     cli.add_command(command)
 
 

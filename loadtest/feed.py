@@ -1,0 +1,306 @@
+"""Reading feeds over REST: warm pages of 20, beside the least that any feed process could do."""
+
+import asyncio
+import random
+import secrets
+import ssl
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import click
+from photomesh.account.v1.account_service_pb2 import AccountSummary
+from photomesh.feed.v1 import feed_service_pb2 as pb
+from photomesh.media.v1.media_internal_service_pb2 import StoredMedia
+from photomesh.media.v1.media_service_pb2 import MediaState
+from photomesh.post.v1.post_service_pb2 import Post, PostState
+
+from deploy.local.ports import free_ports
+from deploy.local.stack import Stack
+from services.account.tokens import Tokens
+from services.common import cache, client
+from services.common.cdn import EdgeSigner
+from services.common.config import CacheSettings, CdnSettings
+from services.common.context import USER_ID
+from services.common.ids import EPOCH_MS
+from services.common.post_cache import CachedPost, PostCache
+from services.common.presented_media import write_media
+from services.common.timelines import CAP, HomeTimelines
+
+_POSTS = 5_000
+_AUTHORS = 500
+_PAGE = 20
+_CONNECTIONS = 32
+_WARM_UP_SECONDS = 1.0
+
+
+@click.command("feed")
+@click.option("--seconds", default=6.0, show_default=True, help="How long each rate is measured.")
+@click.option("--readers", default=2_000, show_default=True, help="How many feeds there are.")
+@click.option("--rounds", default=1, show_default=True, help="How often all is measured.")
+def feed(seconds: float, readers: int, rounds: int) -> None:
+    """Feed pages/s through the gateway, as a ratio to a handler that only returns the bytes."""
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        Stack(
+            Path(folder),
+            ports=free_ports(),
+            ephemeral=True,
+        ) as stack,
+    ):
+        # Graph and post are not there, so whatever is not a warm page fails.
+        stack.up(["valkey", "feed", "gateway"])
+        answer = asyncio.run(_fill(stack, range(1, readers + 1)))
+        (Path(folder) / "answer").write_bytes(answer)
+        tokens = _tokens(stack, readers)
+        for number in range(rounds):
+            if number:
+                stack.start("feed")
+            ours = asyncio.run(_measure(stack, tokens, seconds, stack.pid("feed")))
+            stack.stop("feed")
+            floor = _floor(stack, Path(folder) / "answer", tokens, seconds)
+            for door, mine, least in zip(("plain", "TLS"), ours, floor, strict=True):
+                click.echo(
+                    f"feed over REST, {door}: {mine} ; a handler that only returns the bytes: "
+                    f"{least} ; {mine.per_second / least.per_second:.2f} of it"
+                )
+
+
+@dataclass(frozen=True)
+class _Rate:
+    per_second: float
+    p50_ms: float
+    p99_ms: float
+    cpu_ms: float
+
+    def __str__(self) -> str:
+        return (
+            f"{self.per_second:.0f} pages/s ({self.cpu_ms:.2f} ms CPU of its process each), at "
+            f"70 % of that p50 {self.p50_ms:.1f} ms, p99 {self.p99_ms:.1f} ms"
+        )
+
+
+async def _fill(stack: Stack, reader_ids: Sequence[int]) -> bytes:
+    """Makes warm feeds of 500 posts; returns one page as feed serves it."""
+    chance = random.Random(1)
+    newest = (time.time_ns() // 1_000_000 - EPOCH_MS) << 23
+    post_ids = [newest - (n * 60_000 << 23) for n in range(_POSTS)]
+    signer = EdgeSigner(
+        CdnSettings(
+            cdn_url=f"http://127.0.0.1:{stack.ports.edge}",
+            cdn_key_file=stack.layout.pki / "cdn.key",
+        )
+    )
+    settings = CacheSettings(valkey_url=stack.valkey_url)
+    async with cache.connect(settings) as valkey:
+        posts = {
+            post_id: CachedPost(1 + n % _AUTHORS, _post(post_id, 1 + n % _AUTHORS, signer))
+            for n, post_id in enumerate(post_ids)
+        }
+        for start in range(0, _POSTS, 500):
+            await PostCache(valkey).put(
+                {each: posts[each] for each in post_ids[start : start + 500]}
+            )
+        timelines = HomeTimelines(valkey)
+        for reader_id in reader_ids:
+            marker = await timelines.begin_rebuild(reader_id)
+            assert marker is not None  # noqa: S101 -- The cache is new.
+            mine = sorted(chance.sample(post_ids, CAP), reverse=True)
+            await timelines.finish_rebuild(reader_id, marker, mine, whole=False, version=1)
+    address = f"127.0.0.1:{stack.ports.feed}"
+    async with client.channel("feed", address, stack.layout.pki / "gateway") as channel:
+        # Bytes in, bytes out.
+        call: Any = channel.unary_unary("/photomesh.feed.v1.FeedService/GetFeed")
+        answer: bytes = await call(b"", metadata=((USER_ID, str(reader_ids[0])),))
+    page = pb.GetFeedResponse.FromString(answer)
+    if len(page.posts) != _PAGE or page.state != pb.FEED_STATE_COMPLETE:
+        raise click.ClickException(f"the feed is not warm: {len(page.posts)} posts, {page.state}")
+    return answer
+
+
+def _post(post_id: int, author_id: int, signer: EdgeSigner) -> bytes:
+    post = Post(
+        post_id=post_id,
+        author=AccountSummary(account_id=author_id, username=f"author{author_id}"),
+        caption="A caption of some sixty characters, as most of them have it. " * 2,
+        state=PostState.POST_STATE_PUBLISHED,
+    )
+    media = StoredMedia(
+        media_id=post_id - 1,
+        owner_id=author_id,
+        state=MediaState.MEDIA_STATE_READY,
+        width=4032,
+        height=3024,
+        key_prefix=f"2026/11/21/{author_id}/{post_id - 1}/",
+        blurhash="LEHV6nWB2yk8pyo0adR*.7kCMdnj",
+        dominant_colour="#8a7f6b",
+        perceptual_hash=secrets.token_hex(8),
+    )
+    for name, width in (("w2048", 2048), ("w1080", 1080), ("w600", 600), ("s200", 200)):
+        for extension in ("jpeg", "webp", "avif"):
+            media.variants.add(
+                name=name,
+                content_type=f"image/{extension}",
+                width=width,
+                height=width * 3 // 4,
+                size_bytes=width * 100,
+                object_name=f"{name}.{extension}",
+            )
+    write_media(post.media.add(), media, signer)
+    return post.SerializeToString()
+
+
+def _tokens(stack: Stack, readers: int) -> list[str]:
+    issuer = Tokens(stack.layout.pki / "token" / "key.pem")
+    expiry = datetime.now(UTC) + timedelta(hours=1)
+    # Some hundred suffice: the gateway checks each anew.
+    return [issuer.access_token(reader_id, expiry) for reader_id in range(1, min(readers, 500) + 1)]
+
+
+def _floor(stack: Stack, answer: Path, tokens: Sequence[str], seconds: float) -> "list[_Rate]":
+    address = f"127.0.0.1:{stack.ports.feed}"
+    tls_dir = str(stack.layout.pki / "feed")
+    command = [sys.executable, "-m", "loadtest.floor", address, tls_dir, str(answer)]
+    with subprocess.Popen(command) as floor:
+        try:
+            asyncio.run(_until_answered(stack))
+            return asyncio.run(_measure(stack, tokens, seconds, floor.pid))
+        finally:
+            floor.terminate()
+
+
+async def _until_answered(stack: Stack) -> None:
+    address = f"127.0.0.1:{stack.ports.feed}"
+    async with client.channel("feed", address, stack.layout.pki / "gateway") as channel:
+        call: Any = channel.unary_unary("/photomesh.feed.v1.FeedService/GetFeed")
+        await call(b"", wait_for_ready=True, timeout=20)
+
+
+# -- Load ----------------------------------------------------------------------------------
+
+
+async def _measure(
+    stack: Stack, tokens: Sequence[str], seconds: float, pid: int | None
+) -> "list[_Rate]":
+    context = ssl.create_default_context(cafile=str(stack.layout.pki / "public" / "ca.pem"))
+    return [
+        await _rate(stack.ports.gateway_http, None, tokens, seconds, pid),
+        await _rate(stack.ports.gateway_https, context, tokens, seconds, pid),
+    ]
+
+
+async def _rate(
+    port: int,
+    tls: ssl.SSLContext | None,
+    tokens: Sequence[str],
+    seconds: float,
+    pid: int | None,
+) -> _Rate:
+    requests = [
+        b"GET /v1/feed HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer %s\r\n\r\n"
+        % token.encode()
+        for token in tokens
+    ]
+    connections = [await _Connection.open(port, tls) for _ in range(_CONNECTIONS)]
+    try:
+        await _closed_loop(connections, requests, _WARM_UP_SECONDS)
+        used = _cpu_seconds(pid)
+        count = await _closed_loop(connections, requests, seconds)
+        used = _cpu_seconds(pid) - used
+        latencies = await _open_loop(connections, requests, 0.7 * count / seconds, seconds)
+    finally:
+        for connection in connections:
+            connection.close()
+    latencies.sort()
+    return _Rate(
+        count / seconds,
+        1000 * latencies[len(latencies) // 2],
+        1000 * latencies[len(latencies) * 99 // 100],
+        1000 * used / count,
+    )
+
+
+def _cpu_seconds(pid: int | None) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / 100
+
+
+class _Connection:
+    """One connection that is kept, with one request at a time."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader = reader
+        self._writer = writer
+
+    @classmethod
+    async def open(cls, port: int, tls: ssl.SSLContext | None) -> "_Connection":
+        return cls(
+            *await asyncio.open_connection(
+                "127.0.0.1",
+                port,
+                ssl=tls,
+                server_hostname="localhost" if tls else None,
+                limit=1 << 20,
+            )
+        )
+
+    async def ask(self, request: bytes) -> None:
+        self._writer.write(request)
+        head = await self._reader.readuntil(b"\r\n\r\n")
+        _, _, rest = head.lower().partition(b"content-length:")
+        if not head.startswith(b"HTTP/1.1 200") or not rest:
+            raise click.ClickException(f"the gateway answered {head[:200]!r}")
+        await self._reader.readexactly(int(rest.partition(b"\r\n")[0]))
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+async def _closed_loop(
+    connections: Sequence[_Connection], requests: Sequence[bytes], seconds: float
+) -> int:
+    """Returns how many answers were read by connections that ask again at once."""
+    deadline = time.perf_counter() + seconds
+
+    async def one(number: int) -> int:
+        count = 0
+        while time.perf_counter() < deadline:
+            await connections[number].ask(requests[(number + count * 37) % len(requests)])
+            count += 1
+        return count
+
+    return sum(await asyncio.gather(*(one(number) for number in range(len(connections)))))
+
+
+async def _open_loop(
+    connections: Sequence[_Connection], requests: Sequence[bytes], rate: float, seconds: float
+) -> list[float]:
+    """Returns the latencies of requests that come at a steady rate, whatever the answers do.
+
+    Each counts from when it was due, so that a queue shows in it.
+    """
+    idle: asyncio.LifoQueue[_Connection] = asyncio.LifoQueue()
+    for connection in connections:
+        idle.put_nowait(connection)
+    latencies: list[float] = []
+
+    async def one(number: int, due: float) -> None:
+        connection = await idle.get()
+        await connection.ask(requests[number % len(requests)])
+        latencies.append(time.perf_counter() - due)
+        idle.put_nowait(connection)
+
+    began = time.perf_counter()
+    async with asyncio.TaskGroup() as group:
+        for number in range(int(rate * seconds)):
+            due = began + number / rate
+            if (wait := due - time.perf_counter()) > 0:
+                await asyncio.sleep(wait)
+            group.create_task(one(number, due))
+    return latencies
