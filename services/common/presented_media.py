@@ -8,18 +8,26 @@ from services.common.cdn import UrlSigner
 
 def present_media(item: StoredMedia, signer: UrlSigner) -> Media:
     """Returns a media item with URLs that the CDN accepts in place of object names."""
-    media = Media(
-        media_id=item.media_id,
-        owner_id=item.owner_id,
-        state=item.state,
-        failure=item.failure,
-        width=item.width,
-        height=item.height,
-        create_time=item.create_time,
-        blurhash=item.blurhash,
-        dominant_colour=item.dominant_colour,
-        perceptual_hash=item.perceptual_hash,
-    )
+    media = Media()
+    write_media(media, item, signer)
+    return media
+
+
+def write_media(media: Media, item: StoredMedia, signer: UrlSigner) -> None:
+    """Writes a media item into an empty message, which may be a part of an answer.
+
+    A message that is made first and then put into another is copied, with all of its variants.
+    """
+    media.media_id = item.media_id
+    media.owner_id = item.owner_id
+    media.state = item.state
+    media.failure = item.failure
+    media.width = item.width
+    media.height = item.height
+    media.create_time.CopyFrom(item.create_time)
+    media.blurhash = item.blurhash
+    media.dominant_colour = item.dominant_colour
+    media.perceptual_hash = item.perceptual_hash
     if item.variants:
         # One signature is good for all of them.
         signed = signer.sign(item.key_prefix)
@@ -32,4 +40,3 @@ def present_media(item: StoredMedia, signer: UrlSigner) -> Media:
                 size_bytes=variant.size_bytes,
                 url=signed.url(variant.object_name),
             )
-    return media

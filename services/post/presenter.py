@@ -1,20 +1,20 @@
 """Posts as people see them: with their author's name, and URLs that the CDN accepts."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 import grpc
-from google.protobuf.timestamp_pb2 import Timestamp
 from photomesh.account.v1.account_internal_service_pb2 import BatchGetAccountsRequest
 from photomesh.account.v1.account_internal_service_pb2_grpc import AccountInternalServiceStub
 from photomesh.account.v1.account_service_pb2 import AccountSummary
 from photomesh.media.v1.media_internal_service_pb2 import StoredMedia
+from photomesh.post.v1 import post_internal_service_pb2 as internal_pb
 from photomesh.post.v1 import post_service_pb2 as pb
 
 from services.common import client, logs
 from services.common.cdn import UrlSigner
 from services.common.errors import MeshError
-from services.common.ids import created_at
-from services.common.presented_media import present_media
+from services.common.ids import EPOCH_MS, age_of
+from services.common.presented_media import write_media
 from services.post.store import Post
 
 _NAMES_WITHIN_SECONDS = 0.5
@@ -31,14 +31,24 @@ class Presenter:
 
     async def present(self, post: Post, media: Sequence[StoredMedia]) -> pb.Post:
         """Returns one post with its media."""
-        return (await self.present_all([(post, media)]))[0]
+        presented = pb.Post()
+        authors = await self._authors({post.author_id})
+        self._write(presented, post, authors[post.author_id], media)
+        return presented
 
-    async def present_all(
-        self, posts: Sequence[tuple[Post, Sequence[StoredMedia]]]
-    ) -> list[pb.Post]:
-        """Returns posts, each given with its media, in their order."""
-        authors = await self._authors({post.author_id for post, _ in posts})
-        return [self._to_pb(post, authors[post.author_id], media) for post, media in posts]
+    async def present_all(self, posts: Iterable[Post | None]) -> internal_pb.BatchGetPostsResponse:
+        """Returns posts that were published, in their order; a blank one for None.
+
+        They are written into the answer at once: copies of a hundred would cost as much again.
+        """
+        posts = list(posts)
+        authors = await self._authors({post.author_id for post in posts if post})
+        answer = internal_pb.BatchGetPostsResponse()
+        for post in posts:
+            presented = answer.posts.add()
+            if post:
+                self._write(presented, post, authors[post.author_id], post.snapshots)
+        return answer
 
     async def _authors(self, author_ids: Collection[int]) -> dict[int, AccountSummary]:
         """Returns a summary of each account.
@@ -60,14 +70,13 @@ class Presenter:
             return authors
         return authors | {author.account_id: author for author in answer.accounts}
 
-    def _to_pb(self, post: Post, author: AccountSummary, media: Sequence[StoredMedia]) -> pb.Post:
-        create_time = Timestamp()
-        create_time.FromDatetime(created_at(post.post_id))
-        return pb.Post(
-            post_id=post.post_id,
-            author=author,
-            caption=post.caption,
-            media=[present_media(item, self._signer) for item in media],
-            state=pb.PostState.Value(f"POST_STATE_{post.state}"),
-            create_time=create_time,
-        )
+    def _write(
+        self, presented: pb.Post, post: Post, author: AccountSummary, media: Sequence[StoredMedia]
+    ) -> None:
+        presented.post_id = post.post_id
+        presented.author.CopyFrom(author)
+        presented.caption = post.caption
+        for item in media:
+            write_media(presented.media.add(), item, self._signer)
+        presented.state = pb.PostState.Value(f"POST_STATE_{post.state}")
+        presented.create_time.FromMilliseconds(EPOCH_MS + age_of(post.post_id))

@@ -195,13 +195,10 @@ class PostInternalService(PostInternalServiceServicer):
         self, request: internal_pb.BatchGetPostsRequest, context: Context
     ) -> internal_pb.BatchGetPostsResponse:
         found = await self._store.posts(request.post_ids)
-        published = [
-            (post, post.snapshots) for post in found.values() if post.state is State.PUBLISHED
-        ]
-        presented = {post.post_id: post for post in await self._presenter.present_all(published)}
-        return internal_pb.BatchGetPostsResponse(
-            posts=[presented.get(post_id, pb.Post()) for post_id in request.post_ids]
-        )
+        published = {
+            post_id: post for post_id, post in found.items() if post.state is State.PUBLISHED
+        }
+        return await self._presenter.present_all(map(published.get, request.post_ids))
 
     async def ListRecentByAuthors(
         self, request: internal_pb.ListRecentByAuthorsRequest, context: Context

@@ -415,7 +415,8 @@ class PostStore:
 
     async def _posts(self, query: LiteralString, parameters: dict[str, object]) -> list[Post]:
         async with self._database.connection() as connection:
-            cursor = connection.cursor(row_factory=kwargs_row(_to_post))
+            # As text, a hundred posts with their snapshots would take twice the time: 5 ms.
+            cursor = connection.cursor(row_factory=kwargs_row(_to_post), binary=True)
             await cursor.execute(query, parameters)
             return await cursor.fetchall()
 
