@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable
 import pytest
 from photomesh.graph.v1.events_pb2 import CelebrityChanged, FollowChanged
 
+from deploy.local.stack import Stack
 from services.common.config import KafkaSettings
 from services.common.database import Database
 from services.common.outbox import Outbox, Relay
@@ -40,6 +41,19 @@ class Graph:
     async def rows(self, query: str) -> list[tuple]:
         async with self._database.connection() as connection:
             return await (await connection.execute(query)).fetchall()
+
+    async def empty(self) -> None:
+        """Removes everything that earlier tests left."""
+        tables = await self.rows(
+            """
+            SELECT relname FROM pg_class
+             WHERE relnamespace = 'graph'::regnamespace AND relkind IN ('r', 'p')
+               AND NOT relispartition AND relname NOT LIKE 'schema%'
+            """
+        )
+        async with self._database.connection() as connection:
+            # Quicker than to truncate them, when they hold next to nothing.
+            await connection.execute(";".join(f"DELETE FROM {table}" for (table,) in tables))
 
     async def edges(self) -> set[tuple[int, int]]:
         """Returns who follows whom; both tables and all counts must say the same."""
@@ -106,11 +120,19 @@ def ids(packed: bytes) -> list[int]:
     return [value for (value,) in struct.iter_unpack(">q", packed)]
 
 
-@pytest.fixture
-async def graph(database_of: Callable, kafka: KafkaSettings) -> AsyncIterator[Graph]:
-    settings = database_of("graph")
+@pytest.fixture(scope="package")
+async def graph_of_all(shared_database_of: Callable, infrastructure: Stack) -> AsyncIterator[Graph]:
+    settings = shared_database_of("graph")
+    kafka = KafkaSettings(kafka_bootstrap=infrastructure.kafka_bootstrap)
     async with Database(settings) as one, Database(settings) as other:
         yield Graph([one, other], kafka, Relay(settings, kafka))
+
+
+@pytest.fixture
+async def graph(graph_of_all: Graph) -> Graph:
+    """An empty graph."""
+    await graph_of_all.empty()
+    return graph_of_all
 
 
 @pytest.fixture
