@@ -47,7 +47,8 @@ def cli(context: click.Context, state_dir: Path) -> None:
     """The whole mesh on this machine: real parts, loopback only, everything under var/.
 
     The ports are the block from 18000, or the next that is free; PHOTOMESH_PORT_BASE chooses
-    another.
+    another. PHOTOMESH_CACHE=cluster makes Valkey three masters with a replica each; run `clean`
+    before changing that.
     """
     context.obj = state_dir.resolve()
 
@@ -148,7 +149,10 @@ def _stack(state_dir: Path) -> Stack:
         ports = state.claim(state_dir).ports
     except (ValueError, OSError) as error:
         raise StackError(str(error)) from error
-    return Stack(state_dir, ports=ports)
+    cache = os.environ.get("PHOTOMESH_CACHE", "server")
+    if cache not in ("server", "cluster"):
+        raise StackError(f"PHOTOMESH_CACHE is {cache}: it can be server or cluster")
+    return Stack(state_dir, ports=ports, cache_cluster=cache == "cluster")
 
 
 def _session(stack: Stack) -> Text:

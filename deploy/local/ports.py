@@ -33,6 +33,17 @@ _OFFSETS = {
     "s3_admin": 347,
     "s3_admin_grpc": 348,
     "valkey": 379,
+    "valkey_2": 380,
+    "valkey_3": 381,
+    "valkey_4": 382,
+    "valkey_5": 383,
+    "valkey_6": 384,
+    "valkey_bus_1": 385,
+    "valkey_bus_2": 386,
+    "valkey_bus_3": 387,
+    "valkey_bus_4": 388,
+    "valkey_bus_5": 389,
+    "valkey_bus_6": 390,
     "postgres": 432,
     "gateway_https": 443,
 }
@@ -58,6 +69,18 @@ class Ports:
     edge_admin: int
     postgres: int
     valkey: int
+    # Only a cluster's.
+    valkey_2: int
+    valkey_3: int
+    valkey_4: int
+    valkey_5: int
+    valkey_6: int
+    valkey_bus_1: int
+    valkey_bus_2: int
+    valkey_bus_3: int
+    valkey_bus_4: int
+    valkey_bus_5: int
+    valkey_bus_6: int
     s3: int
     s3_grpc: int
     filer: int
@@ -84,6 +107,18 @@ class Ports:
         if not 1_024 <= base <= 65_535 - _BLOCK:
             raise ValueError(f"a port block cannot begin at {base}: give 1024 to 64535")
         return cls(**{name: base + offset for name, offset in _OFFSETS.items()})
+
+    @property
+    def valkey_nodes(self) -> tuple[tuple[int, int], ...]:
+        """The servers of a cluster, masters first: port for clients, and port of its bus."""
+        return (
+            (self.valkey, self.valkey_bus_1),
+            (self.valkey_2, self.valkey_bus_2),
+            (self.valkey_3, self.valkey_bus_3),
+            (self.valkey_4, self.valkey_bus_4),
+            (self.valkey_5, self.valkey_bus_5),
+            (self.valkey_6, self.valkey_bus_6),
+        )
 
     def named(self) -> Iterator[tuple[str, int]]:
         for field in dataclasses.fields(self):

