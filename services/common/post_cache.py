@@ -29,6 +29,9 @@ each race:
   is under way that was asked for before the change lets that copy in. Of one key in the memory of
   one server that means two rare things within two seconds; fanout, which repeats each withdrawal
   when it handles the event, makes it three.
+* A replica is promoted that has not heard of the tombstone: then the old copy is back. Replicas lag
+  by milliseconds, and fanout's repetition comes some tens of them later, or, if nothing could be
+  written meanwhile, after the promotion.
 """
 
 from collections.abc import Iterable, Mapping, Sequence

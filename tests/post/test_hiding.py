@@ -6,6 +6,8 @@ import time
 from collections.abc import AsyncIterator
 
 import pytest
+from photomesh.graph.v1 import graph_service_pb2 as graph_pb
+from photomesh.graph.v1.graph_service_pb2_grpc import GraphServiceStub
 from photomesh.media.v1 import media_service_pb2 as media_pb
 from photomesh.media.v1.events_pb2 import MediaProcessed
 from photomesh.media.v1.media_internal_service_pb2 import StoredMedia
@@ -17,6 +19,7 @@ from services.common.errors import MeshError
 from services.common.post_cache import CachedPost, PostCache
 from services.post.service import PostService
 from services.post.store import Post, State
+from tests.callers import channel_to
 from tests.post.conftest import Author, Replica, sign_in
 
 ARCHIVED, PUBLISHED, DELETED = (
@@ -223,6 +226,28 @@ async def test_authors_do_not_wait_for_a_cache_that_does_not_answer(
     # Fanout withdraws them when the cache is back.
     assert await replicas[0].changes() == [post.post_id for post in posts]
     assert taken < 1.5, "twice 0.3 s, on a machine that others use, too"
+
+
+async def test_others_see_a_post_if_they_may_see_its_authors_account(
+    replicas, service, services, author, stranger
+):
+    post = await published(replicas[0], author)
+    of_author = graph_pb.FollowRequest(account_id=author.account_id)
+    sign_in(stranger)
+    async with channel_to(services, "graph", identity="gateway") as channel:
+        graph = GraphServiceStub(channel)
+
+        await graph.SetPrivacy(graph_pb.SetPrivacyRequest(private=True), metadata=author.metadata)
+        assert await reason(get(service, post)) == "POST_UNKNOWN"
+
+        await graph.SetPrivacy(graph_pb.SetPrivacyRequest(private=False), metadata=author.metadata)
+        await graph.Follow(of_author, metadata=stranger.metadata)
+        await graph.SetPrivacy(graph_pb.SetPrivacyRequest(private=True), metadata=author.metadata)
+        assert (await get(service, post)).post_id == post.post_id
+
+        block = graph_pb.BlockRequest(account_id=author.account_id)
+        await graph.Block(block, metadata=stranger.metadata)
+        assert await reason(get(service, post)) == "POST_UNKNOWN"
 
 
 async def test_while_graph_is_away_only_the_author_sees_a_post(

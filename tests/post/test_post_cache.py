@@ -36,14 +36,14 @@ def copy(version: int = 1) -> CachedPost:
 
 
 async def test_what_is_kept_comes_back_and_who_is_absent_is_asked_for(posts):
-    kept, empty, withdrawn, changed, unknown = (next(_ids) for _ in range(5))
-    await posts.put({kept: copy(), empty: CachedPost(1, b""), changed: copy()})
+    kept, empty, withdrawn, gone, changed, unknown = (next(_ids) for _ in range(6))
+    await posts.put({kept: copy(), empty: CachedPost(1, b""), gone: None, changed: copy()})
 
     await posts.withdraw([withdrawn])
     await posts.forget([changed])
 
-    found = await posts.get([unknown, changed, withdrawn, empty, kept, kept])
-    assert found == {kept: copy(), empty: CachedPost(1, b""), withdrawn: None}
+    found = await posts.get([unknown, changed, gone, withdrawn, empty, kept, kept])
+    assert found == {kept: copy(), empty: CachedPost(1, b""), withdrawn: None, gone: None}
     assert await posts.get([]) == {}
 
 
@@ -116,8 +116,7 @@ class Post:
     async def read(self, posts: PostCache) -> AsyncIterator[None]:
         answer = copy(self.version) if self.visible else None
         yield
-        if answer:
-            await posts.put({self.post_id: answer})
+        await posts.put({self.post_id: answer})
 
 
 # Reading is what happens most, and deletion ends it all.
