@@ -15,7 +15,8 @@ from psycopg import sql
 from deploy.database import Database, provision_database
 from deploy.local.ports import free_ports
 from deploy.local.stack import Stack
-from services.common.config import DatabaseSettings, KafkaSettings
+from services.common.cache import Cache, connect
+from services.common.config import CacheSettings, DatabaseSettings, KafkaSettings
 from tests.mesh.people import Person
 
 _TEMPLATE = "template_photomesh"
@@ -37,6 +38,36 @@ def infrastructure(stack: Stack) -> Stack:
     """PostgreSQL, Valkey, S3 and the broker, provisioned."""
     stack.up(["infrastructure", "provision"])
     return stack
+
+
+@pytest.fixture(scope="session")
+def valkey_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """Valkey as a cluster of three masters with a replica each, and nothing else."""
+    with Stack(
+        tmp_path_factory.mktemp("cluster"),
+        ports=free_ports(),
+        ephemeral=True,
+        cache_cluster=True,
+    ) as stack:
+        stack.up(["valkey"])
+        yield stack
+
+
+@pytest.fixture(scope="session", params=["server", "cluster"])
+def cache_url(request: pytest.FixtureRequest) -> str:
+    """Where a Valkey is: what uses it is tested with one server, and again with a cluster."""
+    if request.param == "cluster":
+        return request.getfixturevalue("valkey_cluster").valkey_url
+    stack: Stack = request.getfixturevalue("stack")
+    stack.up(["valkey"])
+    return stack.valkey_url
+
+
+@pytest.fixture(scope="session")
+async def cache(cache_url: str) -> AsyncIterator[Cache]:
+    """A client of that Valkey."""
+    async with connect(CacheSettings(valkey_url=cache_url)) as cache:
+        yield cache
 
 
 @pytest.fixture(scope="session")

@@ -1,11 +1,10 @@
 """The cache client against a real Valkey."""
 
 import itertools
-from collections.abc import AsyncIterator
 
 import pytest
 
-from services.common.cache import Cache, Script, connect
+from services.common.cache import Script, connect
 from services.common.config import CacheSettings
 from services.common.errors import Unavailable
 
@@ -18,12 +17,6 @@ _COUNT = Script("""
     end
     return counts
 """)
-
-
-@pytest.fixture(scope="session")
-async def cache(infrastructure) -> AsyncIterator[Cache]:
-    async with connect(CacheSettings(valkey_url=infrastructure.valkey_url)) as cache:
-        yield cache
 
 
 async def test_a_script_runs_also_where_it_is_not_known_yet(cache):

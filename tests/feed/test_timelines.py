@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from redis.asyncio import Redis
+from redis.asyncio import Redis, RedisCluster
 
 from services.common.cache import connect
 from services.common.config import CacheSettings
@@ -17,16 +17,19 @@ _readers = itertools.count(1_000_000)
 
 
 @pytest.fixture(scope="session")
-async def timelines(infrastructure) -> AsyncIterator[HomeTimelines]:
-    async with connect(CacheSettings(valkey_url=infrastructure.valkey_url)) as cache:
-        yield HomeTimelines(cache)
+def timelines(cache) -> HomeTimelines:
+    return HomeTimelines(cache)
 
 
 @pytest.fixture
-async def valkey(infrastructure) -> AsyncIterator[Redis]:
+async def valkey(cache_url) -> AsyncIterator[Redis | RedisCluster]:
     """Looks at what is there."""
-    async with Redis.from_url(infrastructure.valkey_url) as valkey:
+    async with (RedisCluster if "," in cache_url else Redis).from_url(first(cache_url)) as valkey:
         yield valkey
+
+
+def first(url: str) -> str:
+    return url.partition(",")[0]
 
 
 @pytest.fixture
@@ -236,15 +239,14 @@ async def test_a_timeline_and_its_rules_count_only_together(timelines, valkey, r
     assert (await timelines.read(reader, 0, 10)).hidden == frozenset()
 
 
-async def test_authors_timelines_are_read_together(infrastructure):
+async def test_authors_timelines_are_read_together(cache):
     known, absent = next(_readers), next(_readers)
-    async with connect(CacheSettings(valkey_url=infrastructure.valkey_url)) as cache:
-        timelines = AuthorTimelines(cache)
-        marker = await timelines.begin_rebuild(known)
-        await timelines.push([known, absent], [post_id(9)])
-        assert await timelines.finish_rebuild(known, marker, [post_id(5)], whole=True)
+    timelines = AuthorTimelines(cache)
+    marker = await timelines.begin_rebuild(known)
+    await timelines.push([known, absent], [post_id(9)])
+    assert await timelines.finish_rebuild(known, marker, [post_id(5)], whole=True)
 
-        found = await timelines.read([absent, known], post_id(9), 10)
+    found = await timelines.read([absent, known], post_id(9), 10)
 
     assert found[known] == Slice([post_id(5)], Extent.WHOLE)
     assert found[absent] == Slice([], Extent.ABSENT)
