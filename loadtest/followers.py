@@ -29,7 +29,7 @@ _ROUNDS = 7
 # As ids of accounts are: each its own time, on any shard.
 _FILL = sql.SQL("""
     INSERT INTO followers (shard, followee_id, follower_id)
-    SELECT {shard}, {star}, number << 23 | (number * 7919 & 8191) << 10
+    SELECT {shard}, {star}, (number << 23) | ((number * 7919 & 8191) << 10)
       FROM generate_series(1, {followers}::bigint) AS number
 """)
 
