@@ -2,7 +2,8 @@
 
 import io
 import random
-from typing import Any
+import tempfile
+from typing import Any, BinaryIO
 
 from PIL import ExifTags, Image
 
@@ -12,6 +13,14 @@ BERLIN = {
     ExifTags.GPS.GPSLongitudeRef: "E",
     ExifTags.GPS.GPSLongitude: (13.0, 24.0, 18.0),
 }
+
+
+def on_disk(content: bytes) -> BinaryIO:
+    """Returns a file that goes when it is closed."""
+    file = tempfile.TemporaryFile()  # noqa: SIM115 -- It is handed on.
+    file.write(content)
+    file.flush()
+    return file
 
 
 def photo(

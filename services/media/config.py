@@ -30,8 +30,8 @@ class MediaWorkerSettings(MeshSettings, DatabaseSettings, KafkaSettings, Storage
     """How much memory a renderer may allocate. A phone's photo needs about 200."""
     renderer_large_memory_mib: int = 560
     """How much it may allocate for a large picture, of which there is one at a time. With two
-    renderers the worker's processes stay below 1 GiB so. A baseline JPEG of 100 megapixels needs
-    far less, a PNG of as many needs more and FAILS as TOO_EXPENSIVE."""
+    renderers the worker's processes stay below 1 GiB so, and there is room for the pictures that
+    the limits promise (SURE_PIXELS in services/media/pipeline/header.py)."""
     renderer_cpu_seconds: int = 30
     """How long one photo may keep its core busy."""
     renderer_wall_seconds: float = 120.0

@@ -1,8 +1,10 @@
 """What may be uploaded. Every door reads the limits here, and GetUploadLimits tells them."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import timedelta
 
+from services.media.pipeline.header import MOST_PIXELS, SURE_PIXELS
 from services.media.sniffing import KINDS
 
 _MIB = 2**20
@@ -26,6 +28,12 @@ class UploadLimits:
     """One message of a stream."""
     content_types: tuple[str, ...] = (*KINDS, UNTOLD)
     """What may be declared; the last leaves it to the bytes."""
+    most_pixels: int = MOST_PIXELS
+    """The largest picture that is tried."""
+    sure_pixels: Mapping[str, int] = field(
+        default_factory=lambda: {name: SURE_PIXELS[kind] for name, kind in KINDS.items()}
+    )
+    """The largest picture of each type that is decoded in any case."""
     form_life: timedelta = timedelta(minutes=10)
     """How long S3 takes a form."""
     part_life: timedelta = timedelta(hours=1)

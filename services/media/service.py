@@ -61,6 +61,11 @@ class MediaService(MediaServiceServicer):
             part_bytes=self._limits.part_bytes,
             chunk_max_bytes=self._limits.chunk_bytes,
             content_types=self._limits.content_types,
+            max_pixels=self._limits.most_pixels,
+            pictures=(
+                pb.PictureLimit(content_type=content_type, max_pixels=pixels)
+                for content_type, pixels in self._limits.sure_pixels.items()
+            ),
         )
         response.abandoned_after.FromTimedelta(self._limits.abandoned_after)
         return response

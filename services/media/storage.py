@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, BinaryIO, TypeVar
 
 import boto3
 from botocore.config import Config
@@ -361,8 +361,8 @@ class Storage:
 
         return await self._in_thread(get, long=True)
 
-    async def read_original(self, media_id: int, owner_id: int, etag: str) -> bytes:
-        """Returns the content of the original that has this ETag.
+    async def fetch_original(self, media_id: int, owner_id: int, etag: str, into: BinaryIO) -> None:
+        """Writes the content of the original that has this ETag into a file.
 
         One that is missing counts as Unavailable: it was there when it was checked, and S3 may
         take a while to find its objects again after a crash.
@@ -371,18 +371,19 @@ class Storage:
             OriginalChanged: another file lies there now.
         """
 
-        def get() -> bytes:
+        def get() -> None:
             try:
-                found = self._s3.get_object(
+                found = self._long_s3.get_object(
                     Bucket=self._originals, Key=_original_key(media_id, owner_id), IfMatch=etag
                 )
             except ClientError as error:
                 if _status(error) == 412:
                     raise OriginalChanged from error
                 raise
-            return found["Body"].read()
+            into.writelines(found["Body"].iter_chunks(_READ_BYTES))
+            into.flush()
 
-        return await self._in_thread(get)
+        await self._in_thread(get, long=True)
 
     async def put_variant(
         self, media_id: int, owner_id: int, variant: Variant, content: bytes

@@ -11,7 +11,7 @@ from PIL import Image, ImageChops, ImageOps, ImageStat
 from services.media.pipeline.outputs import Failure, Rendition, Unprocessable
 from tests.media.conftest import LIMITS
 from tests.media.pngs import GREY, RGB, png
-from tests.pictures import photo
+from tests.pictures import on_disk, photo
 
 CONTENT_TYPES = {"jpg": "image/jpeg", "webp": "image/webp", "avif": "image/avif"}
 SIZES = ("square200", "w600", "w1080", "w2048")
@@ -56,7 +56,7 @@ def assert_alike(pictures: dict[str, Image.Image], file: bytes, most: float) -> 
 
 async def failure(renderers, file: bytes) -> Failure:
     with pytest.raises(Unprocessable) as refused:
-        await renderers.render(file)
+        await renderers.render(on_disk(file))
     return refused.value.failure
 
 
@@ -68,7 +68,7 @@ async def test_every_orientation_is_turned_upright(renderers, image_format):
     ]
 
     for orientation, file in enumerate(files, 1):
-        rendition = await renderers.render(file)
+        rendition = await renderers.render(on_disk(file))
 
         upright = (320, 200) if orientation < 5 else (200, 320)
         assert (rendition.width, rendition.height) == upright
@@ -78,7 +78,7 @@ async def test_every_orientation_is_turned_upright(renderers, image_format):
 async def test_the_variants_of_a_large_photo_look_like_it(renderers):
     file = photo(4000, 3000, orientation=6, quality=92)
 
-    pictures = opened(await renderers.render(file))
+    pictures = opened(await renderers.render(on_disk(file)))
 
     sizes = {"square200": (200, 200), "w600": (600, 800), "w1080": (1080, 1440)}
     sizes["w2048"] = (2048, 2731)
@@ -95,7 +95,7 @@ async def test_no_metadata_survives(renderers, image_format):
     file = photo(700, 500, image_format=image_format, icc_profile=profile, xmp=b"<x>where</x>")
     assert b"Test camera" in file
 
-    rendition = await renderers.render(file)
+    rendition = await renderers.render(on_disk(file))
 
     for name, picture in opened(rendition).items():
         assert not picture.getexif(), name
@@ -124,7 +124,7 @@ async def test_variants_keep_the_aspect_and_are_never_enlarged(
 ):
     file = photo(*size)
 
-    pictures = opened(await renderers.render(file))
+    pictures = opened(await renderers.render(on_disk(file)))
 
     for extension in ("jpg", "webp"):
         assert pictures[f"square200.{extension}"].size == square
@@ -142,7 +142,7 @@ async def test_what_is_transparent_is_white_in_jpeg_and_stays_so_in_webp(rendere
     image.putalpha(alpha)
     options = {"lossless": True, "exact": True} if image_format == "WEBP" else {}
 
-    pictures = opened(await renderers.render(encoded(image, image_format, **options)))
+    pictures = opened(await renderers.render(on_disk(encoded(image, image_format, **options))))
 
     white = Image.new("RGBA", (1200, 1200), "white")
     composed = Image.alpha_composite(white, image).convert("RGB")
@@ -161,7 +161,7 @@ async def test_what_is_transparent_is_white_in_jpeg_and_stays_so_in_webp(rendere
 async def test_an_alpha_channel_that_hides_nothing_is_dropped(renderers):
     image = Image.open(io.BytesIO(photo(300, 200))).convert("RGBA")
 
-    pictures = opened(await renderers.render(encoded(image)))
+    pictures = opened(await renderers.render(on_disk(encoded(image))))
 
     assert pictures["w600.webp"].mode == "RGB"
 
@@ -188,7 +188,7 @@ async def test_other_colour_models_are_understood(renderers, mode, image_format,
     else:
         image = image.quantize(256) if mode == "P" else image.convert(mode)
 
-    pictures = opened(await renderers.render(encoded(image, image_format, **options)))
+    pictures = opened(await renderers.render(on_disk(encoded(image, image_format, **options))))
 
     reference = image
     if mode == "I;16":
@@ -201,7 +201,7 @@ async def test_the_first_frame_of_a_moving_picture_is_taken(renderers):
     for image_format in ("PNG", "WEBP"):
         file = encoded(frames[0], image_format, save_all=True, append_images=frames[1:])
 
-        pictures = opened(await renderers.render(file))
+        pictures = opened(await renderers.render(on_disk(file)))
 
         assert difference(pictures["w600.jpg"], frames[0]) < 5
 
@@ -255,7 +255,7 @@ async def test_what_follows_a_photo_in_its_file_is_harmless(renderers):
     # Phones append depth maps and short films.
     file = photo(300, 200)
 
-    rendition = await renderers.render(file + b"<script>alert(1)</script>" + file)
+    rendition = await renderers.render(on_disk(file + b"<script>alert(1)</script>" + file))
 
     assert all(b"script" not in content for content in rendition.contents.values())
 
@@ -266,7 +266,7 @@ async def test_damaged_files_are_rendered_or_refused_and_nothing_else(renderers)
 
     async def attempt(file: bytes) -> None:
         with contextlib.suppress(Unprocessable):
-            await renderers.render(file)
+            await renderers.render(on_disk(file))
 
     files = []
     for original in originals:

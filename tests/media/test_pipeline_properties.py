@@ -20,7 +20,7 @@ from PIL import ExifTags, Image, ImageCms, ImageOps
 from services.media.pipeline.outputs import Rendition
 from tests.media import profiles
 from tests.media.test_pipeline import opened
-from tests.pictures import BERLIN
+from tests.pictures import BERLIN, on_disk
 
 pillow_heif.register_heif_opener()
 
@@ -162,7 +162,7 @@ async def test_any_picture_is_shown_upright_and_without_metadata(renderers, draw
     image_format, mode, orientation, size, seed, options = drawn
     file, shown = file_of(picture(*size, seed), image_format, mode, orientation, **options)
 
-    rendition = await renderers.render(file)
+    rendition = await renderers.render(on_disk(file))
 
     assert_shows(rendition, shown, LEAST.get(mode, USUALLY))
     assert_clean(rendition)
@@ -173,7 +173,7 @@ async def test_any_picture_is_shown_upright_and_without_metadata(renderers, draw
 async def test_every_orientation_in_every_container(renderers, image_format, orientation):
     file, shown = file_of(picture(90, 60, 3), image_format, "RGB", orientation)
 
-    assert_shows(await renderers.render(file), shown, USUALLY)
+    assert_shows(await renderers.render(on_disk(file)), shown, USUALLY)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -184,7 +184,7 @@ async def test_an_orientation_that_only_exif_tells_counts_in_heif_too(renderers,
     assert b"irot" not in file
     assert b"imir" not in file
 
-    assert_shows(await renderers.render(file), shown, USUALLY)
+    assert_shows(await renderers.render(on_disk(file)), shown, USUALLY)
 
 
 @pytest.mark.parametrize("image_format", ["JPEG", "PNG", "WEBP", "AVIF", "HEIF", "TIFF"])
@@ -196,7 +196,7 @@ async def test_a_wide_gamut_becomes_srgb(renderers, image_format, mode):
     options = {} if image_format in ("PNG", "TIFF") else {"quality": 95}
     file, _ = file_of(picture(300, 200, 5), image_format, mode, 1, icc_profile=profile, **options)
 
-    rendition = await renderers.render(file)
+    rendition = await renderers.render(on_disk(file))
 
     srgb = ImageCms.createProfile("sRGB")
     meant = ImageCms.profileToProfile(
@@ -212,7 +212,7 @@ async def test_a_grey_profile_becomes_srgb(renderers, image_format):
     grey = picture(300, 200, 5).convert("L")
     file, _ = file_of(grey, image_format, "L", 1, icc_profile=profiles.grey())
 
-    rendition = await renderers.render(file)
+    rendition = await renderers.render(on_disk(file))
 
     # Linear light, in which the middle is brighter.
     meant = grey.point([round(255 * _srgb(value / 255)) for value in range(256)])
@@ -232,7 +232,7 @@ async def test_inks_become_what_their_press_prints(renderers, image_format):
     file, _ = file_of(inks, image_format, "CMYK", 1, icc_profile=profile, **options)
     assert image_format == "TIFF" or b"Adobe" in file
 
-    rendition = await renderers.render(file)
+    rendition = await renderers.render(on_disk(file))
 
     srgb = ImageCms.createProfile("sRGB")
     meant = ImageCms.profileToProfile(
@@ -251,4 +251,4 @@ async def test_inks_become_what_their_press_prints(renderers, image_format):
 async def test_a_profile_that_makes_no_sense_counts_as_none(renderers, profile):
     file, shown = file_of(picture(300, 200, 5), "PNG", "RGB", 1, icc_profile=profile)
 
-    assert_shows(await renderers.render(file), shown, USUALLY)
+    assert_shows(await renderers.render(on_disk(file)), shown, USUALLY)

@@ -144,6 +144,15 @@ async def test_a_worker_that_died_is_taken_over(processor, upload, store, databa
     assert await ends(database) == [(media.media_id, MEDIA_STATE_READY)]
 
 
+async def test_an_original_of_any_size_is_processed(processor, upload, store):
+    # Larger than any that shares the worker with others; what is behind the photo is not read.
+    media = await upload(PHOTO + bytes(65 * 2**20))
+
+    await processor.process(told(media))
+
+    assert (await store.media(media.media_id)).state is State.READY
+
+
 async def test_each_step_is_told_as_it_is_done_and_none_is_taken_back(
     processor, upload, store, monkeypatch
 ):

@@ -16,7 +16,7 @@ from services.media.pipeline.renderers import Renderers
 from tests.eventually import eventually
 from tests.media.conftest import LIMITS
 from tests.media.pngs import RGBA, png
-from tests.pictures import photo
+from tests.pictures import on_disk, photo
 
 
 @pytest.fixture(scope="session")
@@ -41,19 +41,19 @@ async def test_a_file_that_needs_too_much_memory_is_refused_and_the_next_is_rend
         1, replace(LIMITS, memory_bytes=300 << 20, large_memory_bytes=300 << 20)
     ) as renderers:
         with pytest.raises(Unprocessable) as refused:
-            await renderers.render(expensive)
+            await renderers.render(on_disk(expensive))
 
         assert refused.value.failure == Failure.TOO_EXPENSIVE
-        assert (await renderers.render(photo(300, 200))).width == 300
+        assert (await renderers.render(on_disk(photo(300, 200)))).width == 300
 
 
 async def test_a_file_that_takes_too_long_is_refused_and_the_next_is_rendered(expensive):
     async with Renderers(1, replace(LIMITS, cpu_seconds=0)) as renderers:
         with pytest.raises(Unprocessable) as refused:
-            await renderers.render(expensive)
+            await renderers.render(on_disk(expensive))
 
         assert refused.value.failure == Failure.TOO_EXPENSIVE
-        assert (await renderers.render(photo(300, 200))).width == 300
+        assert (await renderers.render(on_disk(photo(300, 200)))).width == 300
 
 
 async def test_a_child_that_is_killed_is_nothing_against_the_file():
@@ -62,40 +62,42 @@ async def test_a_child_that_is_killed_is_nothing_against_the_file():
         [child] = children(os.getpid()) - before
         # Stopped, so that it cannot be done before it is killed.
         send(child, signal.SIGSTOP)
-        rendering = asyncio.create_task(renderers.render(photo(300, 200)))
+        rendering = asyncio.create_task(renderers.render(on_disk(photo(300, 200))))
         await asyncio.sleep(0)
         kill([child])
         with pytest.raises(Unavailable):
             await rendering
 
-        assert (await renderers.render(photo(300, 200))).width == 300
+        assert (await renderers.render(on_disk(photo(300, 200)))).width == 300
 
 
 async def test_a_cancelled_file_does_not_answer_for_the_next_one():
     async with Renderers(1, LIMITS) as renderers:
-        rendering = asyncio.create_task(renderers.render(photo(2000, 1500)))
+        rendering = asyncio.create_task(renderers.render(on_disk(photo(2000, 1500))))
         await asyncio.sleep(0)
         rendering.cancel()
         await asyncio.gather(rendering, return_exceptions=True)
 
-        assert (await renderers.render(photo(300, 200))).width == 300
+        assert (await renderers.render(on_disk(photo(300, 200)))).width == 300
 
 
 async def test_a_machine_that_is_too_slow_is_nothing_against_the_file():
     async with Renderers(1, replace(LIMITS, wall_seconds=0.001)) as renderers:
         with pytest.raises(Unavailable):
-            await renderers.render(photo(4000, 3000))
+            await renderers.render(on_disk(photo(4000, 3000)))
 
 
 _PARENT = """
-import asyncio, sys
+import asyncio, sys, tempfile
 from services.media.pipeline.renderers import Limits, Renderers
 
 async def main():
     async with Renderers(2, Limits(2**28, 2**30, 30, 60.0)) as renderers:
         assert "cv2" not in sys.modules and "numpy" not in sys.modules
-        files = [sys.stdin.buffer.read()] * 2
-        working = [asyncio.create_task(renderers.render(file)) for file in files]
+        file = tempfile.TemporaryFile()
+        file.write(sys.stdin.buffer.read())
+        file.flush()
+        working = [asyncio.create_task(renderers.render(file)) for _ in range(2)]
         await asyncio.sleep(0.1)
         print("working", flush=True)
         await asyncio.gather(*working)

@@ -132,6 +132,9 @@ async def test_the_limits_are_told(uploader):
 
     assert limits.form_max_bytes == 32 * MIB
     assert limits.max_bytes == 4096 * MIB
+    assert limits.max_pixels == 100_000_000
+    assert {each.content_type for each in limits.pictures} < set(limits.content_types)
+    assert all(each.max_pixels <= limits.max_pixels for each in limits.pictures)
     assert limits.abandoned_after.seconds == 24 * 3600
     assert "image/jpeg" in limits.content_types
     # S3's own limits for parts.

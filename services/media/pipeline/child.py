@@ -1,8 +1,9 @@
-"""The process that decodes: `python -m services.media.pipeline.child MEMORY LARGE CPU THREADS`.
+"""The process that decodes: `python -m ...pipeline.child MEMORY LARGE CPU THREADS FILES`.
 
 It holds no secret and no connection, only pipes to the worker (see `renderers`):
 
-    in:  the length of an order (4 bytes, big-endian), the order (JSON), the file
+    in:  the length of an order (4 bytes, big-endian), the order (JSON); the file's descriptor
+         comes through a socket
     out: the length of an answer (4 bytes), the answer (JSON), the content of the variant that the
          answer may tell of: one answer that tells the picture's width and height, one for each
          step that is done, and one at the end
@@ -14,6 +15,7 @@ import json
 import os
 import queue
 import resource
+import socket
 import struct
 import sys
 import threading
@@ -27,15 +29,20 @@ from services.media.pipeline.render import render
 
 LENGTH = struct.Struct(">I")
 
+_Orders = queue.SimpleQueue[tuple[dict[str, Any], BinaryIO]]
 
-def main(memory_bytes: int, large_memory_bytes: int, cpu_seconds: int, threads: int) -> None:
+
+def main(
+    memory_bytes: int, large_memory_bytes: int, cpu_seconds: int, threads: int, files: int
+) -> None:
     """Answers one file after the other.
 
     Args:
         memory_bytes: how much the process may allocate, all told, for an ordinary file.
         large_memory_bytes: how much for a large one, which only comes when the order says so.
         cpu_seconds: how long one file may keep cores busy; SIGXCPU ends the process then.
-        threads: how many steps are done at a time.
+        threads: how many steps are done at a time; of a large file one.
+        files: the descriptor of the socket that the files come through.
     """
     # What a library prints must not get between the answers.
     answers = _Answers(os.fdopen(os.dup(1), "wb"))
@@ -43,9 +50,12 @@ def main(memory_bytes: int, large_memory_bytes: int, cpu_seconds: int, threads: 
     # A crash is an outcome here; its core would be as large as the memory limit.
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
-    orders: queue.SimpleQueue[tuple[dict[str, Any], bytes]] = queue.SimpleQueue()
+    orders: _Orders = queue.SimpleQueue()
     # In a thread of its own, so that the end of the input is noticed in the middle of a file.
-    threading.Thread(target=_read_orders, args=(sys.stdin.buffer, orders), daemon=True).start()
+    reading = threading.Thread(
+        target=_read_orders, args=(sys.stdin.buffer, files, orders), daemon=True
+    )
+    reading.start()
     answers.write({"ready": True})
     while True:
         order, file = orders.get()
@@ -55,27 +65,35 @@ def main(memory_bytes: int, large_memory_bytes: int, cpu_seconds: int, threads: 
         resource.setrlimit(
             resource.RLIMIT_CPU, (int(spent) + 1 + cpu_seconds, resource.RLIM_INFINITY)
         )
-        try:
-            source = open_source(file)
-            if source.large and not order["large"]:
-                answers.write({"large": True})
-                continue
-            answers.write({"picture": source.size})
-            rendition = render(source, order["present"], answers.made, threads=threads)
-        except Unprocessable as error:
-            answers.write({"failure": error.failure})
-        except MemoryError:
-            answers.write({"failure": Failure.TOO_EXPENSIVE})
-        except Exception:
-            answers.write({"bug": traceback.format_exc()})
-        else:
-            answers.write({"facts": rendition.facts})
+        with file:
+            _answer(order, file, answers, 1 if order["large"] else threads)
 
 
-def _read_orders(pipe: BinaryIO, orders: "queue.SimpleQueue[tuple[dict[str, Any], bytes]]") -> None:
+def _answer(order: dict[str, Any], file: BinaryIO, answers: "_Answers", threads: int) -> None:
+    try:
+        source = open_source(file)
+        if source.large and not order["large"]:
+            answers.write({"large": True})
+            return
+        answers.write({"picture": source.size})
+        rendition = render(source, order["present"], answers.made, threads=threads)
+    except Unprocessable as error:
+        answers.write({"failure": error.failure})
+    except MemoryError:
+        # It is larger than it seemed.
+        answers.write({"failure": Failure.TOO_EXPENSIVE} if order["large"] else {"large": True})
+    except Exception:
+        answers.write({"bug": traceback.format_exc()})
+    else:
+        answers.write({"facts": rendition.facts})
+
+
+def _read_orders(pipe: BinaryIO, files: int, orders: _Orders) -> None:
+    received = socket.socket(fileno=files)
     while length := pipe.read(LENGTH.size):
         order = json.loads(pipe.read(*LENGTH.unpack(length)))
-        orders.put((order, pipe.read(order["size_bytes"])))
+        _, [file], *_ = socket.recv_fds(received, 1, 1)
+        orders.put((order, os.fdopen(file, "rb")))
     os._exit(0)
 
 

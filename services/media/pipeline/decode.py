@@ -4,11 +4,13 @@ Nothing of the file but its pixels goes further, so neither does its metadata: n
 camera, no thumbnail.
 """
 
+import mmap
 import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import BinaryIO
 
 import cv2
 import numpy as np
@@ -46,18 +48,34 @@ _REDUCED = (
 # needless bytes between segments, are of files that every viewer shows.
 _FATAL = (b"premature end of data", b"bad Huffman code")
 
-_BAND_ROWS = 256
+_BAND_PIXELS = 2_000_000
 
-_LARGE_PIXELS = 1_000_000
+_NEAR_PIXELS = 1_000_000
 
-_LARGE_BYTES = 96 * 1024 * 1024
+# The decoders of these have all of the file in memory that they have read: OpenCV's, and libtiff.
+_MAPPED = frozenset({Kind.JPEG, Kind.WEBP, Kind.TIFF})
+MOST_MAPPED_BYTES = 256 * 1024 * 1024
+
+_MARGIN_BYTES = 24 * 1024 * 1024
+
+_LARGE_BYTES = 128 * 1024 * 1024
+
+# Bytes that each pixel of a file takes while it is decoded, measured. OpenCV holds a picture twice.
+_BYTES_A_PIXEL = {Kind.PNG: 8, Kind.WEBP: 9, Kind.AVIF: 10, Kind.HEIF: 9}
+
+# Pillow holds it once, if it is then taken out of it in bands.
+_BYTES_A_BANDED_PIXEL = 4
+
+# What an encoder takes for each pixel of a variant.
+_BYTES_AN_ENCODED_PIXEL = 24
 
 
 @dataclass(frozen=True)
 class Source:
     """A file whose header was read."""
 
-    data: bytes
+    data: mmap.mmap
+    """All of it, though little of it is in memory."""
     header: Header
     image: Image.Image | None
     """What decodes it when OpenCV does not."""
@@ -70,40 +88,56 @@ class Source:
 
     @property
     def large(self) -> bool:
-        """Whether decoding it takes so much memory that it should not be done twice at a time."""
+        """Whether it takes so much memory that only one of its like is to be done at a time."""
         header = self.header
         pixels = header.width * header.height
         if header.kind is Kind.JPEG:
-            needed = 3 * pixels // _reduction(self.size) ** 2
-            # Two bytes for each coefficient of three channels, or of four inks.
-            if header.progressive or header.unusual:
-                needed += 8 * pixels
-        elif header.unusual:
-            # The decoder's own, Pillow's, and ours.
-            needed = 10 * pixels
+            needed = 6 * pixels // _reduction(self.size) ** 2
+            if header.progressive:
+                needed += _coefficient_bytes(header)
+        elif _banded(header):
+            needed = _BYTES_A_BANDED_PIXEL * pixels
         else:
-            needed = 7 * pixels
-        return needed > _LARGE_BYTES
+            needed = _BYTES_A_PIXEL[header.kind] * pixels
+        width, height = SIZES[-1].fit(*self.size)
+        return max(needed, _BYTES_AN_ENCODED_PIXEL * width * height) > _LARGE_BYTES
 
 
-def open_source(data: bytes) -> Source:
-    """Reads a file's header.
+def open_source(file: BinaryIO) -> Source:
+    """Reads a file's header; the file, one on a disk, must stay open.
 
     Raises:
         Unprocessable: NOT_AN_IMAGE, CORRUPT or TOO_MANY_PIXELS.
         MemoryError: there is less than it needs.
     """
+    if not os.fstat(file.fileno()).st_size:
+        raise Unprocessable(Failure.NOT_AN_IMAGE)
+    data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     kind = kind_of(data)
     image = None
     if kind in (Kind.JPEG, Kind.PNG, Kind.WEBP):
         header = read_header(kind, data)
         check_size(header)
-        if header.unusual:
-            header, image = open_foreign(kind, data)
+        if header.unusual or _banded(header):
+            found, image = open_foreign(kind, data, file)
+            header = replace(found, progressive=header.progressive)
     else:
-        header, image = open_foreign(kind, data)
+        header, image = open_foreign(kind, data, file)
     check_size(header)
+    if kind in _MAPPED and len(data) > MOST_MAPPED_BYTES:
+        raise Unprocessable(Failure.TOO_EXPENSIVE)
+    # Reading the header may have left much of the file in memory.
+    data.madvise(mmap.MADV_DONTNEED)
     return Source(data, header, image)
+
+
+def _banded(header: Header) -> bool:
+    """Returns whether a picture is best taken out of Pillow in bands, for it leaves room so."""
+    if header.kind is Kind.PNG:
+        return (
+            header.unusual or _BYTES_A_PIXEL[Kind.PNG] * header.width * header.height > _LARGE_BYTES
+        )
+    return header.kind in (Kind.TIFF, Kind.GIF)
 
 
 def decode(source: Source) -> Pixels:
@@ -114,12 +148,13 @@ def decode(source: Source) -> Pixels:
         MemoryError: there is less than it needs.
     """
     profile = source.header.profile
+    if source.header.progressive:
+        # libjpeg calls a file damaged when it runs out of memory.
+        np.empty(_coefficient_bytes(source.header) + _MARGIN_BYTES, np.uint8)
     if source.image is None:
         pixels = _decode(source)
     else:
         pixels, profile = _decode_foreign(source, source.image)
-    if pixels.shape[2] == 4:
-        pixels = _premultiply(pixels)
 
     upright = _enough(source.size)
     transposed, flip = _UPRIGHT[source.header.orientation]
@@ -152,7 +187,7 @@ def shrink(pixels: Pixels, target: tuple[int, int]) -> Pixels:
     # Where less than two pixels become one, interpolating leaves none out and takes a tenth of the
     # time. In a small picture, where each pixel is seen, there is little time to be saved.
     near = width < 2 * target[0] and height < 2 * target[1]
-    how = cv2.INTER_LINEAR if near and width * height > _LARGE_PIXELS else cv2.INTER_AREA
+    how = cv2.INTER_LINEAR if near and width * height > _NEAR_PIXELS else cv2.INTER_AREA
     return cv2.resize(pixels, target, interpolation=how)
 
 
@@ -205,12 +240,11 @@ def _decode(source: Source) -> Pixels:
         if error.code == cv2.Error.StsNoMem:
             raise MemoryError from error
         raise Unprocessable(Failure.CORRUPT) from error
-    if pixels is None and header.kind is Kind.JPEG:
-        # libjpeg does not tell that it ran out of memory. It may need this much, all at once.
-        np.empty((header.height, header.width, 3), np.int16)
     if pixels is None or any(complaint in complaints for complaint in _FATAL):
         raise Unprocessable(Failure.CORRUPT)
-    return cv2.cvtColor(pixels, cv2.COLOR_GRAY2BGR) if pixels.ndim == 2 else pixels
+    if pixels.ndim == 2:
+        return cv2.cvtColor(pixels, cv2.COLOR_GRAY2BGR)
+    return _premultiply(pixels) if pixels.shape[2] == 4 else pixels
 
 
 @contextmanager
@@ -230,25 +264,49 @@ def _complaints() -> Iterator[bytearray]:
 
 
 def _decode_foreign(source: Source, image: Image.Image) -> tuple[Pixels, bytes | None]:
-    """Returns the picture as it lies in the file, and the profile that it is still in."""
+    """Returns the picture as it lies in the file, perhaps reduced, and the profile it is still in.
+
+    It is taken out of Pillow in bands, so that a large one is not in memory twice.
+    """
     header = source.header
-    profile = header.profile
     with blamed_on_the_file():
         if header.kind is Kind.JPEG:
             factor = _reduction(source.size)
             image.draft(image.mode, (header.width // factor, header.height // factor))
         image.load()
-        if image.mode.startswith(("I", "F")):
-            image = _eight_bits(image)
-        if image.mode in ("CMYK", "LAB"):
-            image, profile = inks_to_srgb(_reduced(image, source.size), profile), None
-        elif header.transparent:
-            image = image.convert("RGBA")
-        elif image.mode != "RGB":
-            image = image.convert("RGB")
-        if image.mode == "RGB":
-            image = _reduced(image, source.size)
-        return _to_pixels(image), profile
+        # Of a TIFF that is to be turned Pillow tells another size than it holds.
+        width, height = image.im.size
+        inks = image.mode in ("CMYK", "LAB")
+        wanted = _enough(source.size)
+        factor = max(1, min(min(width, height) // min(wanted), max(width, height) // max(wanted)))
+        shape = -(-height // factor), -(-width // factor)
+        pixels = np.empty((*shape, 4 if header.transparent and not inks else 3), np.uint8)
+        rows = factor * max(1, _BAND_PIXELS // (factor * width))
+        for top in range(0, height, rows):
+            band = image.crop((0, top, width, min(top + rows, height)))
+            band = _as_shown(band, header, factor)
+            pixels[top // factor : (top + rows) // factor] = cv2.cvtColor(
+                np.asarray(band),
+                cv2.COLOR_RGBA2BGRA if band.mode == "RGBa" else cv2.COLOR_RGB2BGR,
+            )
+        # Lets go of the picture: what follows needs the room.
+        image.im = image.im.crop((0, 0, 1, 1))
+    if pixels.shape[2] == 4 and int(pixels[..., 3].min()) == 255:
+        pixels = cv2.cvtColor(pixels, cv2.COLOR_BGRA2BGR)
+    return pixels, None if inks else header.profile
+
+
+def _as_shown(band: Image.Image, header: Header, factor: int) -> Image.Image:
+    """Returns a part of a picture, reduced, as RGB, or as RGBa: with colours by their opacity."""
+    if band.mode.startswith(("I", "F")):
+        band = _eight_bits(band)
+    if band.mode in ("CMYK", "LAB"):
+        return inks_to_srgb(band.reduce(factor), header.profile)
+    if header.transparent:
+        band = band.convert("RGBA").convert("RGBa")
+    elif band.mode != "RGB":
+        band = band.convert("RGB")
+    return band.reduce(factor) if factor > 1 else band
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
@@ -258,21 +316,9 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     return Image.fromarray(np.clip(np.nan_to_num(values) * scale + 0.5, 0, 255).astype(np.uint8))
 
 
-def _reduced(image: Image.Image, picture: tuple[int, int]) -> Image.Image:
-    wanted = min(_enough(picture)), max(_enough(picture))
-    shown = min(image.size), max(image.size)
-    factor = min(shown[0] // wanted[0], shown[1] // wanted[1])
-    return image.reduce(factor) if factor > 1 else image
-
-
-def _to_pixels(image: Image.Image) -> Pixels:
-    """Converts from Pillow in bands, so that a large picture is not in memory several times."""
-    conversion = cv2.COLOR_RGBA2BGRA if image.mode == "RGBA" else cv2.COLOR_RGB2BGR
-    pixels = np.empty((image.height, image.width, len(image.getbands())), np.uint8)
-    for top in range(0, image.height, _BAND_ROWS):
-        band = image.crop((0, top, image.width, min(top + _BAND_ROWS, image.height)))
-        pixels[top : top + _BAND_ROWS] = cv2.cvtColor(np.asarray(band), conversion)
-    return pixels
+def _coefficient_bytes(header: Header) -> int:
+    """Returns what libjpeg holds of a progressive JPEG until its end, at most."""
+    return 2 * (4 if header.unusual else 3) * header.width * header.height
 
 
 def _premultiply(pixels: Pixels) -> Pixels:
@@ -283,8 +329,9 @@ def _premultiply(pixels: Pixels) -> Pixels:
     if int(pixels[..., 3].min()) == 255:
         return cv2.cvtColor(pixels, cv2.COLOR_BGRA2BGR)
     # In bands, so that a large picture is not in memory several times.
-    for top in range(0, len(pixels), _BAND_ROWS):
-        band = pixels[top : top + _BAND_ROWS]
+    rows = max(1, _BAND_PIXELS // pixels.shape[1])
+    for top in range(0, len(pixels), rows):
+        band = pixels[top : top + rows]
         alpha = cv2.cvtColor(band[..., 3], cv2.COLOR_GRAY2BGR)
         band[..., :3] = cv2.multiply(band[..., :3], alpha, scale=1 / 255)
     return pixels

@@ -4,11 +4,12 @@ Pillow tells a file's dimensions, orientation and colour profile when it opens i
 when it is told to; pillow-heif does the same for HEIF.
 """
 
-import io
+import mmap
 import struct
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import BinaryIO
 
 import pillow_heif
 from PIL import AvifImagePlugin, ExifTags, Image, TiffImagePlugin
@@ -27,24 +28,27 @@ pillow_heif.register_heif_opener(
     thumbnails=False, depth_images=False, aux_images=False, decode_threads=1
 )
 
-# Pillow turns TIFF upright when it decodes, and GIF has no orientation.
-_ALREADY_UPRIGHT = frozenset({Kind.TIFF, Kind.GIF})
-
 _TRANSPARENT_MODES = frozenset({"RGBA", "LA", "PA", "RGBa", "La"})
 
 
-def open_foreign(kind: Kind, data: bytes) -> tuple[Header, Image.Image]:
-    """Reads the header of a file and returns it with what decodes it.
+def open_foreign(kind: Kind, data: mmap.mmap, file: BinaryIO) -> tuple[Header, Image.Image]:
+    """Reads the header of a file, whose content is `data`, and returns it with what decodes it.
 
     Raises:
         Unprocessable: CORRUPT, or TOO_MANY_PIXELS.
         MemoryError: there is less than it needs.
     """
     with blamed_on_the_file():
-        image = Image.open(io.BytesIO(data), formats=[kind.name])
-        orientation = 1 if kind in _ALREADY_UPRIGHT else _orientation(kind, data, image)
+        image = Image.open(file, formats=[kind.name])
+        width, height = image.size
+        orientation = 1 if kind is Kind.GIF else _orientation(kind, data, image)
+        if kind is Kind.TIFF:
+            # Pillow would turn it after decoding, and hold it twice meanwhile.
+            turned = image.tag_v2.get(ExifTags.Base.Orientation)  # type: ignore[attr-defined]
+            if turned in (5, 6, 7, 8):
+                width, height = height, width
+            image.getexif().pop(ExifTags.Base.Orientation, None)
         profile = image.info.get("icc_profile")
-    width, height = image.size
     return Header(
         kind,
         width,
@@ -56,7 +60,7 @@ def open_foreign(kind: Kind, data: bytes) -> tuple[Header, Image.Image]:
     ), image
 
 
-def _orientation(kind: Kind, data: bytes, image: Image.Image) -> int:
+def _orientation(kind: Kind, data: mmap.mmap, image: Image.Image) -> int:
     if kind is Kind.HEIF:
         # libheif obeys what HEIF itself says of turning and mirroring, and then EXIF, which says
         # the same again, counts for nothing. There are files, though, where only EXIF says it.
@@ -69,7 +73,7 @@ def _orientation(kind: Kind, data: bytes, image: Image.Image) -> int:
     return told if isinstance(told, int) and 1 <= told <= 8 else 1
 
 
-def _box(data: bytes, name: bytes) -> bytes:
+def _box(data: mmap.mmap, name: bytes) -> bytes:
     """Returns an outermost box of a HEIF file; empty when there is none."""
     position = 0
     while position + 8 <= len(data):

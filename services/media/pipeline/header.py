@@ -6,6 +6,7 @@ is believed. Of AVIF, HEIF, GIF and TIFF only the type is told here: their heade
 story as their pixels, and left to the libraries that decode them (see `foreign`).
 """
 
+import mmap
 import struct
 import zlib
 from collections.abc import Iterator
@@ -16,6 +17,8 @@ from services.media.pipeline.outputs import Failure, Unprocessable
 
 MOST_PIXELS = 100_000_000
 MOST_SIDE = 30_000
+
+_NAMED_BYTES = 256
 
 _UPRIGHT = 1
 _ORIENTATION_TAG = 0x0112
@@ -32,6 +35,19 @@ class Kind(Enum):
     HEIF = auto()
     GIF = auto()
     TIFF = auto()
+
+
+SURE_PIXELS = {
+    Kind.JPEG: 50_000_000,
+    Kind.PNG: 100_000_000,
+    Kind.WEBP: 50_000_000,
+    Kind.AVIF: 24_000_000,
+    Kind.HEIF: 32_000_000,
+    Kind.GIF: 100_000_000,
+    Kind.TIFF: 100_000_000,
+}
+"""What there is memory for (see the worker's settings) in the dearest form of each: progressive in
+four inks, lossless, 12 bits with transparency. What has more is tried."""
 
 
 @dataclass(frozen=True)
@@ -54,28 +70,29 @@ class Header:
     """Whether a JPEG's pixels are only known when all of it was read."""
 
 
-def kind_of(data: bytes) -> Kind:
+def kind_of(data: bytes | mmap.mmap) -> Kind:
     """Tells what a file is by its first bytes, whatever anybody says that it is.
 
     Raises:
         Unprocessable: NOT_AN_IMAGE.
     """
-    if data.startswith(b"\xff\xd8\xff"):
+    first = data[:_NAMED_BYTES]
+    if first.startswith(b"\xff\xd8\xff"):
         return Kind.JPEG
-    if data.startswith(b"\x89PNG\r\n\x1a\n"):
+    if first.startswith(b"\x89PNG\r\n\x1a\n"):
         return Kind.PNG
-    if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
+    if first.startswith(b"RIFF") and first[8:12] == b"WEBP":
         return Kind.WEBP
-    if data.startswith((b"GIF87a", b"GIF89a")):
+    if first.startswith((b"GIF87a", b"GIF89a")):
         return Kind.GIF
-    if data.startswith((b"II*\0", b"MM\0*")):
+    if first.startswith((b"II*\0", b"MM\0*")):
         return Kind.TIFF
-    if data[4:8] == b"ftyp":
-        return _boxed(data)
+    if first[4:8] == b"ftyp":
+        return _boxed(first)
     raise Unprocessable(Failure.NOT_AN_IMAGE)
 
 
-def read_header(kind: Kind, data: bytes) -> Header:
+def read_header(kind: Kind, data: mmap.mmap) -> Header:
     """Reads the header of a JPEG, PNG or WebP file.
 
     Raises:
@@ -105,7 +122,7 @@ _HEIF_BRANDS = frozenset({b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", 
 
 def _boxed(data: bytes) -> Kind:
     """Tells pictures apart from films, which lie in the same boxes."""
-    end = min(int.from_bytes(data[:4], "big"), 256)
+    end = min(int.from_bytes(data[:4], "big"), _NAMED_BYTES)
     brands = {data[start : start + 4] for start in (8, *range(16, end, 4))}
     if brands & _AVIF_BRANDS:
         return Kind.AVIF
@@ -123,7 +140,7 @@ _JPEG_SCAN = 0xDA
 _JPEG_END = 0xD9
 
 
-def _jpeg(data: bytes) -> Header:
+def _jpeg(data: mmap.mmap) -> Header:
     """Walks the segments up to the first scan."""
     orientation = _UPRIGHT
     size: tuple[int, int, int] | None = None
@@ -137,16 +154,19 @@ def _jpeg(data: bytes) -> Header:
         while data[position] == 0xFF:
             position += 1
         marker = data[position]
-        if marker in (_JPEG_SCAN, _JPEG_END):
-            break
         (length,) = struct.unpack_from(">H", data, position + 1)
         body = position + 3
+        if marker == _JPEG_SCAN and size is not None:
+            # Of one channel after the other, for example.
+            progressive |= data[body] < size[2]
+        if marker in (_JPEG_SCAN, _JPEG_END):
+            break
         if marker in _JPEG_FRAMES:
             size = struct.unpack_from(">HHB", data, body + 1)
             progressive = marker in _JPEG_PROGRESSIVE
-        elif marker == _JPEG_APP1 and data.startswith(b"Exif\0\0", body):
+        elif marker == _JPEG_APP1 and data[body : body + 6] == b"Exif\0\0":
             orientation = _orientation(data[body + 6 : position + 1 + length])
-        elif marker == _JPEG_APP2 and data.startswith(b"ICC_PROFILE\0", body):
+        elif marker == _JPEG_APP2 and data[body : body + 12] == b"ICC_PROFILE\0":
             # At most 255 parts, each with its number.
             profile[data[body + 12]] = data[body + 14 : position + 1 + length]
         position += 1 + length
@@ -171,7 +191,7 @@ _PNG_ALPHA = frozenset({4, 6})
 _MOST_PROFILE_BYTES = 4 * 1024 * 1024
 
 
-def _png(data: bytes) -> Header:
+def _png(data: mmap.mmap) -> Header:
     width, height, bits, colour_type = struct.unpack_from(">IIBB", data, 16)
     orientation = _UPRIGHT
     profile = None
@@ -204,7 +224,7 @@ def _png(data: bytes) -> Header:
 _WEBP_ALPHA_FLAG = 0x10
 
 
-def _webp(data: bytes) -> Header:
+def _webp(data: mmap.mmap) -> Header:
     chunks = _webp_chunks(data)
     name, content = next(chunks)
     first = content.start
@@ -234,7 +254,7 @@ def _webp(data: bytes) -> Header:
     return Header(Kind.WEBP, width, height, orientation, transparent, profile)
 
 
-def _webp_chunks(data: bytes) -> Iterator[tuple[bytes, slice]]:
+def _webp_chunks(data: mmap.mmap) -> Iterator[tuple[bytes, slice]]:
     """Yields each chunk's name and where its content lies."""
     position = 12
     while position < len(data):

@@ -8,12 +8,13 @@ import asyncio
 import json
 import os
 import signal
+import socket
 import sys
 from asyncio.subprocess import PIPE, Process
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from services.common import logs
 from services.common.errors import Unavailable
@@ -92,13 +93,14 @@ class Renderers:
 
     async def render(
         self,
-        file: bytes,
+        file: BinaryIO,
         present: Mapping[str, int] | None = None,
         tell: Callable[[Made], None] = lambda _: None,
     ) -> Rendition:
         """Makes every variant of a file that is not `present`: object names and sizes in bytes.
 
-        `tell` hears of each step as soon as it is done.
+        `tell` hears of each step as soon as it is done; of some twice, when it turns out that a
+        picture needs more memory than it seemed. The file must be on a disk.
 
         Raises:
             Unprocessable: nothing can be made of it.
@@ -106,7 +108,7 @@ class Renderers:
                 too slow now.
             RendererFailed: there is a bug.
         """
-        order = {"size_bytes": len(file), "present": dict(present or {}), "large": False}
+        order = {"present": dict(present or {}), "large": False}
         rendition = await self._render(file, order, tell)
         if rendition is None:
             # It waits without a child, so that smaller ones overtake it.
@@ -117,7 +119,7 @@ class Renderers:
         return rendition
 
     async def _render(
-        self, file: bytes, order: Mapping[str, Any], tell: Callable[[Made], None]
+        self, file: BinaryIO, order: Mapping[str, Any], tell: Callable[[Made], None]
     ) -> Rendition | None:
         """Renders a file; None: it is a large one and was not ordered as such."""
         child = await self._idle.get()
@@ -140,11 +142,12 @@ class Renderers:
 class _Child:
     """One child process."""
 
-    def __init__(self, process: Process) -> None:
+    def __init__(self, process: Process, files: socket.socket) -> None:
         assert process.stdin is not None and process.stdout is not None  # noqa: S101, PT018
         self._process = process
         self._stdin = process.stdin
         self._stdout = process.stdout
+        self._files = files
         self.busy = False
 
     @property
@@ -161,7 +164,7 @@ class _Child:
         """
         try:
             async with asyncio.timeout(_START_SECONDS):
-                child = cls(await _spawn(limits))
+                child = cls(*await _spawn(limits))
                 await child._until_ready()
         except (OSError, TimeoutError, asyncio.IncompleteReadError) as error:
             # Nothing that a file could be blamed for.
@@ -176,14 +179,15 @@ class _Child:
             raise
 
     async def render(
-        self, file: bytes, order: Mapping[str, Any], tell: Callable[[Made], None]
+        self, file: BinaryIO, order: Mapping[str, Any], tell: Callable[[Made], None]
     ) -> Rendition | None:
         self.busy = True
         try:
             text = json.dumps(order).encode()
             self._stdin.write(len(text).to_bytes(_LENGTH_BYTES, "big"))
             self._stdin.write(text)
-            self._stdin.write(file)
+            # The child reads it where it lies: however large it is, it is in nobody's memory.
+            socket.send_fds(self._files, [b"f"], [file.fileno()])
             await self._stdin.drain()
             answer = await self._answer()
             picture, contents = answer.get("picture"), {}
@@ -224,6 +228,7 @@ class _Child:
 
     async def kill(self) -> None:
         """Ends the child, whatever it does."""
+        self._files.close()
         if self._process.returncode is None:
             self._process.kill()
         await self._process.wait()
@@ -247,11 +252,24 @@ def _rendition(
     )
 
 
-async def _spawn(limits: Limits) -> Process:
+async def _spawn(limits: Limits) -> tuple[Process, socket.socket]:
+    """Returns a new child, and the socket by which it takes files."""
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    with theirs:
+        try:
+            return await _spawn_with(limits, theirs), ours
+        except BaseException:
+            ours.close()
+            raise
+
+
+async def _spawn_with(limits: Limits, files: socket.socket) -> Process:
     return await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", _CHILD),
         *(str(limits.memory_bytes), str(limits.large_memory_bytes)),
-        *(str(limits.cpu_seconds), str(_THREADS)),
+        *(str(limits.cpu_seconds), str(_THREADS), str(files.fileno())),
+        pass_fds=[files.fileno()],
         stdin=PIPE,
         stdout=PIPE,
         # Nothing else: neither the worker's keys nor its addresses.

@@ -75,9 +75,9 @@ class _MediaFailureEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_MediaFai
     MEDIA_FAILURE_CORRUPT: _MediaFailure.ValueType  # 2
     """It begins like an image, but cannot be decoded to its end."""
     MEDIA_FAILURE_TOO_MANY_PIXELS: _MediaFailure.ValueType  # 3
-    """It has more pixels than are decoded (100 megapixels, or 30,000 on a side)."""
+    """It has more pixels than are decoded: the limits' `max_pixels`, or 30,000 on a side."""
     MEDIA_FAILURE_TOO_EXPENSIVE: _MediaFailure.ValueType  # 4
-    """Decoding took more memory or time than one image may take."""
+    """It took more memory or time than one image may take: see the limits' `pictures`."""
 
 class MediaFailure(_MediaFailure, metaclass=_MediaFailureEnumTypeWrapper):
     """Why a file cannot be processed."""
@@ -89,9 +89,9 @@ MEDIA_FAILURE_NOT_AN_IMAGE: MediaFailure.ValueType  # 1
 MEDIA_FAILURE_CORRUPT: MediaFailure.ValueType  # 2
 """It begins like an image, but cannot be decoded to its end."""
 MEDIA_FAILURE_TOO_MANY_PIXELS: MediaFailure.ValueType  # 3
-"""It has more pixels than are decoded (100 megapixels, or 30,000 on a side)."""
+"""It has more pixels than are decoded: the limits' `max_pixels`, or 30,000 on a side."""
 MEDIA_FAILURE_TOO_EXPENSIVE: MediaFailure.ValueType  # 4
-"""Decoding took more memory or time than one image may take."""
+"""It took more memory or time than one image may take: see the limits' `pictures`."""
 Global___MediaFailure: _TypeAlias = MediaFailure  # noqa: Y015
 
 @_typing.final
@@ -235,6 +235,8 @@ class GetUploadLimitsResponse(_message.Message):
     CHUNK_MAX_BYTES_FIELD_NUMBER: _builtins.int
     CONTENT_TYPES_FIELD_NUMBER: _builtins.int
     ABANDONED_AFTER_FIELD_NUMBER: _builtins.int
+    MAX_PIXELS_FIELD_NUMBER: _builtins.int
+    PICTURES_FIELD_NUMBER: _builtins.int
     form_max_bytes: _builtins.int
     """The largest file in one form (CreateUpload), in bytes."""
     max_bytes: _builtins.int
@@ -245,6 +247,8 @@ class GetUploadLimitsResponse(_message.Message):
     """
     chunk_max_bytes: _builtins.int
     """How many bytes one message of a stream may carry."""
+    max_pixels: _builtins.int
+    """The most pixels of a picture that is processed: others end as FAILED, TOO_MANY_PIXELS."""
     @_builtins.property
     def content_types(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The types that may be declared."""
@@ -252,6 +256,13 @@ class GetUploadLimitsResponse(_message.Message):
     @_builtins.property
     def abandoned_after(self) -> _duration_pb2.Duration:
         """How long after it was opened an upload is given up."""
+
+    @_builtins.property
+    def pictures(self) -> _containers.RepeatedCompositeFieldContainer[Global___PictureLimit]:
+        """How large a picture may be that is processed in any case. A larger one, up to `max_pixels`, is
+        processed if there is memory for it, as there is for a JPEG that is not progressive or for a
+        phone's HEIC of 48 megapixels, and otherwise ends as FAILED, TOO_EXPENSIVE.
+        """
 
     def __init__(
         self,
@@ -262,14 +273,44 @@ class GetUploadLimitsResponse(_message.Message):
         chunk_max_bytes: _builtins.int = ...,
         content_types: _abc.Iterable[_builtins.str] | None = ...,
         abandoned_after: _duration_pb2.Duration | None = ...,
+        max_pixels: _builtins.int = ...,
+        pictures: _abc.Iterable[Global___PictureLimit] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["abandoned_after", b"abandoned_after"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["abandoned_after", b"abandoned_after", "chunk_max_bytes", b"chunk_max_bytes", "content_types", b"content_types", "form_max_bytes", b"form_max_bytes", "max_bytes", b"max_bytes", "part_bytes", b"part_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["abandoned_after", b"abandoned_after", "chunk_max_bytes", b"chunk_max_bytes", "content_types", b"content_types", "form_max_bytes", b"form_max_bytes", "max_bytes", b"max_bytes", "max_pixels", b"max_pixels", "part_bytes", b"part_bytes", "pictures", b"pictures"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetUploadLimitsResponse: _TypeAlias = GetUploadLimitsResponse  # noqa: Y015
+
+@_typing.final
+class PictureLimit(_message.Message):
+    """How large a picture of one type may be."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CONTENT_TYPE_FIELD_NUMBER: _builtins.int
+    MAX_PIXELS_FIELD_NUMBER: _builtins.int
+    content_type: _builtins.str
+    """The type."""
+    max_pixels: _builtins.int
+    """The most pixels, whatever their depth and the way they are compressed, of a picture that is at
+    most three times as high as wide, in a file of at most 256 MiB (AVIF and HEIF: 32 MiB).
+    """
+    def __init__(
+        self,
+        *,
+        content_type: _builtins.str = ...,
+        max_pixels: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["content_type", b"content_type", "max_pixels", b"max_pixels"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PictureLimit: _TypeAlias = PictureLimit  # noqa: Y015
 
 @_typing.final
 class CreateUploadRequest(_message.Message):
