@@ -94,6 +94,8 @@ class GraphInternalService(GraphInternalServiceServicer):
         self, request: pb.FinishModeChangeRequest, context: Context
     ) -> pb.FinishModeChangeResponse:
         await self._audiences.finish(request.account_id, request.change_id)
+        # The followers may have become fewer, or more, without anybody noticing then.
+        await self._audiences.settle(request.account_id)
         return pb.FinishModeChangeResponse()
 
     async def BatchCheckVisibility(

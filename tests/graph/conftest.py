@@ -27,7 +27,7 @@ class Graph:
 
     def __init__(self, databases: list[Database], kafka: KafkaSettings, relay: Relay) -> None:
         self._database = databases[0]
-        outboxes = [Outbox(database, relay) for database in databases]
+        self._outboxes = outboxes = [Outbox(database, relay) for database in databases]
         self.stores = [
             GraphStore(database, outbox, follow_limit=LIMIT)
             for database, outbox in zip(databases, outboxes, strict=True)
@@ -37,6 +37,10 @@ class Graph:
             for database, outbox in zip(databases, outboxes, strict=True)
         ]
         self.lists = Lists(self._database)
+
+    def limited(self, follow_limit: int) -> GraphStore:
+        """Returns a store with another limit."""
+        return GraphStore(self._database, self._outboxes[0], follow_limit=follow_limit)
 
     async def rows(self, query: str) -> list[tuple]:
         async with self._database.connection() as connection:
