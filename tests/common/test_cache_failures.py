@@ -1,0 +1,191 @@
+"""What becomes of calls while servers of the cache stall, die or hand over what they have."""
+
+import asyncio
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Awaitable
+from typing import Any
+
+import pytest
+import uvloop
+from hiredis import ReplyError
+from redis import Redis
+from redis.exceptions import RedisError
+
+from deploy.local.stack import Stack
+from services.common.cache import Script, connect
+from services.common.cluster import slot_of
+from services.common.config import CacheSettings
+from services.common.errors import Unavailable
+from tests.eventually import eventually
+
+_SET = Script("redis.call('SET', 'value:{' .. ARGV[1] .. '}', ARGV[2])")
+_GET = Script("return redis.call('GET', 'value:{' .. ARGV[1] .. '}')")
+_TOUCH = Script("""
+    for _, id in ipairs(ARGV) do
+        redis.call('SET', 'touched:{' .. id .. '}', 1)
+    end
+    return #ARGV
+""")
+
+
+def test_owners_and_their_keys_share_a_slot():
+    # From the cluster specification.
+    assert slot_of("123456789") == 12739
+    assert slot_of("{user1000}.following") == slot_of("{user1000}.followers") == slot_of("user1000")
+    assert slot_of("foo{{bar}}zap") == slot_of("{bar")
+    assert slot_of("foo{}{bar}") != slot_of("bar")
+    assert slot_of("feed:{17}") == slot_of("rules:{17}") == slot_of("17")
+
+
+async def test_a_stalled_server_costs_few_callers_the_timeout(stack):
+    stack.up(["valkey"])
+    pid = stack.pid("valkey")
+    settings = CacheSettings(valkey_url=stack.valkey_url, valkey_timeout_seconds=0.2)
+    async with connect(settings) as cache:
+        await cache.get_many(["any"])
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            first = await asyncio.gather(*(_timed(cache.get_many(["any"])) for _ in range(50)))
+            began = time.monotonic()
+            later = []
+            while time.monotonic() < began + 1:
+                later.append(await _timed(cache.get_many(["any"])))
+                await asyncio.sleep(0.002)
+        finally:
+            os.kill(pid, signal.SIGCONT)
+
+        assert all(failed for failed, _ in first + later)
+        assert sorted(seconds for _, seconds in later)[-len(later) // 20] < 0.05
+        await eventually(lambda: _succeeds(cache.get_many(["any"])), within=5)
+
+
+async def test_a_server_that_was_killed_is_found_again(stack):
+    stack.up(["valkey"])
+    async with connect(CacheSettings(valkey_url=stack.valkey_url)) as cache:
+        await cache.put_many({"any": b"value"}, seconds=60, only_new=False)
+        stack.kill("valkey")
+        failed, _ = await _timed(cache.get_many(["any"]))
+        assert failed
+        await asyncio.to_thread(stack.start, "valkey")
+
+        await eventually(lambda: _succeeds(cache.get_many(["any"])), within=5)
+
+
+def test_it_works_on_the_event_loop_of_the_services(cache_url):
+    async def main() -> list[bytes | None]:
+        async with connect(CacheSettings(valkey_url=cache_url)) as cache:
+            await cache.put_many({"a": b"1" * 10**6, "b": b"2"}, seconds=60, only_new=False)
+            return await cache.get_many(["b", "a", "c"])
+
+    assert uvloop.run(main()) == [b"2", b"1" * 10**6, None]
+
+
+async def test_a_script_or_a_command_that_is_wrong_is_no_outage(cache):
+    with pytest.raises(ReplyError, match="nosuchcommand"):
+        await cache.run(Script("error('nosuchcommand')"), 1, [])
+
+
+async def test_keys_are_found_while_their_slot_moves(valkey_cluster):
+    """Key by key, as operators move slots: for a while half of them are here and half there."""
+    slot = slot_of("42")
+    source, target, *_ = _masters(valkey_cluster, slot)
+    moved = [f"moved:{n}:{{42}}" for n in range(5)]
+    values = {key: key.encode() for key in (*moved, "stays:{42}", "elsewhere:{43}")}
+    owners = range(200)
+    async with connect(CacheSettings(valkey_url=valkey_cluster.valkey_url)) as cache:
+        await cache.put_many(values, seconds=60, only_new=False)
+        await cache.run(_SET, 42, [42, "kept"])
+
+        target.execute_command("CLUSTER SETSLOT", slot, "IMPORTING", _id(source))
+        source.execute_command("CLUSTER SETSLOT", slot, "MIGRATING", _id(target))
+        source.migrate("127.0.0.1", _port(target), [*moved, "value:{42}"], 0, 1000)
+
+        assert await cache.get_many(list(values)) == list(values.values())
+        assert await cache.run(_GET, 42, [42]) == b"kept"
+        await cache.put_many({"new:{42}": b"there"}, seconds=60, only_new=True)
+        assert sum(await cache.run_on_owners(_TOUCH, owners, [])) == len(owners)
+
+        source.migrate("127.0.0.1", _port(target), ["stays:{42}"], 0, 1000)
+        for node in (target, source):
+            node.execute_command("CLUSTER SETSLOT", slot, "NODE", _id(target))
+
+        assert await cache.run(_GET, 42, [42]) == b"kept"
+        assert await cache.get_many(["new:{42}", *values]) == [b"there", *values.values()]
+        assert sum(await cache.run_on_owners(_TOUCH, owners, [])) == len(owners)
+
+
+async def test_the_replica_of_a_master_that_died_takes_its_place(valkey_cluster):
+    ports = [port for port, _ in valkey_cluster.ports.valkey_nodes]
+    master = _masters(valkey_cluster, slot_of("42"))[0]
+    name = f"valkey-{ports.index(_port(master)) + 1}"
+    elsewhere = next(
+        n
+        for n in range(100)
+        if _port(_masters(valkey_cluster, slot_of(str(n)))[0]) != _port(master)
+    )
+    timeout = 0.25
+    settings = CacheSettings(valkey_url=valkey_cluster.valkey_url, valkey_timeout_seconds=timeout)
+    async with connect(settings) as cache:
+        await cache.run(_SET, 42, [42, "kept"])
+        await cache.run(_SET, elsewhere, [elsewhere, "kept"])
+        master.execute_command("WAIT", 1, 1000)
+
+        valkey_cluster.kill(name)
+        failed, seconds = await _timed(cache.run(_GET, 42, [42]))
+        assert failed
+        assert seconds < 2 * timeout
+        # The others are not drawn in.
+        assert await cache.run(_GET, elsewhere, [elsewhere]) == b"kept"
+
+        async def read() -> bytes:
+            refused, seconds = await _timed(cache.run(_GET, 42, [42]))
+            assert seconds < 3 * timeout
+            return b"" if refused else await cache.run(_GET, 42, [42])
+
+        assert await eventually(read, within=10) == b"kept"
+        assert sum(await cache.run_on_owners(_TOUCH, range(200), [])) == 200
+
+        # It comes back as a replica, and nobody notices.
+        await asyncio.to_thread(valkey_cluster.start, name)
+        assert sum(await cache.run_on_owners(_TOUCH, range(200), [])) == 200
+
+
+def _masters(cluster: Stack, slot: int) -> list[Redis]:
+    """Returns a client of each master; the first has the slot."""
+    ranges = next(ranges for port, _ in cluster.ports.valkey_nodes if (ranges := _slots(port)))
+    ordered = sorted(ranges, key=lambda r: not r[0] <= slot <= r[1])
+    ports = dict.fromkeys(master[1] for _, _, master, *_ in ordered)
+    return [Redis(port=port) for port in ports]
+
+
+def _slots(port: int) -> list[Any]:
+    with contextlib.suppress(RedisError), Redis(port=port) as node:
+        node.response_callbacks.clear()
+        return node.execute_command("CLUSTER", "SLOTS")
+    return []
+
+
+def _port(node: Redis) -> int:
+    return node.connection_pool.connection_kwargs["port"]
+
+
+def _id(node: Redis) -> str:
+    return node.execute_command("CLUSTER MYID")
+
+
+async def _timed(call: Awaitable[object]) -> tuple[bool, float]:
+    """Returns whether a call was refused, and how many seconds it took."""
+    began = time.monotonic()
+    try:
+        await call
+    except Unavailable:
+        return True, time.monotonic() - began
+    return False, time.monotonic() - began
+
+
+async def _succeeds(call: Awaitable[object]) -> bool:
+    await call
+    return True
