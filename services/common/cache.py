@@ -6,14 +6,12 @@ cluster they lie on one node, in the slot of the text `17`.
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Coroutine, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 from hiredis import ReplyError
-from redis.asyncio import Redis
-from redis.exceptions import RedisError
 
 from services.common.cluster import Cluster, OneServer, slot_of
 from services.common.config import CacheSettings
@@ -274,17 +272,3 @@ def _checked(reply: Any) -> Any:
             raise reply
         raise Unavailable(PART) from reply
     return reply
-
-
-def connect_redis(settings: CacheSettings) -> Redis:
-    """Returns a plain client, for what has not moved to Cache yet."""
-    return Redis.from_url(settings.valkey_url, socket_timeout=settings.valkey_timeout_seconds)
-
-
-@contextmanager
-def told_as_unavailable() -> Iterator[None]:
-    """Tells an error of the plain client as Unavailable."""
-    try:
-        yield
-    except RedisError as error:
-        raise Unavailable(PART) from error

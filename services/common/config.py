@@ -16,6 +16,8 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from services.common.valkey import parse_url
+
 
 def _address(value: str) -> str:
     host, separator, port = value.rpartition(":")
@@ -59,8 +61,19 @@ class CacheSettings(_Group):
     """Where Valkey or Redis is."""
 
     valkey_url: str
-    valkey_pool_size: int = 32
+    """`redis[s]://[[user]:password@]host:port[,host:port...][/database]`.
+
+    One server, or, where several are named, a cluster that is found through any of them; a cluster
+    with one address for all is named twice.
+    """
     valkey_timeout_seconds: float = 0.5
+    """How long a server may take to connect, and then to answer."""
+
+    @field_validator("valkey_url")
+    @classmethod
+    def _can_be_parsed(cls, value: str) -> str:
+        parse_url(value)
+        return value
 
 
 class KafkaSettings(_Group):

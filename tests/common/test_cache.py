@@ -1,12 +1,19 @@
 """The cache client against a real Valkey."""
 
+import asyncio
 import itertools
+import os
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from services.common.cache import Script, connect
 from services.common.config import CacheSettings
 from services.common.errors import Unavailable
+from services.common.valkey import Address, Login, parse_url
+
+EXAMPLES = int(os.environ.get("PHOTOMESH_EXAMPLES", "40"))
 
 _ids = itertools.count(5_000_000)
 
@@ -72,3 +79,75 @@ async def test_a_cache_that_is_away_is_told():
         ):
             with pytest.raises(Unavailable):
                 await attempt
+
+
+@settings(
+    max_examples=EXAMPLES,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(
+    sizes=st.lists(st.integers(0, 400_000), min_size=1, max_size=30),
+    given_up=st.sets(st.integers(0, 29)),
+)
+async def test_everyone_gets_the_own_reply_whoever_goes_away(cache, sizes, given_up):
+    """All share a connection, and replies come in pieces."""
+    keys = [f"test:{next(_ids)}" for _ in sizes]
+    values = {key: key.encode() + bytes(size) for key, size in zip(keys, sizes, strict=True)}
+    await asyncio.gather(
+        *(cache.put_many({key: value}, seconds=60, only_new=True) for key, value in values.items())
+    )
+
+    calls = [asyncio.ensure_future(cache.get_many([key])) for key in keys]
+    await asyncio.sleep(0)
+    for index in given_up & set(range(len(calls))):
+        calls[index].cancel()
+
+    for index, found in enumerate(await asyncio.gather(*calls, return_exceptions=True)):
+        if index not in given_up:
+            assert found == [values[keys[index]]]
+    assert await cache.get_many(keys) == list(values.values())
+
+
+@pytest.mark.parametrize(
+    ("url", "addresses", "commands"),
+    [
+        ("redis://h:1", [Address("h", 1)], ()),
+        ("redis://h:1,[::1]:2/0", [Address("h", 1), Address("::1", 2)], ()),
+        (
+            "redis://:p%40ss@h:1/2",
+            [Address("h", 1)],
+            (("AUTH", "default", "p@ss"), ("SELECT", "2")),
+        ),
+        (
+            "redis://ada:secret@h:1,i:1",
+            [Address("h", 1), Address("i", 1)],
+            (("AUTH", "ada", "secret"),),
+        ),
+    ],
+)
+def test_an_url_names_servers_a_login_and_a_database(url, addresses, commands):
+    assert parse_url(url) == (addresses, Login(commands, None))
+
+
+async def test_a_database_of_its_own_is_used(stack):
+    stack.up(["valkey"])
+    key, other = f"test:{next(_ids)}", stack.valkey_url.removesuffix("0") + "3"
+    async with connect(CacheSettings(valkey_url=other)) as cache:
+        await cache.put_many({key: b"there"}, seconds=60, only_new=False)
+        assert await cache.get_many([key]) == [b"there"]
+    async with connect(CacheSettings(valkey_url=stack.valkey_url)) as cache:
+        assert await cache.get_many([key]) == [None]
+
+
+@pytest.mark.parametrize("url", ["h:1", "http://h:1", "redis://h", "redis://h:1,i", "redis://h:1,"])
+def test_an_url_that_cannot_be_understood_stops_the_start(url):
+    with pytest.raises(ValueError, match="must"):
+        CacheSettings(valkey_url=url)
+
+
+def test_a_server_that_wants_tls_gets_it():
+    (address,), login = parse_url("rediss://localhost:1")
+    assert address == Address("localhost", 1)
+    assert login.tls is not None
+    assert login.tls.check_hostname
