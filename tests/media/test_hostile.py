@@ -17,12 +17,15 @@ from threading import Event, Thread
 import cv2
 import numpy as np
 import pytest
+from photomesh.media.v1 import media_service_pb2 as pb
 from PIL import ExifTags, Image
 
-from deploy.local.proc import Identity
+from deploy.local.proc import Identity, identify
+from services.media.limits import LIMITS as UPLOADS
 from services.media.pipeline.header import SURE_PIXELS, Kind
 from services.media.pipeline.outputs import Failure, Unprocessable
 from services.media.pipeline.renderers import Renderers
+from tests.eventually import eventually
 from tests.media.conftest import LIMITS
 from tests.media.pngs import GREY, RGB, RGBA, png
 from tests.media.test_pipeline_properties import assert_clean
@@ -221,6 +224,7 @@ def large() -> list[bytes]:
     ]
 
 
+@pytest.mark.skipif(not PROVE, reason="takes a minute; the worker below is sent one of them")
 async def test_large_pictures_are_taken_leave_room_and_let_small_ones_pass():
     # What the worker itself takes is left out of what is watched here; see the test below.
     worker = 120 * 2**20
@@ -233,3 +237,59 @@ async def test_large_pictures_are_taken_leave_room_and_let_small_ones_pass():
             await asyncio.gather(*working)
 
     assert most[0] + worker < MOST_RESIDENT, f"{most[0] / 2**20:.0f} MiB"
+
+
+def corpus() -> dict[str, bytes]:
+    """What is sent through the real worker: one of each sort, or all."""
+    files = {name: file for name, (file, _) in REFUSED.items() if file} | CLEANED
+    if PROVE:
+        sent = {f"large {number}": file for number, file in enumerate(large())}
+        return files | {
+            name: file for name, file in sent.items() if len(file) <= UPLOADS.form_bytes
+        }
+    names = ("zeros", "a bomb", "an HEIC bomb", "JPEG cut at 90%", "a bomb of a profile")
+    return {name: files[name] for name in names} | {"100 megapixels": large()[0]}
+
+
+async def test_the_worker_lives_through_them_and_each_good_file_behind_is_ready(
+    uploader, infrastructure
+):
+    infrastructure.up(["media-worker"])
+    worker = identify(infrastructure.pid("media-worker"))
+    bad: dict[str, int] = {}
+    slowest = 0.0
+    with resident(lambda: {worker, *children(worker.pid)}) as most:
+        for name, file in corpus().items():
+            sent = await uploader.upload(file, "application/octet-stream")
+            bad[name] = sent.media_id
+            begun = time.monotonic()
+            good = await uploader.upload(GOOD)
+            ready = await eventually(
+                lambda good=good: uploader.get(good.media_id),
+                lambda media: media.state == pb.MEDIA_STATE_READY,
+                # Generous only where the machine is busy with other things; see the slowest below.
+                within=4 * READY_SECONDS,
+            )
+            slowest = max(slowest, time.monotonic() - begun)
+            assert len(ready.variants) == 12
+        ends = {
+            name: await eventually(
+                lambda media_id=media_id: uploader.get(media_id),
+                lambda media: media.state in (pb.MEDIA_STATE_READY, pb.MEDIA_STATE_FAILED),
+                within=60,
+            )
+            for name, media_id in bad.items()
+        }
+
+    # pytest -rP shows it.
+    print(f"{most[0] / 2**20:.0f} MiB at most; a good file took {slowest:.1f} s")  # noqa: T201
+    for name, media in ends.items():
+        if name in REFUSED:
+            _, why = REFUSED[name]
+            failure = pb.MediaFailure.Name(media.failure).removeprefix("MEDIA_FAILURE_")
+            assert failure in (why if isinstance(why, set) else {why}), name
+        else:
+            assert media.state == pb.MEDIA_STATE_READY, name
+    assert most[0] < MOST_RESIDENT, f"{most[0] / 2**20:.0f} MiB"
+    assert identify(infrastructure.pid("media-worker")) == worker
+    assert slowest < READY_SECONDS * (1 if PROVE else 2)

@@ -1,0 +1,107 @@
+"""kill -9 in a given step of the pipeline: every photo becomes READY, and nothing is doubled.
+
+The step is not left to chance: the worker tells each step that is done, and dies when it is told.
+With PHOTOMESH_PROVE it dies in each of them, and S3 and the broker die beside it.
+"""
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+
+import psycopg
+import pytest
+from photomesh.media.v1 import media_service_pb2 as pb
+
+from deploy.local.stack import Stack
+from services.media.pipeline.outputs import STEPS
+from services.media.storage import key_prefix
+from tests.eventually import eventually
+from tests.mesh.test_crashes import count_dead_letters
+from tests.pictures import photo
+
+PROVE = "PHOTOMESH_PROVE" in os.environ
+
+KILLED_IN = [*STEPS] if PROVE else ["picture"]
+_TRIES = 5
+
+
+@pytest.fixture(scope="module")
+def mesh(infrastructure: Stack) -> Iterator[Stack]:
+    """Media and its worker; to be killed in each step, it tells each by itself."""
+    if not PROVE:
+        infrastructure.up(["media", "media-worker"])
+        yield infrastructure
+        return
+    usual = infrastructure.processes["media-worker"]
+    telling = {**usual.environment, "PHOTOMESH_PROGRESS_SECONDS": "0"}
+    infrastructure.processes["media-worker"] = replace(usual, environment=telling)
+    infrastructure.up(["media", "media-worker"])
+    yield infrastructure
+    infrastructure.processes["media-worker"] = usual
+    infrastructure.up(["media-worker"])
+
+
+def strike(mesh: Stack, victim: str, media_id: int, step: str) -> bool:
+    """Kills a process as soon as a step is told; returns whether the media was not READY yet."""
+    with psycopg.connect(mesh.database_url("media"), autocommit=True) as database:
+
+        def look() -> tuple[str, list[str]]:
+            query = "SELECT state, steps_done FROM media WHERE media_id = %s"
+            return database.execute(query, [media_id]).fetchone()
+
+        deadline = time.monotonic() + 30
+        state, steps = look()
+        while step not in steps and state != "READY":
+            assert time.monotonic() < deadline, (state, steps)
+            state, steps = look()
+        os.kill(mesh.pid(victim), signal.SIGKILL)
+        return look()[0] == "PROCESSING"
+
+
+async def assert_all_become_ready(uploader, storage, media: list[pb.Media]) -> None:
+    for each in media:
+        ready = await eventually(
+            lambda each=each: uploader.get(each.media_id),
+            lambda found: found.state in (pb.MEDIA_STATE_READY, pb.MEDIA_STATE_FAILED),
+            within=90,
+        )
+        assert ready.state == pb.MEDIA_STATE_READY
+        stored = await storage.variants(each.media_id, each.owner_id)
+        prefix = key_prefix(each.media_id, each.owner_id)
+        named = {
+            variant.url.partition(prefix)[2].partition("?")[0]: variant.size_bytes
+            for variant in ready.variants
+        }
+        assert stored == named
+
+
+async def crash(mesh, uploader, storage, victim: str, step: str) -> None:
+    dead_before = await asyncio.to_thread(count_dead_letters, mesh)
+    for attempt in range(_TRIES):
+        # Two more are on their way beside it.
+        files = [photo(3000, 2250, seed=seed) for seed in (attempt, 100, 101)]
+        media = [await uploader.upload(file) for file in files]
+        struck = await asyncio.to_thread(strike, mesh, victim, media[0].media_id, step)
+        await asyncio.to_thread(mesh.kill, victim)
+        await asyncio.to_thread(mesh.start, victim)
+        await assert_all_become_ready(uploader, storage, media)
+        if struck:
+            break
+    else:
+        pytest.fail(f"{victim} was never killed in time")
+    assert await asyncio.to_thread(count_dead_letters, mesh) == dead_before
+
+
+@pytest.mark.parametrize("step", KILLED_IN)
+async def test_the_worker_dies_when_a_step_is_done(mesh, uploader, storage, step):
+    await crash(mesh, uploader, storage, "media-worker", step)
+
+
+@pytest.mark.parametrize("step", ["picture", "w600.avif"])
+@pytest.mark.parametrize("victim", ["s3", "kafka"])
+@pytest.mark.skipif(not PROVE, reason="the mesh's own crashes are a short seed of it")
+async def test_a_part_dies_when_a_step_is_done(mesh, uploader, storage, victim, step):
+    await crash(mesh, uploader, storage, victim, step)
