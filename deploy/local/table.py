@@ -169,9 +169,7 @@ def _postgres(layout: Layout, ports: Ports, credentials: Credentials) -> Process
 
 
 def _valkey(layout: Layout, ports: Ports) -> Process:
-    return _valkey_server(
-        "valkey", layout.data / "valkey", ports.valkey, {"save": "60 1", "maxmemory": "1gb"}
-    )
+    return _valkey_server("valkey", layout.data / "valkey", ports.valkey, {"maxmemory": "1gb"})
 
 
 def _valkey_cluster(layout: Layout, ports: Ports) -> tuple[Process, ...]:
@@ -182,8 +180,6 @@ def _valkey_cluster(layout: Layout, ports: Ports) -> tuple[Process, ...]:
             data / str(number),
             port,
             {
-                # What a node lost in a restart it gets from its master, or is built again.
-                "save": "",
                 "maxmemory": "256mb",
                 "cluster-enabled": "yes",
                 "cluster-port": bus,
@@ -215,6 +211,9 @@ def _valkey_server(name: str, data: Path, port: int, settings: Mapping[str, str 
         "bind": "127.0.0.1",
         "port": port,
         "dir": data,
+        # It forgets all in a restart, and is filled anew: a feed as it was some time before would
+        # lack what was pushed since, and nobody would know.
+        "save": "",
         "appendonly": "no",
         # A home feed of 500 entries in 20 bytes each; the default packs only 128.
         "zset-max-listpack-entries": 512,
@@ -491,7 +490,13 @@ def _services(
             needs=("valkey",),
             key_files={"PHOTOMESH_PAGE_KEY_FILE": page_key},
         ),
-        service("fanout", ports.fanout, needs=("valkey", topics), workers=("consumer",)),
+        service(
+            "fanout",
+            ports.fanout,
+            needs=(database, topics, "valkey"),
+            role="fanout",
+            workers=("consumer", "pauses"),
+        ),
     )
 
 

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psycopg
 import pytest
 import redis
 
@@ -72,15 +73,15 @@ def test_what_changed_is_started_again_and_said_so(make_stack):
     assert changed.pid("valkey") != pid
 
 
-def test_data_survive_down_and_up(make_stack):
+def test_the_cache_comes_back_empty_and_never_as_it_once_was(make_stack):
     stack = make_stack()
     stack.up(["valkey"])
-    redis.Redis.from_url(stack.valkey_url).set("kept", "yes")
+    redis.Redis.from_url(stack.valkey_url).set("outdated", "yes")
 
     make_stack().down()
     make_stack().up(["valkey"])
 
-    assert redis.Redis.from_url(stack.valkey_url).get("kept") == b"yes"
+    assert redis.Redis.from_url(stack.valkey_url).get("outdated") is None
 
 
 def test_down_leaves_nothing_running(make_stack):
@@ -133,12 +134,16 @@ def test_a_killed_process_starts_again_over_its_data(make_stack):
     stack = make_stack(ephemeral=True)
     stack.up(["postgres"])
     before = stack.pid("postgres")
+    with psycopg.connect(stack.superuser_url) as server:
+        server.execute("CREATE TABLE kept ()")
 
     stack.kill("postgres")
     assert stack.pid("postgres") is None
     stack.start("postgres")
 
     assert stack.pid("postgres") not in (before, None)
+    with psycopg.connect(stack.superuser_url) as server:
+        assert server.execute("SELECT count(*) FROM kept").fetchone() == (0,)
 
 
 def test_a_name_that_is_not_there_is_refused_with_those_that_are(make_stack):
