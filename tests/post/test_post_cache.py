@@ -9,8 +9,6 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from services.common.cache import Cache, connect
-from services.common.config import CacheSettings
 from services.common.post_cache import CachedPost, PostCache
 
 EXAMPLES = int(os.environ.get("PHOTOMESH_EXAMPLES", "40"))
@@ -18,12 +16,6 @@ EXAMPLES = int(os.environ.get("PHOTOMESH_EXAMPLES", "40"))
 _ids = itertools.count(7_000_000)
 
 _AUTHOR = 2**62 + 17
-
-
-@pytest.fixture(scope="session")
-async def cache(infrastructure) -> AsyncIterator[Cache]:
-    async with connect(CacheSettings(valkey_url=infrastructure.valkey_url)) as cache:
-        yield cache
 
 
 @pytest.fixture(scope="session")
