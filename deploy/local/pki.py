@@ -41,7 +41,7 @@ IDENTITIES = (
     "operator",
 )
 
-DATABASE_ROLES = ("account", "media", "post", "graph")
+DATABASE_ROLES = ("account", "media", "post", "graph", "fanout")
 
 _AUTHORITY_LIFE = dt.timedelta(days=3650)
 _LEAF_LIFE = dt.timedelta(days=365)
@@ -90,7 +90,9 @@ class Credentials:
         known = json.loads(path.read_text())
         return cls(
             database_superuser=known["database_superuser"],
-            database=known["database"],
+            # A role that is newer than this clone gets its password now.
+            database={role: secrets.token_urlsafe(24) for role in DATABASE_ROLES}
+            | known["database"],
             s3_provision=KeyPair(**known["s3_provision"]),
             s3_media=KeyPair(**known["s3_media"]),
             s3_broker=KeyPair(**known["s3_broker"]),
@@ -218,10 +220,10 @@ def _ensure_token_key(folder: Path) -> None:
 
 
 def _ensure_credentials(path: Path) -> Credentials:
-    if path.exists():
-        return Credentials.read(path)
-    credentials = Credentials.random()
-    _write(path, json.dumps(asdict(credentials), indent=2).encode())
+    credentials = Credentials.read(path) if path.exists() else Credentials.random()
+    text = json.dumps(asdict(credentials), indent=2).encode()
+    if not path.exists() or path.read_bytes() != text:
+        _write(path, text)
     return credentials
 
 

@@ -20,7 +20,6 @@ import random
 import threading
 from collections import deque
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
-from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -89,18 +88,6 @@ class RawSubscription:
     handle: Callable[[Any], Awaitable[None]]
     at_a_time: int = _AT_A_TIME
     """How many records are handled at a time."""
-
-
-_at_hand: ContextVar[str] = ContextVar("record")
-
-
-def record_at_hand() -> str:
-    """Returns what tells the record that is being handled from all others.
-
-    It is the same when the record comes again. Not when the relay of the outbox, or somebody who
-    replays a dead letter, published the event once more.
-    """
-    return _at_hand.get()
 
 
 @dataclass
@@ -286,9 +273,12 @@ class Consumer:
             record, partition = lane.popleft()
             headers = dict(record.headers)
             traceparent = headers.get(context.TRACEPARENT, b"").decode("ascii", "replace")
-            context.enter(context.CallContext(trace_id=context.trace_id_of(traceparent)))
-            _at_hand.set(
-                f"{record.topic}/{record.partition}/{record.offset}/{record.timestamp}",
+            context.enter(
+                context.CallContext(
+                    trace_id=context.trace_id_of(traceparent),
+                    # Offsets begin anew in a broker that lost its log, hence the time.
+                    event=f"{record.topic}/{record.partition}/{record.offset}/{record.timestamp}",
+                )
             )
             await self._handle(record, partition)
             with self._lock:

@@ -27,6 +27,9 @@ class CallContext:
     """Who is signed in; 0: nobody."""
     deadline: float | None = None
     """When the caller stops waiting, by the event loop's clock."""
+    event: str = ""
+    """What tells the event that is being handled from all others, also when it comes again. An
+    event that is published once more, by whoever replays a dead letter, say, is another one."""
 
     def traceparent(self) -> str:
         """Returns the header for the next hop, with a new span id."""

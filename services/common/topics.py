@@ -18,6 +18,7 @@ POST_CREATED = Topic("post_created")
 POST_CHANGED = Topic("post_changed")
 FOLLOW_CHANGED = Topic("follow_changed")
 CELEBRITY_CHANGED = Topic("celebrity_changed")
+FANOUT_CHUNKS = Topic("fanout_chunks")
 
 
 def dead_letters(topic: Topic) -> Topic:
@@ -33,6 +34,7 @@ _EVENTS = (
     POST_CHANGED,
     FOLLOW_CHANGED,
     CELEBRITY_CHANGED,
+    FANOUT_CHUNKS,
 )
 
 TOPICS = (*_EVENTS, *(dead_letters(topic) for topic in _EVENTS))

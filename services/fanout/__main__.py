@@ -1,40 +1,99 @@
 """`python -m services.fanout`: wires the fan-out worker and runs it."""
 
-from photomesh.graph.v1.events_pb2 import FollowChanged
+from photomesh.fanout.v1.events_pb2 import ChunkReady
+from photomesh.fanout.v1.fanout_admin_service_pb2_grpc import (
+    add_FanoutAdminServiceServicer_to_server,
+)
+from photomesh.graph.v1.events_pb2 import CelebrityChanged, FollowChanged
 from photomesh.graph.v1.graph_internal_service_pb2_grpc import GraphInternalServiceStub
-from photomesh.post.v1.events_pb2 import PostCreated
+from photomesh.post.v1.events_pb2 import PostChanged, PostCreated
 from photomesh.post.v1.post_internal_service_pb2_grpc import PostInternalServiceStub
 
 from services.common import config, logs, topics
 from services.common.cache import connect
 from services.common.client import channel
 from services.common.consumer import Consumer, Subscription
-from services.common.server import Worker, run, serve
-from services.common.timelines import HomeTimelines
+from services.common.database import Database
+from services.common.dead_letters import DeadLetters
+from services.common.outbox import Outbox, Relay
+from services.common.post_cache import PostCache
+from services.common.server import Service, Worker, run, serve
+from services.common.timelines import AuthorTimelines, HomeTimelines
+from services.fanout import chunks
+from services.fanout.admin import FanoutAdminService
 from services.fanout.config import FanoutSettings
+from services.fanout.pauses import Pauses
+from services.fanout.peers import Peers
+from services.fanout.purger import Purger
+from services.fanout.store import FanoutStore
+from services.fanout.walk import Walks
 from services.fanout.worker import Fanout
+
+_GROUP = "fanout"
 
 
 async def main() -> None:
     settings = config.load(FanoutSettings)
     logs.configure("fanout", settings.log_level)
+    relay = Relay(settings, settings)
     async with (
+        Database(settings) as database,
         connect(settings) as cache,
         channel("graph", settings.peer_graph, settings.tls_dir) as graph,
         channel("post", settings.peer_post, settings.tls_dir) as post,
     ):
-        fanout = Fanout(
-            HomeTimelines(cache), GraphInternalServiceStub(graph), PostInternalServiceStub(post)
+        outbox = Outbox(database, relay)
+        store = FanoutStore(database, outbox)
+        peers = Peers(
+            GraphInternalServiceStub(graph),
+            PostInternalServiceStub(post),
+            chunk_size=settings.fanout_chunk_size,
+            backfill=settings.fanout_backfill,
         )
-        consumer = Consumer(
+        homes, walks = HomeTimelines(cache), Walks(peers)
+        fanout = Fanout(homes, AuthorTimelines(cache), PostCache(cache), peers, walks, store)
+        subscriptions = [
+            Subscription(topics.POST_CREATED, PostCreated, fanout.on_post_created),
+            Subscription(topics.POST_CHANGED, PostChanged, fanout.on_post_changed),
+            Subscription(topics.FOLLOW_CHANGED, FollowChanged, fanout.on_follow_changed),
+            Subscription(topics.CELEBRITY_CHANGED, CelebrityChanged, fanout.on_celebrity_changed),
+            Subscription(
+                topics.FANOUT_CHUNKS,
+                ChunkReady,
+                chunks.Chunks(homes, peers, walks, store).on_chunk_ready,
+                at_a_time=chunks.AT_A_TIME,
+            ),
+        ]
+        consumer = Consumer(settings, group=_GROUP, subscriptions=subscriptions)
+        # Until it is known what is paused.
+        consumer.hold([each.topic.name for each in subscriptions])
+        dead_letters = DeadLetters(
+            database, outbox, {each.topic: each.message for each in subscriptions}
+        )
+        burials = Consumer(
+            settings, group="fanout-dead-letters", subscriptions=dead_letters.subscriptions()
+        )
+        admin = FanoutAdminService(
+            settings, _GROUP, [each.topic for each in subscriptions], store, dead_letters
+        )
+        await serve(
             settings,
-            group="fanout",
-            subscriptions=[
-                Subscription(topics.POST_CREATED, PostCreated, fanout.post_created),
-                Subscription(topics.FOLLOW_CHANGED, FollowChanged, fanout.follow_changed),
+            [
+                Service(
+                    "photomesh.fanout.v1.FanoutAdminService",
+                    lambda server: add_FanoutAdminServiceServicer_to_server(admin, server),
+                    callers=frozenset({"operator"}),
+                )
+            ],
+            [
+                Worker("consumer", consumer.run),
+                Worker("relay", relay.run),
+                Worker("pauses", Pauses(store, consumer).run),
+                Worker("purge", Purger(store).run),
+                Worker("dead-letters", burials.run),
+                Worker("dead-letters-purge", dead_letters.run_purge),
             ],
         )
-        await serve(settings, services=[], workers=[Worker("consumer", consumer.run)])
 
 
 run(main)

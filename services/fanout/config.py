@@ -1,10 +1,20 @@
 """The fan-out's settings."""
 
-from services.common.config import Address, CacheSettings, KafkaSettings, MeshSettings
+from services.common.config import (
+    Address,
+    CacheSettings,
+    DatabaseSettings,
+    KafkaSettings,
+    MeshSettings,
+)
 
 
-class FanoutSettings(MeshSettings, CacheSettings, KafkaSettings):
+class FanoutSettings(MeshSettings, DatabaseSettings, CacheSettings, KafkaSettings):
     """Read from PHOTOMESH_* variables."""
 
     peer_graph: Address
     peer_post: Address
+    fanout_chunk_size: int = 10_000
+    """Up to how many followers an event is handled at once; more are cut into chunks of as many."""
+    fanout_backfill: int = 50
+    """How many of an author's last posts come into a feed with a new follow."""

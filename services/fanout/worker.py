@@ -1,68 +1,145 @@
-"""What fan-out does with each event. Every effect is idempotent: events come at least once."""
+"""What fan-out does with each event.
 
-from photomesh.graph.v1 import graph_internal_service_pb2 as graph_pb
-from photomesh.graph.v1.events_pb2 import FollowChanged
-from photomesh.graph.v1.graph_internal_service_pb2_grpc import GraphInternalServiceStub
-from photomesh.post.v1 import post_internal_service_pb2 as post_pb
-from photomesh.post.v1.events_pb2 import PostCreated
-from photomesh.post.v1.post_internal_service_pb2_grpc import PostInternalServiceStub
+Events come at least once, late, and in any order between topics. So every effect is idempotent,
+each handler asks who owns the matter what holds now, and asks once more when it is done: if
+something else holds by then, it begins anew. Of several that are at it at the same time, whoever
+comes last leaves what holds.
+"""
 
-from services.common.client import call, stream
-from services.common.timelines import CAP, HomeTimelines
+import asyncio
 
-_STREAM_SECONDS = 60.0
+from photomesh.graph.v1.events_pb2 import CelebrityChanged, FollowChanged
+from photomesh.graph.v1.graph_internal_service_pb2 import AudienceMode, FollowCheck
+from photomesh.post.v1.events_pb2 import PostChanged, PostCreated
+
+from services.common import context
+from services.common.post_cache import PostCache
+from services.common.timelines import AuthorTimelines, HomeTimelines
+from services.fanout.peers import Peers, is_pulled
+from services.fanout.store import FanoutStore, Kind
+from services.fanout.walk import Walks
+
+_CHANGING = (AudienceMode.AUDIENCE_MODE_PROMOTING, AudienceMode.AUDIENCE_MODE_DEMOTING)
 
 
 class Fanout:
-    """Keeps home timelines in step with posts and follows."""
+    """Keeps timelines and cached posts in step with posts, follows and modes."""
 
     def __init__(
         self,
-        timelines: HomeTimelines,
-        graph: GraphInternalServiceStub,
-        post: PostInternalServiceStub,
+        homes: HomeTimelines,
+        authors: AuthorTimelines,
+        posts: PostCache,
+        peers: Peers,
+        walks: Walks,
+        store: FanoutStore,
     ) -> None:
-        self._timelines = timelines
-        self._graph = graph
-        self._post = post
+        self._homes = homes
+        self._authors = authors
+        self._posts = posts
+        self._peers = peers
+        self._walks = walks
+        self._store = store
 
-    async def post_created(self, event: PostCreated) -> None:
-        """Pushes a post into the timelines of its author and of all who follow them."""
-        await self._timelines.push([event.author_id], [event.post_id])
-        followers = stream(
-            self._graph.StreamFollowers,
-            graph_pb.StreamFollowersRequest(followee_id=event.author_id),
-            within=_STREAM_SECONDS,
-        )
-        async for batch in followers:
-            await self._timelines.push(batch.follower_ids, [event.post_id])
+    async def on_post_created(self, event: PostCreated) -> None:
+        """Brings a post that is new to all who are to have it."""
+        # Without a question first: nearly every post is still there when its event comes.
+        await self._bring_in_line(event.author_id, event.post_id, visible=True)
 
-    async def follow_changed(self, event: FollowChanged) -> None:
-        """Brings a follower's timeline in line with what holds now, whatever the event was."""
-        if not await self._timelines.exists(event.follower_id):
-            # Whoever builds it from now on reads the follow, which was committed before the event.
+    async def on_post_changed(self, event: PostChanged) -> None:
+        """Takes a post away from all who have it, or brings it to them again."""
+        visible = await self._peers.is_visible(event.author_id, event.post_id)
+        await self._change_copies(event.post_id, visible=visible)
+        await self._bring_in_line(event.author_id, event.post_id, visible=visible)
+
+    async def on_follow_changed(self, event: FollowChanged) -> None:
+        """Makes a reader get an author's posts, or no more, or by another way."""
+        reader_id, author_id = event.follower_id, event.followee_id
+        if not await self._homes.exists(reader_id):
+            # Whoever builds it from now on reads what holds, which was committed before the event.
             return
-        response = await call(
-            self._graph.BatchCheckFollows,
-            graph_pb.BatchCheckFollowsRequest(
-                pairs=[
-                    graph_pb.FollowPair(
-                        follower_id=event.follower_id, followee_id=event.followee_id
-                    )
-                ]
-            ),
-        )
-        if response.checks[0].follows:
-            await self._backfill(event.follower_id, event.followee_id)
-        else:
-            # The next read rebuilds it. Also a rebuild that is under way, and may have read the
-            # follow that is no more, is thereby refused.
-            await self._timelines.drop(event.follower_id)
+        check = await self._peers.check(reader_id, author_id)
+        while True:
+            shown = await self._apply(reader_id, author_id, check)
+            # A follow that was not yet among the followers when the author's mode began to change
+            # sees the new mode here. The version is no matter: whatever else changed between the
+            # two has an event of its own, which is handled after this one.
+            before, check = check, await self._peers.check(reader_id, author_id)
+            if shown and _essence(check) == _essence(before):
+                return
 
-    async def _backfill(self, follower_id: int, followee_id: int) -> None:
-        recent = await call(
-            self._post.ListRecentByAuthors,
-            post_pb.ListRecentByAuthorsRequest(author_ids=[followee_id], limit=CAP),
+    async def on_celebrity_changed(self, event: CelebrityChanged) -> None:
+        """Has all followers pull an account's posts from now on, or no more."""
+        audience = await self._peers.audience(event.account_id)
+        if audience.mode in _CHANGING:
+            await self._store.begin(
+                context.current().event,
+                Kind.MODE,
+                event.account_id,
+                audience.change_id,
+                followers=audience.followers,
+                bounds=audience.bounds,
+            )
+
+    async def _bring_in_line(self, author_id: int, post_id: int, *, visible: bool) -> None:
+        while True:
+            await self._apply_post(author_id, post_id, visible=visible)
+            before, visible = visible, await self._peers.is_visible(author_id, post_id)
+            if visible == before:
+                return
+            await self._change_copies(post_id, visible=visible)
+
+    async def _apply_post(self, author_id: int, post_id: int, *, visible: bool) -> None:
+        """Pushes a post, or retracts it.
+
+        Of an author whose posts are pulled that costs two writes. What was pushed before they were
+        is not retracted from feeds then: nobody is shown it, for whoever reads asks post.
+        """
+        change = self._homes.push if visible else self._homes.retract
+        change_own = self._authors.push if visible else self._authors.retract
+        audience, *_ = await asyncio.gather(
+            self._peers.audience(author_id),
+            change([author_id], [post_id]),
+            change_own([author_id], [post_id]),
         )
-        if recent.post_ids:
-            await self._timelines.push([follower_id], recent.post_ids)
+        if audience.mode == AudienceMode.AUDIENCE_MODE_PULLED:
+            return
+        if audience.bounds:
+            await self._store.begin(
+                context.current().event,
+                Kind.POST,
+                author_id,
+                post_id,
+                followers=audience.followers,
+                bounds=audience.bounds,
+            )
+        else:
+            await self._walks.walk(author_id, lambda readers: change(readers, [post_id]))
+
+    async def _change_copies(self, post_id: int, *, visible: bool) -> None:
+        """Has readers ask anew for a post, or be told that there is none.
+
+        A withdrawal may come after the post was shown again. So look afterwards, and if it was,
+        call this once more.
+        """
+        if visible:
+            await self._posts.forget([post_id])
+        else:
+            await self._posts.withdraw([post_id])
+
+    async def _apply(self, reader_id: int, author_id: int, check: FollowCheck) -> bool:
+        """Brings a reader's timeline in line; False: what was checked is out of date."""
+        if not check.follows or check.muted:
+            await self._homes.hide(reader_id, author_id, check.version)
+            return True
+        if is_pulled(check.mode):
+            return await self._homes.pull(reader_id, author_id, check.version)
+        if not await self._homes.show(reader_id, author_id, check.version):
+            return False
+        recent = await self._peers.recent(author_id)
+        await self._homes.push([reader_id], recent.post_ids, complete_from=recent.complete_from)
+        return True
+
+
+def _essence(check: FollowCheck) -> tuple[bool, bool, AudienceMode.ValueType]:
+    return check.follows, check.muted, check.mode

@@ -19,7 +19,7 @@ DESCRIPTOR: _descriptor.FileDescriptor
 @_typing.final
 class ChunkReady(_message.Message):
     """A chunk of a large audience waits to be brought in line. Topic `fanout_chunks`; the key spreads
-    the chunks of one account over 4 lanes, see services/fanout/chunks.py.
+    the chunks of one account over 4 lanes, see services/fanout/store.py.
     """
 
     DESCRIPTOR: _descriptor.Descriptor

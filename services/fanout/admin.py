@@ -1,0 +1,134 @@
+"""What site reliability engineers do with fan-out, in the order of the contract."""
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+import grpc
+from google.protobuf.timestamp_pb2 import Timestamp
+from photomesh.fanout.v1 import fanout_admin_service_pb2 as pb
+from photomesh.fanout.v1.fanout_admin_service_pb2_grpc import FanoutAdminServiceServicer
+
+from services.common import logs
+from services.common.config import KafkaSettings
+from services.common.dead_letters import DeadLetters
+from services.common.errors import FieldInvalid
+from services.common.topics import Topic
+from services.fanout.lag import read_lag
+from services.fanout.store import FanoutInFlight, FanoutStore, Kind
+
+_PAGE = 50
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+_log = logs.logger(__name__)
+
+
+class FanoutAdminService(FanoutAdminServiceServicer):
+    """Lag, progress, pauses and dead letters of fan-out."""
+
+    def __init__(
+        self,
+        kafka: KafkaSettings,
+        group: str,
+        topics: Sequence[Topic],
+        store: FanoutStore,
+        dead_letters: DeadLetters,
+    ) -> None:
+        """Takes the group of consumers that handles fan-out's topics."""
+        self._kafka = kafka
+        self._group = group
+        self._topics = topics
+        self._store = store
+        self._dead_letters = dead_letters
+
+    async def GetLag(self, request: pb.GetLagRequest, context: Context) -> pb.GetLagResponse:
+        paused = await self._store.paused_topics()
+        partitions = await asyncio.to_thread(read_lag, self._kafka, self._group, self._topics)
+        return pb.GetLagResponse(
+            partitions=[
+                pb.PartitionLag(
+                    topic=each.topic,
+                    partition=each.partition,
+                    end_offset=each.end,
+                    committed_offset=each.committed,
+                    lag=each.lag,
+                    paused=each.topic in paused,
+                )
+                for each in partitions
+            ]
+        )
+
+    async def ListFanouts(
+        self, request: pb.ListFanoutsRequest, context: Context
+    ) -> pb.ListFanoutsResponse:
+        found = await self._store.in_flight(
+            after_id=request.after_id, limit=request.page_size or _PAGE
+        )
+        return pb.ListFanoutsResponse(fanouts=[_to_pb(fanout) for fanout in found])
+
+    async def PauseTopic(
+        self, request: pb.PauseTopicRequest, context: Context
+    ) -> pb.PauseTopicResponse:
+        self._check(request.topic)
+        await self._store.pause(request.topic)
+        _log.warning("a topic is paused", topic=request.topic)
+        return pb.PauseTopicResponse()
+
+    async def ResumeTopic(
+        self, request: pb.ResumeTopicRequest, context: Context
+    ) -> pb.ResumeTopicResponse:
+        self._check(request.topic)
+        await self._store.resume(request.topic)
+        _log.warning("a topic is resumed", topic=request.topic)
+        return pb.ResumeTopicResponse()
+
+    async def ListDeadLetters(
+        self, request: pb.ListDeadLettersRequest, context: Context
+    ) -> pb.ListDeadLettersResponse:
+        found = await self._dead_letters.open(
+            topic=request.topic, after_id=request.after_id, limit=request.page_size or _PAGE
+        )
+        return pb.ListDeadLettersResponse(dead_letters=found)
+
+    async def GetDeadLetter(
+        self, request: pb.GetDeadLetterRequest, context: Context
+    ) -> pb.GetDeadLetterResponse:
+        found = await self._dead_letters.get(request.dead_letter_id)
+        return pb.GetDeadLetterResponse(dead_letter=found)
+
+    async def ReplayDeadLetters(
+        self, request: pb.ReplayDeadLettersRequest, context: Context
+    ) -> pb.ReplayDeadLettersResponse:
+        replayed = await self._dead_letters.replay(request.dead_letter_ids)
+        return pb.ReplayDeadLettersResponse(replayed_ids=replayed)
+
+    async def DropDeadLetters(
+        self, request: pb.DropDeadLettersRequest, context: Context
+    ) -> pb.DropDeadLettersResponse:
+        dropped = await self._dead_letters.drop(request.dead_letter_ids)
+        return pb.DropDeadLettersResponse(dropped_ids=dropped)
+
+    def _check(self, topic: str) -> None:
+        names = [each.name for each in self._topics]
+        if topic not in names:
+            raise FieldInvalid({"topic": f"must be one of {', '.join(names)}"})
+
+
+def _to_pb(fanout: FanoutInFlight) -> pb.FanoutInFlight:
+    begin_time = Timestamp()
+    begin_time.FromDatetime(fanout.begin_time)
+    message = pb.FanoutInFlight(
+        fanout_id=fanout.fanout_id,
+        account_id=fanout.account_id,
+        begin_time=begin_time,
+        chunks=fanout.chunks,
+        chunks_done=fanout.chunks_done,
+        followers=fanout.followers,
+        followers_reached=fanout.reached,
+    )
+    if fanout.kind == Kind.POST:
+        message.post_id = fanout.subject_id
+    else:
+        message.mode_change_id = fanout.subject_id
+    return message

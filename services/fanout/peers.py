@@ -1,0 +1,95 @@
+"""What fan-out asks graph and post. Every method may raise Unavailable."""
+
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+
+from photomesh.graph.v1 import graph_internal_service_pb2 as graph_pb
+from photomesh.graph.v1.graph_internal_service_pb2 import AudienceMode
+from photomesh.graph.v1.graph_internal_service_pb2_grpc import GraphInternalServiceStub
+from photomesh.post.v1 import post_internal_service_pb2 as post_pb
+from photomesh.post.v1.post_internal_service_pb2_grpc import PostInternalServiceStub
+
+from services.common.client import call, stream
+
+_STREAM_SECONDS = 60.0
+_SCAN_SECONDS = 15.0
+"""To find where to cut a large audience, graph reads all of it."""
+
+
+@dataclass(frozen=True)
+class Recent:
+    """An author's newest posts."""
+
+    post_ids: Sequence[int]
+    complete_from: int
+    """They are all from this one on, and there are older ones; 0: they are all there are."""
+
+
+def is_pulled(mode: AudienceMode.ValueType) -> bool:
+    """Tells whether feeds are to pull the posts of an account in this mode."""
+    return mode in (AudienceMode.AUDIENCE_MODE_PROMOTING, AudienceMode.AUDIENCE_MODE_PULLED)
+
+
+class Peers:
+    """Graph and post."""
+
+    def __init__(
+        self,
+        graph: GraphInternalServiceStub,
+        post: PostInternalServiceStub,
+        *,
+        chunk_size: int,
+        backfill: int,
+    ) -> None:
+        """Takes how many followers a chunk has, and how many posts an author's recent ones are."""
+        self._graph = graph
+        self._post = post
+        self._chunk_size = chunk_size
+        self._backfill = backfill
+
+    async def audience(self, account_id: int) -> graph_pb.GetAudienceResponse:
+        """Returns how to reach an account's followers, with the bounds of the chunks."""
+        request = graph_pb.GetAudienceRequest(followee_id=account_id, chunk_size=self._chunk_size)
+        return await call(self._graph.GetAudience, request, within=_SCAN_SECONDS)
+
+    async def followers(
+        self, account_id: int, *, after: int, until: int
+    ) -> AsyncIterator[Sequence[int]]:
+        """Yields the ids of an account's followers above `after`, up to `until` (0: all)."""
+        request = graph_pb.StreamFollowersRequest(
+            followee_id=account_id, after_follower_id=after, until_follower_id=until
+        )
+        async for batch in stream(self._graph.StreamFollowers, request, within=_STREAM_SECONDS):
+            yield batch.follower_ids
+
+    async def check(self, follower_id: int, followee_id: int) -> graph_pb.FollowCheck:
+        """Returns what holds between two accounts."""
+        pair = graph_pb.FollowPair(follower_id=follower_id, followee_id=followee_id)
+        request = graph_pb.BatchCheckFollowsRequest(pairs=[pair])
+        return (await call(self._graph.BatchCheckFollows, request)).checks[0]
+
+    async def is_pulled(self, account_id: int) -> bool:
+        """Tells whether feeds are to pull an account's posts."""
+        # Unlike the whole audience, this costs the same for 50 million followers.
+        return is_pulled((await self.check(account_id, account_id)).mode)
+
+    async def finish_mode_change(self, account_id: int, change_id: int) -> None:
+        request = graph_pb.FinishModeChangeRequest(account_id=account_id, change_id=change_id)
+        await call(self._graph.FinishModeChange, request)
+
+    async def is_visible(self, author_id: int, post_id: int) -> bool:
+        """Tells whether a post is published, and neither archived nor deleted."""
+        # One row of an index; the whole post would need its author's name, from account.
+        request = post_pb.ListRecentByAuthorsRequest(
+            author_ids=[author_id], before_post_id=post_id + 1, limit=1
+        )
+        return list((await call(self._post.ListRecentByAuthors, request)).post_ids) == [post_id]
+
+    async def recent(self, author_id: int) -> Recent:
+        """Returns an author's newest posts."""
+        most = self._backfill
+        request = post_pb.ListRecentByAuthorsRequest(author_ids=[author_id], limit=most + 1)
+        post_ids = (await call(self._post.ListRecentByAuthors, request)).post_ids
+        if len(post_ids) > most:
+            return Recent(post_ids[:most], complete_from=post_ids[most - 1])
+        return Recent(post_ids, complete_from=0)

@@ -1,0 +1,301 @@
+"""Large fan-outs in PostgreSQL: what is under way, how far it is, and which topics are paused.
+
+A large audience is cut into chunks, and an event in `fanout_chunks` tells that one waits. All
+chunk events of an account go through `_LANES` lanes: keys, which spread over partitions and so
+over workers. As a lane's events are handled one after the other, an account has at most 4 chunks
+under way at a time, however much it posts and however many follow it. And at most `_AHEAD` chunks
+of a fan-out are in the topic at a time: each that is done puts the next one of its lane there, so
+that thousands of them do not lie in front of everybody else's.
+
+A chunk remembers how far it is, so whoever handles its event again goes on from there. What is
+done twice does no harm, and nothing is lost with a process: the event of a chunk comes again until
+the chunk is done, and what its end brings about was stored in the same transaction.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from enum import StrEnum
+
+from photomesh.fanout.v1.events_pb2 import ChunkReady
+from psycopg.rows import class_row, scalar_row
+
+from services.common import topics
+from services.common.database import Database
+from services.common.outbox import Outbox, Transaction
+
+_LANES = 4
+
+_AHEAD = 4 * _LANES
+"""A multiple of the lanes: a chunk is followed by one of its own lane."""
+
+KEPT_FINISHED = timedelta(days=1)
+"""How long a fan-out is remembered that is done: as long as its event may come again."""
+
+KEPT_UNFINISHED = timedelta(days=30)
+"""After how long one is given up that never ends, because an engineer gave up one of its chunks."""
+
+_PURGE_BATCH = 1000
+
+# The event of a fan-out that was begun before asks for nothing new.
+_ADD = """
+    INSERT INTO fanouts (source, kind, account_id, subject_id, followers, chunks)
+    VALUES (%(source)s, %(kind)s, %(account_id)s, %(subject_id)s, %(followers)s, %(chunks)s)
+    ON CONFLICT (source) DO NOTHING
+    RETURNING fanout_id
+"""
+
+_ADD_CHUNKS = """
+    INSERT INTO fanout_chunks (fanout_id, chunk, after_id, until_id, position)
+    SELECT %(fanout_id)s, number - 1, after_id, until_id, after_id
+      FROM unnest(%(after_ids)s::bigint[], %(until_ids)s::bigint[])
+           WITH ORDINALITY AS bounds (after_id, until_id, number)
+"""
+
+_CHUNK = """
+    SELECT fanout_id, chunk, kind, account_id, subject_id, after_id, until_id, position, effect,
+           reached, done
+      FROM fanout_chunks JOIN fanouts USING (fanout_id)
+     WHERE fanout_id = %(fanout_id)s AND chunk = %(chunk)s
+"""
+
+_KEEP = """
+    UPDATE fanout_chunks
+       SET position = %(position)s, effect = %(effect)s, reached = %(reached)s
+     WHERE fanout_id = %(fanout_id)s AND chunk = %(chunk)s AND NOT done
+"""
+
+# Of several that finish a chunk at once, the first changes the row and the others find it done.
+_FINISH_CHUNK = """
+    UPDATE fanout_chunks SET done = true, reached = %(reached)s
+     WHERE fanout_id = %(fanout_id)s AND chunk = %(chunk)s AND NOT done
+"""
+
+# The end of a change of mode is told to graph first.
+_COUNT_CHUNK = """
+    UPDATE fanouts
+       SET chunks_done = chunks_done + 1,
+           finish_time = CASE WHEN kind = 'POST' AND chunks_done + 1 = chunks THEN now() END
+     WHERE fanout_id = %(fanout_id)s
+    RETURNING chunks
+"""
+
+# While a chunk of an older change is under way it may still undo what the newest one did, before
+# it looks again and mends it. So a change ends only when all of the account's have.
+# Answered by fanouts_modes.
+_ENDED_CHANGE = """
+    SELECT max(subject_id)
+      FROM fanouts
+     WHERE account_id = %(account_id)s AND kind = 'MODE' AND finish_time IS NULL
+    HAVING bool_and(chunks_done = chunks)
+"""
+
+_FINISH_CHANGES = """
+    UPDATE fanouts SET finish_time = now()
+     WHERE account_id = %(account_id)s AND kind = 'MODE' AND finish_time IS NULL
+       AND subject_id <= %(change_id)s AND chunks_done = chunks
+"""
+
+# Answered by fanouts_in_flight.
+_IN_FLIGHT = """
+    SELECT fanout_id, kind, account_id, subject_id, begin_time, chunks, chunks_done, followers,
+           (SELECT sum(reached) FROM fanout_chunks WHERE fanout_chunks.fanout_id = f.fanout_id)
+               ::bigint AS reached
+      FROM fanouts AS f
+     WHERE finish_time IS NULL AND fanout_id > %(after_id)s
+     ORDER BY fanout_id
+     LIMIT %(limit)s
+"""
+
+# Answered by fanouts_finished and fanouts_in_flight. Several that purge at once take other rows.
+_PURGE = """
+    DELETE FROM fanouts
+     WHERE fanout_id IN (
+               SELECT fanout_id
+                 FROM fanouts
+                WHERE finish_time < %(finished_before)s
+                   OR finish_time IS NULL AND begin_time < %(begun_before)s
+                LIMIT %(most)s
+                  FOR UPDATE SKIP LOCKED
+           )
+"""
+
+_PAUSED = "SELECT topic FROM paused_topics"
+
+_PAUSE = "INSERT INTO paused_topics (topic) VALUES (%(topic)s) ON CONFLICT DO NOTHING"
+
+_RESUME = "DELETE FROM paused_topics WHERE topic = %(topic)s"
+
+
+class Kind(StrEnum):
+    """What feeds are brought in line with."""
+
+    POST = "POST"
+    """A post: whether it is to be seen."""
+    MODE = "MODE"
+    """An account's mode: whether its posts are pulled."""
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Some of an account's followers, and what is to be done for them."""
+
+    fanout_id: int
+    chunk: int
+    kind: Kind
+    account_id: int
+    subject_id: int
+    """The post, or the change of mode."""
+    after_id: int
+    until_id: int
+    """Of the followers with ids above `after_id`, up to this one; 0: to the last."""
+    position: int
+    """The last follower for whom it was done, or `after_id`."""
+    effect: str
+    """What was done until there; empty: nothing yet."""
+    reached: int
+    """For how many it was done."""
+    done: bool
+
+
+@dataclass(frozen=True)
+class FanoutInFlight:
+    """A large fan-out that is under way."""
+
+    fanout_id: int
+    kind: Kind
+    account_id: int
+    subject_id: int
+    begin_time: datetime
+    chunks: int
+    chunks_done: int
+    followers: int
+    reached: int
+
+
+class FanoutStore:
+    """Large fan-outs, and topics that are paused. Every method may raise Unavailable."""
+
+    def __init__(self, database: Database, outbox: Outbox) -> None:
+        self._database = database
+        self._outbox = outbox
+
+    async def begin(
+        self,
+        source: str,
+        kind: Kind,
+        account_id: int,
+        subject_id: int,
+        *,
+        followers: int,
+        bounds: Sequence[int],
+    ) -> None:
+        """Begins a fan-out, unless `source`, the event that asks for it, has begun it before.
+
+        `bounds` are the last followers of all chunks but the last.
+        """
+        chunks = len(bounds) + 1
+        async with self._outbox.transaction() as tx:
+            cursor = tx.connection.cursor(row_factory=scalar_row)
+            values = {
+                "source": source,
+                "kind": kind,
+                "account_id": account_id,
+                "subject_id": subject_id,
+                "followers": followers,
+                "chunks": chunks,
+            }
+            fanout_id = await (await cursor.execute(_ADD, values)).fetchone()
+            if fanout_id is None:
+                return
+            cuts = {"after_ids": [0, *bounds], "until_ids": [*bounds, 0]}
+            await cursor.execute(_ADD_CHUNKS, {"fanout_id": fanout_id, **cuts})
+            await _publish(tx, account_id, fanout_id, range(min(chunks, _AHEAD)))
+
+    async def chunk(self, fanout_id: int, chunk: int) -> Chunk | None:
+        """Returns a chunk; None: it was purged."""
+        async with self._database.connection() as connection:
+            cursor = connection.cursor(row_factory=class_row(Chunk))
+            await cursor.execute(_CHUNK, {"fanout_id": fanout_id, "chunk": chunk})
+            return await cursor.fetchone()
+
+    async def keep(self, chunk: Chunk, *, position: int, effect: str, reached: int) -> None:
+        """Remembers how far a chunk is."""
+        progress = {"position": position, "effect": effect, "reached": reached}
+        async with self._database.connection() as connection:
+            await connection.execute(_KEEP, {**_of(chunk), **progress})
+
+    async def finish_chunk(self, chunk: Chunk, *, reached: int) -> None:
+        """Remembers that a chunk is done, and puts the next one of its lane in the topic."""
+        async with self._outbox.transaction() as tx:
+            cursor = tx.connection.cursor(row_factory=scalar_row)
+            await cursor.execute(_FINISH_CHUNK, {**_of(chunk), "reached": reached})
+            if cursor.rowcount:
+                chunks = await (await cursor.execute(_COUNT_CHUNK, _of(chunk))).fetchone() or 0
+                following = range(chunk.chunk + _AHEAD, min(chunk.chunk + _AHEAD + 1, chunks))
+                await _publish(tx, chunk.account_id, chunk.fanout_id, following)
+
+    async def ended_change(self, account_id: int) -> int | None:
+        """Returns the newest change of an account's mode, if all that was to be done for it is."""
+        async with self._database.connection() as connection:
+            cursor = connection.cursor(row_factory=scalar_row)
+            await cursor.execute(_ENDED_CHANGE, {"account_id": account_id})
+            change_id: int | None = await cursor.fetchone()
+            return change_id
+
+    async def finish_changes(self, account_id: int, change_id: int) -> None:
+        """Ends the fan-outs of an account's changes of mode, up to one that graph was told of."""
+        values = {"account_id": account_id, "change_id": change_id}
+        async with self._database.connection() as connection:
+            await connection.execute(_FINISH_CHANGES, values)
+
+    async def in_flight(self, *, after_id: int, limit: int) -> list[FanoutInFlight]:
+        """Returns fan-outs that are under way, oldest first."""
+        async with self._database.connection() as connection:
+            cursor = connection.cursor(row_factory=class_row(FanoutInFlight))
+            await cursor.execute(_IN_FLIGHT, {"after_id": after_id, "limit": limit})
+            return await cursor.fetchall()
+
+    async def purge(self, now: datetime) -> int:
+        """Forgets what ended, or was begun and never ended, long before `now`; returns how many."""
+        values = {
+            "finished_before": now - KEPT_FINISHED,
+            "begun_before": now - KEPT_UNFINISHED,
+            "most": _PURGE_BATCH,
+        }
+        purged = 0
+        while True:
+            async with self._database.connection() as connection:
+                batch = (await connection.execute(_PURGE, values)).rowcount
+            purged += batch
+            if batch < _PURGE_BATCH:
+                return purged
+
+    async def paused_topics(self) -> frozenset[str]:
+        """Returns the topics that are not to be handled."""
+        async with self._database.connection() as connection:
+            cursor = connection.cursor(row_factory=scalar_row)
+            return frozenset(await (await cursor.execute(_PAUSED)).fetchall())
+
+    async def pause(self, topic: str) -> None:
+        async with self._database.connection() as connection:
+            await connection.execute(_PAUSE, {"topic": topic})
+
+    async def resume(self, topic: str) -> None:
+        async with self._database.connection() as connection:
+            await connection.execute(_RESUME, {"topic": topic})
+
+
+async def _publish(tx: Transaction, account_id: int, fanout_id: int, chunks: Iterable[int]) -> None:
+    for chunk in chunks:
+        # Ids that differ only in their last two bits are of one shard and one millisecond: no two
+        # accounts meet in a lane.
+        await tx.publish(
+            topics.FANOUT_CHUNKS,
+            key=account_id ^ (chunk % _LANES),
+            event=ChunkReady(fanout_id=fanout_id, chunk=chunk),
+        )
+
+
+def _of(chunk: Chunk) -> dict[str, int]:
+    return {"fanout_id": chunk.fanout_id, "chunk": chunk.chunk}

@@ -1,0 +1,223 @@
+"""What fan-out does with events, in whatever order and however often they come."""
+
+from photomesh.graph.v1.events_pb2 import CelebrityChanged, FollowChanged
+from photomesh.post.v1.events_pb2 import PostChanged, PostCreated
+
+from services.common.post_cache import CachedPost
+from tests.fanout.conftest import (
+    BACKFILL,
+    CHUNK,
+    DEMOTING,
+    PROMOTING,
+    PULLED,
+    PUSHED,
+    another_event,
+    new_id,
+)
+
+
+async def post(parts, author: int) -> int:
+    post_id = parts.world.post(author)
+    another_event()
+    await parts.fanout.on_post_created(PostCreated(post_id=post_id, author_id=author))
+    return post_id
+
+
+async def test_a_post_reaches_its_author_and_all_who_follow_once(parts):
+    author = await parts.reader()
+    readers = [await parts.reader(author) for _ in range(3)]
+    stranger = await parts.reader()
+    absent = new_id()
+    parts.world.follow(absent, author)
+
+    post_id = await post(parts, author)
+    await parts.fanout.on_post_created(PostCreated(post_id=post_id, author_id=author))
+
+    assert await parts.feeds([author, *readers]) == [[post_id]] * 4
+    assert await parts.feed(stranger) == []
+    assert not await parts.homes.exists(absent)
+    assert await parts.waiting() == []
+
+
+async def test_a_deleted_post_is_withdrawn_and_leaves_all_feeds(parts):
+    author = await parts.reader()
+    readers = [await parts.reader(author) for _ in range(3)]
+    kept, gone = await post(parts, author), await post(parts, author)
+    await parts.posts.put({gone: CachedPost(author, b"copy")})
+
+    parts.world.posts[author].remove(gone)
+    await parts.fanout.on_post_changed(PostChanged(post_id=gone, author_id=author))
+
+    assert await parts.feeds([author, *readers]) == [[kept]] * 4
+    assert await parts.posts.get([gone]) == {gone: None}
+
+
+async def test_a_post_that_is_shown_again_comes_back(parts):
+    author = await parts.reader()
+    reader = await parts.reader(author)
+    post_id = parts.world.post(author)
+    await parts.posts.withdraw([post_id])
+
+    await parts.fanout.on_post_changed(PostChanged(post_id=post_id, author_id=author))
+
+    assert await parts.feeds([author, reader]) == [[post_id]] * 2
+    # Readers ask anew.
+    assert await parts.posts.get([post_id]) == {}
+
+
+async def test_events_in_the_wrong_order_leave_what_holds(parts):
+    author = await parts.reader()
+    reader = await parts.reader(author)
+    post_id = parts.world.post(author)
+    parts.world.posts[author].remove(post_id)
+
+    await parts.fanout.on_post_changed(PostChanged(post_id=post_id, author_id=author))
+    await parts.fanout.on_post_created(PostCreated(post_id=post_id, author_id=author))
+
+    assert await parts.feeds([author, reader]) == [[], []]
+    assert await parts.posts.get([post_id]) == {post_id: None}
+
+
+async def test_what_changes_while_an_event_is_handled_is_noticed(parts):
+    author = await parts.reader()
+    reader = await parts.reader(author)
+    post_id = parts.world.post(author)
+    parts.world.posts[author].remove(post_id)
+
+    async def show_again():
+        parts.world.posts[author].append(post_id)
+
+    parts.world.meanwhile.append(show_again)
+    await parts.fanout.on_post_changed(PostChanged(post_id=post_id, author_id=author))
+
+    assert await parts.feed(reader) == [post_id]
+    assert await parts.posts.get([post_id]) == {}
+
+
+async def test_a_post_of_somebody_who_is_pulled_costs_nothing_for_each_follower(parts):
+    author = new_id()
+    reader = await parts.reader(author)
+    parts.world.modes[author] = PULLED
+    marker = await parts.authors.begin_rebuild(author)
+    assert await parts.authors.finish_rebuild(author, marker, [], whole=True)
+
+    post_id = await post(parts, author)
+
+    assert await parts.feed(reader) == []
+    assert (await parts.authors.read([author], 0, 10))[author].post_ids == [post_id]
+    assert parts.world.streams == []
+
+
+async def test_a_follow_brings_the_last_posts_and_an_unfollow_hides_them(parts):
+    author, reader = new_id(), await parts.reader()
+    posts = [parts.world.post(author) for _ in range(BACKFILL + 2)]
+    change = FollowChanged(follower_id=reader, followee_id=author)
+
+    parts.world.follow(reader, author)
+    await parts.fanout.on_follow_changed(change)
+    assert await parts.feed(reader) == posts[: -BACKFILL - 1 : -1]
+
+    parts.world.unfollow(reader, author)
+    await parts.fanout.on_follow_changed(change)
+    assert (await parts.homes.read(reader, 0, 10)).hidden == {author}
+
+    # Late events do not bring back what no longer holds.
+    await parts.fanout.on_follow_changed(change)
+    assert (await parts.homes.read(reader, 0, 10)).hidden == {author}
+
+
+async def test_a_mute_hides_and_its_end_shows(parts):
+    author = new_id()
+    reader = await parts.reader(author)
+    post_id = await post(parts, author)
+    change = FollowChanged(follower_id=reader, followee_id=author)
+
+    parts.world.muted.add((reader, author))
+    await parts.fanout.on_follow_changed(change)
+    assert (await parts.homes.read(reader, 0, 10)).hidden == {author}
+
+    parts.world.muted.clear()
+    await parts.fanout.on_follow_changed(change)
+    held = await parts.homes.read(reader, 0, 10)
+    assert (held.hidden, held.post_ids) == (frozenset(), [post_id])
+
+
+async def test_a_follow_of_somebody_who_is_pulled_makes_the_feed_pull(parts):
+    author, reader = new_id(), await parts.reader()
+    parts.world.modes[author] = PULLED
+    parts.world.follow(reader, author)
+
+    await parts.fanout.on_follow_changed(FollowChanged(follower_id=reader, followee_id=author))
+
+    assert (await parts.homes.read(reader, 0, 10)).pulled == [author]
+
+
+async def test_a_follow_during_a_promotion_is_not_forgotten(parts):
+    author, reader = new_id(), await parts.reader()
+    parts.world.follow(reader, author)
+
+    async def promote():
+        # Goes through all followers before the feed was shown the author: it changes nothing yet.
+        parts.world.begin_change(author, PROMOTING)
+
+    parts.world.meanwhile.append(promote)
+    await parts.fanout.on_follow_changed(FollowChanged(follower_id=reader, followee_id=author))
+
+    assert (await parts.homes.read(reader, 0, 10)).pulled == [author]
+
+
+async def test_an_unfollow_that_was_told_first_is_not_undone(parts):
+    """Graph hides before it answers; what fan-out read before that is out of date."""
+    author, reader = new_id(), await parts.reader()
+    parts.world.follow(reader, author)
+
+    async def unfollow():
+        parts.world.unfollow(reader, author)
+        await parts.homes.hide(reader, author, parts.world.versions[reader])
+
+    parts.world.meanwhile.append(unfollow)
+    await parts.fanout.on_follow_changed(FollowChanged(follower_id=reader, followee_id=author))
+
+    held = await parts.homes.read(reader, 0, 10)
+    assert (held.hidden, held.pulled) == ({author}, [])
+
+
+async def test_a_change_of_mode_goes_through_all_followers_and_back(parts):
+    author = new_id()
+    readers = await parts.crowd(author, 2 * CHUNK + 10)
+    old = [await post(parts, author) for _ in range(BACKFILL + 1)]
+    await parts.work_off()
+    change = parts.world.begin_change(author, PROMOTING)
+
+    another_event()
+    await parts.fanout.on_celebrity_changed(CelebrityChanged(account_id=author))
+    assert await parts.work_off() == 3
+
+    assert parts.world.finished == [(author, change)]
+    for reader in readers:
+        assert (await parts.homes.read(reader, 0, 10)).pulled == [author]
+    newer = await post(parts, author)
+    assert await parts.feeds(readers) == [old[::-1]] * len(readers)
+
+    change = parts.world.begin_change(author, DEMOTING)
+    another_event()
+    await parts.fanout.on_celebrity_changed(CelebrityChanged(account_id=author))
+    await parts.work_off()
+
+    assert parts.world.finished[-1] == (author, change)
+    assert parts.world.modes[author] == PUSHED
+    for reader in readers:
+        held = await parts.homes.read(reader, 0, 10)
+        assert held.pulled == []
+        assert held.post_ids == [newer, *old[::-1]][:BACKFILL]
+    assert await parts.store.in_flight(after_id=0, limit=10) == []
+
+
+async def test_a_mode_that_is_settled_asks_for_nothing(parts):
+    author = new_id()
+    await parts.crowd(author, CHUNK + 1, seen=1)
+    parts.world.modes[author] = PULLED
+
+    await parts.fanout.on_celebrity_changed(CelebrityChanged(account_id=author))
+
+    assert await parts.waiting() == []
