@@ -5,6 +5,7 @@ The worker's processes stay below 1 GiB all the while.
 
 import asyncio
 import contextlib
+import functools
 import io
 import os
 import struct
@@ -33,6 +34,8 @@ from tests.media.test_renderers import children
 from tests.pictures import on_disk, photo
 
 PROVE = "PHOTOMESH_PROVE" in os.environ
+
+NEAREST = Image.Resampling.NEAREST
 
 MOST_RESIDENT = 2**30
 READY_SECONDS = 5.0
@@ -191,6 +194,7 @@ def resident(processes: Callable[[], Collection[Identity]]) -> Iterator[list[int
         watcher.join()
 
 
+@functools.cache
 def large() -> list[bytes]:
     """The largest pictures that are promised to be taken, each dear to decode in another way."""
     files = [png(9_990, 9_990, colours=RGBA)]
@@ -200,12 +204,14 @@ def large() -> list[bytes]:
 
     def picture(kind: Kind, mode: str) -> Image.Image:
         side = int(SURE_PIXELS[kind] ** 0.5)
-        return Image.fromarray(noise, "RGBA").resize((side, side)).convert(mode)
+        return Image.fromarray(noise, "RGBA").resize((side, side), NEAREST).convert(mode)
 
     turned = Image.Exif()
     turned[ExifTags.Base.Orientation] = 6
     deep = cv2.resize(noise.astype(np.uint16) * 257, picture(Kind.AVIF, "L").size)
-    _, avif = cv2.imencode(".avif", deep >> 4, [cv2.IMWRITE_AVIF_DEPTH, 12])
+    _, avif = cv2.imencode(
+        ".avif", deep >> 4, [cv2.IMWRITE_AVIF_DEPTH, 12, cv2.IMWRITE_AVIF_SPEED, 10]
+    )
     return [
         *files,
         png(9_990, 9_990, colours=RGBA, bits=16),
@@ -220,7 +226,7 @@ def large() -> list[bytes]:
         saved(picture(Kind.WEBP, "RGBA"), "WEBP", lossless=True, quality=0, method=0),
         saved(picture(Kind.WEBP, "RGB"), "WEBP", quality=10, method=0),
         avif.tobytes(),
-        saved(picture(Kind.HEIF, "RGBA"), "HEIF"),
+        saved(picture(Kind.HEIF, "RGBA"), "HEIF", quality=30),
     ]
 
 
