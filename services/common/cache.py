@@ -9,7 +9,7 @@ import hashlib
 from collections.abc import AsyncIterator, Coroutine, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 from hiredis import ReplyError
 
@@ -117,9 +117,8 @@ class Cache:
             return []
         if isinstance(self._servers, OneServer):
             server = await self._servers.owner_of(0)
-            [values] = await self._ask(server, [("MGET", *keys)])
-            found: list[bytes | None] = _checked(values)
-            return found
+            [found] = await self._ask(server, [("MGET", *keys)])
+            return cast(list[bytes | None], _checked(found))
         groups: dict[Server, list[int]] = {}
         for index, key in enumerate(keys):
             slot = slot_of(key)

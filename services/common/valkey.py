@@ -179,7 +179,8 @@ class _Connection(asyncio.BufferedProtocol):
     def ask(self, commands: Sequence[Command]) -> asyncio.Future[list[Any]]:
         if self.is_lost or self._paused or len(self._waiting) >= _MOST_WAITING:
             raise Unavailable(PART)
-        packed = [hiredis.pack_command(command) for command in commands]
+        # hiredis' own types allow one word only.
+        packed = [hiredis.pack_command(cast(Any, command)) for command in commands]
         if not self._unsent:
             # At the end of this turn of the loop, together with what others ask in it.
             self._loop.call_soon(self._send)
@@ -234,7 +235,7 @@ class _Connection(asyncio.BufferedProtocol):
         return self._buffer
 
     def buffer_updated(self, size: int) -> None:
-        self._reader.feed(self._buffer[:size])
+        self._reader.feed(cast(Any, self._buffer[:size]))
         try:
             while (reply := self._reader.gets()) is not False:
                 batch = self._waiting[0]
