@@ -2,11 +2,11 @@
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
 import pytest
-from kafka import KafkaConsumer
+from kafka import KafkaConsumer, KafkaProducer
 from kafka.admin import KafkaAdminClient, NewTopic
 from photomesh.graph.v1.events_pb2 import FollowChanged
 
@@ -31,7 +31,11 @@ def quick_kafka(kafka: KafkaSettings) -> KafkaSettings:
 @pytest.fixture
 def topic(kafka: KafkaSettings) -> Topic:
     """A topic of this test's own, with its dead letters."""
-    topic = Topic(f"test_events_{next(_numbers)}", partitions=1)
+    return make_topic(kafka)
+
+
+def make_topic(kafka: KafkaSettings, partitions: int = 1) -> Topic:
+    topic = Topic(f"test_events_{next(_numbers)}", partitions=partitions)
     admin = KafkaAdminClient(bootstrap_servers=kafka.kafka_bootstrap)
     admin.create_topics(
         [
@@ -186,8 +190,94 @@ async def test_a_consumer_that_stops_in_the_middle_loses_nothing(outbox, topic, 
         await eventually(lambda: as_answer(handled), lambda _: len(set(handled)) == 40)
 
 
+async def test_a_burst_of_one_key_does_not_keep_others_waiting(topic, quick_kafka):
+    seen, other_is_done = [], asyncio.Event()
+
+    async def handle(event):
+        if event.follower_id == 1:
+            await other_is_done.wait()
+        else:
+            other_is_done.set()
+        seen.append(event.follower_id)
+
+    burst = [FollowChanged(follower_id=1, followee_id=n) for n in range(500)]
+    await asyncio.to_thread(send, quick_kafka, topic, [*burst, FollowChanged(follower_id=2)])
+
+    async with consuming(quick_kafka, topic, handle):
+        await eventually(lambda: as_answer(seen), lambda _: len(seen) == 501)
+
+    assert seen[0] == 2
+
+
+async def test_a_burst_beyond_all_bounds_stops_only_its_own_partition(kafka, quick_kafka):
+    topic = make_topic(kafka, partitions=2)
+    handled, other_is_done = [], asyncio.Event()
+
+    async def handle(event):
+        if event.follower_id == 1:
+            await other_is_done.wait()
+        handled.append(event)
+
+    burst = [FollowChanged(follower_id=1, followee_id=n) for n in range(1, 2501)]
+    await asyncio.to_thread(send, quick_kafka, topic, burst, 0)
+    consumer = Consumer(
+        quick_kafka,
+        group=topic.name,
+        subscriptions=[Subscription(topic, FollowChanged, handle)],
+    )
+    async with running(consumer.run):
+        for followee_id in range(1, 4):
+            other = FollowChanged(follower_id=2, followee_id=followee_id)
+            await asyncio.to_thread(send, quick_kafka, topic, [other], 1)
+            await eventually(lambda: as_answer(handled), lambda _, other=other: other in handled)
+        assert len(handled) == 3
+        other_is_done.set()
+        await eventually(lambda: as_answer(handled), lambda _: len(handled) >= 2503)
+
+    assert [event for event in handled if event.follower_id == 1] == burst
+
+
+async def test_a_topic_that_is_held_waits_while_others_go_on(kafka, quick_kafka):
+    held, other = make_topic(kafka), make_topic(kafka)
+    handled = []
+
+    async def handle(event):
+        handled.append(event.followee_id)
+
+    consumer = Consumer(
+        quick_kafka,
+        group=held.name,
+        subscriptions=[Subscription(each, FollowChanged, handle) for each in (held, other)],
+    )
+    consumer.hold([held.name])
+    await asyncio.to_thread(send, quick_kafka, held, [FollowChanged(follower_id=1, followee_id=1)])
+    async with running(consumer.run):
+        for followee_id in (2, 3):
+            later = FollowChanged(follower_id=1, followee_id=followee_id)
+            await asyncio.to_thread(send, quick_kafka, other, [later])
+            await eventually(lambda: as_answer(handled), lambda _, n=followee_id: n in handled)
+        assert handled == [2, 3]
+        consumer.hold([])
+        await eventually(lambda: as_answer(handled), lambda _: 1 in handled)
+
+
 async def as_answer(value):
     return value
+
+
+def send(
+    settings: KafkaSettings,
+    topic: Topic,
+    events: Sequence[FollowChanged],
+    partition: int | None = None,
+) -> None:
+    """Publishes events in their order."""
+    producer = KafkaProducer(bootstrap_servers=settings.kafka_bootstrap, linger_ms=20)
+    for event in events:
+        key, value = str(event.follower_id).encode(), event.SerializeToString()
+        producer.send(topic.name, value, key, partition=partition)
+    producer.flush()
+    producer.close()
 
 
 def read_all(settings: KafkaSettings, topic: Topic, count: int) -> list[tuple[bytes, bytes]]:
