@@ -23,9 +23,12 @@ class PublicMethod:
     # The full name of its proto service, such as "photomesh.feed.v1.FeedService".
     service: str
     name: str
-    # The REST request that is transcoded to it: the verb in capitals and the path template.
+    # The REST request that is transcoded to it: the verb in capitals and the path template. Both
+    # are empty for a method that is for gRPC alone.
     http_verb: str
     http_path: str
+    # Whether it changes nothing, so that it may be sent twice.
+    reads: bool
     # Whether it is asked or answers with a stream.
     streams: bool
     # The message that is the REST request's whole body, empty if none is. `name` is its full name,
@@ -45,18 +48,13 @@ class PublicMethod:
         literals = re.split(r"\{[^}]*\}", self.http_path)
         return "[^/:]+".join(re.escape(literal) for literal in literals)
 
-    @property
-    def reads(self) -> bool:
-        """Whether it changes nothing, so that it may be sent twice."""
-        return self.http_verb == "GET"
-
 
 def public_methods(descriptors: Path) -> tuple[PublicMethod, ...]:
     """Returns the public methods in a file that holds a FileDescriptorSet, in its order.
 
     Raises:
-        ValueError: a public service has a method without a REST path (it would be half public),
-            or with one of a kind that the gateway does not know.
+        ValueError: a public service has a method whose REST path was forgotten (one that has none
+            on purpose has an idempotency level), or is of a kind that the gateway does not know.
     """
     files = descriptor_pb2.FileDescriptorSet.FromString(descriptors.read_bytes())
     messages = _Messages(files)
@@ -83,7 +81,17 @@ def _public_method(
     name = f"{file.package}.{service.name}.{method.name}"
     rule = _rule(method)
     if rule is None:
-        raise ValueError(f"{name} has no google.api.http rule, other methods of its service do")
+        if not method.options.HasField("idempotency_level"):
+            raise ValueError(f"{name} has no google.api.http rule, other methods of its service do")
+        return PublicMethod(
+            service=f"{file.package}.{service.name}",
+            name=method.name,
+            http_verb="",
+            http_path="",
+            reads=method.options.idempotency_level == method.options.NO_SIDE_EFFECTS,
+            streams=method.server_streaming or method.client_streaming,
+            body={},
+        )
     verb = rule.WhichOneof("pattern")
     path = getattr(rule, verb or "get")
     if verb in (None, "custom") or rule.additional_bindings or "=" in path:
@@ -95,6 +103,7 @@ def _public_method(
         name=method.name,
         http_verb=verb.upper(),
         http_path=path,
+        reads=verb == "get",
         streams=method.server_streaming or method.client_streaming,
         body=_without_bound(messages.describe(method.input_type), path) if rule.body == "*" else {},
     )

@@ -267,7 +267,7 @@ def _routes(settings: GatewaySettings, methods: tuple[PublicMethod, ...]) -> Rou
                 domains=["*"],
                 routes=[
                     pieces.health_route(_JWT, _TRANSCODER),
-                    *(_rest_route(method) for method in methods),
+                    *(_rest_route(method) for method in methods if method.http_path),
                     *(_grpc_route(settings, method) for method in methods),
                     *(_reflection_route(service) for service in _REFLECTION),
                     _nowhere(),

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from google.protobuf.json_format import MessageToJson, Parse
 from photomesh.account.v1.account_service_pb2 import AccountSummary
 from photomesh.feed.v1 import feed_service_pb2 as pb
 from photomesh.media.v1.media_internal_service_pb2 import StoredMedia
@@ -29,10 +30,11 @@ from services.common.cdn import EdgeSigner
 from services.common.config import CacheSettings, CdnSettings
 from services.common.context import USER_ID
 from services.common.ids import EPOCH_MS
-from services.common.post_cache import CachedPost, PostCache
+from services.common.post_cache import CachedPost, Form, PostCache
 from services.common.presented_media import write_media
 from services.common.timelines import CAP, HomeTimelines
 
+_METHOD = "/photomesh.feed.v1.FeedService/GetFeedJson"
 _POSTS = 5_000
 _AUTHORS = 500
 _PAGE = 20
@@ -104,7 +106,7 @@ async def _fill(stack: Stack, reader_ids: Sequence[int]) -> bytes:
             for n, post_id in enumerate(post_ids)
         }
         for start in range(0, _POSTS, 500):
-            await PostCache(valkey).put(
+            await PostCache(valkey, Form.JSON).put(
                 {each: posts[each] for each in post_ids[start : start + 500]}
             )
         timelines = HomeTimelines(valkey)
@@ -116,9 +118,9 @@ async def _fill(stack: Stack, reader_ids: Sequence[int]) -> bytes:
     address = f"127.0.0.1:{stack.ports.feed}"
     async with client.channel("feed", address, stack.layout.pki / "gateway") as channel:
         # Bytes in, bytes out.
-        call: Any = channel.unary_unary("/photomesh.feed.v1.FeedService/GetFeed")
+        call: Any = channel.unary_unary(_METHOD)
         answer: bytes = await call(b"", metadata=((USER_ID, str(reader_ids[0])),))
-    page = pb.GetFeedResponse.FromString(answer)
+    page = Parse(pb.GetFeedJsonResponse.FromString(answer).page.data, pb.GetFeedResponse())
     if len(page.posts) != _PAGE or page.state != pb.FEED_STATE_COMPLETE:
         raise click.ClickException(f"the feed is not warm: {len(page.posts)} posts, {page.state}")
     return answer
@@ -153,7 +155,8 @@ def _post(post_id: int, author_id: int, signer: EdgeSigner) -> bytes:
                 object_name=f"{name}.{extension}",
             )
     write_media(post.media.add(), media, signer)
-    return post.SerializeToString()
+    text = MessageToJson(post, always_print_fields_with_no_presence=True, indent=None)
+    return text.encode()
 
 
 def _tokens(stack: Stack, readers: int) -> list[str]:
@@ -178,7 +181,7 @@ def _floor(stack: Stack, answer: Path, tokens: Sequence[str], seconds: float) ->
 async def _until_answered(stack: Stack) -> None:
     address = f"127.0.0.1:{stack.ports.feed}"
     async with client.channel("feed", address, stack.layout.pki / "gateway") as channel:
-        call: Any = channel.unary_unary("/photomesh.feed.v1.FeedService/GetFeed")
+        call: Any = channel.unary_unary(_METHOD)
         await call(b"", wait_for_ready=True, timeout=20)
 
 

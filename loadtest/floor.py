@@ -1,7 +1,7 @@
 """`python -m loadtest.floor ADDRESS TLS_DIR ANSWER_FILE`: the least that a feed process could do.
 
-A grpcio asyncio server that answers GetFeed with the bytes of a file, behind the same mutual TLS,
-on the same event loop. What the real service takes beyond it is its own.
+A grpcio asyncio server that answers GetFeedJson with the bytes of a file, behind the same mutual
+TLS, on the same event loop. What the real service takes beyond it is its own.
 """
 
 import asyncio
@@ -17,7 +17,7 @@ from services.common.tls import server_credentials
 
 async def main(address: str, tls_dir: Path, answer: bytes) -> None:
 
-    async def get_feed(request: bytes, context: object) -> bytes:
+    async def get_feed_json(request: bytes, context: object) -> bytes:
         return answer
 
     server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
@@ -25,7 +25,7 @@ async def main(address: str, tls_dir: Path, answer: bytes) -> None:
         (
             grpc.method_handlers_generic_handler(
                 "photomesh.feed.v1.FeedService",
-                {"GetFeed": grpc.unary_unary_rpc_method_handler(get_feed)},
+                {"GetFeedJson": grpc.unary_unary_rpc_method_handler(get_feed_json)},
             ),
         )
     )

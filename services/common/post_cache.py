@@ -1,9 +1,10 @@
 """Posts as they are served, in Valkey: what feed reads, and what post and fanout withdraw from.
 
-`post:{<id>}` holds one of three things:
+A post is kept in each form that it is read in: `post:{<id>}` for gRPC, `post.json:{<id>}` for
+REST, whose answers are put together out of ready-made JSON. Each holds one of three things:
 
-* a copy: the author's id, 8 bytes big-endian, and the serialised photomesh.post.v1.Post. Readers
-  put it after they asked post, and only where there is nothing;
+* a copy: the author's id, 8 bytes big-endian, and the photomesh.post.v1.Post, serialised or as
+  JSON. Readers put it after they asked post, and only where there is nothing;
 * a tombstone, which is empty: nobody may be shown the post. Put by whoever hid or deleted it, and
   by readers whom post told so;
 * a marker, one byte: the post changed a moment ago. Readers pass it by and ask post.
@@ -36,6 +37,7 @@ each race:
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 
 from services.common.cache import Cache
 
@@ -55,6 +57,15 @@ _MARKER = b"?"
 _AUTHOR_BYTES = 8
 
 
+class Form(StrEnum):
+    """How a post is written; the names are those of the keys."""
+
+    PROTO = "post"
+    """A serialised photomesh.post.v1.Post."""
+    JSON = "post.json"
+    """Its JSON as REST has it, in UTF-8."""
+
+
 @dataclass(frozen=True, slots=True)
 class CachedPost:
     """A post as everybody who may see it is served it."""
@@ -62,18 +73,22 @@ class CachedPost:
     author_id: int
     """Whose it is: who reads may follow or block them."""
     post: bytes
-    """A serialised photomesh.post.v1.Post."""
+    """The post in the form in question."""
 
 
 class PostCache:
-    """The cached posts. Every method may raise Unavailable."""
+    """The cached posts. Every method may raise Unavailable.
 
-    def __init__(self, cache: Cache) -> None:
+    What is read and put is in one form; what is withdrawn or forgotten is so in all.
+    """
+
+    def __init__(self, cache: Cache, form: Form = Form.PROTO) -> None:
         self._cache = cache
+        self._form = form
 
     async def get(self, post_ids: Sequence[int]) -> dict[int, CachedPost | None]:
         """Returns what is known of the posts: None is a withdrawn one; who is absent, ask post."""
-        values = await self._cache.get_many([_key(post_id) for post_id in post_ids])
+        values = await self._cache.get_many([_key(self._form, post_id) for post_id in post_ids])
         return {
             post_id: _decode(value)
             for post_id, value in zip(post_ids, values, strict=True)
@@ -87,7 +102,7 @@ class PostCache:
         the post.
         """
         await self._cache.put_many(
-            {_key(post_id): _encode(post) for post_id, post in posts.items()},
+            {_key(self._form, post_id): _encode(post) for post_id, post in posts.items()},
             seconds=_LIFE_SECONDS,
             only_new=True,
         )
@@ -108,12 +123,12 @@ class PostCache:
         await self._replace(post_ids, _MARKER, _SETTLE_SECONDS)
 
     async def _replace(self, post_ids: Iterable[int], value: bytes, seconds: int) -> None:
-        values = {_key(post_id): value for post_id in post_ids}
+        values = {_key(form, post_id): value for post_id in post_ids for form in Form}
         await self._cache.put_many(values, seconds=seconds, only_new=False)
 
 
-def _key(post_id: int) -> str:
-    return f"post:{{{post_id}}}"
+def _key(form: Form, post_id: int) -> str:
+    return f"{form}:{{{post_id}}}"
 
 
 def _encode(post: CachedPost | None) -> bytes:

@@ -7,7 +7,7 @@ from services.common import config, logs
 from services.common.cache import connect
 from services.common.client import channel
 from services.common.paging import PageTokens, read_key
-from services.common.post_cache import PostCache
+from services.common.post_cache import Form
 from services.common.server import PUBLIC, Service, run, serve
 from services.common.timelines import AuthorTimelines, HomeTimelines
 from services.feed.authors import HotAuthors
@@ -30,7 +30,7 @@ async def main() -> None:
         peers = Peers(GraphInternalServiceStub(graph), PostInternalServiceStub(post))
         home = HomeFeed(
             Skeletons(HomeTimelines(cache), HotAuthors(AuthorTimelines(cache), peers), peers),
-            Hydration(PostCache(cache), peers),
+            {form: Hydration(cache, peers, form) for form in Form},
         )
         page_tokens = PageTokens(
             read_key(settings.page_key_file), "photomesh.feed.v1.FeedService.GetFeed"

@@ -1,10 +1,11 @@
 """A page of a home feed: skeleton (which posts), hydration (the posts), rules (who may see it)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from photomesh.feed.v1.feed_service_pb2 import FeedState
 
+from services.common.post_cache import Form
 from services.feed.hydration import Hydration
 from services.feed.skeleton import COMPLETE, DEGRADED, Skeletons
 
@@ -17,7 +18,7 @@ class Page:
     """A part of a feed, ready to be sent."""
 
     posts: Sequence[bytes]
-    """Serialised photomesh.post.v1.Post, newest first."""
+    """Each in the form that was asked for, newest first."""
     last_id: int
     """Behind which id the next page begins; 0: there is none."""
     state: FeedState.ValueType
@@ -26,11 +27,11 @@ class Page:
 class HomeFeed:
     """Home feeds."""
 
-    def __init__(self, skeletons: Skeletons, hydration: Hydration) -> None:
+    def __init__(self, skeletons: Skeletons, hydration: Mapping[Form, Hydration]) -> None:
         self._skeletons = skeletons
         self._hydration = hydration
 
-    async def page(self, reader_id: int, before: int, size: int) -> Page:
+    async def page(self, reader_id: int, before: int, size: int, form: Form) -> Page:
         """Returns up to `size` posts with ids below `before` (0: from the newest).
 
         Posts that may not be shown are made up for by older ones, so that a page is short only
@@ -45,7 +46,7 @@ class HomeFeed:
         count = size
         while more and len(shown) < size:
             skeleton = await self._skeletons.read(reader_id, before, count)
-            hydrated = await self._hydration.hydrate(skeleton.post_ids)
+            hydrated = await self._hydration[form].hydrate(skeleton.post_ids)
             state = max(state, skeleton.state if hydrated.all_known else DEGRADED)
             shown += [
                 (post_id, post.post)

@@ -5,8 +5,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from services.common import logs
+from services.common.cache import Cache
 from services.common.errors import Unavailable
-from services.common.post_cache import CachedPost, PostCache
+from services.common.post_cache import CachedPost, Form, PostCache
 from services.feed.peers import Peers
 
 _log = logs.logger(__name__)
@@ -29,13 +30,18 @@ class Hydrated:
 
 
 class Hydration:
-    """Reads posts."""
+    """Reads posts in one form."""
 
     def __init__(
-        self, cache: PostCache, peers: Peers, clock: Callable[[], float] = time.monotonic
+        self,
+        cache: Cache,
+        peers: Peers,
+        form: Form,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._cache = cache
+        self._cache = PostCache(cache, form)
         self._peers = peers
+        self._form = form
         self._clock = clock
         self._memory: dict[int, tuple[float, CachedPost | None]] = {}
 
@@ -66,7 +72,7 @@ class Hydration:
     async def _fetch(
         self, post_ids: Sequence[int], *, remember: bool
     ) -> dict[int, CachedPost | None]:
-        fetched = await self._peers.posts(post_ids)
+        fetched = await self._peers.posts(post_ids, self._form)
         lasting = {post_id: fetched.posts[post_id] for post_id in fetched.lasting}
         if remember:
             self._remember(lasting)

@@ -8,15 +8,17 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import grpc
+from google.protobuf.json_format import MessageToJson
 from google.protobuf.message import Message
 from photomesh.graph.v1 import graph_internal_service_pb2 as graph_pb
 from photomesh.graph.v1.graph_internal_service_pb2_grpc import GraphInternalServiceStub
 from photomesh.post.v1 import post_internal_service_pb2 as post_pb
 from photomesh.post.v1.post_internal_service_pb2_grpc import PostInternalServiceStub
+from photomesh.post.v1.post_service_pb2 import Post
 
 from services.common.breaker import Breaker, State
 from services.common.client import call
-from services.common.post_cache import CachedPost
+from services.common.post_cache import CachedPost, Form
 
 _SECONDS = 1.0
 """How long a question may take."""
@@ -83,7 +85,7 @@ class Peers:
         )
         return answer.post_ids
 
-    async def posts(self, post_ids: Sequence[int]) -> Fetched:
+    async def posts(self, post_ids: Sequence[int], form: Form) -> Fetched:
         """Returns posts as they are now."""
         answer = await _ask(
             self._post_breaker,
@@ -92,7 +94,7 @@ class Peers:
         )
         posts: dict[int, CachedPost | None] = dict.fromkeys(post_ids)
         posts |= {
-            post.post_id: CachedPost(post.author.account_id, post.SerializeToString())
+            post.post_id: CachedPost(post.author.account_id, _written(post, form))
             for post in answer.posts
             if post.post_id
         }
@@ -100,6 +102,16 @@ class Peers:
             post.post_id for post in answer.posts if post.post_id and not post.author.username
         }
         return Fetched(posts, frozenset(posts.keys() - nameless))
+
+
+def _written(post: Post, form: Form) -> bytes:
+    if form is Form.PROTO:
+        return post.SerializeToString()
+    # As the gateway writes all other answers.
+    text = MessageToJson(
+        post, always_print_fields_with_no_presence=True, indent=None, ensure_ascii=False
+    )
+    return text.encode()
 
 
 async def _ask(

@@ -7,6 +7,7 @@ from photomesh.feed.v1 import feed_service_pb2 as pb
 
 from services.common.context import signed_in
 from services.common.paging import PageTokens
+from services.common.post_cache import Form
 from services.feed.home import HomeFeed, Page
 
 _DEFAULT_PAGE_SIZE = 20
@@ -28,7 +29,10 @@ class FeedService:
         """Registers the methods, whose answers are serialised already."""
         methods: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
             "GetFeed": grpc.unary_unary_rpc_method_handler(
-                self.GetFeed, request_deserializer=pb.GetFeedRequest.FromString
+                self.GetFeed, pb.GetFeedRequest.FromString
+            ),
+            "GetFeedJson": grpc.unary_unary_rpc_method_handler(
+                self.GetFeedJson, pb.GetFeedJsonRequest.FromString
             ),
         }
         server.add_generic_rpc_handlers(
@@ -36,24 +40,38 @@ class FeedService:
         )
 
     async def GetFeed(self, request: pb.GetFeedRequest, context: Context) -> bytes:
-        reader_id = signed_in()
-        before = self._page_tokens.open(request.page_token, reader_id) if request.page_token else 0
-        page = await self._home.page(reader_id, before, request.page_size or _DEFAULT_PAGE_SIZE)
-        return _serialise(
-            page,
-            self._page_tokens.seal(page.last_id, reader_id) if page.last_id else "",
+        page, next_page_token = await self._page(request, Form.PROTO)
+        # Posts go into the answer as they are, for parsing them takes longest.
+        return b"".join(
+            [
+                *(part for post in page.posts for part in (_POSTS_TAG, _varint(len(post)), post)),
+                pb.GetFeedResponse(
+                    next_page_token=next_page_token, state=page.state
+                ).SerializeToString(),
+            ]
         )
 
+    async def GetFeedJson(self, request: pb.GetFeedJsonRequest, context: Context) -> bytes:
+        page, next_page_token = await self._page(request, Form.JSON)
+        # A token is base64 and a state a name: neither needs escaping.
+        text = b'{"posts":[%s],"nextPageToken":"%s","state":"%s"}' % (
+            b",".join(page.posts),
+            next_page_token.encode(),
+            pb.FeedState.Name(page.state).encode(),
+        )
+        answer = pb.GetFeedJsonResponse()
+        answer.page.content_type = "application/json"
+        answer.page.data = text
+        return answer.SerializeToString()
 
-def _serialise(page: Page, next_page_token: str) -> bytes:
-    """Returns a GetFeedResponse. Posts go into it as they are, for parsing them takes longest."""
-    parts: list[bytes] = []
-    for post in page.posts:
-        parts += (_POSTS_TAG, _varint(len(post)), post)
-    parts.append(
-        pb.GetFeedResponse(next_page_token=next_page_token, state=page.state).SerializeToString()
-    )
-    return b"".join(parts)
+    async def _page(
+        self, request: pb.GetFeedRequest | pb.GetFeedJsonRequest, form: Form
+    ) -> tuple[Page, str]:
+        reader_id = signed_in()
+        before = self._page_tokens.open(request.page_token, reader_id) if request.page_token else 0
+        size = request.page_size or _DEFAULT_PAGE_SIZE
+        page = await self._home.page(reader_id, before, size, form)
+        return page, self._page_tokens.seal(page.last_id, reader_id) if page.last_id else ""
 
 
 def _varint(number: int) -> bytes:
