@@ -28,7 +28,7 @@ class Identity:
     boot: str
 
     def is_alive(self) -> bool:
-        """Whether this very process runs. A zombie does not."""
+        """Whether this very process runs. A zombie does not, unless threads of it still do."""
         return identify(self.pid) == self
 
 
@@ -134,7 +134,9 @@ def _stat(pid: int, boot: str) -> _Stat | None:
         return None
     # The command's name comes in brackets and may hold anything, brackets too.
     fields = text[text.rindex(")") + 2 :].split()
-    state, parent, session, started = fields[0], fields[1], fields[3], fields[19]
-    if state in "ZX":
+    state, parent, session, threads, started = (fields[each] for each in (0, 1, 3, 17, 19))
+    # The state is that of the first thread alone. Killed, it is often a zombie some tenths of a
+    # second before the last of the others, and until then the process holds its ports.
+    if state == "X" or (state == "Z" and threads in "01"):
         return None
     return _Stat(Identity(pid, int(started), boot), int(parent), int(session))

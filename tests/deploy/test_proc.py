@@ -4,6 +4,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -21,6 +22,13 @@ import signal, time
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
 print("ready", flush=True)
 time.sleep(600)
+"""
+# A process whose first thread ends, and another goes on.
+_HEADLESS = """
+import ctypes, threading, time
+threading.Thread(target=time.sleep, args=(600,)).start()
+print("ready", flush=True)
+ctypes.CDLL(None).pthread_exit(None)
 """
 
 
@@ -67,6 +75,19 @@ def test_a_zombie_does_not_live(start):
 
     assert proc.await_end([started.identity], seconds=5)
     assert proc.identify(started.process.pid) is None
+
+
+def test_a_zombie_lives_for_as_long_as_threads_of_it_do(start):
+    started = start(_HEADLESS)
+    status = Path(f"/proc/{started.process.pid}/status")
+    deadline = time.monotonic() + 5
+    while "State:\tZ" not in status.read_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+    assert started.identity.is_alive()
+    proc.kill([started.identity])
+    assert "Threads:\t1" in status.read_text()
 
 
 def test_children_end_with_their_leader(start):
