@@ -33,7 +33,7 @@ from kafka import (
 )
 from kafka.errors import CommitFailedError, KafkaError
 
-from services.common import context, logs
+from services.common import context, kafka_classes, logs
 from services.common.config import KafkaSettings
 from services.common.errors import Unavailable
 from services.common.threads import run_in_thread
@@ -114,6 +114,7 @@ class Consumer:
         group: str,
         subscriptions: Sequence[Subscription | RawSubscription],
     ) -> None:
+        kafka_classes.make_all()
         self._bootstrap = settings.kafka_bootstrap.split(",")
         self._session_ms = round(settings.kafka_session_seconds * 1000)
         self._group = group

@@ -27,7 +27,7 @@ from tenacity import (
     wait_random,
 )
 
-from services.common import context, logs
+from services.common import context, kafka_classes, logs
 from services.common.config import DatabaseSettings, KafkaSettings
 from services.common.database import Database
 from services.common.threads import run_in_thread
@@ -91,6 +91,7 @@ class Relay:
     """Publishes stored events from a thread of its own: the Kafka client blocks."""
 
     def __init__(self, database: DatabaseSettings, kafka: KafkaSettings) -> None:
+        kafka_classes.make_all()
         self._database_url = database.database_url.get_secret_value()
         self._bootstrap = kafka.kafka_bootstrap
         self._wake = threading.Event()

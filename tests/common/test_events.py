@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 import pytest
 from kafka import KafkaConsumer, KafkaProducer
 from kafka.admin import KafkaAdminClient, NewTopic
+from kafka.protocol.api_header import ResponseClassRegistry
 from photomesh.graph.v1.events_pb2 import FollowChanged
 
 from services.common import context
@@ -315,3 +316,12 @@ async def test_messages_of_one_key_wait_for_each_other_only_where_order_matters(
         await eventually(lambda: as_answer(seen), lambda seen: len(seen) == 2)
 
     assert seen == [2, 1]
+
+
+def test_threads_find_the_classes_of_all_answers_made(quick_kafka):
+    Consumer(quick_kafka, group="nobody", subscriptions=[])
+
+    for answer in ResponseClassRegistry._response_class_registry.values():
+        whole = answer[None]
+        assert whole._VERSIONS.keys() == set(range(len(whole)))
+        assert whole._struct.data_class is whole
