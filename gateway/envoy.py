@@ -242,7 +242,7 @@ def _transcoder(settings: GatewaySettings, methods: tuple[PublicMethod, ...]) ->
         services=list(public_services(methods)),
         convert_grpc_status=True,
         print_options=GrpcJsonTranscoderPrintOptions(
-            always_print_primitive_fields=True, stream_newline_delimited=True
+            always_print_primitive_fields=True, stream_sse_style_delimited=True
         ),
         # Without all three, what cannot be transcoded goes on as it is and comes back as 503.
         request_validation_options=GrpcJsonTranscoderRequestValidationOptions(

@@ -68,9 +68,15 @@ class Worker:
 
 
 async def serve(
-    settings: MeshSettings, services: Sequence[Service], workers: Sequence[Worker] = ()
+    settings: MeshSettings,
+    services: Sequence[Service],
+    workers: Sequence[Worker] = (),
+    *,
+    before_drain: Callable[[], None] = lambda: None,
 ) -> None:
     """Serves until SIGTERM or SIGINT, then drains: health says NOT_SERVING, calls may end.
+
+    `before_drain` tells calls to end that would not by themselves.
 
     A worker that ends or fails ends the process: whatever supervises it starts a new one.
     """
@@ -116,6 +122,7 @@ async def serve(
     ended = [task for task in tasks if task.done()]
 
     await health.enter_graceful_shutdown()
+    before_drain()
     await server.stop(settings.drain_seconds)
     # Only now: what the last calls stored is still relayed.
     for task in tasks:

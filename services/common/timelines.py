@@ -49,6 +49,9 @@ _AUTHOR_LIFE_SECONDS = 24 * 3600
 _REBUILD_SECONDS = 10
 """How long a rebuild may take; then another may begin."""
 
+Signature = tuple[bytes, int]
+"""Tells one state of a timeline from others."""
+
 _LARGEST_ID = (1 << 63) - 1
 _START = b"start"
 _MARKER = b"rebuild:"
@@ -152,6 +155,39 @@ _READ_AUTHORS = Script(f"""{_LUA}
             members = redis.call('ZRANGEBYSCORE', key, ARGV[1], '(0', 'LIMIT', 0, ARGV[2])
         end
         slices[#slices + 1] = {{ARGV[i], member or '', members}}
+    end
+    return slices
+""")
+
+# ARGV: kind, then owners. Three things for each: its id, its newest member, how many it has.
+_SIGNATURES = Script(f"""{_LUA}
+    local call, told = redis.call, {{}}
+    for i = 2, #ARGV do
+        local key = name(ARGV[1], ARGV[i])
+        local at = 3 * i - 5
+        told[at] = ARGV[i]
+        told[at + 1] = call('ZRANGE', key, 0, 0)[1] or ''
+        told[at + 2] = call('ZCARD', key)
+    end
+    return told
+""")
+
+# ARGV: score to end with, then readers.
+_READ_NEWER = Script(f"""{_LUA}
+    local slices = {{}}
+    for i = 2, #ARGV do
+        local feed = name('feed', ARGV[i])
+        local member, floor = oldest(feed)
+        local members, ruled = {{}}, {{}}
+        if member and floor ~= 1 then
+            ruled = redis.call('HGETALL', name('rules', ARGV[i]))
+            if ruled[1] then
+                members = redis.call('ZRANGEBYSCORE', feed, '-inf', ARGV[1])
+            else
+                member = false
+            end
+        end
+        slices[#slices + 1] = {{ARGV[i], member or '', members, ruled}}
     end
     return slices
 """)
@@ -336,6 +372,19 @@ class _Timelines:
         members = [_member(post_id) for post_id in post_ids]
         await self._cache.run_on_owners(_RETRACT, owner_ids, [self._kind, len(members), *members])
 
+    async def signatures(self, owner_ids: Sequence[int]) -> Mapping[int, Signature | None]:
+        """Returns what changes when a timeline does; None: there is none.
+
+        Cheap, so that thousands can be looked at every moment, and nearly sure: only a post that
+        is added while another one is retracted, and is not the newest, may not show.
+        """
+        nodes = await self._cache.run_on_owners(_SIGNATURES, owner_ids, [self._kind])
+        return {
+            int(owner_id): (newest, count) if count else None
+            for told in nodes
+            for owner_id, newest, count in zip(told[::3], told[1::3], told[2::3], strict=True)
+        }
+
     async def begin_rebuild(self, owner_id: int) -> bytes | None:
         """Claims the rebuilding of a timeline that does not exist.
 
@@ -389,14 +438,22 @@ class HomeTimelines(_Timelines):
             oldest, members, rules = await self._cache.run(_READ, reader_id, args)
             post_ids = _below(before, members)
             if len(post_ids) >= count or len(members) < count + margin:
-                by_author = dict(zip(rules[::2], rules[1::2], strict=True))
-                return HomeSlice(
-                    post_ids[:count],
-                    _extent(oldest),
-                    pulled=_ruled(by_author, _PULL),
-                    hidden=frozenset(_ruled(by_author, _HIDE)),
-                )
+                return _home_slice(oldest, post_ids[:count], rules)
             margin *= 4
+
+    async def newer(self, reader_ids: Sequence[int], after: int) -> Mapping[int, HomeSlice]:
+        """Returns each reader's posts with ids above `after`, which must be 1024 or more.
+
+        To look does not make a timeline live longer.
+        """
+        nodes = await self._cache.run_on_owners(_READ_NEWER, reader_ids, [_score(after)])
+        return {
+            int(reader_id): _home_slice(
+                oldest, [each for each in _below(0, members) if each > after], rules
+            )
+            for node in nodes
+            for reader_id, oldest, members, rules in node
+        }
 
     async def finish_rebuild(
         self,
@@ -514,6 +571,16 @@ def _first_score(before: int) -> int | str:
 def _below(before: int, members: Sequence[bytes]) -> list[int]:
     post_ids = [_LARGEST_ID - int(member) for member in members]
     return [post_id for post_id in post_ids if post_id < before] if before else post_ids
+
+
+def _home_slice(oldest: bytes, post_ids: Sequence[int], rules: Sequence[bytes]) -> HomeSlice:
+    by_author = dict(zip(rules[::2], rules[1::2], strict=True))
+    return HomeSlice(
+        post_ids,
+        _extent(oldest),
+        pulled=_ruled(by_author, _PULL),
+        hidden=frozenset(_ruled(by_author, _HIDE)),
+    )
 
 
 def _ruled(by_author: Mapping[bytes, bytes], rule: bytes) -> list[int]:

@@ -8,7 +8,7 @@ from services.common.cache import connect
 from services.common.client import channel
 from services.common.paging import PageTokens, read_key
 from services.common.post_cache import Form
-from services.common.server import PUBLIC, Service, run, serve
+from services.common.server import PUBLIC, Service, Worker, run, serve
 from services.common.timelines import AuthorTimelines, HomeTimelines
 from services.feed.authors import HotAuthors
 from services.feed.config import FeedSettings
@@ -17,6 +17,7 @@ from services.feed.hydration import Hydration
 from services.feed.peers import Peers
 from services.feed.service import FeedService
 from services.feed.skeleton import Skeletons
+from services.feed.watch import Watches
 
 
 async def main() -> None:
@@ -28,14 +29,15 @@ async def main() -> None:
         channel("post", settings.peer_post, settings.tls_dir) as post,
     ):
         peers = Peers(GraphInternalServiceStub(graph), PostInternalServiceStub(post))
-        home = HomeFeed(
-            Skeletons(HomeTimelines(cache), HotAuthors(AuthorTimelines(cache), peers), peers),
-            {form: Hydration(cache, peers, form) for form in Form},
-        )
+        timelines, author_timelines = HomeTimelines(cache), AuthorTimelines(cache)
+        authors = HotAuthors(author_timelines, peers)
+        skeletons = Skeletons(timelines, authors, peers)
+        hydration = {form: Hydration(cache, peers, form) for form in Form}
+        watches = Watches(timelines, author_timelines, authors, skeletons, hydration[Form.PROTO])
         page_tokens = PageTokens(
             read_key(settings.page_key_file), "photomesh.feed.v1.FeedService.GetFeed"
         )
-        service = FeedService(home, page_tokens)
+        service = FeedService(HomeFeed(skeletons, hydration), page_tokens, watches)
         await serve(
             settings,
             [
@@ -45,6 +47,8 @@ async def main() -> None:
                     callers=PUBLIC,
                 )
             ],
+            [Worker("watches", watches.run)],
+            before_drain=watches.drain,
         )
 
 

@@ -89,6 +89,13 @@ class HotAuthors:
                 is_current = False
         return found, is_current and len(found) == len(author_ids)
 
+    def outdate(self, author_ids: Sequence[int]) -> None:
+        """Lets the next reader of these authors look anew, for they are known to have changed."""
+        outdated = self._clock() - 2 * _FRESH_SECONDS
+        for author_id in author_ids:
+            if copy := self._copies.get(author_id):
+                self._copies[author_id] = _Copy(copy.newest, min(copy.at, outdated))
+
     async def _refresh(self, author_ids: Sequence[int]) -> bool:
         """Brings copies up to date; returns whether all are."""
         now = self._clock()

@@ -1,5 +1,7 @@
 """The feed service's methods, in the order of its contract."""
 
+from collections.abc import AsyncIterator
+from contextlib import aclosing
 from typing import Any
 
 import grpc
@@ -9,11 +11,12 @@ from services.common.context import signed_in
 from services.common.paging import PageTokens
 from services.common.post_cache import Form
 from services.feed.home import HomeFeed, Page
+from services.feed.watch import Told, Watches
 
 _DEFAULT_PAGE_SIZE = 20
 
-# How GetFeedResponse.posts begins on the wire: field 1, length-delimited.
-_POSTS_TAG = b"\x0a"
+# How GetFeedResponse.posts and WatchFeedResponse.post begin on the wire: field 1, length-delimited.
+_POST_TAG = b"\x0a"
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -21,8 +24,9 @@ Context = grpc.aio.ServicerContext[Any, Any]
 class FeedService:
     """The home feed, for people."""
 
-    def __init__(self, home: HomeFeed, page_tokens: PageTokens) -> None:
+    def __init__(self, home: HomeFeed, page_tokens: PageTokens, watches: Watches) -> None:
         self._home = home
+        self._watches = watches
         self._page_tokens = page_tokens
 
     def add_to(self, server: grpc.aio.Server) -> None:
@@ -34,6 +38,9 @@ class FeedService:
             "GetFeedJson": grpc.unary_unary_rpc_method_handler(
                 self.GetFeedJson, pb.GetFeedJsonRequest.FromString
             ),
+            "WatchFeed": grpc.unary_stream_rpc_method_handler(
+                self.WatchFeed, request_deserializer=pb.WatchFeedRequest.FromString
+            ),
         }
         server.add_generic_rpc_handlers(
             (grpc.method_handlers_generic_handler("photomesh.feed.v1.FeedService", methods),)
@@ -44,7 +51,7 @@ class FeedService:
         # Posts go into the answer as they are, for parsing them takes longest.
         return b"".join(
             [
-                *(part for post in page.posts for part in (_POSTS_TAG, _varint(len(post)), post)),
+                *(part for post in page.posts for part in (_POST_TAG, _varint(len(post)), post)),
                 pb.GetFeedResponse(
                     next_page_token=next_page_token, state=page.state
                 ).SerializeToString(),
@@ -64,6 +71,13 @@ class FeedService:
         answer.page.data = text
         return answer.SerializeToString()
 
+    async def WatchFeed(
+        self, request: pb.WatchFeedRequest, context: Context
+    ) -> AsyncIterator[bytes]:
+        async with aclosing(self._watches.watch(signed_in(), request.after_post_id)) as messages:
+            async for told in messages:
+                yield _serialise_told(told)
+
     async def _page(
         self, request: pb.GetFeedRequest | pb.GetFeedJsonRequest, form: Form
     ) -> tuple[Page, str]:
@@ -72,6 +86,17 @@ class FeedService:
         size = request.page_size or _DEFAULT_PAGE_SIZE
         page = await self._home.page(reader_id, before, size, form)
         return page, self._page_tokens.seal(page.last_id, reader_id) if page.last_id else ""
+
+
+def _serialise_told(told: Told) -> bytes:
+    """Returns a WatchFeedResponse."""
+    response = pb.WatchFeedResponse(resume_after_post_id=told.resume_after)
+    if told.end:
+        response.end = told.end
+    rest = response.SerializeToString()
+    if not told.post:
+        return rest
+    return b"".join((_POST_TAG, _varint(len(told.post)), told.post, rest))
 
 
 def _varint(number: int) -> bytes:

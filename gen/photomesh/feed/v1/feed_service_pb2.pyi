@@ -49,6 +49,46 @@ FEED_STATE_DEGRADED: FeedState.ValueType  # 3
 """A part that the feed needs is away; posts may be missing. Ask again later."""
 Global___FeedState: _TypeAlias = FeedState  # noqa: Y015
 
+class _WatchFeedEnd:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _WatchFeedEndEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_WatchFeedEnd.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    WATCH_FEED_END_UNSPECIFIED: _WatchFeedEnd.ValueType  # 0
+    """Never sent."""
+    WATCH_FEED_END_DRAINING: _WatchFeedEnd.ValueType  # 1
+    """The process that served it is about to stop. Watch again at once."""
+    WATCH_FEED_END_TIME_LIMIT: _WatchFeedEnd.ValueType  # 2
+    """It has lasted for about half an hour. Watch again at once."""
+    WATCH_FEED_END_TOO_SLOW: _WatchFeedEnd.ValueType  # 3
+    """Posts came faster than they were read. What was not read is left out: watch again when there
+    is time to read; a post that was read may then come again.
+    """
+    WATCH_FEED_END_TOO_FAR_BEHIND: _WatchFeedEnd.ValueType  # 4
+    """More than 100 posts are newer than `after_post_id`. Show the first page of the feed, and watch
+    from its newest post on.
+    """
+
+class WatchFeedEnd(_WatchFeedEnd, metaclass=_WatchFeedEndEnumTypeWrapper):
+    """Why a watch ends."""
+
+WATCH_FEED_END_UNSPECIFIED: WatchFeedEnd.ValueType  # 0
+"""Never sent."""
+WATCH_FEED_END_DRAINING: WatchFeedEnd.ValueType  # 1
+"""The process that served it is about to stop. Watch again at once."""
+WATCH_FEED_END_TIME_LIMIT: WatchFeedEnd.ValueType  # 2
+"""It has lasted for about half an hour. Watch again at once."""
+WATCH_FEED_END_TOO_SLOW: WatchFeedEnd.ValueType  # 3
+"""Posts came faster than they were read. What was not read is left out: watch again when there
+is time to read; a post that was read may then come again.
+"""
+WATCH_FEED_END_TOO_FAR_BEHIND: WatchFeedEnd.ValueType  # 4
+"""More than 100 posts are newer than `after_post_id`. Show the first page of the feed, and watch
+from its newest post on.
+"""
+Global___WatchFeedEnd: _TypeAlias = WatchFeedEnd  # noqa: Y015
+
 @_typing.final
 class GetFeedRequest(_message.Message):
     """Asks for a page of the feed."""
@@ -156,3 +196,61 @@ class GetFeedJsonResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetFeedJsonResponse: _TypeAlias = GetFeedJsonResponse  # noqa: Y015
+
+@_typing.final
+class WatchFeedRequest(_message.Message):
+    """Asks to watch the feed."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AFTER_POST_ID_FIELD_NUMBER: _builtins.int
+    after_post_id: _builtins.int
+    """Posts newer than this one are told: the `resume_after_post_id` of a watch that ended, or the
+    newest post of the first page. 0: those that come from now on.
+    """
+    def __init__(
+        self,
+        *,
+        after_post_id: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_post_id", b"after_post_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchFeedRequest: _TypeAlias = WatchFeedRequest  # noqa: Y015
+
+@_typing.final
+class WatchFeedResponse(_message.Message):
+    """Tells of a feed that is watched."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POST_FIELD_NUMBER: _builtins.int
+    END_FIELD_NUMBER: _builtins.int
+    RESUME_AFTER_POST_ID_FIELD_NUMBER: _builtins.int
+    end: Global___WatchFeedEnd.ValueType
+    """This is the last message."""
+    resume_after_post_id: _builtins.int
+    """Where to go on when the watch ends after this message."""
+    @_builtins.property
+    def post(self) -> _post_service_pb2.Post:
+        """A post that is new in the feed."""
+
+    def __init__(
+        self,
+        *,
+        post: _post_service_pb2.Post | None = ...,
+        end: Global___WatchFeedEnd.ValueType = ...,
+        resume_after_post_id: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["end", b"end", "event", b"event", "post", b"post"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["end", b"end", "event", b"event", "post", b"post", "resume_after_post_id", b"resume_after_post_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["post", "end"]  # noqa: Y015
+    _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
+
+Global___WatchFeedResponse: _TypeAlias = WatchFeedResponse  # noqa: Y015

@@ -49,6 +49,11 @@ class FeedServiceStub:
                 request_serializer=photomesh_dot_feed_dot_v1_dot_feed__service__pb2.GetFeedJsonRequest.SerializeToString,
                 response_deserializer=photomesh_dot_feed_dot_v1_dot_feed__service__pb2.GetFeedJsonResponse.FromString,
                 _registered_method=True)
+        self.WatchFeed = channel.unary_stream(
+                '/photomesh.feed.v1.FeedService/WatchFeed',
+                request_serializer=photomesh_dot_feed_dot_v1_dot_feed__service__pb2.WatchFeedRequest.SerializeToString,
+                response_deserializer=photomesh_dot_feed_dot_v1_dot_feed__service__pb2.WatchFeedResponse.FromString,
+                _registered_method=True)
 
 
 class FeedServiceServicer:
@@ -85,6 +90,30 @@ class FeedServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def WatchFeed(self, request, context):
+        """Tells what is new in the caller's home feed, while it happens: each post within about a second
+        of its being published, those of celebrities within two.
+
+        The first message comes at once and holds no post: from then on everything is told. Another
+        such comes every 15 seconds in which nothing else does. The message with `end` set is the last
+        one; a stream that ends without it was cut. In both cases watch again, with the last message's
+        `resume_after_post_id`: what came meanwhile is told first, oldest first.
+
+        Within one watch no post comes twice. Posts may come out of order, for a post is published when
+        its media are ready. One that took longer than ten minutes, or that was published while nobody
+        watched and is older than `after_post_id`, is not told: pages of the feed have it. So do they
+        have what is new about posts that were told: that they were deleted, say.
+
+        Over REST each message is a server-sent event, whose data are one line of JSON.
+
+        Errors:
+        - RESOURCE_EXHAUSTED (TOO_MANY_STREAMS): the caller has five watches open at this process, or
+        as many people watch here as it serves. Watch again in a few seconds.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_FeedServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -97,6 +126,11 @@ def add_FeedServiceServicer_to_server(servicer, server):
                     servicer.GetFeedJson,
                     request_deserializer=photomesh_dot_feed_dot_v1_dot_feed__service__pb2.GetFeedJsonRequest.FromString,
                     response_serializer=photomesh_dot_feed_dot_v1_dot_feed__service__pb2.GetFeedJsonResponse.SerializeToString,
+            ),
+            'WatchFeed': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchFeed,
+                    request_deserializer=photomesh_dot_feed_dot_v1_dot_feed__service__pb2.WatchFeedRequest.FromString,
+                    response_serializer=photomesh_dot_feed_dot_v1_dot_feed__service__pb2.WatchFeedResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -158,6 +192,33 @@ class FeedService:
             '/photomesh.feed.v1.FeedService/GetFeedJson',
             photomesh_dot_feed_dot_v1_dot_feed__service__pb2.GetFeedJsonRequest.SerializeToString,
             photomesh_dot_feed_dot_v1_dot_feed__service__pb2.GetFeedJsonResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchFeed(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/photomesh.feed.v1.FeedService/WatchFeed',
+            photomesh_dot_feed_dot_v1_dot_feed__service__pb2.WatchFeedRequest.SerializeToString,
+            photomesh_dot_feed_dot_v1_dot_feed__service__pb2.WatchFeedResponse.FromString,
             options,
             channel_credentials,
             insecure,

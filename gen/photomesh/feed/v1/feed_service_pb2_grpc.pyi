@@ -39,6 +39,26 @@ class FeedServiceStub:
 
     Errors: those of GetFeed.
     """
+    WatchFeed: _aio.UnaryStreamMultiCallable[_feed_service_pb2.WatchFeedRequest, _feed_service_pb2.WatchFeedResponse]
+    """Tells what is new in the caller's home feed, while it happens: each post within about a second
+    of its being published, those of celebrities within two.
+
+    The first message comes at once and holds no post: from then on everything is told. Another
+    such comes every 15 seconds in which nothing else does. The message with `end` set is the last
+    one; a stream that ends without it was cut. In both cases watch again, with the last message's
+    `resume_after_post_id`: what came meanwhile is told first, oldest first.
+
+    Within one watch no post comes twice. Posts may come out of order, for a post is published when
+    its media are ready. One that took longer than ten minutes, or that was published while nobody
+    watched and is older than `after_post_id`, is not told: pages of the feed have it. So do they
+    have what is new about posts that were told: that they were deleted, say.
+
+    Over REST each message is a server-sent event, whose data are one line of JSON.
+
+    Errors:
+    - RESOURCE_EXHAUSTED (TOO_MANY_STREAMS): the caller has five watches open at this process, or
+      as many people watch here as it serves. Watch again in a few seconds.
+    """
 
 class FeedServiceServicer(metaclass=_abc_1.ABCMeta):
     """The home feed.
@@ -76,6 +96,32 @@ class FeedServiceServicer(metaclass=_abc_1.ABCMeta):
         write them anew for each reader would cost the gateway far more than the mesh behind it.
 
         Errors: those of GetFeed.
+        """
+
+    @_abc_1.abstractmethod
+    def WatchFeed(
+        self,
+        request: _feed_service_pb2.WatchFeedRequest,
+        context: _aio.ServicerContext[_feed_service_pb2.WatchFeedRequest, _abc.AsyncIterator[_feed_service_pb2.WatchFeedResponse]],
+    ) -> _abc.AsyncIterator[_feed_service_pb2.WatchFeedResponse]:
+        """Tells what is new in the caller's home feed, while it happens: each post within about a second
+        of its being published, those of celebrities within two.
+
+        The first message comes at once and holds no post: from then on everything is told. Another
+        such comes every 15 seconds in which nothing else does. The message with `end` set is the last
+        one; a stream that ends without it was cut. In both cases watch again, with the last message's
+        `resume_after_post_id`: what came meanwhile is told first, oldest first.
+
+        Within one watch no post comes twice. Posts may come out of order, for a post is published when
+        its media are ready. One that took longer than ten minutes, or that was published while nobody
+        watched and is older than `after_post_id`, is not told: pages of the feed have it. So do they
+        have what is new about posts that were told: that they were deleted, say.
+
+        Over REST each message is a server-sent event, whose data are one line of JSON.
+
+        Errors:
+        - RESOURCE_EXHAUSTED (TOO_MANY_STREAMS): the caller has five watches open at this process, or
+          as many people watch here as it serves. Watch again in a few seconds.
         """
 
 def add_FeedServiceServicer_to_server(servicer: FeedServiceServicer, server: _aio.Server) -> None: ...

@@ -132,8 +132,8 @@ class MediaServiceStub:
 
     The message with `last` set is the last one: the media is READY, FAILED or DELETED, or 10
     minutes are over: watch again. A stream that ends without it was cut. A message without a
-    media comes every 15 seconds in which nothing else does. Over REST each message is one line
-    of JSON.
+    media comes every 15 seconds in which nothing else does. Over REST each message is a
+    server-sent event, whose data are one line of JSON.
 
     Errors:
     - NOT_FOUND (MEDIA_UNKNOWN): no such media, or it is not the caller's.
@@ -334,8 +334,8 @@ class MediaServiceServicer(metaclass=_abc_1.ABCMeta):
 
         The message with `last` set is the last one: the media is READY, FAILED or DELETED, or 10
         minutes are over: watch again. A stream that ends without it was cut. A message without a
-        media comes every 15 seconds in which nothing else does. Over REST each message is one line
-        of JSON.
+        media comes every 15 seconds in which nothing else does. Over REST each message is a
+        server-sent event, whose data are one line of JSON.
 
         Errors:
         - NOT_FOUND (MEDIA_UNKNOWN): no such media, or it is not the caller's.

@@ -1,0 +1,331 @@
+"""Watching feeds: each new post once, whatever else happens, and a last message that says why."""
+
+import asyncio
+import itertools
+import os
+import signal
+import time
+from collections.abc import AsyncIterator
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass
+
+import pytest
+from photomesh.feed.v1.feed_service_pb2 import WatchFeedEnd
+from photomesh.graph.v1.graph_internal_service_pb2_grpc import GraphInternalServiceStub
+from photomesh.post.v1.post_internal_service_pb2_grpc import PostInternalServiceStub
+
+from services.common.cache import Cache, connect
+from services.common.config import CacheSettings
+from services.common.ids import EPOCH_MS
+from services.common.post_cache import CachedPost, PostCache
+from services.common.timelines import AuthorTimelines, HomeTimelines
+from services.feed.authors import HotAuthors
+from services.feed.errors import TooManyWatchers
+from services.feed.hydration import Hydration
+from services.feed.peers import Peers
+from services.feed.skeleton import Skeletons
+from services.feed.watch import Told, Watches, WatchLimits
+from tests.callers import channel_to
+from tests.eventually import eventually
+
+AUTHOR = 4711
+_readers = itertools.count(3_000_000)
+_sequence = itertools.count()
+
+
+def post_id(*, age: float = 0.0) -> int:
+    """Returns the id of a post that was made so many seconds ago; each is higher than the last."""
+    milliseconds = int((time.time() - age) * 1000) - EPOCH_MS
+    return milliseconds << 23 | 7 << 10 | next(_sequence) % 1024
+
+
+@dataclass
+class Scene:
+    """The parts of feed beside a real cache, graph and post."""
+
+    cache: Cache
+    peers: Peers
+
+    def __post_init__(self) -> None:
+        self.timelines = HomeTimelines(self.cache)
+        self.authors = AuthorTimelines(self.cache)
+        self.posts = PostCache(self.cache)
+
+    def watches(self, **limits) -> Watches:
+        hot = HotAuthors(self.authors, self.peers)
+        return Watches(
+            self.timelines,
+            self.authors,
+            hot,
+            Skeletons(self.timelines, hot, self.peers),
+            Hydration(self.posts, self.peers),
+            WatchLimits(**limits),
+        )
+
+    @asynccontextmanager
+    async def watched(self, **limits) -> AsyncIterator[Watches]:
+        watches = self.watches(**limits)
+        task = asyncio.create_task(watches.run(lambda: None))
+        try:
+            yield watches
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            assert (watches._feeds, watches._authors, watches._count_of) == ({}, {}, {})
+
+    async def make(self, *post_ids: int, author: int = AUTHOR) -> None:
+        await self.posts.put(
+            {each: CachedPost(author, b"a post %d" % each + bytes(100)) for each in post_ids}
+        )
+
+    async def post(self, reader: int, *post_ids: int, author: int = AUTHOR) -> None:
+        """Does what post and fanout do."""
+        await self.make(*post_ids, author=author)
+        assert await self.timelines.push([reader], post_ids) == 1
+
+    async def feed_of(self, *post_ids: int, pulled=(), hidden=()) -> int:
+        """Returns a new reader, who has these posts in the feed."""
+        reader = next(_readers)
+        await self.make(*post_ids)
+        marker = await self.timelines.begin_rebuild(reader)
+        await self.timelines.finish_rebuild(
+            reader,
+            marker,
+            sorted(post_ids, reverse=True),
+            whole=True,
+            version=1,
+            pulled=pulled,
+            hidden=hidden,
+        )
+        return reader
+
+
+class Watch:
+    """Somebody who watches."""
+
+    def __init__(self, watches: Watches, reader: int, after: int = 0) -> None:
+        self.told: list[Told] = []
+        self._messages = watches.watch(reader, after)
+        self._reading = asyncio.create_task(self._read())
+
+    async def _read(self) -> None:
+        async with aclosing(self._messages) as messages:
+            async for told in messages:
+                self.told.append(told)
+
+    @property
+    def posts(self) -> list[int]:
+        return [told.post_id for told in self.told if told.post]
+
+    async def has_begun(self) -> None:
+        await eventually(self._told)
+
+    async def has(self, *post_ids: int) -> None:
+        await eventually(self._posts, lambda posts: posts == list(post_ids), within=5)
+
+    async def end(self) -> Told:
+        await asyncio.wait_for(self._reading, 5)
+        assert [bool(told.end) for told in self.told[:-1]] == [False] * (len(self.told) - 1)
+        return self.told[-1]
+
+    async def _told(self) -> list[Told]:
+        return self.told
+
+    async def _posts(self) -> list[int]:
+        return self.posts
+
+    async def leave(self) -> None:
+        self._reading.cancel()
+        await asyncio.gather(self._reading, return_exceptions=True)
+
+
+@asynccontextmanager
+async def watching(watches: Watches, reader: int, after: int = 0) -> AsyncIterator[Watch]:
+    watch = Watch(watches, reader, after)
+    await watch.has_begun()
+    try:
+        yield watch
+    finally:
+        await watch.leave()
+
+
+@pytest.fixture(scope="session")
+async def scene(infrastructure) -> AsyncIterator[Scene]:
+    infrastructure.up(["graph", "post"])
+    async with (
+        connect(CacheSettings(valkey_url=infrastructure.valkey_url)) as cache,
+        channel_to(infrastructure, "graph", identity="feed") as graph,
+        channel_to(infrastructure, "post", identity="feed") as post,
+    ):
+        yield Scene(cache, Peers(GraphInternalServiceStub(graph), PostInternalServiceStub(post)))
+
+
+async def test_each_new_post_is_told_once_and_older_ones_are_not(scene):
+    known, early, late = post_id(age=60), post_id(age=30), post_id(age=1)
+    reader = await scene.feed_of(known)
+    async with scene.watched() as watches, watching(watches, reader) as watch:
+        assert watch.told == [Told(known)]
+
+        await scene.post(reader, late)
+        await watch.has(late)
+        # Its media took longer.
+        await scene.post(reader, early)
+        await watch.has(late, early)
+        # Of an author who was followed just now.
+        await scene.post(reader, post_id(age=1_000))
+        await scene.timelines.retract([reader], [late])
+        newest = post_id()
+        await scene.post(reader, late, newest)
+        await watch.has(late, early, newest)
+
+        assert [told.resume_after for told in watch.told] == [known, late, late, newest]
+        assert watch.told[-1].post.startswith(b"a post %d" % newest)
+
+
+async def test_what_left_a_feed_brings_nothing_old_up(scene):
+    reader = await scene.feed_of(*(post_id(age=60) for _ in range(300)))
+    async with scene.watched() as watches, watching(watches, reader) as watch:
+        newest = await scene.timelines.read(reader, 0, 250)
+        await scene.timelines.retract([reader], newest.post_ids)
+        new = post_id()
+        await scene.post(reader, new)
+        await watch.has(new)
+
+
+async def test_what_was_missed_is_told_first(scene):
+    seen, *missed = [post_id(age=age) for age in (3_000, 2_000, 1_000, 10)]
+    reader = await scene.feed_of(seen, *missed)
+    async with scene.watched() as watches, watching(watches, reader, after=seen) as watch:
+        await watch.has(*missed)
+        new = post_id()
+        await scene.post(reader, new)
+        await watch.has(*missed, new)
+
+        assert [told.resume_after for told in watch.told] == [seen, *missed, new]
+
+
+async def test_who_missed_too_much_is_told_so(scene):
+    reader = await scene.feed_of(*(post_id(age=60) for _ in range(101)))
+
+    watch = Watch(scene.watches(), reader, after=1)
+
+    assert await watch.end() == Told(1, end=WatchFeedEnd.WATCH_FEED_END_TOO_FAR_BEHIND)
+
+
+async def test_posts_of_celebrities_are_told(scene):
+    star = next(_readers)
+    old, other, new = post_id(age=60), post_id(age=2), post_id()
+    await scene.make(old, new, author=star)
+    marker = await scene.authors.begin_rebuild(star)
+    await scene.authors.finish_rebuild(star, marker, [old], whole=True)
+    fans = [await scene.feed_of(pulled=[star]) for _ in range(2)]
+    async with (
+        scene.watched() as watches,
+        watching(watches, fans[0]) as first,
+        watching(watches, fans[1]) as second,
+    ):
+        await scene.post(fans[0], other)
+        await first.has(other)
+        await scene.authors.push([star], [new])
+        await first.has(other, new)
+        await second.has(new)
+
+
+async def test_hidden_authors_and_withdrawn_posts_are_not_told(scene):
+    foe = next(_readers)
+    reader = await scene.feed_of(hidden=[foe])
+    async with scene.watched() as watches, watching(watches, reader) as watch:
+        hidden, withdrawn, shown = post_id(), post_id(), post_id()
+        await scene.posts.withdraw([withdrawn])
+        await scene.post(reader, hidden, author=foe)
+        await scene.post(reader, withdrawn, shown)
+        await watch.has(shown)
+
+
+async def test_an_evicted_feed_is_rebuilt(scene):
+    """Also one that nobody had asked for before."""
+    reader = next(_readers)
+    async with scene.watched() as watches, watching(watches, reader) as watch:
+        await scene.timelines.drop(reader)
+        await eventually(lambda: scene.timelines.exists(reader), within=5)
+        new = post_id()
+        await scene.post(reader, new)
+        await watch.has(new)
+
+
+async def test_nothing_is_lost_while_the_cache_is_away(scene, infrastructure):
+    reader = await scene.feed_of()
+    async with (
+        scene.watched(heartbeat_seconds=0.1) as watches,
+        watching(watches, reader) as watch,
+    ):
+        before, after = post_id(), post_id()
+        await scene.make(after)
+        await scene.post(reader, before)
+        pid = infrastructure.pid("valkey")
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            told = len(watch.told)
+            await eventually(watch._told, lambda now: len(now) > told + 10)
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        await eventually(lambda: scene.timelines.push([reader], [after]))
+        await watch.has(before, after)
+
+
+async def test_who_does_not_read_is_left_behind_and_loses_nothing(scene):
+    reader = await scene.feed_of()
+    posts = [post_id() for _ in range(40)]
+    async with scene.watched(waiting=30) as watches, watching(watches, reader) as quick:
+        slow = watches.watch(reader, 0)
+        await anext(slow)
+        asking = asyncio.create_task(anext(slow))
+        await eventually(lambda: _watchers(watches, reader), lambda count: count == 2)
+        for some in (posts[:1], posts[1:20], posts[20:]):
+            await scene.post(reader, *some)
+            await quick.has(*posts[: posts.index(some[-1]) + 1])
+
+        assert (await asking).post_id == posts[0]
+        last = await anext(slow)
+        assert last == Told(posts[0], end=WatchFeedEnd.WATCH_FEED_END_TOO_SLOW)
+        assert [told async for told in slow] == []
+        async with watching(watches, reader, after=last.resume_after) as resumed:
+            await resumed.has(*posts[1:])
+
+
+async def _watchers(watches: Watches, reader: int) -> int:
+    return len(watches._feeds[reader].watchers)
+
+
+async def test_so_many_may_watch_and_those_who_leave_make_room(scene):
+    one, other, third = [await scene.feed_of() for _ in range(3)]
+    watches = scene.watches(most=2, of_one_reader=1)
+    async with watching(watches, one), watching(watches, other):
+        with pytest.raises(TooManyWatchers, match="Too many people"):
+            await anext(watches.watch(third, 0))
+    async with watching(watches, one):
+        with pytest.raises(TooManyWatchers, match="1 times already"):
+            await anext(watches.watch(one, 0))
+    assert (watches._feeds, watches._count_of) == ({}, {})
+
+
+async def test_a_watch_ends_in_time_with_heartbeats_before(scene):
+    newest = post_id(age=60)
+    reader = await scene.feed_of(newest)
+
+    watch = Watch(scene.watches(seconds=0.5, heartbeat_seconds=0.1), reader)
+
+    assert await watch.end() == Told(newest, end=WatchFeedEnd.WATCH_FEED_END_TIME_LIMIT)
+    assert watch.told[:-1] == [Told(newest)] * (len(watch.told) - 1)
+    assert len(watch.told) > 3
+
+
+async def test_a_watch_ends_before_the_process_does(scene):
+    reader = await scene.feed_of()
+    watches = scene.watches()
+    async with watching(watches, reader) as watch:
+        await eventually(lambda: _watchers(watches, reader))
+        watches.drain()
+        assert await watch.end() == Told(1, end=WatchFeedEnd.WATCH_FEED_END_DRAINING)
+    late = Watch(watches, reader)
+    assert (await late.end()).end == WatchFeedEnd.WATCH_FEED_END_DRAINING
