@@ -9,6 +9,7 @@ import click
 from loadtest.edge import edge
 from loadtest.feed import feed
 from loadtest.followers import followers
+from loadtest.outages import outages
 from loadtest.pipeline import pipeline
 from loadtest.uploads import uploads
 
@@ -22,7 +23,7 @@ def cli(context: click.Context) -> None:
             context.invoke(command)
 
 
-for command in (pipeline, uploads, edge, feed, followers):
+for command in (pipeline, uploads, edge, feed, followers, outages):
     cli.add_command(command)
 
 

@@ -3,8 +3,10 @@
 import asyncio
 import re
 import secrets
+from collections.abc import Coroutine
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 from services.common.errors import TokenMissing
 
@@ -13,6 +15,8 @@ USER_ID = "x-photomesh-user-id"
 
 TRACEPARENT = "traceparent"
 """Metadata of W3C Trace Context."""
+
+Result = TypeVar("Result")
 
 _TRACEPARENT = re.compile(r"00-([0-9a-f]{32})-[0-9a-f]{16}-([0-9a-f]{2})")
 
@@ -57,6 +61,19 @@ def current() -> CallContext:
 def enter(call: CallContext) -> None:
     """Makes `call` the one at hand, for this task and those that it starts."""
     _current.set(call)
+
+
+def detached(work: Coroutine[Any, Any, Result]) -> "asyncio.Task[Result]":
+    """Starts what several callers may wait for: the deadline of the first of them is not its own.
+
+    Whoever waits shields it from their own end.
+    """
+
+    async def run() -> Result:
+        enter(replace(current(), deadline=None))
+        return await work
+
+    return asyncio.create_task(run())
 
 
 def signed_in() -> int:

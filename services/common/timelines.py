@@ -234,6 +234,14 @@ _FINISH = Script(f"""{_LUA}
     return 1
 """)
 
+# ARGV: kind, owner, marker. What was pushed meanwhile is of no use without the rest.
+_ABANDON = Script(f"""{_LUA}
+    local key = name(ARGV[1], ARGV[2])
+    if redis.call('ZSCORE', key, ARGV[3]) then
+        redis.call('UNLINK', key)
+    end
+""")
+
 # ARGV: reader, author, version, seconds. Without a timeline there is nothing to do: whoever builds
 # one reads what holds now. During a rebuild the rule waits for its end, but not for much longer.
 _HIDE_AUTHOR = Script(f"""{_LUA}
@@ -394,6 +402,10 @@ class _Timelines:
         marker = _MARKER + secrets.token_hex(8).encode()
         args: list[bytes | str | int] = [self._kind, owner_id, marker, _REBUILD_SECONDS]
         return marker if await self._cache.run(_BEGIN, owner_id, args) else None
+
+    async def abandon_rebuild(self, owner_id: int, marker: bytes) -> None:
+        """Lets somebody else begin a rebuild that this one's beginner cannot finish."""
+        await self._cache.run(_ABANDON, owner_id, [self._kind, owner_id, marker])
 
     async def exists(self, owner_id: int) -> bool:
         """Tells whether there is a timeline that posts can be pushed into."""

@@ -10,9 +10,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from services.common import logs
+from services.common.context import detached
 from services.common.errors import Unavailable
 from services.common.timelines import CAP, AuthorTimelines, Extent, Slice
-from services.feed.peers import Peers
+from services.feed.peers import PeerAway, Peers
 
 _log = logs.logger(__name__)
 
@@ -60,7 +61,7 @@ class HotAuthors:
         self._peers = peers
         self._clock = clock
         self._copies: dict[int, _Copy] = {}
-        self._fetching: dict[int, asyncio.Task[None]] = {}
+        self._fetching: dict[int, asyncio.Task[bool]] = {}
 
     async def slices(
         self, author_ids: Sequence[int], before: int, count: int
@@ -108,45 +109,62 @@ class HotAuthors:
             return True
         missing = [author_id for author_id in outdated if author_id not in self._fetching]
         if missing:
-            task = asyncio.create_task(self._fetch(missing))
+            task = detached(self._fetch(missing))
             self._fetching |= dict.fromkeys(missing, task)
-            task.add_done_callback(lambda _: [self._fetching.pop(each, None) for each in missing])
+            task.add_done_callback(lambda _: [self._fetching.pop(each) for each in missing])
         # Shared with whoever else wants them, so the end of one reader must not be their end.
         tasks = {self._fetching[author_id] for author_id in outdated}
         try:
-            await asyncio.gather(*(asyncio.shield(task) for task in tasks))
+            are_current = all(await asyncio.gather(*(asyncio.shield(task) for task in tasks)))
         except Unavailable as error:
             _log.warning("authors' timelines are out of date", error=str(error))
-            for author_id in outdated:
-                copy = self._copies.get(author_id)
-                if copy and now - copy.at > _STALE_SECONDS:
-                    del self._copies[author_id]
-            return False
-        return True
+            are_current = False
+        if not are_current:
+            self._forget_stale(outdated)
+        return are_current
 
-    async def _fetch(self, author_ids: Sequence[int]) -> None:
+    def _forget_stale(self, author_ids: Sequence[int]) -> None:
+        oldest = self._clock() - _STALE_SECONDS
+        for author_id in author_ids:
+            copy = self._copies.get(author_id)
+            if copy and copy.at < oldest:
+                del self._copies[author_id]
+
+    async def _fetch(self, author_ids: Sequence[int]) -> bool:
+        """Copies timelines; returns whether all could be."""
         found = dict(await self._timelines.read(author_ids, 0, _KEPT))
         absent = [
             author_id
             for author_id, part in found.items()
             if part.extent in (Extent.ABSENT, Extent.REBUILDING)
         ]
-        found |= zip(
-            absent, await asyncio.gather(*(self._rebuild(each) for each in absent)), strict=True
-        )
+        rebuilt = await asyncio.gather(*(self._rebuilt(each) for each in absent))
         now = self._clock()
-        for author_id, part in found.items():
+        for author_id, part in (found | dict(zip(absent, rebuilt, strict=True))).items():
+            if part is None:
+                continue
             self._copies.pop(author_id, None)
             extent = Extent.PARTIAL if len(part.post_ids) == _KEPT else part.extent
             self._copies[author_id] = _Copy(Slice(part.post_ids, extent), now)
         while len(self._copies) > _MOST_AUTHORS:
             del self._copies[next(iter(self._copies))]
+        return all(rebuilt)
 
-    async def _rebuild(self, author_id: int) -> Slice:
-        """Fills an author's timeline from the database, unless somebody else does already."""
+    async def _rebuilt(self, author_id: int) -> Slice | None:
+        """Returns an author's timeline from the database, which fills the one in the cache.
+
+        None: post is away.
+        """
         marker = await self._timelines.begin_rebuild(author_id)
-        newest = await self._peers.recent([author_id], before=0, limit=CAP)
+        try:
+            newest = await self._peers.recent([author_id], before=0, limit=CAP)
+        except PeerAway:
+            if marker is not None:
+                # Else nobody could begin another before this one is overdue.
+                await self._timelines.abandon_rebuild(author_id, marker)
+            return None
         whole = len(newest) < CAP
+        # Else somebody else is at it, and stores it.
         if marker is not None:
             await self._timelines.finish_rebuild(author_id, marker, newest, whole=whole)
         return Slice(newest[:_KEPT], Extent.WHOLE if whole else Extent.PARTIAL)

@@ -12,3 +12,5 @@ class FeedSettings(MeshSettings, CacheSettings):
     peer_post: Address
     page_key_file: Path
     """Holds the secret of page tokens as hexadecimal text."""
+    valkey_timeout_seconds: float = 0.2
+    """Readers wait for the cache: while it stalls, this long until the database is asked."""

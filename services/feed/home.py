@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from photomesh.feed.v1.feed_service_pb2 import FeedState
 
+from services.common.errors import Unavailable
 from services.common.post_cache import Form
 from services.feed.hydration import Hydration
 from services.feed.skeleton import COMPLETE, DEGRADED, Skeletons
@@ -35,18 +36,28 @@ class HomeFeed:
         """Returns up to `size` posts with ids below `before` (0: from the newest).
 
         Posts that may not be shown are made up for by older ones, so that a page is short only
-        at the end of the feed, or when a part of the mesh is away.
+        at the end of the feed, or when a part of the mesh is away. A first page always comes: at
+        worst it is empty, and DEGRADED.
 
         Raises:
-            Unavailable: so much is away that there is nothing to show.
+            Unavailable: so much is away that there is nothing to show on a later page. It can be
+                asked for again.
         """
         shown: list[tuple[int, bytes]] = []
         state = COMPLETE
         more = True
+        last_id = before
         count = size
         while more and len(shown) < size:
-            skeleton = await self._skeletons.read(reader_id, before, count)
-            hydrated = await self._hydration[form].hydrate(skeleton.post_ids)
+            try:
+                skeleton = await self._skeletons.read(reader_id, last_id, count)
+                hydrated = await self._hydration[form].hydrate(skeleton.post_ids)
+            except Unavailable:
+                if before and not shown:
+                    raise
+                # What is known goes out; the next page begins where this is known no longer.
+                state, more = DEGRADED, last_id != before
+                break
             state = max(state, skeleton.state if hydrated.all_known else DEGRADED)
             shown += [
                 (post_id, post.post)
@@ -56,9 +67,9 @@ class HomeFeed:
             more = skeleton.more
             if not skeleton.post_ids:
                 break
-            before = skeleton.post_ids[-1]
+            last_id = skeleton.post_ids[-1]
             count = min(2 * count, _MOST_IDS)
         if len(shown) > size:
             shown = shown[:size]
-            before, more = shown[-1][0], True
-        return Page([post for _, post in shown], before if more else 0, state)
+            last_id, more = shown[-1][0], True
+        return Page([post for _, post in shown], last_id if more else 0, state)

@@ -1,8 +1,10 @@
-"""What feed asks graph and post, behind a circuit breaker for each.
+"""What feed asks graph and post, a few questions at a time, and behind a circuit breaker for each.
 
-A peer that is stalled costs the first few questions their patience, then nobody's.
+A peer that is stalled costs the first few readers the breaker's patience, and nobody after them.
 """
 
+import asyncio
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -16,15 +18,21 @@ from photomesh.post.v1 import post_internal_service_pb2 as post_pb
 from photomesh.post.v1.post_internal_service_pb2_grpc import PostInternalServiceStub
 from photomesh.post.v1.post_service_pb2 import Post
 
-from services.common.breaker import Breaker, State
+from services.common.breaker import Attempt, Breaker, State
 from services.common.client import call
+from services.common.context import detached
+from services.common.errors import Unavailable
 from services.common.post_cache import CachedPost, Form
 
 _SECONDS = 1.0
-"""How long a question may take."""
+"""How long a question may take, once it is asked."""
 
-_PROBE_SECONDS = 0.2
-"""How long it may take to find out whether a peer is back: somebody's page waits for it."""
+_AT_ONCE = 8
+"""How many questions are with a peer at once. More would wait there just as long, and those that
+have waited too long for their readers would still be answered."""
+
+_MOST_WAITING = 1_000
+"""How many may wait here for their turn."""
 
 Request = TypeVar("Request", bound=Message)
 Response = TypeVar("Response", bound=Message)
@@ -54,21 +62,31 @@ class Fetched:
     """Those that may be kept. A post whose author's name was away is shown without it."""
 
 
+class PeerAway(Unavailable):
+    """A peer is away, slow or overloaded."""
+
+
+class GraphAway(PeerAway):
+    """Graph is."""
+
+
+class PostAway(PeerAway):
+    """Post is."""
+
+
 class Peers:
-    """Graph and post, as feed sees them. Every method may raise Unavailable."""
+    """Graph and post, as feed sees them. Methods raise GraphAway or PostAway."""
 
     def __init__(self, graph: GraphInternalServiceStub, post: PostInternalServiceStub) -> None:
         self._graph = graph
         self._post = post
-        self._graph_breaker = Breaker("Graph")
-        self._post_breaker = Breaker("Post")
+        self._graph_door = _Door("Graph", GraphAway)
+        self._post_door = _Door("Post", PostAway)
 
     async def subscriptions(self, reader_id: int) -> Subscriptions:
         """Returns whose posts a reader wants."""
-        answer = await _ask(
-            self._graph_breaker,
-            self._graph.ListFollowees,
-            graph_pb.ListFolloweesRequest(follower_id=reader_id),
+        answer = await self._graph_door.ask(
+            self._graph.ListFollowees, graph_pb.ListFolloweesRequest(follower_id=reader_id)
         )
         return Subscriptions(
             answer.followee_ids, answer.pulled_ids, answer.hidden_ids, answer.version
@@ -76,8 +94,7 @@ class Peers:
 
     async def recent(self, author_ids: Sequence[int], before: int, limit: int) -> Sequence[int]:
         """Returns up to `limit` of the authors' posts with ids below `before`, newest first."""
-        answer = await _ask(
-            self._post_breaker,
+        answer = await self._post_door.ask(
             self._post.ListRecentByAuthors,
             post_pb.ListRecentByAuthorsRequest(
                 author_ids=author_ids, before_post_id=before, limit=limit
@@ -87,10 +104,8 @@ class Peers:
 
     async def posts(self, post_ids: Sequence[int], form: Form) -> Fetched:
         """Returns posts as they are now."""
-        answer = await _ask(
-            self._post_breaker,
-            self._post.BatchGetPosts,
-            post_pb.BatchGetPostsRequest(post_ids=post_ids),
+        answer = await self._post_door.ask(
+            self._post.BatchGetPosts, post_pb.BatchGetPostsRequest(post_ids=post_ids)
         )
         posts: dict[int, CachedPost | None] = dict.fromkeys(post_ids)
         posts |= {
@@ -114,11 +129,58 @@ def _written(post: Post, form: Form) -> bytes:
     return text.encode()
 
 
-async def _ask(
-    breaker: Breaker,
-    method: "grpc.aio.UnaryUnaryMultiCallable[Request, Response]",
-    request: Request,
-) -> Response:
-    with breaker.attempt():
-        is_probe = breaker.state is State.PROBING
-        return await call(method, request, within=_PROBE_SECONDS if is_probe else _SECONDS)
+class _Door:
+    """The way to one peer."""
+
+    def __init__(self, peer: str, away: type[PeerAway]) -> None:
+        self._peer = peer
+        self._away = away
+        self._breaker = Breaker(peer)
+        self._places = asyncio.Semaphore(_AT_ONCE)
+        self._waits: set[asyncio.Timeout] = set()
+        self._probe: asyncio.Task[None] | None = None
+
+    async def ask(
+        self, method: "grpc.aio.UnaryUnaryMultiCallable[Request, Response]", request: Request
+    ) -> Response:
+        if len(self._waits) >= _MOST_WAITING:
+            raise self._away(self._peer)
+        try:
+            attempt = self._breaker.attempt()
+        except Unavailable as error:
+            self._give_up()
+            raise self._away(self._peer) from error
+        if self._breaker.state is State.PROBING:
+            # Nobody's page waits to find out.
+            self._probe = detached(self._find_out(attempt, method, request))
+            raise self._away(self._peer)
+        wait = asyncio.timeout(None)
+        try:
+            with attempt:
+                try:
+                    async with wait:
+                        self._waits.add(wait)
+                        async with self._places:
+                            return await call(method, request, within=_SECONDS)
+                except TimeoutError as error:
+                    raise Unavailable(self._peer) from error
+                finally:
+                    self._waits.discard(wait)
+        except Unavailable as error:
+            raise self._away(self._peer) from error
+
+    def _give_up(self) -> None:
+        """Lets go all who have waited since before the circuit opened."""
+        waits, self._waits = self._waits, set()
+        for wait in waits:
+            wait.reschedule(0)
+
+    async def _find_out(
+        self,
+        attempt: Attempt,
+        method: "grpc.aio.UnaryUnaryMultiCallable[Request, Response]",
+        request: Request,
+    ) -> None:
+        # Any answer will do.
+        with contextlib.suppress(Unavailable, grpc.aio.AioRpcError), attempt:
+            await call(method, request, within=_SECONDS)

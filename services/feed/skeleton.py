@@ -5,16 +5,19 @@ gap; behind it the feed goes on from the database.
 """
 
 import asyncio
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from photomesh.feed.v1.feed_service_pb2 import FeedState
 
 from services.common import logs
+from services.common.context import detached
 from services.common.errors import Unavailable
 from services.common.timelines import CAP, Extent, HomeSlice, HomeTimelines, Slice
 from services.feed.authors import HotAuthors
-from services.feed.peers import Peers
+from services.feed.memory import Memory
+from services.feed.peers import GraphAway, PeerAway, Peers
 
 _log = logs.logger(__name__)
 
@@ -27,6 +30,20 @@ _OTHERS_REBUILD_SECONDS = 0.25
 
 _LOOK_SECONDS = 0.02
 """How often it looks meanwhile."""
+
+_MEMORY_SECONDS = 0.2
+"""How long a page waits for the database while the cache is away, and all readers ask it."""
+
+_MOST_REMEMBERED = 20_000
+"""How many parts of feeds are remembered meanwhile, at some 2 KB each."""
+
+
+class _Part(NamedTuple):
+    """Which part of a feed."""
+
+    reader_id: int
+    before: int
+    size: int
 
 
 @dataclass(frozen=True)
@@ -49,7 +66,8 @@ class Skeletons:
         self._timelines = timelines
         self._authors = authors
         self._peers = peers
-        self._rebuilding: dict[int, asyncio.Task[HomeSlice | None]] = {}
+        self._rebuilding: dict[int, asyncio.Task[None]] = {}
+        self._memory = Memory(self._parts_from_database, most=_MOST_REMEMBERED)
 
     async def read(self, reader_id: int, before: int, count: int) -> Skeleton:
         """Returns up to `count` posts with ids below `before` (0: from the newest).
@@ -57,125 +75,131 @@ class Skeletons:
         Raises:
             Unavailable: so much is away that there is nothing to show.
         """
-        state = COMPLETE
+        part = _Part(reader_id, before, count)
         try:
-            # One more than asked for says whether there is a next page.
-            home = await self._timelines.read(reader_id, before, count + 1)
-            if home.extent in (Extent.ABSENT, Extent.REBUILDING):
-                state = REGENERATING
-                rebuilt = await self._rebuilt(reader_id, home.extent)
-                if rebuilt is None:
-                    return await self._from_database(reader_id, before, count, state)
-                home = _part(rebuilt, before, count + 1)
+            return await self._from_cache(part)
+        except GraphAway:
+            return await self._own(part)
+        except PeerAway:
+            raise
         except Unavailable:
-            return await self._from_database(reader_id, before, count, DEGRADED)
+            return await self._without_cache(part)
+
+    async def _from_cache(self, part: _Part) -> Skeleton:
+        state = COMPLETE
+        # One more than asked for says whether there is a next page.
+        home = await self._home(part)
+        if home.extent in (Extent.ABSENT, Extent.REBUILDING):
+            state = REGENERATING
+            home = await self._rebuilt(part, home)
+            if home.extent in (Extent.ABSENT, Extent.REBUILDING):
+                return replace(await self._from_database(part), state=state)
         sources: list[Slice] = [home]
         if home.pulled:
-            pulled, are_current = await self._authors.slices(home.pulled, before, count + 1)
+            pulled, are_current = await self._authors.slices(
+                home.pulled, part.before, part.size + 1
+            )
             sources += pulled.values()
             state = state if are_current else DEGRADED
-        floor = max(_complete_from(source, before, count + 1) for source in sources)
+        floor = max(_complete_from(source, part.before, part.size + 1) for source in sources)
         merged = sorted({each for source in sources for each in source.post_ids}, reverse=True)
         sure = [post_id for post_id in merged if post_id >= floor]
-        if floor == 0 or len(sure) > count:
-            return Skeleton(sure[:count], len(sure) > count, state, home.hidden)
-        return await self._go_on(reader_id, sure, floor, count, state, home.hidden)
-
-    async def _go_on(
-        self,
-        reader_id: int,
-        newest: Sequence[int],
-        floor: int,
-        count: int,
-        state: FeedState.ValueType,
-        hidden: frozenset[int],
-    ) -> Skeleton:
-        """Goes on from the database where the cache ends."""
+        if floor == 0 or len(sure) > part.size:
+            return Skeleton(sure[: part.size], len(sure) > part.size, state, home.hidden)
+        # The cache ends here, the database goes on.
         try:
-            older = await self._from_database(reader_id, floor, count - len(newest), state)
-        except Unavailable:
-            if not newest:
+            older = await self._from_database(_Part(part.reader_id, floor, part.size - len(sure)))
+        except PeerAway:
+            if not sure:
                 raise
-            return Skeleton(newest, more=True, state=DEGRADED, hidden=hidden)
-        return Skeleton(
-            [*newest, *older.post_ids], older.more, max(state, older.state), hidden | older.hidden
-        )
+            return Skeleton(sure, more=True, state=DEGRADED, hidden=home.hidden)
+        return Skeleton([*sure, *older.post_ids], older.more, state, home.hidden | older.hidden)
 
-    async def _rebuilt(self, reader_id: int, extent: Extent) -> HomeSlice | None:
-        """Returns a reader's timeline once it is rebuilt; None: ask the database.
+    async def _home(self, part: _Part) -> HomeSlice:
+        return await self._timelines.read(part.reader_id, part.before, part.size + 1)
 
-        Readers in this process share one rebuild; those in others wait for it a little.
+    # -- Feeds that are not in the cache ---------------------------------------------------------
+
+    async def _rebuilt(self, part: _Part, home: HomeSlice) -> HomeSlice:
+        """Returns a part of a timeline once that is rebuilt, or as it was when it took too long.
+
+        Readers in this process share one rebuild; those in others wait for it a little. All read
+        the cache afterwards: who was hidden meanwhile is hidden there.
         """
-        if extent is Extent.ABSENT and reader_id not in self._rebuilding:
-            task = asyncio.create_task(self._rebuild(reader_id))
-            self._rebuilding[reader_id] = task
-            task.add_done_callback(lambda _: self._rebuilding.pop(reader_id, None))
+        reader_id = part.reader_id
+        if home.extent is Extent.ABSENT and reader_id not in self._rebuilding:
+            task = self._rebuilding[reader_id] = detached(self._rebuild(reader_id))
+            task.add_done_callback(lambda _: self._rebuilding.pop(reader_id))
         if reader_id in self._rebuilding:
             # The end of one reader must not be the end of the others' rebuild.
-            rebuilt = await asyncio.shield(self._rebuilding[reader_id])
-            if rebuilt is not None:
-                return rebuilt
+            await asyncio.shield(self._rebuilding[reader_id])
         deadline = asyncio.get_running_loop().time() + _OTHERS_REBUILD_SECONDS
-        while asyncio.get_running_loop().time() < deadline:
-            await asyncio.sleep(_LOOK_SECONDS)
-            home = await self._timelines.read(reader_id, 0, CAP)
-            if home.extent in (Extent.PARTIAL, Extent.WHOLE):
+        while True:
+            home = await self._home(part)
+            if home.extent is not Extent.REBUILDING or asyncio.get_running_loop().time() > deadline:
                 return home
-        return None
+            await asyncio.sleep(_LOOK_SECONDS)
 
-    async def _rebuild(self, reader_id: int) -> HomeSlice | None:
-        """Fills a reader's timeline from the database; None: another process is at it."""
+    async def _rebuild(self, reader_id: int) -> None:
+        """Fills a reader's timeline from the database, unless another process is at it."""
         marker = await self._timelines.begin_rebuild(reader_id)
         if marker is None:
-            return None
-        wanted = await self._peers.subscriptions(reader_id)
-        pulled = frozenset(wanted.pulled_ids)
-        pushed = [each for each in wanted.followee_ids if each not in pulled]
-        newest = await self._peers.recent([reader_id, *pushed], before=0, limit=CAP)
-        whole = len(newest) < CAP
-        try:
-            await self._timelines.finish_rebuild(
-                reader_id,
-                marker,
-                newest,
-                whole=whole,
-                version=wanted.version,
-                pulled=wanted.pulled_ids,
-                hidden=wanted.hidden_ids,
-            )
-        except Unavailable as error:
-            _log.warning("a rebuilt feed was not stored", error=str(error))
-        return HomeSlice(
-            newest,
-            Extent.WHOLE if whole else Extent.PARTIAL,
-            pulled=wanted.pulled_ids,
-            hidden=frozenset(wanted.hidden_ids),
-        )
-
-    async def _from_database(
-        self, reader_id: int, before: int, count: int, state: FeedState.ValueType
-    ) -> Skeleton:
-        hidden: frozenset[int] = frozenset()
-        author_ids = [reader_id]
+            return
         try:
             wanted = await self._peers.subscriptions(reader_id)
-        except Unavailable:
-            # What is known for certain: the reader's own posts. Behind those of others, they
-            # would pass for all there is.
-            if before:
-                raise
-            state = DEGRADED
-        else:
-            author_ids += wanted.followee_ids
-            hidden = frozenset(wanted.hidden_ids)
-        recent = await self._peers.recent(author_ids, before, count + 1)
-        return Skeleton(recent[:count], len(recent) > count, state, hidden)
+            pulled = frozenset(wanted.pulled_ids)
+            pushed = [each for each in wanted.followee_ids if each not in pulled]
+            newest = await self._peers.recent([reader_id, *pushed], before=0, limit=CAP)
+        except Exception:
+            # Else nobody could begin another before this one is overdue.
+            await self._timelines.abandon_rebuild(reader_id, marker)
+            raise
+        await self._timelines.finish_rebuild(
+            reader_id,
+            marker,
+            newest,
+            whole=len(newest) < CAP,
+            version=wanted.version,
+            pulled=wanted.pulled_ids,
+            hidden=wanted.hidden_ids,
+        )
 
+    async def _from_database(self, part: _Part) -> Skeleton:
+        wanted = await self._peers.subscriptions(part.reader_id)
+        recent = await self._peers.recent(
+            [part.reader_id, *wanted.followee_ids], part.before, part.size + 1
+        )
+        return Skeleton(
+            recent[: part.size], len(recent) > part.size, COMPLETE, frozenset(wanted.hidden_ids)
+        )
 
-def _part(home: HomeSlice, before: int, count: int) -> HomeSlice:
-    """Returns what reading a whole timeline in part would have."""
-    below = [each for each in home.post_ids if not before or each < before]
-    return HomeSlice(below[:count], home.extent, pulled=home.pulled, hidden=home.hidden)
+    # -- While something is away -----------------------------------------------------------------
+
+    async def _without_cache(self, part: _Part) -> Skeleton:
+        remembered = await self._memory.get([part], within=_MEMORY_SECONDS)
+        if part not in remembered:
+            raise Unavailable("The cache")
+        return remembered[part]
+
+    async def _parts_from_database(self, parts: Sequence[_Part]) -> Mapping[_Part, Skeleton]:
+        [part] = parts
+        try:
+            skeleton = await self._from_database(part)
+        except GraphAway:
+            skeleton = await self._own(part)
+        return {part: replace(skeleton, state=DEGRADED)}
+
+    async def _own(self, part: _Part) -> Skeleton:
+        """Returns what is known for certain while nobody tells whom a reader follows.
+
+        Raises:
+            Unavailable: this is not the first page. Behind posts of others, the reader's own would
+                pass for all there is.
+        """
+        if part.before:
+            raise GraphAway("Graph")
+        recent = await self._peers.recent([part.reader_id], 0, part.size + 1)
+        return Skeleton(recent[: part.size], len(recent) > part.size, DEGRADED)
 
 
 def _complete_from(source: Slice, before: int, count: int) -> int:

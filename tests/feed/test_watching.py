@@ -17,7 +17,7 @@ from photomesh.post.v1.post_internal_service_pb2_grpc import PostInternalService
 from services.common.cache import Cache, connect
 from services.common.config import CacheSettings
 from services.common.ids import EPOCH_MS
-from services.common.post_cache import CachedPost, PostCache
+from services.common.post_cache import CachedPost, Form, PostCache
 from services.common.timelines import AuthorTimelines, HomeTimelines
 from services.feed.authors import HotAuthors
 from services.feed.errors import TooManyWatchers
@@ -58,7 +58,7 @@ class Scene:
             self.authors,
             hot,
             Skeletons(self.timelines, hot, self.peers),
-            Hydration(self.posts, self.peers),
+            Hydration(self.cache, self.peers, Form.PROTO),
             WatchLimits(**limits),
         )
 

@@ -96,7 +96,7 @@ def test_no_internal_service_is_public():
 
 def test_a_template_becomes_the_paths_that_fit_it():
     patterns = {method.name: method.http_pattern for method in public_methods(DESCRIPTORS)}
-    assert patterns["GetFeed"] == "/v1/feed"
+    assert patterns["GetFeedJson"] == "/v1/feed"
     assert patterns["CompleteUpload"] == "/v1/media/[^/:]+:complete"
     assert patterns["SignUploadParts"] == "/v1/media/[^/:]+/parts:sign"
 
