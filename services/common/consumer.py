@@ -187,6 +187,7 @@ class Consumer:
         try:
             while not self._stopping.is_set():
                 self._pause_full(consumer)
+                _take_back(consumer)
                 batches = consumer.poll(timeout_ms=20 if consumer.paused() else 200)
                 for partition, records in batches.items():
                     self._begin(partition, records, loop)
@@ -401,6 +402,17 @@ class _DeadLetters:
     def close(self) -> None:
         if self._producer is not None:
             self._producer.close(timeout=1)
+
+
+def _take_back(consumer: KafkaConsumer) -> None:
+    """Lets the client go on with what it had fetched of a partition before that was paused.
+
+    kafka-python 3.0 takes it back only while it holds nothing of another partition, and takes what
+    is used up for something: a partition that was paused would wait for ever.
+    """
+    fetcher = consumer._fetcher
+    if not fetcher._next_partition_records:
+        fetcher._next_partition_records = None
 
 
 def _backoff(attempt: int) -> float:
