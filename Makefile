@@ -75,8 +75,7 @@ bench: venv ## Prints how fast things are, as ratios (BENCH=pipeline for one, BE
 	@$(RUN) -m loadtest $(BENCH)
 
 .PHONY: prove
-prove: venv ## Runs the long proofs: each process and part is killed 20 times (PHOTOMESH_CRASHES=N)
+prove: venv ## Runs the long proofs: each process and part is killed 20 times (PHOTOMESH_CRASHES=N), ARGS as for test
 	@PHOTOMESH_CRASHES=$${PHOTOMESH_CRASHES:-20} PHOTOMESH_EXAMPLES=$${PHOTOMESH_EXAMPLES:-2000} \
 		PHOTOMESH_PROVE=1 \
-		$(RUN) -m pytest -q tests/mesh/test_crashes.py tests/media/test_pipeline_properties.py \
-		tests/mesh/test_uploads_rest.py tests/media/test_uploads_doors.py $(ARGS)
+		$(RUN) -m pytest -q -m prove $(ARGS)

@@ -11,6 +11,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from services.common.breaker import Attempt, Breaker, State
 from services.common.errors import Unavailable
 
+pytestmark = pytest.mark.prove
+
 EXAMPLES = int(os.environ.get("PHOTOMESH_EXAMPLES", "40"))
 
 _THRESHOLD, _PATIENCE, _SHORTEST, _LONGEST = 3, 0.25, 0.1, 1.0

@@ -13,6 +13,8 @@ from services.common.config import CacheSettings
 from services.common.errors import Unavailable
 from services.common.valkey import Address, Login, parse_url
 
+pytestmark = pytest.mark.prove
+
 EXAMPLES = int(os.environ.get("PHOTOMESH_EXAMPLES", "40"))
 
 _ids = itertools.count(5_000_000)

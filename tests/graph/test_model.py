@@ -11,6 +11,8 @@ from services.graph.lists import Kind
 from services.graph.store import FollowState
 from tests.graph.conftest import Graph
 
+pytestmark = pytest.mark.prove
+
 LIMIT = 3
 STEPS = 60
 ROUNDS = 1 + int(os.environ.get("PHOTOMESH_EXAMPLES", "0")) // 100

@@ -13,6 +13,8 @@ from services.graph.errors import FollowLimit, FollowRequestUnknown
 from services.graph.store import FollowState, GraphStore, Loss
 from tests.graph.conftest import LIMIT, Graph
 
+pytestmark = pytest.mark.prove
+
 FOLLOWING, REQUESTED = FollowState.FOLLOWING, FollowState.REQUESTED
 
 CLICKS = int(os.environ.get("PHOTOMESH_EXAMPLES", "20"))

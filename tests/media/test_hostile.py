@@ -33,6 +33,8 @@ from tests.media.test_pipeline_properties import assert_clean
 from tests.media.test_renderers import children
 from tests.pictures import on_disk, photo
 
+pytestmark = pytest.mark.prove
+
 PROVE = "PHOTOMESH_PROVE" in os.environ
 
 NEAREST = Image.Resampling.NEAREST

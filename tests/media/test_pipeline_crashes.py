@@ -22,6 +22,8 @@ from tests.eventually import eventually
 from tests.mesh.test_crashes import count_dead_letters
 from tests.pictures import photo
 
+pytestmark = pytest.mark.prove
+
 PROVE = "PHOTOMESH_PROVE" in os.environ
 
 KILLED_IN = [*STEPS] if PROVE else ["picture"]

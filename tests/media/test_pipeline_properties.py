@@ -22,6 +22,8 @@ from tests.media import profiles
 from tests.media.test_pipeline import opened
 from tests.pictures import BERLIN, on_disk
 
+pytestmark = pytest.mark.prove
+
 pillow_heif.register_heif_opener()
 
 EXAMPLES = int(os.environ.get("PHOTOMESH_EXAMPLES", "40"))

@@ -24,6 +24,8 @@ from tests.eventually import eventually
 from tests.media.conftest import Uploader, declared, new_user, refusal, send
 from tests.pictures import photo
 
+pytestmark = pytest.mark.prove
+
 MIB = 2**20
 PHOTO = photo(300, 200)
 UNTOLD = "application/octet-stream"

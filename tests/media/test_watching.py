@@ -61,9 +61,9 @@ async def test_a_thousand_watchers_hear_of_each_step_and_the_end(store, add):
     async with running(watchers):
         watching = [asyncio.create_task(heard(watchers, media, into=told)) for told in crowd]
         beside = asyncio.create_task(heard(watchers, other, seconds=1.0))
-        await eventually(lambda: all_have(1))
+        await eventually(lambda: all_have(1), within=60)
         await store.mark_uploaded(media, "etag", size_bytes=1, sha256=None)
-        await eventually(lambda: all_have(2))
+        await eventually(lambda: all_have(2), within=60)
         await store.delete(media)
         await asyncio.gather(*watching)
 

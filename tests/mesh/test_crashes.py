@@ -22,6 +22,8 @@ from tests.eventually import eventually
 from tests.mesh.people import Person
 from tests.pictures import photo
 
+pytestmark = pytest.mark.prove
+
 ROUNDS = int(os.environ.get("PHOTOMESH_CRASHES", "1"))
 SEED = int(os.environ.get("PHOTOMESH_SEED", "1"))
 

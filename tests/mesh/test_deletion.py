@@ -10,6 +10,8 @@ from tests.eventually import eventually
 from tests.mesh.people import ApiError
 from tests.pictures import photo
 
+pytestmark = pytest.mark.prove
+
 
 async def test_a_deleted_photo_leaves_its_post_without_a_picture(person):
     ann, bob = await person().sign_up(), await person().sign_up()

@@ -24,6 +24,8 @@ from deploy.local.table import ORIGINALS_BUCKET
 from services.common.ids import created_at
 from tests.mesh.people import ApiError, Person
 
+pytestmark = pytest.mark.prove
+
 MIB = 2**20
 ROUNDS = int(os.environ.get("PHOTOMESH_CRASHES", "1"))
 SEED = int(os.environ.get("PHOTOMESH_SEED", "1"))

@@ -15,6 +15,8 @@ from tests.eventually import eventually
 from tests.mesh.people import ApiError, Person
 from tests.pictures import photo
 
+pytestmark = pytest.mark.prove
+
 MIB = 2**20
 
 # `make prove` sends large files, and cuts more often.

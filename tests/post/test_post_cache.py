@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 
 from services.common.post_cache import CachedPost, PostCache
 
+pytestmark = pytest.mark.prove
+
 EXAMPLES = int(os.environ.get("PHOTOMESH_EXAMPLES", "40"))
 
 _ids = itertools.count(7_000_000)
