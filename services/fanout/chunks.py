@@ -4,9 +4,10 @@ from collections.abc import Sequence
 from enum import StrEnum
 
 from photomesh.fanout.v1.events_pb2 import ChunkReady
+from photomesh.graph.v1.graph_internal_service_pb2 import AudienceMode
 
 from services.common.timelines import HomeTimelines
-from services.fanout.peers import Peers, Recent
+from services.fanout.peers import Peers, Recent, is_pulled
 from services.fanout.store import Chunk, FanoutStore, Kind
 from services.fanout.walk import Step, Walks
 
@@ -66,7 +67,7 @@ class Chunks:
         if chunk.kind == Kind.POST:
             visible = await self._peers.is_visible(chunk.account_id, chunk.subject_id)
             return _Effect.PUSH if visible else _Effect.RETRACT
-        pulled = await self._peers.is_pulled(chunk.account_id)
+        pulled = is_pulled(await self._peers.mode(chunk.account_id))
         return _Effect.PULL if pulled else _Effect.UNPULL
 
     async def _apply(self, effect: _Effect, chunk: Chunk, after: int, before: int) -> int:
@@ -83,10 +84,14 @@ class Chunks:
 
     async def _step(self, effect: _Effect, chunk: Chunk) -> tuple[Step, int]:
         """Returns what to do for each batch, and how many entries that adds to each feed."""
-        author_id, post_ids = chunk.account_id, [chunk.subject_id]
+        author_id = chunk.account_id
+        post_ids: Sequence[int] = [chunk.subject_id]
         match effect:
             case _Effect.PUSH:
-                return lambda readers: self._timelines.push(readers, post_ids), 1
+                if await self._peers.mode(author_id) == AudienceMode.AUDIENCE_MODE_DEMOTING:
+                    # As Fanout does with the posts of authors whom fewer follow.
+                    post_ids = await self._peers.with_latest(author_id, chunk.subject_id)
+                return lambda readers: self._timelines.push(readers, post_ids), len(post_ids)
             case _Effect.RETRACT:
                 return lambda readers: self._timelines.retract(readers, post_ids), 1
             case _Effect.PULL:

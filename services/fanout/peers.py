@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 
 from photomesh.graph.v1 import graph_internal_service_pb2 as graph_pb
 from photomesh.graph.v1.graph_internal_service_pb2 import AudienceMode
@@ -10,10 +11,17 @@ from photomesh.post.v1 import post_internal_service_pb2 as post_pb
 from photomesh.post.v1.post_internal_service_pb2_grpc import PostInternalServiceStub
 
 from services.common.client import call, stream
+from services.common.ids import created_at, least_id
 
 _STREAM_SECONDS = 60.0
 _SCAN_SECONDS = 15.0
 """To find where to cut a large audience, graph reads all of it."""
+
+_PULLED_AFTER = timedelta(seconds=3)
+"""After how long everybody who pulls a post has got it: see services/feed/authors.py."""
+
+_MOST_LATEST = 100
+"""How many posts of these seconds matter: nobody makes more by hand."""
 
 
 @dataclass(frozen=True)
@@ -68,10 +76,10 @@ class Peers:
         request = graph_pb.BatchCheckFollowsRequest(pairs=[pair])
         return (await call(self._graph.BatchCheckFollows, request)).checks[0]
 
-    async def is_pulled(self, account_id: int) -> bool:
-        """Tells whether feeds are to pull an account's posts."""
+    async def mode(self, account_id: int) -> AudienceMode.ValueType:
+        """Returns how an account's posts reach its followers."""
         # Unlike the whole audience, this costs the same for 50 million followers.
-        return is_pulled((await self.check(account_id, account_id)).mode)
+        return (await self.check(account_id, account_id)).mode
 
     async def finish_mode_change(self, account_id: int, change_id: int) -> None:
         request = graph_pb.FinishModeChangeRequest(account_id=account_id, change_id=change_id)
@@ -84,6 +92,15 @@ class Peers:
             author_ids=[author_id], before_post_id=post_id + 1, limit=1
         )
         return list((await call(self._post.ListRecentByAuthors, request)).post_ids) == [post_id]
+
+    async def with_latest(self, author_id: int, post_id: int) -> Sequence[int]:
+        """Returns a post, and what its author made in the seconds before it."""
+        since = least_id(created_at(post_id) - _PULLED_AFTER)
+        request = post_pb.ListRecentByAuthorsRequest(
+            author_ids=[author_id], before_post_id=post_id, limit=_MOST_LATEST
+        )
+        before = (await call(self._post.ListRecentByAuthors, request)).post_ids
+        return [post_id, *(each for each in before if each >= since)]
 
     async def recent(self, author_id: int) -> Recent:
         """Returns an author's newest posts."""

@@ -7,6 +7,7 @@ comes last leaves what holds.
 """
 
 import asyncio
+from collections.abc import Sequence
 
 from photomesh.graph.v1.events_pb2 import CelebrityChanged, FollowChanged
 from photomesh.graph.v1.graph_internal_service_pb2 import AudienceMode, FollowCheck
@@ -92,8 +93,11 @@ class Fanout:
     async def _apply_post(self, author_id: int, post_id: int, *, visible: bool) -> None:
         """Pushes a post, or retracts it.
 
-        Of an author whose posts are pulled that costs two writes. What was pushed before they were
-        is not retracted from feeds then: nobody is shown it, for whoever reads asks post.
+        When an author's posts are pushed again, while readers still pull copies of the author's
+        timeline that are a second old, those of this second go with each: else the first to be
+        pushed would stand behind a gap. Of an author whose posts are pulled that costs two writes.
+        What was pushed before they were is not retracted from feeds then: nobody is shown it, for
+        whoever reads asks post.
         """
         change = self._homes.push if visible else self._homes.retract
         change_own = self._authors.push if visible else self._authors.retract
@@ -114,7 +118,12 @@ class Fanout:
                 bounds=audience.bounds,
             )
         else:
-            await self._walks.walk(author_id, lambda readers: change(readers, [post_id]))
+            post_ids: Sequence[int] = [post_id]
+            if visible and audience.mode == AudienceMode.AUDIENCE_MODE_DEMOTING:
+                post_ids = await self._peers.with_latest(author_id, post_id)
+            await self._walks.walk(
+                author_id, lambda readers: change(readers, post_ids), entries=len(post_ids)
+            )
 
     async def _change_copies(self, post_id: int, *, visible: bool) -> None:
         """Has readers ask anew for a post, or be told that there is none.
@@ -134,11 +143,10 @@ class Fanout:
             return True
         if is_pulled(check.mode):
             return await self._homes.pull(reader_id, author_id, check.version)
-        if not await self._homes.show(reader_id, author_id, check.version):
-            return False
+        # In this order the feed is never without posts that it has pulled so far.
         recent = await self._peers.recent(author_id)
         await self._homes.push([reader_id], recent.post_ids, complete_from=recent.complete_from)
-        return True
+        return await self._homes.show(reader_id, author_id, check.version)
 
 
 def _essence(check: FollowCheck) -> tuple[bool, bool, AudienceMode.ValueType]:
