@@ -527,6 +527,7 @@ def addresses(ports: Ports, cache: str) -> dict[str, str]:
         "PHOTOMESH_PEER_POST": f"127.0.0.1:{ports.post}",
         "PHOTOMESH_PEER_GRAPH": f"127.0.0.1:{ports.graph}",
         "PHOTOMESH_PEER_FEED": f"127.0.0.1:{ports.feed}",
+        "PHOTOMESH_PEER_FANOUT": f"127.0.0.1:{ports.fanout}",
     }
 
 
