@@ -1,4 +1,4 @@
-"""Reading feeds while a part is away: stopped as if it were overloaded, and killed.
+"""Reading feeds while a part is away: stalled as if it were overloaded, and killed.
 
 Readers go on reading about once a second. A tenth of them find their feeds cold each time, as long
 as there is a cache to be cold.
@@ -6,9 +6,7 @@ as there is a cache to be cold.
 
 import asyncio
 import contextlib
-import os
 import random
-import signal
 import tempfile
 import time
 from collections import Counter
@@ -24,7 +22,6 @@ from photomesh.feed.v1 import feed_service_pb2 as pb
 from photomesh.media.v1.media_internal_service_pb2 import StoredMedia
 from photomesh.media.v1.media_service_pb2 import MediaState
 
-from deploy.local import proc
 from deploy.local.ports import free_ports
 from deploy.local.stack import Stack
 from services.common import client
@@ -50,10 +47,10 @@ _COMPLETE = (pb.FEED_STATE_COMPLETE, pb.FEED_STATE_REGENERATING)
 
 @click.command()
 @click.option("--readers", default=200, show_default=True, help="How many read once a second.")
-@click.option("--stopped", default=30.0, show_default=True, help="For how many seconds.")
+@click.option("--stalled", default=30.0, show_default=True, help="For how many seconds.")
 @click.option("--killed", default=10.0, show_default=True, help="For how many seconds.")
 @click.option("--victims", default=",".join(_VICTIMS), show_default=True, help="What is away.")
-def outages(readers: int, stopped: float, killed: float, victims: str) -> None:
+def outages(readers: int, stalled: float, killed: float, victims: str) -> None:
     """Latency of the feed while graph, post, the cache or the database is away."""
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -61,7 +58,7 @@ def outages(readers: int, stopped: float, killed: float, victims: str) -> None:
     ):
         stack.up(["account", "graph", "post", "feed"])
         reader_ids = _fill(stack, readers)
-        asyncio.run(_measure(stack, reader_ids, stopped, killed, victims.split(",")))
+        asyncio.run(_measure(stack, reader_ids, stalled, killed, victims.split(",")))
 
 
 # -- Data ------------------------------------------------------------------------------------
@@ -246,7 +243,7 @@ class _Readers:
 
 
 async def _measure(
-    stack: Stack, reader_ids: Sequence[int], stopped: float, killed: float, victims: Sequence[str]
+    stack: Stack, reader_ids: Sequence[int], stalled: float, killed: float, victims: Sequence[str]
 ) -> None:
     address = f"127.0.0.1:{stack.ports.feed}"
     settings = CacheSettings(valkey_url=stack.valkey_url)
@@ -259,20 +256,18 @@ async def _measure(
         await asyncio.sleep(2 * _CALM_SECONDS)
         await _phase(readers, "all is well", _CALM_SECONDS)
         for victim in victims:
-            await _suffer(readers, f"{victim} is stopped", stopped, _stopped(stack, victim))
-            await _suffer(readers, f"{victim} is killed", killed, _killed(stack, victim))
+            with stack.stalled(victim):
+                await _phase(readers, f"{victim} stalls", stalled)
+            await _recover(readers)
+            await asyncio.to_thread(stack.kill, victim)
+            await _phase(readers, f"{victim} is dead", killed)
+            await asyncio.to_thread(stack.start, victim)
+            await _recover(readers)
         reading.cancel()
         await asyncio.wait({reading})
 
 
-async def _suffer(
-    readers: _Readers,
-    name: str,
-    seconds: float,
-    outage: contextlib.AbstractAsyncContextManager[None],
-) -> None:
-    async with outage:
-        await _phase(readers, name, seconds)
+async def _recover(readers: _Readers) -> None:
     back_at = time.monotonic()
     phase = await _phase(readers, "... and is back", 2 * _CALM_SECONDS)
     click.echo(f"outages: ... recovered after {max(0.0, phase.incomplete_at - back_at):.1f} s")
@@ -285,24 +280,3 @@ async def _phase(readers: _Readers, name: str, seconds: float) -> _Phase:
     readers.phase = _Phase("")
     click.echo(f"outages: {phase}")
     return phase
-
-
-@contextlib.asynccontextmanager
-async def _stopped(stack: Stack, victim: str) -> Any:
-    leader = proc.identify(stack.pid(victim) or 0)
-    assert leader is not None  # noqa: S101 -- It runs.
-    members = await asyncio.to_thread(proc.family, leader)
-    for member in members:
-        os.kill(member.pid, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        for member in members:
-            os.kill(member.pid, signal.SIGCONT)
-
-
-@contextlib.asynccontextmanager
-async def _killed(stack: Stack, victim: str) -> Any:
-    await asyncio.to_thread(stack.kill, victim)
-    yield
-    await asyncio.to_thread(stack.start, victim)

@@ -343,6 +343,20 @@ class Stack:
             proc.kill(proc.family(record.identity))
         self._forget(name)
 
+    @contextlib.contextmanager
+    def stalled(self, name: str) -> Iterator[None]:
+        """Lets a process and its children stand still for a while, as if they were overloaded."""
+        record = self._record(self._process(name).name)
+        members = proc.family(record.identity) if record else set()
+        for member in members:
+            os.kill(member.pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            for member in members:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(member.pid, signal.SIGCONT)
+
     def wait_ready(self, name: str, *, timeout: float = 60.0) -> None:
         """Waits until a process that was started is ready.
 

@@ -2,8 +2,6 @@
 
 import asyncio
 import contextlib
-import os
-import signal
 import time
 from collections.abc import Awaitable
 from typing import Any
@@ -43,20 +41,16 @@ def test_owners_and_their_keys_share_a_slot():
 
 async def test_a_stalled_server_costs_few_callers_the_timeout(stack):
     stack.up(["valkey"])
-    pid = stack.pid("valkey")
     settings = CacheSettings(valkey_url=stack.valkey_url, valkey_timeout_seconds=0.2)
     async with connect(settings) as cache:
         await cache.get_many(["any"])
-        os.kill(pid, signal.SIGSTOP)
-        try:
+        with stack.stalled("valkey"):
             first = await asyncio.gather(*(_timed(cache.get_many(["any"])) for _ in range(50)))
             began = time.monotonic()
             later = []
             while time.monotonic() < began + 1:
                 later.append(await _timed(cache.get_many(["any"])))
                 await asyncio.sleep(0.002)
-        finally:
-            os.kill(pid, signal.SIGCONT)
 
         assert all(failed for failed, _ in first + later)
         assert sorted(seconds for _, seconds in later)[-len(later) // 20] < 0.05

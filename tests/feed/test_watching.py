@@ -2,8 +2,6 @@
 
 import asyncio
 import itertools
-import os
-import signal
 import time
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
@@ -262,13 +260,9 @@ async def test_nothing_is_lost_while_the_cache_is_away(scene, infrastructure):
         before, after = post_id(), post_id()
         await scene.make(after)
         await scene.post(reader, before)
-        pid = infrastructure.pid("valkey")
-        os.kill(pid, signal.SIGSTOP)
-        try:
+        with infrastructure.stalled("valkey"):
             told = len(watch.told)
             await eventually(watch._told, lambda now: len(now) > told + 10)
-        finally:
-            os.kill(pid, signal.SIGCONT)
         await eventually(lambda: scene.timelines.push([reader], [after]))
         await watch.has(before, after)
 

@@ -1,0 +1,90 @@
+"""Feeds are there while a part of the mesh stalls, which is worse than dead: it does not answer.
+
+With `PHOTOMESH_PROVE` each part stalls for 30 seconds, and 200 people read meanwhile. How fast
+pages are then is told by `make bench BENCH=outages`.
+"""
+
+import asyncio
+import os
+import random
+from collections import Counter
+
+import pytest
+from photomesh.feed.v1.feed_service_pb2 import FeedState, GetFeedRequest
+
+from services.common.cache import connect
+from services.common.config import CacheSettings
+from services.common.errors import Unavailable
+from services.common.timelines import HomeTimelines
+from tests.callers import as_user
+from tests.eventually import eventually
+from tests.mesh.crowd import Crowd, crowd_of, quiet
+
+pytestmark = pytest.mark.prove
+
+PROVING = "PHOTOMESH_PROVE" in os.environ
+SECONDS = 30.0 if PROVING else 2.0
+READERS = 200 if PROVING else 20
+
+# What readers of warm feeds are told meanwhile, and those whose feeds are cold.
+TOLD = {
+    "graph": ({"COMPLETE"}, {"DEGRADED"}),
+    "post": ({"COMPLETE"}, {"DEGRADED"}),
+    "valkey": ({"DEGRADED"}, {"DEGRADED"}),
+    "postgres": ({"COMPLETE"}, {"DEGRADED"}),
+}
+
+
+@pytest.mark.parametrize("victim", TOLD)
+async def test_every_page_comes_while_a_part_stalls(mesh, victim):
+    async with (
+        crowd_of(mesh, READERS + 1, random.Random(1)) as crowd,
+        connect(CacheSettings(valkey_url=mesh.valkey_url)) as cache,
+    ):
+        timelines = HomeTimelines(cache)
+        author, *readers = crowd.people
+        warm, cold = readers[: READERS // 2], readers[READERS // 2 :]
+        await asyncio.gather(*(crowd.do("follow", reader, author) for reader in readers))
+        posts = [await crowd.make_post(author) for _ in range(25)]
+        newest = posts[:-21:-1]
+        await quiet(mesh)
+        for reader in readers:
+            await eventually(lambda reader=reader: page(crowd, reader), lambda told: told[1])
+
+        async def read(reader: int, told: Counter[str], until: float) -> None:
+            while asyncio.get_running_loop().time() < until:
+                if reader in cold:
+                    try:
+                        await timelines.drop(reader)
+                    except Unavailable:
+                        assert victim == "valkey"
+                state, post_ids = await page(crowd, reader)
+                told[state] += 1
+                # All of the feed, or nothing of it: half of it would pass for the whole.
+                assert post_ids in (newest, []), state
+                assert post_ids or state == "DEGRADED"
+                await asyncio.sleep(random.uniform(0.4, 0.6))
+
+        of_warm: Counter[str] = Counter()
+        of_cold: Counter[str] = Counter()
+        with mesh.stalled(victim):
+            until = asyncio.get_running_loop().time() + SECONDS
+            await asyncio.gather(
+                *(read(reader, of_warm, until) for reader in warm),
+                *(read(reader, of_cold, until) for reader in cold),
+            )
+        for reader in readers:
+            await eventually(
+                lambda reader=reader: page(crowd, reader),
+                lambda told: told == ("COMPLETE", newest),
+                within=30,
+            )
+
+    assert (set(of_warm), set(of_cold)) == TOLD[victim]
+
+
+async def page(crowd: Crowd, reader: int) -> tuple[str, list[int]]:
+    """Returns what a first page is worth, and its posts. There is always one."""
+    answer = await crowd.feed.GetFeed(GetFeedRequest(), metadata=as_user(reader), timeout=5)
+    state = FeedState.Name(answer.state).removeprefix("FEED_STATE_")
+    return state, [post.post_id for post in answer.posts]
