@@ -266,28 +266,31 @@ _CHECK = """
 # each, most significant first: 7,500 of them as Python integers would cost more than the query.
 _READING = """
     WITH followed AS MATERIALIZED (
-             SELECT follows.followee_id, mutes.muted_id IS NOT NULL AS muted
+             SELECT follows.followee_id
                FROM follows
                LEFT JOIN mutes
                       ON mutes.shard = follows.shard
                      AND mutes.muter_id = follows.follower_id
                      AND mutes.muted_id = follows.followee_id
               WHERE follows.shard = %(shard)s AND follows.follower_id = %(follower_id)s
+                AND mutes.muted_id IS NULL
          )
     SELECT (
                SELECT coalesce(string_agg(int8send(followee_id), '' ORDER BY followee_id), '')
-                 FROM followed WHERE NOT muted
+                 FROM followed
            ) AS followees,
            (
                SELECT coalesce(string_agg(int8send(followee_id), '' ORDER BY followee_id), '')
                  FROM followed
                  JOIN celebrities ON celebrities.account_id = followee_id
-                WHERE NOT muted AND mode IN ('PROMOTING', 'PULLED')
+                WHERE mode IN ('PROMOTING', 'PULLED')
            ) AS pulled,
            (
                SELECT coalesce(string_agg(int8send(followee_id), '' ORDER BY followee_id), '')
                  FROM (
-                          SELECT followee_id FROM followed WHERE muted
+                          SELECT muted_id AS followee_id
+                            FROM mutes
+                           WHERE shard = %(shard)s AND muter_id = %(follower_id)s
                            UNION
                           SELECT followee_id
                             FROM departures
@@ -494,7 +497,10 @@ class GraphStore:
             await connection.execute(_REMOVE_BLOCK, _Edge(blocker_id, blocked_id).values)
 
     async def mute(self, muter_id: int, muted_id: int) -> list[Loss]:
-        """Keeps an account's posts out of another's feed; returns what is lost by that.
+        """Keeps an account's posts out of another's feed; returns what is to be hidden by that.
+
+        It is told even if nothing was followed: should a follow begin, posts may be in the feed
+        before its event comes.
 
         Raises:
             AccountUnknown: one blocks the other.
@@ -508,8 +514,6 @@ class GraphStore:
             if not relation.mutes:
                 await tx.connection.execute(_ADD_MUTE, edge.values)
                 await _change(tx, edge)
-            if not relation.follows:
-                return []
             [check] = await _check(tx.connection, [edge])
             return [Loss(muter_id, muted_id, check.version)]
 

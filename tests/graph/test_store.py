@@ -241,10 +241,12 @@ async def test_what_a_reader_lost_stays_hidden_for_an_hour(graph: Graph, account
     assert await graph.reading(fan) == ([muted, back], [], [kept])
 
 
-async def test_to_mute_whom_one_does_not_follow_loses_nothing(graph: Graph, account):
+async def test_who_is_muted_is_hidden_before_a_follow_and_in_it(graph: Graph, account):
+    """The author's posts reach the follower's feed as soon as the follow is committed."""
     store, fan, star = graph.stores[0], account(), account()
 
-    assert await store.mute(fan, star) == []
+    assert await store.mute(fan, star) == [Loss(fan, star, version=1)]
+    assert await graph.reading(fan) == ([], [], [star])
     await store.follow(fan, star)
 
     assert await graph.reading(fan) == ([], [], [star])

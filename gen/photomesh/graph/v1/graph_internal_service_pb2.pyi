@@ -222,9 +222,9 @@ class ListFolloweesResponse(_message.Message):
 
     @_builtins.property
     def hidden_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Accounts whose posts may still be on their way into the feed and do not belong there: muted
-        followees, and accounts that the follower left, or that removed it, within the last hour.
-        Ascending; none is in `followee_ids`.
+        """Accounts whose posts may be on their way into the feed and do not belong there: all that are
+        muted, followed or not, and those that the follower left, or that removed it, within the last
+        hour. Ascending; none is in `followee_ids`.
         """
 
     def __init__(
