@@ -1,5 +1,6 @@
 """`python -m services.feed`: wires the feed service and serves it."""
 
+from photomesh.feed.v1.feed_admin_service_pb2_grpc import add_FeedAdminServiceServicer_to_server
 from photomesh.graph.v1.graph_internal_service_pb2_grpc import GraphInternalServiceStub
 from photomesh.post.v1.post_internal_service_pb2_grpc import PostInternalServiceStub
 
@@ -10,6 +11,7 @@ from services.common.paging import PageTokens, read_key
 from services.common.post_cache import Form
 from services.common.server import PUBLIC, Service, Worker, run, serve
 from services.common.timelines import AuthorTimelines, HomeTimelines
+from services.feed.admin import FeedAdminService
 from services.feed.authors import HotAuthors
 from services.feed.config import FeedSettings
 from services.feed.home import HomeFeed
@@ -38,6 +40,7 @@ async def main() -> None:
             read_key(settings.page_key_file), "photomesh.feed.v1.FeedService.GetFeed"
         )
         service = FeedService(HomeFeed(skeletons, hydration), page_tokens, watches)
+        admin = FeedAdminService(timelines, skeletons, peers)
         await serve(
             settings,
             [
@@ -45,7 +48,12 @@ async def main() -> None:
                     "photomesh.feed.v1.FeedService",
                     service.add_to,
                     callers=PUBLIC,
-                )
+                ),
+                Service(
+                    "photomesh.feed.v1.FeedAdminService",
+                    lambda server: add_FeedAdminServiceServicer_to_server(admin, server),
+                    callers=frozenset({"operator"}),
+                ),
             ],
             [Worker("watches", watches.run)],
             before_drain=watches.drain,

@@ -1,0 +1,65 @@
+"""What site reliability engineers do with home feeds, in the order of the contract."""
+
+from typing import Any
+
+import grpc
+from photomesh.feed.v1 import feed_admin_service_pb2 as pb
+from photomesh.feed.v1.feed_admin_service_pb2_grpc import FeedAdminServiceServicer
+
+from services.common import logs
+from services.common.timelines import CAP, Extent, HomeTimelines
+from services.feed.peers import Peers
+from services.feed.skeleton import Skeletons
+
+_MOST_ENTRIES = 2 * CAP
+"""More than any timeline has."""
+
+_STATES = {
+    Extent.ABSENT: pb.TIMELINE_STATE_ABSENT,
+    Extent.REBUILDING: pb.TIMELINE_STATE_REBUILDING,
+    Extent.PARTIAL: pb.TIMELINE_STATE_PARTIAL,
+    Extent.WHOLE: pb.TIMELINE_STATE_WHOLE,
+}
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+_log = logs.logger(__name__)
+
+
+class FeedAdminService(FeedAdminServiceServicer):
+    """Looks into home timelines, and has them made anew."""
+
+    def __init__(self, timelines: HomeTimelines, skeletons: Skeletons, peers: Peers) -> None:
+        self._timelines = timelines
+        self._skeletons = skeletons
+        self._peers = peers
+
+    async def InspectFeed(
+        self, request: pb.InspectFeedRequest, context: Context
+    ) -> pb.InspectFeedResponse:
+        home = await self._timelines.read(request.account_id, 0, _MOST_ENTRIES)
+        answer = pb.InspectFeedResponse(state=_STATES[home.extent])
+        if home.extent in (Extent.ABSENT, Extent.REBUILDING):
+            return answer
+        wanted = await self._peers.subscriptions(request.account_id)
+        pushed = set(wanted.followee_ids) - set(wanted.pulled_ids) - set(home.pulled)
+        recent = await self._peers.recent([request.account_id, *pushed], before=0, limit=CAP)
+        oldest = 0 if home.extent is Extent.WHOLE else min(home.post_ids, default=0)
+        held = set(home.post_ids)
+        answer.post_ids.extend(home.post_ids)
+        answer.pulled_account_ids.extend(home.pulled)
+        answer.hidden_account_ids.extend(home.hidden)
+        answer.missing_post_ids.extend(
+            post_id for post_id in recent if post_id >= oldest and post_id not in held
+        )
+        answer.missing_pulled_account_ids.extend(set(wanted.pulled_ids) - set(home.pulled))
+        return answer
+
+    async def RebuildFeed(
+        self, request: pb.RebuildFeedRequest, context: Context
+    ) -> pb.RebuildFeedResponse:
+        _log.info("a home timeline is made anew", account_id=request.account_id)
+        await self._timelines.drop(request.account_id)
+        # To read it is to have it made.
+        await self._skeletons.read(request.account_id, 0, 1)
+        return pb.RebuildFeedResponse()

@@ -1,0 +1,83 @@
+"""Home feeds, as an engineer with the operator's certificate looks into them and mends them."""
+
+import random
+
+import grpc
+import psycopg
+import pytest
+from photomesh.feed.v1 import feed_admin_service_pb2 as pb
+from photomesh.feed.v1.feed_admin_service_pb2_grpc import FeedAdminServiceStub
+
+from services.common.cache import connect
+from services.common.config import CacheSettings
+from services.common.timelines import HomeTimelines
+from tests.callers import Refusal, channel_to
+from tests.mesh.crowd import crowd_of, quiet
+
+
+@pytest.fixture
+async def admin(mesh):
+    async with channel_to(mesh, "feed", identity="operator") as channel:
+        yield FeedAdminServiceStub(channel)
+
+
+async def test_what_a_timeline_lacks_is_told_and_mended(mesh, admin):
+    async with (
+        crowd_of(mesh, 3, random.Random(1)) as crowd,
+        connect(CacheSettings(valkey_url=mesh.valkey_url)) as cache,
+    ):
+        reader, author, muted = crowd.people
+        asked = pb.InspectFeedRequest(account_id=reader)
+        timelines = HomeTimelines(cache)
+
+        assert (await admin.InspectFeed(asked)).state == pb.TIMELINE_STATE_ABSENT
+
+        for followee in (author, muted):
+            await crowd.do("follow", reader, followee)
+        await crowd.do("mute", reader, muted)
+        posts = [await crowd.make_post(author) for _ in range(3)]
+        await quiet(mesh)
+        await admin.RebuildFeed(pb.RebuildFeedRequest(account_id=reader))
+
+        assert await admin.InspectFeed(asked) == pb.InspectFeedResponse(
+            state=pb.TIMELINE_STATE_WHOLE, post_ids=posts[::-1], hidden_account_ids=[muted]
+        )
+
+        await timelines.retract([reader], [posts[1]])
+
+        told = await admin.InspectFeed(asked)
+        assert (told.post_ids, told.missing_post_ids) == ([posts[2], posts[0]], [posts[1]])
+
+        await admin.RebuildFeed(pb.RebuildFeedRequest(account_id=reader))
+
+        assert (await admin.InspectFeed(asked)).post_ids == posts[::-1]
+
+
+async def test_a_celebrity_who_is_not_pulled_in_is_told(mesh, admin):
+    async with crowd_of(mesh, 2, random.Random(2)) as crowd:
+        reader, author = crowd.people
+        await crowd.do("follow", reader, author)
+        await quiet(mesh)
+        await admin.RebuildFeed(pb.RebuildFeedRequest(account_id=reader))
+        with psycopg.connect(mesh.database_url("graph")) as graph:
+            # Without the event that fan-out would have heard.
+            graph.execute(
+                "INSERT INTO celebrities (account_id, mode) VALUES (%s, 'PULLED')", [author]
+            )
+
+        told = await admin.InspectFeed(pb.InspectFeedRequest(account_id=reader))
+
+        assert (told.pulled_account_ids, told.missing_pulled_account_ids) == ([], [author])
+
+        await admin.RebuildFeed(pb.RebuildFeedRequest(account_id=reader))
+
+        told = await admin.InspectFeed(pb.InspectFeedRequest(account_id=reader))
+        assert (told.pulled_account_ids, told.missing_pulled_account_ids) == ([author], [])
+
+
+async def test_it_is_for_the_operator_alone(mesh):
+    async with channel_to(mesh, "feed", identity="gateway") as channel:
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await FeedAdminServiceStub(channel).InspectFeed(pb.InspectFeedRequest(account_id=1))
+
+    assert Refusal.of(refused.value).code == grpc.StatusCode.PERMISSION_DENIED
