@@ -62,7 +62,16 @@ _BOUNDS = """
           FROM bounds
          WHERE bounds.follower_id IS NOT NULL
     )
-    SELECT follower_id FROM bounds WHERE follower_id > 0 ORDER BY follower_id
+    SELECT follower_id
+      FROM bounds
+     WHERE follower_id > 0
+           -- Behind the last follower no chunk begins.
+       AND EXISTS (
+               SELECT FROM followers
+                WHERE shard = %(shard)s AND followee_id = %(account_id)s
+                  AND followers.follower_id > bounds.follower_id
+           )
+     ORDER BY follower_id
 """
 
 _ADD_CELEBRITY = """
@@ -151,7 +160,7 @@ class Audiences:
             return await _audience(connection, account_id)
 
     async def bounds(self, account_id: int, *, size: int) -> list[int]:
-        """Returns the ids of an account's followers number `size`, twice `size`, and so on."""
+        """Returns the last followers' ids of all chunks of `size` followers but the last."""
         async with self._database.connection() as connection:
             cursor = connection.cursor(row_factory=scalar_row)
             await cursor.execute(_BOUNDS, {**_of(account_id), "size": size})

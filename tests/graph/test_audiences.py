@@ -55,6 +55,7 @@ async def test_chunks_hold_every_follower_once(graph: Graph, account, fans):
 
         assert [fan for chunk in chunks for fan in chunk] == fans
         assert all(len(chunk) == size for chunk in chunks[:-1])
+        assert chunks[-1]
 
 
 async def test_a_mode_changes_by_thresholds_with_a_gap(graph: Graph, account, fans):
