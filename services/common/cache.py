@@ -86,11 +86,7 @@ class Cache:
         replaced. Then a script may run again on owners that it had reached, and when a server
         fails, others have run it: it must be idempotent.
         """
-        groups: dict[Server, list[int]] = {}
-        for owner_id in owner_ids:
-            slot = slot_of(str(owner_id))
-            server = self._servers.owners[slot] or await self._servers.owner_of(slot)
-            groups.setdefault(server, []).append(owner_id)
+        groups = await self._by_server(owner_ids)
         replies = await _all(
             self._evaluate(server, script, [*args, *group]) for server, group in groups.items()
         )
@@ -154,6 +150,17 @@ class Cache:
         """Removes a key, if it exists."""
         [reply] = await self._ask_owners([(slot_of(key), ("UNLINK", key))])
         _checked(reply)
+
+    async def _by_server(self, owner_ids: Sequence[int]) -> Mapping[Server, Sequence[int]]:
+        if isinstance(self._servers, OneServer):
+            # To find slots takes longer than all else that a call does here.
+            return {await self._servers.owner_of(0): owner_ids} if owner_ids else {}
+        groups: dict[Server, list[int]] = {}
+        for owner_id in owner_ids:
+            slot = slot_of(str(owner_id))
+            server = self._servers.owners[slot] or await self._servers.owner_of(slot)
+            groups.setdefault(server, []).append(owner_id)
+        return groups
 
     async def _evaluate(self, server: Server, script: Script, args: Sequence[Word]) -> Any:
         [reply] = await self._ask(server, [("EVALSHA", script.sha, 0, *args)])
