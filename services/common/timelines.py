@@ -1,22 +1,29 @@
 """Timelines in Valkey: what fanout pushes into and feed reads.
 
-A timeline is a sorted set of post ids, the newest `CAP` of them (up to `_SLACK` more, so that not
-every push trims). `feed:{<account>}` is a home timeline; it exists only for accounts that read
-their feed in the last 30 days. `author:{<account>}` holds one author's own posts; it exists only
-while somebody reads it, which is how celebrities' posts reach their followers. Three things make
-them trustworthy:
+A timeline is a sorted set of post ids, the newest `CAP` of them or some more. `feed:{<account>}`
+is a home timeline; it exists only for accounts that read their feed in the last 30 days.
+`author:{<account>}` holds one author's own posts; it exists only while somebody reads it, which is
+how celebrities' posts reach their followers. Three things make them trustworthy:
 
 * They have no gaps: every post that belongs in a timeline and is newer than its oldest member is
   a member. So a reader may go on from the database behind the oldest member with the same cursor.
-* The oldest member may be `_START` (score 0): then nothing older exists anywhere. It is the
-  first to be trimmed when the set is full.
-* While it is rebuilt, the oldest member is a marker (score 1) that belongs to one rebuilder.
-  Pushes land beside it, so that nothing posted meanwhile is lost; readers pass it by. Dropping
-  the key takes the marker along, and the rebuilder's outdated result is refused.
+* The oldest member may be `_START`: then nothing older exists anywhere. It is the first to be
+  trimmed when there is too much.
+* While it is rebuilt, the oldest member is a marker that belongs to one rebuilder. Pushes land
+  beside it, so that nothing posted meanwhile is lost; readers pass it by. Dropping the key takes
+  the marker along, and the rebuilder's outdated result is refused.
 
-A post's score is `-(post_id >> 10)`, its milliseconds and shard: 53 bits, exact in a double. Its
-member is `2**63 - 1 - post_id`, so that equal scores sort by id, too. Both are upside down because
-a packed set is searched from its head: the newest post goes there, at once.
+Valkey keeps small sets packed, in a tenth of the memory, and to add to one it looks at each of its
+members. So a timeline is a chain of sets of about `_PART` members: what is new goes into a small
+one, which takes half the time. When the first set is full, it gets a name of its own behind the
+timeline's, that of its newest member, and the set that takes its place ends with `_NEXT` and that
+name. So each set that is reached is the right one; where the cache has evicted one, the timeline
+ends. The fifth set behind the first is trimmed.
+
+A member is `2**63 - 1 - post_id`, 19 digits: upside down because a packed set is searched from its
+head, where the newest post is then found at once. All scores are 0, so that the members' text alone
+makes the order, exactly, and a score takes two bytes instead of ten. Markers begin with letters,
+and so sort behind all posts.
 
 Beside a home timeline lies `rules:{<account>}`, a hash: for some authors, what the timeline
 alone does not say. `p`: their posts are pulled from their own timeline when the feed is read. `h`:
@@ -36,9 +43,16 @@ from services.common.cache import Cache, Script
 CAP = 500
 """How many entries a timeline keeps at least."""
 
-_SLACK = 11
-"""How many more it may have before it is trimmed: with them it is still below the 512 entries up
-to which the server keeps a set packed."""
+_PART = 125
+"""How many each set of a timeline should have. The fewer, the faster is a push, and the more keys
+there are, of some 100 bytes each."""
+
+_PARTS = CAP // _PART
+"""How many sets are kept behind the first."""
+
+_LARGEST_PART = 500
+"""With how many members a set is divided that grew in its midst. Up to 512 the server keeps it
+packed."""
 
 _LIFE_SECONDS = 30 * 24 * 3600
 """After how long without a read a home timeline goes."""
@@ -59,53 +73,192 @@ _PULL = b"p"
 _HIDE = b"h"
 _VERSION = b"v"
 
-# What the scripts share. `oldest` tells a timeline's last member and its score; nothing: there is
-# no timeline. `add` trims after every single entry, so that the set never outgrows being packed.
-# A rebuild that so much is pushed into that it had to be trimmed is given up: what was trimmed
-# would be missing beside what the rebuilder brings.
+# What the scripts share. `oldest` returns the last member of a set; nothing: there is no set.
+# `behind` returns the key of the set that such a member leads to, and the newest post there. `seat`
+# returns the set that has a post if the timeline does, and that set's last member; it is told the
+# first set's. Numbers are written as texts, which the server need not make of them.
 _LUA = f"""
+    local call = redis.call
     local function name(kind, id)
         return kind .. ':{{' .. id .. '}}'
     end
     local function oldest(key)
-        local last = redis.call('ZRANGE', key, -1, -1, 'WITHSCORES')
-        return last[1], tonumber(last[2])
+        return call('ZRANGE', key, '-1', '-1')[1]
     end
-    local function add(key, score, member, rebuilding)
-        redis.call('ZADD', key, score, member)
-        if redis.call('ZCARD', key) >= {CAP + _SLACK} then
-            if rebuilding then
-                redis.call('UNLINK', key)
-                return false
-            end
-            redis.call('ZREMRANGEBYRANK', key, {CAP}, -1)
+    local function is_rebuilt(last)
+        return string.byte(last) == {ord("r")}
+    end
+    local function behind(key, last)
+        if string.byte(last) == {ord("n")} then
+            local newest = string.sub(last, 6)
+            return key .. ':' .. newest, newest
         end
-        return true
+    end
+    local function seat(key, last, member)
+        local part = key
+        while last do
+            local following, newest = behind(key, last)
+            if not following or member < newest then
+                return part, last
+            end
+            part, last = following, oldest(following)
+        end
+    end
+    local function parts(key)
+        local keys, part = {{}}, key
+        while part do
+            local last = oldest(part)
+            if not last then
+                break
+            end
+            keys[#keys + 1] = part
+            part = behind(key, last)
+        end
+        return keys
+    end
+    local function drop(key)
+        for _, part in ipairs(parts(key)) do
+            call('UNLINK', part)
+        end
     end
 """
 
-# ARGV: kind, score from which on the posts are all there are of their author (or empty), number of
-# posts, their scores and members with the newest first, then owners.
+# How timelines grow. `stack` makes one of its members. `add` puts a post where it belongs; it is
+# told the last member of the first set. A rebuild that so much is pushed into that it would have to
+# be trimmed is given up: what was trimmed would be missing beside what the rebuilder brings.
+_GROWTH = f"""{_LUA}
+    local function stack(key, members, seconds)
+        local whole = members[#members] == 'start'
+        if whole then
+            members[#members] = nil
+        end
+        local kept = math.min(#members, {CAP + _PART})
+        local part, first = key, 1
+        repeat
+            local words, following = {{'ZADD', part}}, first + {_PART}
+            for i = first, math.min(following - 1, kept) do
+                words[#words + 1] = '0'
+                words[#words + 1] = members[i]
+            end
+            if following <= kept then
+                part = key .. ':' .. members[following]
+                words[#words + 1] = '0'
+                words[#words + 1] = 'next:' .. members[following]
+            elseif whole and kept == #members then
+                words[#words + 1] = '0'
+                words[#words + 1] = 'start'
+            end
+            if words[3] then
+                call(unpack(words))
+                call('EXPIRE', words[2], seconds)
+            end
+            first = following
+        until first > kept
+    end
+    local function stack_anew(key)
+        local members, seconds = {{}}, call('TTL', key)
+        for _, part in ipairs(parts(key)) do
+            for _, member in ipairs(call('ZRANGE', part, '0', '-1')) do
+                if string.byte(member) ~= {ord("n")} then
+                    members[#members + 1] = member
+                end
+            end
+        end
+        drop(key)
+        stack(key, members, math.max(seconds, 1))
+    end
+    local function begin_part(key, member)
+        local seconds = call('TTL', key)
+        call('ZREM', key, member)
+        local newest = call('ZRANGE', key, '0', '0')[1]
+        call('RENAME', key, key .. ':' .. newest)
+        call('ZADD', key, '0', member, '0', 'next:' .. newest)
+        call('EXPIRE', key, math.max(seconds, 1))
+        local outdated = parts(key)[{_PARTS + 2}]
+        if outdated then
+            call('UNLINK', outdated)
+        end
+    end
+    local function add(key, last, member)
+        local part, last = seat(key, last, member)
+        if not part or member > last then
+            return
+        end
+        call('ZADD', part, '0', member)
+        local count = call('ZCARD', part)
+        if count > {_PART} then
+            if is_rebuilt(last) then
+                if count > {_LARGEST_PART} then
+                    call('UNLINK', key)
+                end
+            elseif count > {_LARGEST_PART} then
+                stack_anew(key)
+            elseif part == key and call('ZRANGE', key, '0', '0')[1] == member then
+                begin_part(key, member)
+            end
+        end
+    end
+    local function cut(key, bound)
+        local keys = parts(key)
+        local part = seat(key, oldest(key), bound)
+        for i = #keys, 1, -1 do
+            if keys[i] == part then
+                call('ZREMRANGEBYLEX', part, '(' .. bound, '+')
+                return
+            end
+            call('UNLINK', keys[i])
+        end
+    end
+"""
+
+# How they are read. `slice` is told the first set's last member, and the least member that it may
+# return; it returns the last member of the last set that it looked into, too. `renew` has a
+# timeline live on; that it is a thirtieth of its life late saves most readers doing so.
+_READING = f"""{_LUA}
+    local function slice(key, last, least, count)
+        local members, part = {{}}, key
+        while true do
+            local some = call('ZRANGEBYLEX', part, least, '(:', 'LIMIT', '0', count - #members)
+            for i = 1, #some do
+                members[#members + 1] = some[i]
+            end
+            local following = #members < count and behind(key, last)
+            local its_last = following and oldest(following)
+            if not its_last then
+                return members, last
+            end
+            part, last = following, its_last
+        end
+    end
+    local function renew(key, seconds)
+        if call('TTL', key) < seconds * 29 / 30 then
+            for _, part in ipairs(parts(key)) do
+                call('EXPIRE', part, seconds)
+            end
+            return true
+        end
+    end
+"""
+
+# ARGV: kind, member from which on the posts are all there are of their author (or empty), number of
+# posts, their members with the newest first, then owners.
 # A post below the oldest member would stand behind a gap, so it is left to the database. When not
 # all of an author's posts are brought, the timeline must end where they do.
-_PUSH = Script(f"""{_LUA}
-    local kind, bound = ARGV[1], ARGV[2]
-    local last = 3 + 2 * ARGV[3]
+_PUSH = Script(f"""{_GROWTH}
+    local kind, bound, behind_posts = ARGV[1], ARGV[2], 4 + ARGV[3]
     local reached = 0
-    for i = last + 1, #ARGV do
+    for i = behind_posts, #ARGV do
         local key = name(kind, ARGV[i])
-        local member, floor = oldest(key)
-        if member and bound ~= '' and floor == 1 then
-            redis.call('UNLINK', key)
-        elseif member then
-            local alive = true
-            for j = 4, last, 2 do
-                if alive and tonumber(ARGV[j]) <= floor then
-                    alive = add(key, ARGV[j], ARGV[j + 1], floor == 1)
-                end
-                if j == 4 and bound ~= '' then
-                    redis.call('ZREMRANGEBYSCORE', key, '(' .. bound, '+inf')
-                end
+        local last = oldest(key)
+        if last and bound ~= '' and is_rebuilt(last) then
+            call('UNLINK', key)
+        elseif last then
+            add(key, last, ARGV[4])
+            for j = 5, behind_posts - 1 do
+                add(key, oldest(key), ARGV[j])
+            end
+            if bound ~= '' then
+                cut(key, bound)
             end
             reached = reached + 1
         end
@@ -115,79 +268,89 @@ _PUSH = Script(f"""{_LUA}
 
 # ARGV: kind, number of posts, their members, then owners.
 _RETRACT = Script(f"""{_LUA}
-    local last = 2 + ARGV[2]
-    for i = last + 1, #ARGV do
-        redis.call('ZREM', name(ARGV[1], ARGV[i]), unpack(ARGV, 3, last))
+    local behind_posts = 3 + ARGV[2]
+    for i = behind_posts, #ARGV do
+        local key = name(ARGV[1], ARGV[i])
+        for j = 3, behind_posts - 1 do
+            local part = seat(key, oldest(key), ARGV[j])
+            if part then
+                call('ZREM', part, ARGV[j])
+            end
+        end
     end
 """)
 
-# ARGV: owner, score to begin with, count, seconds to live from now on.
+# ARGV: owner, least member, count, seconds to live from now on.
 # The life of a timeline that is being rebuilt is the rebuilder's, whoever reads it.
-_READ = Script(f"""{_LUA}
+_READ = Script(f"""{_READING}
     local feed, rules = name('feed', ARGV[1]), name('rules', ARGV[1])
-    local member, floor = oldest(feed)
-    if not member or floor == 1 then
-        return {{member or '', {{}}, {{}}}}
+    local last = oldest(feed)
+    if not last or is_rebuilt(last) then
+        return {{last or '', {{}}, {{}}}}
     end
-    local ruled = redis.call('HGETALL', rules)
+    local ruled = call('HGETALL', rules)
     if not ruled[1] then
-        redis.call('UNLINK', feed)
+        drop(feed)
         return {{'', {{}}, {{}}}}
     end
-    redis.call('EXPIRE', feed, ARGV[4])
-    redis.call('EXPIRE', rules, ARGV[4])
-    return {{
-        member,
-        redis.call('ZRANGEBYSCORE', feed, ARGV[2], '(0', 'LIMIT', 0, ARGV[3]),
-        ruled
-    }}
+    if renew(feed, ARGV[4]) then
+        call('EXPIRE', rules, ARGV[4])
+    end
+    local members, last = slice(feed, last, ARGV[2], tonumber(ARGV[3]))
+    return {{last, members, ruled}}
 """)
 
-# ARGV: score to begin with, count, seconds to live from now on, then authors.
-_READ_AUTHORS = Script(f"""{_LUA}
+# ARGV: least member, count, seconds to live from now on, then authors.
+_READ_AUTHORS = Script(f"""{_READING}
     local slices = {{}}
     for i = 4, #ARGV do
         local key = name('author', ARGV[i])
-        local member, floor = oldest(key)
+        local last = oldest(key)
         local members = {{}}
-        if member and floor ~= 1 then
-            redis.call('EXPIRE', key, ARGV[3])
-            members = redis.call('ZRANGEBYSCORE', key, ARGV[1], '(0', 'LIMIT', 0, ARGV[2])
+        if last and not is_rebuilt(last) then
+            renew(key, ARGV[3])
+            members, last = slice(key, last, ARGV[1], tonumber(ARGV[2]))
         end
-        slices[#slices + 1] = {{ARGV[i], member or '', members}}
+        slices[#slices + 1] = {{ARGV[i], last or '', members}}
     end
     return slices
 """)
 
-# ARGV: kind, then owners. Three things for each: its id, its newest member, how many it has.
+# ARGV: kind, then owners. Three things for each: its id, its newest member, how many its first set
+# has.
 _SIGNATURES = Script(f"""{_LUA}
-    local call, told = redis.call, {{}}
+    local told = {{}}
     for i = 2, #ARGV do
         local key = name(ARGV[1], ARGV[i])
         local at = 3 * i - 5
         told[at] = ARGV[i]
-        told[at + 1] = call('ZRANGE', key, 0, 0)[1] or ''
+        told[at + 1] = call('ZRANGE', key, '0', '0')[1] or ''
         told[at + 2] = call('ZCARD', key)
     end
     return told
 """)
 
-# ARGV: score to end with, then readers.
-_READ_NEWER = Script(f"""{_LUA}
+# ARGV: member to end before, then readers.
+_READ_NEWER = Script(f"""{_READING}
     local slices = {{}}
     for i = 2, #ARGV do
         local feed = name('feed', ARGV[i])
-        local member, floor = oldest(feed)
+        local last = oldest(feed)
         local members, ruled = {{}}, {{}}
-        if member and floor ~= 1 then
-            ruled = redis.call('HGETALL', name('rules', ARGV[i]))
+        if last and not is_rebuilt(last) then
+            ruled = call('HGETALL', name('rules', ARGV[i]))
             if ruled[1] then
-                members = redis.call('ZRANGEBYSCORE', feed, '-inf', ARGV[1])
+                for _, part in ipairs(parts(feed)) do
+                    local newer = call('ZRANGEBYLEX', part, '-', '(' .. ARGV[1])
+                    for j = 1, #newer do
+                        members[#members + 1] = newer[j]
+                    end
+                end
             else
-                member = false
+                last = nil
             end
         end
-        slices[#slices + 1] = {{ARGV[i], member or '', members, ruled}}
+        slices[#slices + 1] = {{ARGV[i], last or '', members, ruled}}
     end
     return slices
 """)
@@ -195,41 +358,50 @@ _READ_NEWER = Script(f"""{_LUA}
 # ARGV: kind, owner, marker, seconds. Rules without a timeline are of no use to anybody.
 _BEGIN = Script(f"""{_LUA}
     local key = name(ARGV[1], ARGV[2])
-    if redis.call('EXISTS', key) == 1 then
+    if call('EXISTS', key) == 1 then
         return 0
     end
     if ARGV[1] == 'feed' then
-        redis.call('UNLINK', name('rules', ARGV[2]))
+        call('UNLINK', name('rules', ARGV[2]))
     end
-    redis.call('ZADD', key, 1, ARGV[3])
-    redis.call('EXPIRE', key, ARGV[4])
+    call('ZADD', key, '0', ARGV[3])
+    call('EXPIRE', key, ARGV[4])
     return 1
 """)
 
 # ARGV: kind, owner, marker, seconds, version, number of hidden authors, they, number of pulled
-# ones, they, then scores and members. Who was hidden meanwhile stays so.
-_FINISH = Script(f"""{_LUA}
+# ones, they, then members with the newest first. Who was hidden meanwhile stays so. What was pushed
+# meanwhile and is older than all that was brought would stand behind a gap.
+_FINISH = Script(f"""{_GROWTH}
     local key = name(ARGV[1], ARGV[2])
-    if redis.call('ZREM', key, ARGV[3]) == 0 then
+    if call('ZREM', key, ARGV[3]) == 0 then
         return 0
     end
     local hidden = tonumber(ARGV[6])
     local pulled = tonumber(ARGV[7 + hidden])
-    for i = 8 + hidden + pulled, #ARGV, 2 do
-        add(key, ARGV[i], ARGV[i + 1], false)
+    local pushed, next_pushed, members = call('ZRANGE', key, '0', '-1'), 1, {{}}
+    for i = 8 + hidden + pulled, #ARGV do
+        while pushed[next_pushed] and pushed[next_pushed] <= ARGV[i] do
+            if pushed[next_pushed] < ARGV[i] then
+                members[#members + 1] = pushed[next_pushed]
+            end
+            next_pushed = next_pushed + 1
+        end
+        members[#members + 1] = ARGV[i]
     end
-    redis.call('EXPIRE', key, ARGV[4])
+    call('UNLINK', key)
+    stack(key, members[1] and members or pushed, ARGV[4])
     if ARGV[1] == 'feed' then
         local rules = name('rules', ARGV[2])
         for i = 7, 6 + hidden do
-            redis.call('HSET', rules, ARGV[i], 'h')
+            call('HSET', rules, ARGV[i], 'h')
         end
         for i = 8 + hidden, 7 + hidden + pulled do
-            redis.call('HSETNX', rules, ARGV[i], 'p')
+            call('HSETNX', rules, ARGV[i], 'p')
         end
-        local version = tonumber(redis.call('HGET', rules, 'v') or 0)
-        redis.call('HSET', rules, 'v', math.max(version, tonumber(ARGV[5])))
-        redis.call('EXPIRE', rules, ARGV[4])
+        local version = tonumber(call('HGET', rules, 'v') or 0)
+        call('HSET', rules, 'v', math.max(version, tonumber(ARGV[5])))
+        call('EXPIRE', rules, ARGV[4])
     end
     return 1
 """)
@@ -237,8 +409,8 @@ _FINISH = Script(f"""{_LUA}
 # ARGV: kind, owner, marker. What was pushed meanwhile is of no use without the rest.
 _ABANDON = Script(f"""{_LUA}
     local key = name(ARGV[1], ARGV[2])
-    if redis.call('ZSCORE', key, ARGV[3]) then
-        redis.call('UNLINK', key)
+    if call('ZSCORE', key, ARGV[3]) then
+        call('UNLINK', key)
     end
 """)
 
@@ -246,18 +418,18 @@ _ABANDON = Script(f"""{_LUA}
 # one reads what holds now. During a rebuild the rule waits for its end, but not for much longer.
 _HIDE_AUTHOR = Script(f"""{_LUA}
     local feed, rules = name('feed', ARGV[1]), name('rules', ARGV[1])
-    local member, floor = oldest(feed)
-    if not member then
+    local last = oldest(feed)
+    if not last then
         return
     end
-    if floor ~= 1 and redis.call('EXISTS', rules) == 0 then
-        redis.call('UNLINK', feed)
+    if not is_rebuilt(last) and call('EXISTS', rules) == 0 then
+        drop(feed)
         return
     end
-    local version = tonumber(redis.call('HGET', rules, 'v') or 0)
-    redis.call('HSET', rules, ARGV[2], 'h', 'v', math.max(version, tonumber(ARGV[3])))
-    if floor == 1 then
-        redis.call('EXPIRE', rules, ARGV[4])
+    local version = tonumber(call('HGET', rules, 'v') or 0)
+    call('HSET', rules, ARGV[2], 'h', 'v', math.max(version, tonumber(ARGV[3])))
+    if is_rebuilt(last) then
+        call('EXPIRE', rules, ARGV[4])
     end
 """)
 
@@ -265,22 +437,22 @@ _HIDE_AUTHOR = Script(f"""{_LUA}
 # A rebuild that is under way is given up, for it may have read what held before.
 _SHOW_AUTHOR = Script(f"""{_LUA}
     local feed, rules = name('feed', ARGV[1]), name('rules', ARGV[1])
-    local member, floor = oldest(feed)
-    if not member then
+    local last = oldest(feed)
+    if not last then
         return 1
     end
-    local version = tonumber(redis.call('HGET', rules, 'v') or -1)
-    if floor == 1 or version < 0 then
-        redis.call('UNLINK', feed)
+    local version = tonumber(call('HGET', rules, 'v') or -1)
+    if is_rebuilt(last) or version < 0 then
+        drop(feed)
         return 1
     end
     if version > tonumber(ARGV[3]) then
         return 0
     end
     if ARGV[4] == '' then
-        redis.call('HDEL', rules, ARGV[2])
+        call('HDEL', rules, ARGV[2])
     else
-        redis.call('HSET', rules, ARGV[2], ARGV[4])
+        call('HSET', rules, ARGV[2], ARGV[4])
     end
     return 1
 """)
@@ -289,14 +461,14 @@ _SHOW_AUTHOR = Script(f"""{_LUA}
 _PULL_AUTHOR = Script(f"""{_LUA}
     for i = 3, #ARGV do
         local feed, rules = name('feed', ARGV[i]), name('rules', ARGV[i])
-        local member, floor = oldest(feed)
-        if floor == 1 then
-            redis.call('UNLINK', feed)
-        elseif member and redis.call('EXISTS', rules) == 1 then
+        local last = oldest(feed)
+        if last and is_rebuilt(last) then
+            call('UNLINK', feed)
+        elseif last and call('EXISTS', rules) == 1 then
             if ARGV[2] == '1' then
-                redis.call('HSETNX', rules, ARGV[1], 'p')
-            elseif redis.call('HGET', rules, ARGV[1]) == 'p' then
-                redis.call('HDEL', rules, ARGV[1])
+                call('HSETNX', rules, ARGV[1], 'p')
+            elseif call('HGET', rules, ARGV[1]) == 'p' then
+                call('HDEL', rules, ARGV[1])
             end
         end
     end
@@ -304,14 +476,14 @@ _PULL_AUTHOR = Script(f"""{_LUA}
 
 # ARGV: kind, owner.
 _EXISTS = Script(f"""{_LUA}
-    return redis.call('EXISTS', name(ARGV[1], ARGV[2]))
+    return call('EXISTS', name(ARGV[1], ARGV[2]))
 """)
 
 # ARGV: kind, owner.
 _DROP = Script(f"""{_LUA}
-    redis.call('UNLINK', name(ARGV[1], ARGV[2]))
+    drop(name(ARGV[1], ARGV[2]))
     if ARGV[1] == 'feed' then
-        redis.call('UNLINK', name('rules', ARGV[2]))
+        call('UNLINK', name('rules', ARGV[2]))
     end
 """)
 
@@ -324,7 +496,8 @@ class Extent(Enum):
     REBUILDING = auto()
     """Somebody is rebuilding it; what it holds says nothing."""
     PARTIAL = auto()
-    """It holds the newest posts; older ones are in the database."""
+    """It holds the newest posts; older ones are in the database. Or what was asked for did not
+    reach down to where it ends."""
     WHOLE = auto()
     """It holds everything that there is."""
 
@@ -369,9 +542,9 @@ class _Timelines:
         if not owner_ids or not post_ids:
             return 0
         newest_first = sorted(post_ids, reverse=True)
-        bound = _score(complete_from) if complete_from else ""
+        bound = _member(complete_from) if complete_from else ""
         reached: list[int] = await self._cache.run_on_owners(
-            _PUSH, owner_ids, [self._kind, bound, len(newest_first), *_entries(newest_first)]
+            _PUSH, owner_ids, [self._kind, bound, len(newest_first), *map(_member, newest_first)]
         )
         return sum(reached)
 
@@ -430,8 +603,8 @@ class _Timelines:
             *(self._kind, owner_id, marker, self._life_seconds, version),
             *(len(hidden), *hidden),
             *(len(pulled), *pulled),
-            *((0, _START) if whole else ()),
-            *_entries(post_ids),
+            *map(_member, sorted(set(post_ids), reverse=True)),
+            *((_START,) if whole else ()),
         ]
         return bool(await self._cache.run(_FINISH, owner_id, args))
 
@@ -444,25 +617,18 @@ class HomeTimelines(_Timelines):
 
     async def read(self, reader_id: int, before: int, count: int) -> HomeSlice:
         """Returns up to `count` posts with ids below `before` (0: from the newest)."""
-        margin = _margin(before)
-        while True:
-            args = [reader_id, _first_score(before), count + margin, self._life_seconds]
-            oldest, members, rules = await self._cache.run(_READ, reader_id, args)
-            post_ids = _below(before, members)
-            if len(post_ids) >= count or len(members) < count + margin:
-                return _home_slice(oldest, post_ids[:count], rules)
-            margin *= 4
+        args: list[bytes | str | int] = [reader_id, _least(before), count, self._life_seconds]
+        oldest, members, rules = await self._cache.run(_READ, reader_id, args)
+        return _home_slice(oldest, members, rules)
 
     async def newer(self, reader_ids: Sequence[int], after: int) -> Mapping[int, HomeSlice]:
-        """Returns each reader's posts with ids above `after`, which must be 1024 or more.
+        """Returns each reader's posts with ids above `after`.
 
         To look does not make a timeline live longer.
         """
-        nodes = await self._cache.run_on_owners(_READ_NEWER, reader_ids, [_score(after)])
+        nodes = await self._cache.run_on_owners(_READ_NEWER, reader_ids, [_member(after)])
         return {
-            int(reader_id): _home_slice(
-                oldest, [each for each in _below(0, members) if each > after], rules
-            )
+            int(reader_id): _home_slice(oldest, members, rules)
             for node in nodes
             for reader_id, oldest, members, rules in node
         }
@@ -533,17 +699,13 @@ class AuthorTimelines(_Timelines):
 
     async def read(self, author_ids: Sequence[int], before: int, count: int) -> Mapping[int, Slice]:
         """Returns up to `count` posts of each author with ids below `before` (0: the newest)."""
-        margin = _margin(before)
-        found: dict[int, Slice] = {}
-        while wanted := [author_id for author_id in author_ids if author_id not in found]:
-            args = [_first_score(before), count + margin, self._life_seconds]
-            nodes = await self._cache.run_on_owners(_READ_AUTHORS, wanted, args)
-            for author_id, oldest, members in (each for node in nodes for each in node):
-                post_ids = _below(before, members)
-                if len(post_ids) >= count or len(members) < count + margin:
-                    found[int(author_id)] = Slice(post_ids[:count], _extent(oldest))
-            margin *= 4
-        return found
+        args: list[bytes | str | int] = [_least(before), count, self._life_seconds]
+        nodes = await self._cache.run_on_owners(_READ_AUTHORS, author_ids, args)
+        return {
+            int(author_id): Slice(_post_ids(members), _extent(oldest))
+            for node in nodes
+            for author_id, oldest, members in node
+        }
 
     async def finish_rebuild(
         self, author_id: int, marker: bytes, post_ids: Sequence[int], *, whole: bool
@@ -555,40 +717,23 @@ class AuthorTimelines(_Timelines):
         return await self._finish(author_id, marker, post_ids, whole=whole)
 
 
-def _score(post_id: int) -> int:
-    return -(post_id >> 10)
+def _member(post_id: int) -> str:
+    return f"{_LARGEST_ID - post_id:019}"
 
 
-def _member(post_id: int) -> int:
-    return _LARGEST_ID - post_id
+def _least(before: int) -> str:
+    """Returns the least member that a post below `before` may have, as ZRANGEBYLEX takes it."""
+    return f"({_member(before)}" if before else "-"
 
 
-def _entries(post_ids: Sequence[int]) -> list[int]:
-    return [value for post_id in post_ids for value in (_score(post_id), _member(post_id))]
+def _post_ids(members: Sequence[bytes]) -> list[int]:
+    return [_LARGEST_ID - int(member) for member in members]
 
 
-def _margin(before: int) -> int:
-    """Returns how many entries to read beyond those wanted.
-
-    Others of the same shard and millisecond as the cursor share its score. In the rare case that
-    there are more of them, another trip is made.
-    """
-    return 4 if before else 0
-
-
-def _first_score(before: int) -> int | str:
-    return _score(before) if before else "-inf"
-
-
-def _below(before: int, members: Sequence[bytes]) -> list[int]:
-    post_ids = [_LARGEST_ID - int(member) for member in members]
-    return [post_id for post_id in post_ids if post_id < before] if before else post_ids
-
-
-def _home_slice(oldest: bytes, post_ids: Sequence[int], rules: Sequence[bytes]) -> HomeSlice:
+def _home_slice(oldest: bytes, members: Sequence[bytes], rules: Sequence[bytes]) -> HomeSlice:
     by_author = dict(zip(rules[::2], rules[1::2], strict=True))
     return HomeSlice(
-        post_ids,
+        _post_ids(members),
         _extent(oldest),
         pulled=_ruled(by_author, _PULL),
         hidden=frozenset(_ruled(by_author, _HIDE)),

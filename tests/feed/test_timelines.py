@@ -1,6 +1,7 @@
 """Home timelines against a real Valkey: no gaps, no lost posts, whatever happens at once."""
 
 import itertools
+import os
 from collections.abc import AsyncIterator
 
 import pytest
@@ -12,6 +13,8 @@ from services.common.cache import connect
 from services.common.config import CacheSettings
 from services.common.errors import Unavailable
 from services.common.timelines import CAP, AuthorTimelines, Extent, HomeTimelines, Slice
+
+EXAMPLES = int(os.environ.get("PHOTOMESH_EXAMPLES", "10"))
 
 _readers = itertools.count(1_000_000)
 
@@ -79,13 +82,24 @@ async def test_an_older_post_never_evicts_a_newer_one(timelines, reader):
     assert len(held) >= CAP
 
 
+async def keys_of(valkey, reader: int) -> list[bytes]:
+    everywhere = {"target_nodes": "primaries"} if isinstance(valkey, RedisCluster) else {}
+    return await valkey.keys(f"feed:{{{reader}}}*", **everywhere)
+
+
 async def test_a_timeline_stays_packed_in_20_bytes_an_entry(timelines, valkey, reader):
     now = 28_000_000_000
     await fill(timelines, reader, [post_id(now + n) for n in range(CAP, 0, -1)], whole=False)
-    await timelines.push([reader], [post_id(now + CAP + n) for n in range(1, 40)])
+    for n in range(1, 2 * CAP):
+        await timelines.push([reader], [post_id(now + CAP + n)])
+    # Between those that are there.
+    await timelines.push([reader], [post_id(now + 2 * CAP, shard) for shard in range(8, 1000)])
 
-    assert await valkey.object("ENCODING", f"feed:{{{reader}}}") == b"listpack"
-    assert await valkey.zcard(f"feed:{{{reader}}}") in range(CAP, 512)
+    held = await every_page(timelines, reader, 100)
+    keys = await keys_of(valkey, reader)
+    assert {await valkey.object("ENCODING", key) for key in keys} == {b"listpack"}
+    assert CAP <= len(held) < 1.3 * CAP
+    assert sum([await valkey.memory_usage(key) for key in keys]) <= 20 * len(held)
 
 
 async def test_nothing_is_put_below_a_gap(timelines, reader):
@@ -250,6 +264,51 @@ async def test_authors_timelines_are_read_together(cache):
 
     assert found[known] == Slice([post_id(5)], Extent.WHOLE)
     assert found[absent] == Slice([], Extent.ABSENT)
+
+
+@settings(
+    max_examples=EXAMPLES,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(data=st.data())
+async def test_timelines_have_no_gaps_whatever_happens_to_them(timelines, valkey, data):
+    """Also when the cache evicts some of one, and keeps the rest."""
+    reader = next(_readers)
+    chance = data.draw(st.randoms(use_true_random=False))
+    # What the database has. Nothing that is pushed is as old as the first.
+    posts = {post_id(age, 3) for age in range(1, data.draw(st.integers(1, CAP)))}
+    await fill(timelines, reader, sorted(posts, reverse=True), whole=True)
+    for _ in range(data.draw(st.integers(1, 12))):
+        newest = max(posts, default=0) >> 23
+        what = data.draw(st.sampled_from(["new", "old", "brought", "retract", "evict"]))
+        if what == "new":
+            for age in range(data.draw(st.integers(1, 200))):
+                posts.add(post_id(newest + age + 1))
+                await timelines.push([reader], [post_id(newest + age + 1)])
+        elif what in ("old", "brought"):
+            ids = [
+                post_id(chance.randint(1, newest + 1), 9, n) for n in range(chance.randint(1, 60))
+            ]
+            posts.update(ids)
+            complete_from = min(ids) if what == "brought" else 0
+            await timelines.push([reader], ids, complete_from=complete_from)
+        elif what == "retract":
+            ids = chance.sample(sorted(posts), min(len(posts), 30))
+            posts.difference_update(ids)
+            await timelines.retract([reader], ids)
+        elif keys := sorted(await keys_of(valkey, reader)):
+            await valkey.delete(chance.choice(keys))
+
+        held = await every_page(timelines, reader, chance.choice([7, 100, 1000]))
+        assert held == sorted(posts, reverse=True)[: len(held)]
+        end = await timelines.read(reader, held[-1] if held else 0, 1)
+        if end.extent is Extent.WHOLE:
+            assert len(held) == len(posts)
+        if end.extent is Extent.ABSENT:
+            await fill(
+                timelines, reader, sorted(posts, reverse=True)[:CAP], whole=len(posts) <= CAP
+            )
 
 
 @settings(

@@ -240,7 +240,7 @@ class Rebuilds:
 
     def _see(self, command: str) -> None:
         match command.split():
-            case ["ZADD", timeline, "1", marker] if marker.startswith("rebuild:"):
+            case ["ZADD", timeline, "0", marker] if marker.startswith("rebuild:"):
                 assert timeline not in self.under_way, f"two rebuild {timeline} at a time"
                 self.under_way[timeline] = marker
                 self.counts[timeline] += 1
