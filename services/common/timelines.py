@@ -28,8 +28,10 @@ and so sort behind all posts.
 Beside a home timeline lies `rules:{<account>}`, a hash: for some authors, what the timeline
 alone does not say. `p`: their posts are pulled from their own timeline when the feed is read. `h`:
 their posts are hidden, though some may still be in the set, or be on their way into it: the account
-ceased to follow them, or muted them. Its field `v` is the version of the account's relations, as
-graph counts them, when an author was last hidden: whoever read graph before that may not show any.
+ceased to follow them, or muted them. Its fields `v` and `s` are the versions of the account's
+relations, as graph counts them, when an author was last hidden, and when one was last shown:
+whoever read graph before the one may not show any author, and before the other may not hide any.
+Such commands come late from caches that stalled, over networks that lost a packet.
 Set and hash count only together: should the cache evict one of them, the timeline is rebuilt.
 """
 
@@ -71,7 +73,6 @@ _START = b"start"
 _MARKER = b"rebuild:"
 _PULL = b"p"
 _HIDE = b"h"
-_VERSION = b"v"
 
 # What the scripts share. `oldest` returns the last member of a set; nothing: there is no set.
 # `behind` returns the key of the set that such a member leads to, and the newest post there. `seat`
@@ -370,15 +371,30 @@ _BEGIN = Script(f"""{_LUA}
 """)
 
 # ARGV: kind, owner, marker, seconds, version, number of hidden authors, they, number of pulled
-# ones, they, then members with the newest first. Who was hidden meanwhile stays so. What was pushed
-# meanwhile and is older than all that was brought would stand behind a gap.
+# ones, they, then members with the newest first. If somebody was hidden after graph was read, that
+# has to be read again. What was pushed meanwhile and is older than all that was brought would stand
+# behind a gap.
 _FINISH = Script(f"""{_GROWTH}
-    local key = name(ARGV[1], ARGV[2])
+    local key, rules = name(ARGV[1], ARGV[2]), name('rules', ARGV[2])
     if call('ZREM', key, ARGV[3]) == 0 then
         return 0
     end
     local hidden = tonumber(ARGV[6])
     local pulled = tonumber(ARGV[7 + hidden])
+    if ARGV[1] == 'feed' then
+        if tonumber(call('HGET', rules, 'v') or 0) > tonumber(ARGV[5]) then
+            call('UNLINK', key, rules)
+            return 0
+        end
+        call('HSET', rules, 'v', ARGV[5], 's', ARGV[5])
+        for i = 7, 6 + hidden do
+            call('HSET', rules, ARGV[i], 'h')
+        end
+        for i = 8 + hidden, 7 + hidden + pulled do
+            call('HSET', rules, ARGV[i], 'p')
+        end
+        call('EXPIRE', rules, ARGV[4])
+    end
     local pushed, next_pushed, members = call('ZRANGE', key, '0', '-1'), 1, {{}}
     for i = 8 + hidden + pulled, #ARGV do
         while pushed[next_pushed] and pushed[next_pushed] <= ARGV[i] do
@@ -391,18 +407,6 @@ _FINISH = Script(f"""{_GROWTH}
     end
     call('UNLINK', key)
     stack(key, members[1] and members or pushed, ARGV[4])
-    if ARGV[1] == 'feed' then
-        local rules = name('rules', ARGV[2])
-        for i = 7, 6 + hidden do
-            call('HSET', rules, ARGV[i], 'h')
-        end
-        for i = 8 + hidden, 7 + hidden + pulled do
-            call('HSETNX', rules, ARGV[i], 'p')
-        end
-        local version = tonumber(call('HGET', rules, 'v') or 0)
-        call('HSET', rules, 'v', math.max(version, tonumber(ARGV[5])))
-        call('EXPIRE', rules, ARGV[4])
-    end
     return 1
 """)
 
@@ -414,23 +418,30 @@ _ABANDON = Script(f"""{_LUA}
     end
 """)
 
-# ARGV: reader, author, version, seconds. Without a timeline there is nothing to do: whoever builds
-# one reads what holds now. During a rebuild the rule waits for its end, but not for much longer.
+# ARGV: reader, author, version, seconds. Returns 0: outdated. Without a timeline nothing is to be
+# done: whoever builds one reads what holds now. To a rebuild it is told, but not for much longer.
 _HIDE_AUTHOR = Script(f"""{_LUA}
     local feed, rules = name('feed', ARGV[1]), name('rules', ARGV[1])
     local last = oldest(feed)
     if not last then
-        return
+        return 1
     end
-    if not is_rebuilt(last) and call('EXISTS', rules) == 0 then
-        drop(feed)
-        return
-    end
-    local version = tonumber(call('HGET', rules, 'v') or 0)
-    call('HSET', rules, ARGV[2], 'h', 'v', math.max(version, tonumber(ARGV[3])))
+    local version = math.max(tonumber(call('HGET', rules, 'v') or 0), tonumber(ARGV[3]))
     if is_rebuilt(last) then
+        call('HSET', rules, 'v', version)
         call('EXPIRE', rules, ARGV[4])
+        return 1
     end
+    local shown = tonumber(call('HGET', rules, 's') or -1)
+    if shown < 0 then
+        drop(feed)
+        return 1
+    end
+    if shown > tonumber(ARGV[3]) then
+        return 0
+    end
+    call('HSET', rules, ARGV[2], 'h', 'v', version)
+    return 1
 """)
 
 # ARGV: reader, author, version, rule (`p`, or empty: none). Returns 0: outdated.
@@ -449,6 +460,8 @@ _SHOW_AUTHOR = Script(f"""{_LUA}
     if version > tonumber(ARGV[3]) then
         return 0
     end
+    local shown = tonumber(call('HGET', rules, 's') or 0)
+    call('HSET', rules, 's', math.max(shown, tonumber(ARGV[3])))
     if ARGV[4] == '' then
         call('HDEL', rules, ARGV[2])
     else
@@ -647,7 +660,8 @@ class HomeTimelines(_Timelines):
         """Fills a timeline; `whole`: there are no older posts than these.
 
         `version`, `pulled` and `hidden` are the reader's relations as graph told them.
-        False: the timeline was dropped meanwhile, so what was read may be outdated.
+        False: the timeline was dropped, or somebody hidden, meanwhile: what was read may be
+        outdated.
         """
         return await self._finish(
             reader_id,
@@ -659,10 +673,13 @@ class HomeTimelines(_Timelines):
             pulled=pulled,
         )
 
-    async def hide(self, reader_id: int, author_id: int, version: int) -> None:
-        """Hides an author's posts from a reader, whose relations are at `version` now."""
+    async def hide(self, reader_id: int, author_id: int, version: int) -> bool:
+        """Hides an author's posts from a reader, given relations read at `version`.
+
+        False: the reader was shown somebody after that. Ask graph again.
+        """
         args = [reader_id, author_id, version, 2 * _REBUILD_SECONDS]
-        await self._cache.run(_HIDE_AUTHOR, reader_id, args)
+        return bool(await self._cache.run(_HIDE_AUTHOR, reader_id, args))
 
     async def show(self, reader_id: int, author_id: int, version: int) -> bool:
         """Makes an author neither hidden nor pulled, given relations read at `version`.
@@ -741,7 +758,7 @@ def _home_slice(oldest: bytes, members: Sequence[bytes], rules: Sequence[bytes])
 
 
 def _ruled(by_author: Mapping[bytes, bytes], rule: bytes) -> list[int]:
-    return [int(author) for author, its in by_author.items() if its == rule and author != _VERSION]
+    return [int(author) for author, its in by_author.items() if its == rule]
 
 
 def _extent(oldest: bytes) -> Extent:

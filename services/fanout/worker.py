@@ -139,8 +139,7 @@ class Fanout:
     async def _apply(self, reader_id: int, author_id: int, check: FollowCheck) -> bool:
         """Brings a reader's timeline in line; False: what was checked is out of date."""
         if not check.follows or check.muted:
-            await self._homes.hide(reader_id, author_id, check.version)
-            return True
+            return await self._homes.hide(reader_id, author_id, check.version)
         if is_pulled(check.mode):
             return await self._homes.pull(reader_id, author_id, check.version)
         # In this order the feed is never without posts that it has pulled so far.

@@ -298,9 +298,18 @@ class GraphService(GraphServiceServicer):
         try:
             async with asyncio.timeout(_HIDE_WITHIN_SECONDS):
                 for loss in losses:
-                    await self._timelines.hide(loss.reader_id, loss.author_id, loss.version)
+                    await self._hide_one(loss)
         except (Unavailable, TimeoutError) as error:
             _log.warning("posts are hidden a little later", error=repr(error))
+
+    async def _hide_one(self, loss: Loss) -> None:
+        reader_id, author_id, version = loss.reader_id, loss.author_id, loss.version
+        while not await self._timelines.hide(reader_id, author_id, version):
+            # By what was read later somebody was shown; perhaps this author, who is back.
+            [check] = await self._store.check([(reader_id, author_id)])
+            if check.follows and not check.muted:
+                return
+            version = check.version
 
     async def _settle(self, account_id: int) -> None:
         """Begins a change of an account's mode if its followers have become so many, or so few.

@@ -199,17 +199,41 @@ async def test_who_was_hidden_is_not_shown_by_what_was_read_before(timelines, re
     assert (await timelines.read(reader, 0, 10)).hidden == {71}
 
 
-async def test_who_is_hidden_during_a_rebuild_stays_hidden(timelines, reader):
-    marker = await timelines.begin_rebuild(reader)
-    await timelines.hide(reader, 71, version=5)
+async def test_who_is_shown_is_not_hidden_by_what_was_read_before(timelines, reader):
+    """Such a command may have waited in a cache that stalled."""
+    await fill(timelines, reader, [], whole=True)
+    assert await timelines.show(reader, 71, version=5)
 
+    assert not await timelines.hide(reader, 71, version=4)
+    assert (await timelines.read(reader, 0, 10)).hidden == frozenset()
+
+    assert await timelines.hide(reader, 71, version=6)
+    assert (await timelines.read(reader, 0, 10)).hidden == {71}
+
+
+async def test_a_rebuild_is_as_a_show_and_a_hide(timelines, reader):
+    marker = await timelines.begin_rebuild(reader)
+    assert await timelines.hide(reader, 71, version=3)
     assert await timelines.finish_rebuild(
-        reader, marker, [post_id(1)], whole=True, version=4, pulled=[71, 72], hidden=[73]
+        reader, marker, [], whole=True, version=4, pulled=[71], hidden=[73]
     )
 
+    assert not await timelines.hide(reader, 72, version=3)
+    assert not await timelines.show(reader, 73, version=3)
+
     held = await timelines.read(reader, 0, 10)
-    assert (held.hidden, held.pulled) == ({71, 73}, [72])
-    assert not await timelines.show(reader, 71, version=4)
+    assert (held.hidden, held.pulled) == ({73}, [71])
+
+
+async def test_hiding_an_author_gives_a_rebuild_up(timelines, reader):
+    """It may have read that the author is shown."""
+    marker = await timelines.begin_rebuild(reader)
+
+    assert await timelines.hide(reader, 71, version=5)
+
+    assert not await timelines.finish_rebuild(reader, marker, [post_id(1)], whole=True, version=4)
+    await fill(timelines, reader, [], whole=True)
+    assert (await timelines.read(reader, 0, 10)).hidden == frozenset()
 
 
 async def test_showing_an_author_gives_a_rebuild_up(timelines, reader):
