@@ -25,7 +25,8 @@ each race:
   place of a tombstone is harmless: readers ask, and post tells that there is nothing to show. A
   tombstone in the place of a marker would hide a post that was shown again. So whoever withdraws
   what may be shown again must look once more afterwards whether it still is to be hidden, and else
-  `forget`; post does. What is deleted stays so.
+  `forget`; post does. What is deleted stays so. A withdrawal that the cache, or the network, held
+  back for so long that nobody looks any more hides the post for a minute.
 * Everything is lost, or some of it is evicted: readers ask. A tombstone that is lost while a copy
   is under way that was asked for before the change lets that copy in. Of one key in the memory of
   one server that means two rare things within two seconds; fanout, which repeats each withdrawal
@@ -44,8 +45,11 @@ from services.common.cache import Cache
 _LIFE_SECONDS = 3600
 """An hour: the media URLs inside are good for at least twice that, see services/common/cdn.py.
 
-A tombstone lives for as long: it saves readers the question until the post has left their feeds.
+A tombstone that readers put lives for as long: it saves them the question.
 """
+
+_WITHDRAWN_SECONDS = 60
+"""How long the tombstone of a withdrawal lives: readers who ask after that put their own."""
 
 _SETTLE_SECONDS = 5
 """Twice what passes at most between a question to post and the end of putting its answer: the
@@ -113,7 +117,7 @@ class PostCache:
         Call it after the change is committed. A post that may be shown again can have been in the
         meantime: look again afterwards, and if so, `forget` it.
         """
-        await self._replace(post_ids, _TOMBSTONE, _LIFE_SECONDS)
+        await self._replace(post_ids, _TOMBSTONE, _WITHDRAWN_SECONDS)
 
     async def forget(self, post_ids: Iterable[int]) -> None:
         """Makes readers ask anew for posts that have changed, or are shown again.

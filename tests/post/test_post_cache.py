@@ -9,6 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from services.common.cache import Script
 from services.common.post_cache import CachedPost, PostCache
 
 pytestmark = pytest.mark.prove
@@ -54,6 +55,17 @@ async def test_a_copy_that_comes_late_replaces_neither_a_tombstone_nor_a_marker(
     await cache.delete(f"post:{{{changed}}}")
     await posts.put({changed: copy(2)})
     assert await posts.get([changed]) == {changed: copy(2)}
+
+
+async def test_a_withdrawal_that_came_too_late_ends_by_itself(posts, cache):
+    withdrawn, asked = next(_ids), next(_ids)
+    await posts.withdraw([withdrawn])
+    await posts.put({asked: None})
+
+    ttl = Script("return redis.call('TTL', 'post:{' .. ARGV[1] .. '}')")
+    # Longer than any question, shorter than anybody's patience.
+    assert 10 < await cache.run(ttl, withdrawn, [withdrawn]) <= 60
+    assert await cache.run(ttl, asked, [asked]) > 60
 
 
 @dataclass
