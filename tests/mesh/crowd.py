@@ -5,7 +5,7 @@ of media without files. All that they do goes through the services.
 """
 
 import asyncio
-import dataclasses
+import json
 import random
 import secrets
 import time
@@ -19,26 +19,29 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import grpc
 import psycopg
-from kafka import KafkaConsumer, KafkaProducer, OffsetAndMetadata, TopicPartition
-from photomesh.feed.v1.feed_service_pb2 import FeedState, GetFeedRequest
+from google.protobuf.message import Message
+from photomesh.feed.v1.feed_service_pb2 import FeedState, GetFeedJsonRequest, GetFeedRequest
 from photomesh.feed.v1.feed_service_pb2_grpc import FeedServiceStub
 from photomesh.graph.v1 import graph_service_pb2 as graph_pb
+from photomesh.graph.v1.events_pb2 import CelebrityChanged, FollowChanged
 from photomesh.graph.v1.graph_service_pb2_grpc import GraphServiceStub
 from photomesh.post.v1 import post_service_pb2 as post_pb
+from photomesh.post.v1.events_pb2 import PostChanged, PostCreated
 from photomesh.post.v1.post_service_pb2_grpc import PostServiceStub
-from redis import Redis
 
 from deploy.local.stack import Stack
 from services.common import topics
 from services.common.ids import SHARDS
+from services.common.topics import Topic
 from tests.callers import Refusal, as_user, channel_to
 from tests.eventually import eventually
+from tests.mesh import mishaps
 from tests.mesh.oracle import Oracle
 
 _MOST_ASKED = 100
@@ -67,7 +70,27 @@ _ADD_MEDIA = """
     RETURNING owner_id, media_id
 """
 
-_METHODS: Mapping[str, tuple[str, type]] = {
+_ADD_FOLLOWS = """
+    WITH edges AS (
+             SELECT fan, star
+               FROM unnest(%(fans)s::bigint[], %(stars)s::bigint[]) AS edge (fan, star)
+         ), added AS (
+             INSERT INTO follows (shard, follower_id, followee_id)
+             SELECT shard_of(fan), fan, star FROM edges
+         ), mirrored AS (
+             INSERT INTO followers (shard, followee_id, follower_id)
+             SELECT shard_of(star), star, fan FROM edges
+         ), counted AS (
+             INSERT INTO followee_counts (shard, follower_id, followees, version)
+             SELECT shard_of(fan), fan, count(*), count(*) FROM edges GROUP BY fan
+         )
+    INSERT INTO follower_counts (shard, followee_id, slot, followers)
+    SELECT shard_of(star), star, shard_of(fan) %% 16, count(*)
+      FROM edges
+     GROUP BY star, shard_of(fan) %% 16
+"""
+
+DEEDS: Mapping[str, tuple[str, type]] = {
     "follow": ("Follow", graph_pb.FollowRequest),
     "unfollow": ("Unfollow", graph_pb.UnfollowRequest),
     "accept": ("AcceptFollow", graph_pb.AcceptFollowRequest),
@@ -78,12 +101,23 @@ _METHODS: Mapping[str, tuple[str, type]] = {
     "mute": ("Mute", graph_pb.MuteRequest),
     "unmute": ("Unmute", graph_pb.UnmuteRequest),
 }
+"""What one account can do to another."""
 
-_POST_METHODS: Mapping[str, tuple[str, type]] = {
+_POST_DEEDS: Mapping[str, tuple[str, type]] = {
     "delete": ("DeletePost", post_pb.DeletePostRequest),
     "archive": ("ArchivePost", post_pb.ArchivePostRequest),
     "unarchive": ("UnarchivePost", post_pb.UnarchivePostRequest),
 }
+
+
+@dataclass(frozen=True)
+class _Page:
+    """What is shown at once."""
+
+    posts: Sequence[tuple[int, int]]
+    """Each with its author."""
+    next_page_token: str
+    degraded: bool
 
 
 @dataclass
@@ -120,16 +154,22 @@ class Crowd:
     patience: float = 60.0
     """For how many seconds whoever finds a service away asks it again."""
 
+    async def begin_with(self, edges: Sequence[tuple[int, int]]) -> None:
+        """Lets people follow others, by their numbers, since long before anybody read a feed."""
+        follows = [(self.people[fan], self.people[star]) for fan, star in edges]
+        await asyncio.to_thread(_add_follows, self.mesh, follows)
+        for fan, star in follows:
+            self.oracle.end(self.oracle.begin("follow", fan, star), "following")
+            self._believe("follow", fan, star, "following")
+
     # -- What people do --------------------------------------------------------------------
 
     async def do(self, kind: str, actor: int, other: int) -> str:
         """Does something to an account or to an own post; returns the answer."""
         stub, (method, request) = (
-            (self.post, _POST_METHODS[kind])
-            if kind in _POST_METHODS
-            else (self.graph, _METHODS[kind])
+            (self.post, _POST_DEEDS[kind]) if kind in _POST_DEEDS else (self.graph, DEEDS[kind])
         )
-        named = {"post_id" if kind in _POST_METHODS else "account_id": other}
+        named = {"post_id" if kind in _POST_DEEDS else "account_id": other}
         deadline = time.monotonic() + self.patience
         while True:
             operation = self.oracle.begin(kind, actor, other)
@@ -201,6 +241,32 @@ class Crowd:
         self.posts[author].append(post_id)
         return post_id
 
+    async def repeat_events(self, rng: random.Random, count: int) -> None:
+        """Has so many events come again, as a broker may."""
+        events = list(self._old_events(rng, count))
+        await asyncio.to_thread(mishaps.repeat, self.mesh, events)
+
+    def _old_events(self, rng: random.Random, count: int) -> Iterator[tuple[Topic, int, Message]]:
+        """Yields events that have been published, with their topics and keys."""
+        posts, pairs = sorted(self.oracle.authors.items()), self.oracle.pairs()
+        for _ in range(count):
+            match rng.randrange(4):
+                case 0 if posts:
+                    post, author = rng.choice(posts)
+                    created = PostCreated(post_id=post, author_id=author)
+                    yield topics.POST_CREATED, author, created
+                case 1 if posts:
+                    post, author = rng.choice(posts)
+                    changed = PostChanged(post_id=post, author_id=author)
+                    yield topics.POST_CHANGED, author, changed
+                case 2 if pairs:
+                    one, other = rng.sample(rng.choice(pairs), 2)
+                    follow = FollowChanged(follower_id=one, followee_id=other)
+                    yield topics.FOLLOW_CHANGED, one, follow
+                case 3:
+                    person = rng.choice(self.people)
+                    yield topics.CELEBRITY_CHANGED, person, CelebrityChanged(account_id=person)
+
     async def read(self, reader: int, size: int) -> None:
         """Reads the next page of a feed, from the newest post again behind the last page."""
         paging = self.pagings[reader]
@@ -221,13 +287,9 @@ class Crowd:
 
         Whatever it shows must be what the reader may see, in order, and nothing twice.
         """
-        request = GetFeedRequest(page_size=size, page_token=paging.token)
         since = self.oracle.now
-        page = await self._patiently(
-            lambda: self.feed.GetFeed(request, metadata=as_user(reader), timeout=10)
-        )
-        for post in page.posts:
-            author, post_id = post.author.account_id, post.post_id
+        page = await self._page(reader, paging.token, size)
+        for post_id, author in page.posts:
             if wrong := self.oracle.forbidden(reader, author, post_id, since):
                 raise AssertionError(self._told(f"{wrong} ({since=})", reader, [author], [post_id]))
             if post_id not in self.oracle.authors:
@@ -236,14 +298,35 @@ class Crowd:
                 f"{reader} is shown {post_id} behind {paging.seen[-10:]}", reader, [author], []
             )
             paging.seen.append(post_id)
-        is_degraded = page.state == FeedState.FEED_STATE_DEGRADED
         is_full = len(page.posts) == size
-        assert is_full or is_degraded or not page.next_page_token, self._told(
+        assert is_full or page.degraded or not page.next_page_token, self._told(
             f"{reader} is shown a page of {len(page.posts)} instead of {size}", reader, [], []
         )
         paging.token = page.next_page_token
-        paging.degraded |= is_degraded
+        paging.degraded |= page.degraded
         self.pages += 1
+
+    async def _page(self, reader: int, token: str, size: int) -> _Page:
+        """Asks for a page, as an app of this or that kind would: they share their tokens."""
+        me = as_user(reader)
+        if self.pages % 2:
+            request = GetFeedRequest(page_size=size, page_token=token)
+            told = await self._patiently(
+                lambda: self.feed.GetFeed(request, metadata=me, timeout=10)
+            )
+            posts = [(post.post_id, post.author.account_id) for post in told.posts]
+            degraded = told.state == FeedState.FEED_STATE_DEGRADED
+            return _Page(posts, told.next_page_token, degraded)
+        json_request = GetFeedJsonRequest(page_size=size, page_token=token)
+        body = await self._patiently(
+            lambda: self.feed.GetFeedJson(json_request, metadata=me, timeout=10)
+        )
+        told = json.loads(body.page.data)
+        return _Page(
+            [(int(post["postId"]), int(post["author"]["accountId"])) for post in told["posts"]],
+            told["nextPageToken"],
+            told["state"] == "FEED_STATE_DEGRADED",
+        )
 
     async def _patiently(self, call: Callable[[], Awaitable[Any]]) -> Any:
         """Makes a call that can be repeated until the service is there."""
@@ -298,11 +381,11 @@ class Crowd:
 
     async def settle(self) -> None:
         """Asks graph what holds wherever something was done, and checks that it can be."""
-        assert await asyncio.to_thread(count_buried, self.mesh) == self.buried
+        assert await asyncio.to_thread(mishaps.count_buried, self.mesh) == self.buried
         for post_id, author in self.unknown.items():
             assert self.oracle.authors.get(post_id) == author, f"nobody made {post_id}"
         others: dict[int, set[int]] = defaultdict(set)
-        for pair in self.oracle.pairs():
+        for pair in self.oracle.unsettled():
             one, other = pair
             others[one].add(other)
             others[other].add(one)
@@ -339,7 +422,7 @@ async def crowd_of(mesh: Stack, count: int, rng: random.Random) -> AsyncIterator
     """Yields people who are new here."""
     people = await asyncio.to_thread(_add_accounts, mesh, count, rng)
     media = await asyncio.to_thread(_add_media, mesh, people)
-    buried = await asyncio.to_thread(count_buried, mesh)
+    buried = await asyncio.to_thread(mishaps.count_buried, mesh)
     async with (
         channel_to(mesh, "graph", identity="gateway") as graph,
         channel_to(mesh, "post", identity="gateway") as post,
@@ -366,150 +449,12 @@ def _add_accounts(mesh: Stack, count: int, rng: random.Random) -> list[int]:
         return [row[0] for row in database.execute(_ADD_ACCOUNTS, values).fetchall()]
 
 
+def _add_follows(mesh: Stack, follows: Sequence[tuple[int, int]]) -> None:
+    values = {"fans": [fan for fan, _ in follows], "stars": [star for _, star in follows]}
+    with psycopg.connect(mesh.database_url("graph")) as database:
+        database.execute(_ADD_FOLLOWS, values)
+
+
 def _add_media(mesh: Stack, owner_ids: Sequence[int]) -> dict[int, int]:
     with psycopg.connect(mesh.database_url("media")) as database:
         return dict(database.execute(_ADD_MEDIA, {"owner_ids": owner_ids}).fetchall())
-
-
-# -- What befalls the mesh -----------------------------------------------------------------
-
-
-@contextmanager
-def running_with(mesh: Stack, **environment: Mapping[str, str]) -> Iterator[None]:
-    """Has processes of a mesh that runs use other settings for a while."""
-    usual = {name: mesh.processes[name] for name in environment}
-    for name, more in environment.items():
-        variables = {**usual[name].environment, **more}
-        mesh.processes[name] = dataclasses.replace(usual[name], environment=variables)
-    try:
-        mesh.up(environment)
-        yield
-    finally:
-        mesh.processes |= usual
-        mesh.up(usual)
-
-
-def flush_cache(mesh: Stack) -> None:
-    with Redis.from_url(mesh.valkey_url) as valkey:
-        valkey.flushall()
-
-
-def crash(mesh: Stack, name: str) -> None:
-    mesh.kill(name)
-    mesh.start(name)
-
-
-_EVENTS = (
-    topics.POST_CREATED,
-    topics.POST_CHANGED,
-    topics.FOLLOW_CHANGED,
-    topics.CELEBRITY_CHANGED,
-    topics.FANOUT_CHUNKS,
-)
-
-
-def ends(mesh: Stack) -> dict[TopicPartition, int]:
-    """Returns how many records there are of all that fan-out handles."""
-    consumer = KafkaConsumer(bootstrap_servers=mesh.kafka_bootstrap)
-    try:
-        return dict(consumer.end_offsets(_partitions(consumer)))
-    finally:
-        consumer.close()
-
-
-def redeliver(mesh: Stack, since: Mapping[TopicPartition, int], rng: random.Random) -> int:
-    """Publishes some of the events since then once more; returns how many."""
-    consumer = KafkaConsumer(bootstrap_servers=mesh.kafka_bootstrap, consumer_timeout_ms=500)
-    producer = KafkaProducer(bootstrap_servers=mesh.kafka_bootstrap, acks="all")
-    try:
-        consumer.assign(list(since))
-        for partition, offset in since.items():
-            consumer.seek(partition, offset)
-        last = consumer.end_offsets(list(since))
-        left = {partition for partition, offset in since.items() if offset < last[partition]}
-        sent = []
-        while left:
-            for partition, records in consumer.poll(timeout_ms=500).items():
-                sent += [
-                    producer.send(
-                        record.topic, key=record.key, value=record.value, headers=record.headers
-                    )
-                    for record in records
-                    if rng.random() < 0.3
-                ]
-                if consumer.position(partition) >= last[partition]:
-                    left.discard(partition)
-        for future in sent:
-            future.get(timeout=30)
-        return len(sent)
-    finally:
-        producer.close(timeout=5)
-        consumer.close()
-
-
-def crash_fanout_and_rewind(mesh: Stack, since: Mapping[TopicPartition, int]) -> None:
-    """Kills fan-out, and has it handle everything since then once more."""
-    mesh.kill("fanout")
-    consumer = KafkaConsumer(
-        bootstrap_servers=mesh.kafka_bootstrap, group_id="fanout", enable_auto_commit=False
-    )
-    try:
-        consumer.assign(list(since))
-        consumer.commit(
-            {partition: OffsetAndMetadata(offset, "", -1) for partition, offset in since.items()}
-        )
-    finally:
-        consumer.close(autocommit=False)
-    mesh.start("fanout")
-
-
-def count_buried(mesh: Stack) -> int:
-    """Returns how many events fan-out ever gave up."""
-    consumer = KafkaConsumer(bootstrap_servers=mesh.kafka_bootstrap)
-    try:
-        graves = [TopicPartition(topics.dead_letters(topic).name, 0) for topic in _EVENTS]
-        return sum(consumer.end_offsets(graves).values())
-    finally:
-        consumer.close()
-
-
-def _partitions(consumer: KafkaConsumer) -> list[TopicPartition]:
-    return [
-        TopicPartition(topic.name, partition)
-        for topic in _EVENTS
-        for partition in range(topic.partitions)
-    ]
-
-
-async def quiet(mesh: Stack, *, within: float = 60.0) -> None:
-    """Waits until all that was done has come to where it belongs."""
-    await eventually(
-        lambda: asyncio.to_thread(_under_way, mesh), lambda left: not left, within=within
-    )
-
-
-def _under_way(mesh: Stack) -> str:
-    """Tells what is under way; whatever leads to something else is looked at before that."""
-    for role in ("post", "graph", "fanout"):
-        with psycopg.connect(mesh.database_url(role)) as database:
-            [(events,)] = database.execute("SELECT count(*) FROM outbox").fetchall()
-            if events:
-                return f"{events} events in the outbox of {role}"
-    consumer = KafkaConsumer(bootstrap_servers=mesh.kafka_bootstrap, group_id="fanout")
-    try:
-        partitions = _partitions(consumer)
-        done = {partition: consumer.committed(partition) or 0 for partition in partitions}
-        left = {
-            f"{partition.topic}/{partition.partition}": end - done[partition]
-            for partition, end in consumer.end_offsets(partitions).items()
-            if end > done[partition]
-        }
-    finally:
-        consumer.close(autocommit=False)
-    if left:
-        return f"events are not handled: {left}"
-    with psycopg.connect(mesh.database_url("graph")) as database:
-        [(changing,)] = database.execute(
-            "SELECT count(*) FROM celebrities WHERE mode IN ('PROMOTING', 'DEMOTING')"
-        ).fetchall()
-    return f"{changing} changes of mode" if changing else ""

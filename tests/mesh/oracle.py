@@ -131,6 +131,7 @@ class Oracle:
         self._matters: dict[Hashable, _Matter] = {}
         self._visible: set[Thing] = set()
         self._hidden_at: dict[Thing, int] = {}
+        self._unsettled: set[frozenset[int]] = set()
         self._serial = 0
         self._history: list[tuple[int, str, set[int]]] = []
 
@@ -166,6 +167,8 @@ class Oracle:
     def _note(self, operation: Operation, answer: str) -> None:
         self.now += 1
         key = self._key(operation)
+        if isinstance(key, frozenset):
+            self._unsettled.add(key)
         things = {(operation.actor, operation.other), (operation.other, operation.actor)}
         things.add((0, operation.other))
         possible: set[Thing] = set()
@@ -173,7 +176,8 @@ class Oracle:
             possible |= visible(world, key)
         for thing in (things & self._visible) - possible:
             self._hidden_at[thing] = self.now
-        self._visible = self._visible - things | possible
+        self._visible -= things
+        self._visible |= possible
         self._history.append(
             (self.now, f"{operation}: {answer}", {operation.actor, operation.other})
         )
@@ -206,12 +210,17 @@ class Oracle:
             reverse=True,
         )
 
+    def pairs(self) -> list[list[int]]:
+        """Returns between which accounts anything was done."""
+        return [sorted(key) for key in self._matters if isinstance(key, frozenset)]
+
+    def unsettled(self) -> list[tuple[int, int]]:
+        """Returns between which accounts something was done since they were last settled."""
+        return sorted((min(key), max(key)) for key in self._unsettled)
+
     def settle(self, actor: int, other: int, told: Iterable[str]) -> None:
         """Learns from one of two accounts what holds for it, where the answers left a doubt."""
         key = frozenset({actor, other})
-        if key not in self._matters:
-            assert not set(told), f"{actor} {told} {other}, though nobody did anything"
-            return
         matter = self._matters[key]
         settled = {
             (world, done)
@@ -220,13 +229,8 @@ class Oracle:
         }
         assert settled, f"{actor} {told} {other} cannot be:\n{self.history(actor, other)}"
         matter.worlds = settled
-        self._note(
-            Operation(0, f"was told to have {sorted(told)} towards", actor, other), "settled"
-        )
-
-    def pairs(self) -> list[tuple[int, int]]:
-        """Returns between which accounts something was done."""
-        return [(min(key), max(key)) for key in self._matters if isinstance(key, frozenset)]
+        self._note(Operation(0, f"has {sorted(told)} towards", actor, other), "settled")
+        self._unsettled.discard(key)
 
     def history(self, *concerned: int, last: int = 40) -> str:
         """Returns the last operations that touched all of the concerned, a line each."""

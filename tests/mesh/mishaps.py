@@ -1,0 +1,116 @@
+"""What befalls a mesh that runs: crashes, a cache that loses all, events that come again."""
+
+import asyncio
+import dataclasses
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+
+import psycopg
+from google.protobuf.message import Message
+from kafka import KafkaConsumer, KafkaProducer, TopicPartition
+from redis import Redis
+
+from deploy.local.stack import Stack
+from services.common import topics
+from services.common.topics import Topic
+from tests.eventually import eventually
+
+
+@contextmanager
+def running_with(mesh: Stack, **environment: Mapping[str, str]) -> Iterator[None]:
+    """Has processes of a mesh that runs use other settings for a while."""
+    usual = {name: mesh.processes[name] for name in environment}
+    for name, more in environment.items():
+        variables = {**usual[name].environment, **more}
+        mesh.processes[name] = dataclasses.replace(usual[name], environment=variables)
+    try:
+        mesh.up(environment)
+        yield
+    finally:
+        mesh.processes |= usual
+        mesh.up(usual)
+
+
+def flush_cache(mesh: Stack) -> None:
+    with Redis.from_url(mesh.valkey_url) as valkey:
+        valkey.flushall()
+
+
+def crash(mesh: Stack, name: str) -> None:
+    mesh.kill(name)
+    mesh.start(name)
+
+
+_EVENTS = (
+    topics.POST_CREATED,
+    topics.POST_CHANGED,
+    topics.FOLLOW_CHANGED,
+    topics.CELEBRITY_CHANGED,
+    topics.FANOUT_CHUNKS,
+)
+
+
+def repeat(mesh: Stack, events: Iterable[tuple[Topic, int, Message]]) -> None:
+    """Publishes events with their keys once more, of which somebody knows that they were before."""
+    producer = KafkaProducer(bootstrap_servers=mesh.kafka_bootstrap, acks="all")
+    try:
+        sent = [
+            producer.send(topic.name, key=str(key).encode(), value=event.SerializeToString())
+            for topic, key, event in events
+        ]
+        for future in sent:
+            future.get(timeout=60)
+    finally:
+        producer.close(timeout=5)
+
+
+def count_buried(mesh: Stack) -> int:
+    """Returns how many events fan-out ever gave up."""
+    consumer = KafkaConsumer(bootstrap_servers=mesh.kafka_bootstrap)
+    try:
+        graves = [TopicPartition(topics.dead_letters(topic).name, 0) for topic in _EVENTS]
+        return sum(consumer.end_offsets(graves).values())
+    finally:
+        consumer.close()
+
+
+def _partitions(consumer: KafkaConsumer) -> list[TopicPartition]:
+    return [
+        TopicPartition(topic.name, partition)
+        for topic in _EVENTS
+        for partition in range(topic.partitions)
+    ]
+
+
+async def quiet(mesh: Stack, *, within: float = 60.0) -> None:
+    """Waits until all that was done has come to where it belongs."""
+    await eventually(
+        lambda: asyncio.to_thread(_under_way, mesh), lambda left: not left, within=within
+    )
+
+
+def _under_way(mesh: Stack) -> str:
+    """Tells what is under way; whatever leads to something else is looked at before that."""
+    for role in ("post", "graph", "fanout"):
+        with psycopg.connect(mesh.database_url(role)) as database:
+            [(events,)] = database.execute("SELECT count(*) FROM outbox").fetchall()
+            if events:
+                return f"{events} events in the outbox of {role}"
+    consumer = KafkaConsumer(bootstrap_servers=mesh.kafka_bootstrap, group_id="fanout")
+    try:
+        partitions = _partitions(consumer)
+        done = {partition: consumer.committed(partition) or 0 for partition in partitions}
+        left = {
+            f"{partition.topic}/{partition.partition}": end - done[partition]
+            for partition, end in consumer.end_offsets(partitions).items()
+            if end > done[partition]
+        }
+    finally:
+        consumer.close(autocommit=False)
+    if left:
+        return f"events are not handled: {left}"
+    with psycopg.connect(mesh.database_url("graph")) as database:
+        [(changing,)] = database.execute(
+            "SELECT count(*) FROM celebrities WHERE mode IN ('PROMOTING', 'DEMOTING')"
+        ).fetchall()
+    return f"{changing} changes of mode" if changing else ""
