@@ -12,7 +12,8 @@ from services.common.cache import connect
 from services.common.config import CacheSettings
 from services.common.timelines import HomeTimelines
 from tests.callers import Refusal, channel_to
-from tests.mesh.crowd import crowd_of, quiet
+from tests.mesh.crowd import crowd_of
+from tests.mesh.mishaps import quiet
 
 
 @pytest.fixture

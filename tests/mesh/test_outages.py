@@ -18,7 +18,8 @@ from services.common.errors import Unavailable
 from services.common.timelines import HomeTimelines
 from tests.callers import as_user
 from tests.eventually import eventually
-from tests.mesh.crowd import Crowd, crowd_of, quiet
+from tests.mesh.crowd import Crowd, crowd_of
+from tests.mesh.mishaps import quiet
 
 pytestmark = pytest.mark.prove
 
