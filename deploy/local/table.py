@@ -215,7 +215,7 @@ def _valkey_server(name: str, data: Path, port: int, settings: Mapping[str, str 
         # lack what was pushed since, and nobody would know.
         "save": "",
         "appendonly": "no",
-        # A home feed of 500 entries in 20 bytes each; the default packs only 128.
+        # What timelines are made for: see services/common/timelines.py. The default packs only 128.
         "zset-max-listpack-entries": 512,
         "maxmemory-policy": "allkeys-lru",
         **settings,
