@@ -7,8 +7,10 @@ another one, too.
 import click
 
 from loadtest.edge import edge
+from loadtest.fanout import fanout
 from loadtest.feed import feed
 from loadtest.followers import followers
+from loadtest.memory import memory
 from loadtest.outages import outages
 from loadtest.pipeline import pipeline
 from loadtest.uploads import uploads
@@ -23,7 +25,7 @@ def cli(context: click.Context) -> None:
             context.invoke(command)
 
 
-for command in (pipeline, uploads, edge, feed, followers, outages):
+for command in (pipeline, uploads, edge, feed, followers, fanout, memory, outages):
     cli.add_command(command)
 
 

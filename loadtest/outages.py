@@ -10,26 +10,23 @@ import random
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import click
 import grpc
-import psycopg
 from photomesh.feed.v1 import feed_service_pb2 as pb
-from photomesh.media.v1.media_internal_service_pb2 import StoredMedia
-from photomesh.media.v1.media_service_pb2 import MediaState
 
 from deploy.local.ports import free_ports
 from deploy.local.stack import Stack
+from loadtest import crowds
 from services.common import client
 from services.common.cache import Cache, connect
 from services.common.config import CacheSettings
 from services.common.context import USER_ID
 from services.common.errors import Unavailable
-from services.common.ids import EPOCH_MS, shard_of
 from services.common.timelines import HomeTimelines
 
 _AUTHORS = 1_000
@@ -67,111 +64,29 @@ def outages(readers: int, stalled: float, killed: float, victims: str) -> None:
 def _fill(stack: Stack, readers: int) -> Sequence[int]:
     """Makes people, whom they follow, and posts, as rows; returns the readers."""
     chance = random.Random(1)
-    now = time.time_ns() // 1_000_000 - EPOCH_MS
-
-    def account(number: int) -> int:
-        return (now - 10**9 + number) << 23 | chance.randrange(1 << 13) << 10
-
-    authors = [account(number) for number in range(_AUTHORS)]
-    reader_ids = [account(_AUTHORS + number) for number in range(readers)]
+    people = crowds.account_ids(range(_AUTHORS + readers))
+    authors, reader_ids = people[:_AUTHORS], people[_AUTHORS:]
     # Some have many more followers than others.
     weights = [1 / (rank + 10) for rank in range(_AUTHORS)]
-    follows = [
-        (reader_id, author_id)
-        for reader_id in reader_ids
-        for author_id in set(chance.choices(authors, weights, k=_FOLLOWEES))
-    ]
-    posts = [
-        ((now - chance.randrange(10**9)) << 23 | shard_of(author_id) << 10, author_id)
-        for author_id in authors
-        for _ in range(_POSTS_EACH)
-    ]
-    with _database(stack, "account") as database:
-        _copy(
-            database,
-            "accounts (shard, account_id, username, password_hash)",
-            ((shard_of(each), each, f"person{each}", "") for each in (*authors, *reader_ids)),
-        )
-    with _database(stack, "graph") as database:
-        _copy(
-            database,
-            "follows (shard, follower_id, followee_id)",
-            ((shard_of(reader), reader, author) for reader, author in follows),
-        )
-        _copy(
-            database,
-            "followers (shard, followee_id, follower_id)",
-            ((shard_of(author), author, reader) for reader, author in follows),
-        )
-        counts = Counter(reader for reader, _ in follows)
-        _copy(
-            database,
-            "followee_counts (shard, follower_id, followees)",
-            ((shard_of(reader), reader, count) for reader, count in counts.items()),
-        )
-        _copy(
-            database,
-            "celebrities (account_id, mode)",
-            ((author, "PULLED") for author in authors[:_CELEBRITIES]),
-        )
-    with _database(stack, "post") as database:
-        _copy(
-            database,
-            "posts (shard, post_id, author_id, caption, state, request_id, settle_time)",
-            (
-                (shard_of(post), post, author, "As long as captions are. " * 4, "PUBLISHED", "", at)
-                for at in ["2026-01-01"]
-                for post, author in posts
-            ),
-        )
-        _copy(
-            database,
-            "post_media (shard, post_id, position, media_id, snapshot)",
-            (
-                (shard_of(post), post, 1, post - 1, f"\\x{_snapshot(post - 1, author).hex()}")
-                for post, author in posts
-            ),
-        )
-    return reader_ids
-
-
-@contextlib.contextmanager
-def _database(stack: Stack, role: str) -> Iterator[psycopg.Connection]:
-    with psycopg.connect(stack.database_url(role), autocommit=True) as database:
-        database.execute("SET statement_timeout = 0")
-        yield database
-        database.execute("ANALYZE")
-
-
-def _copy(database: psycopg.Connection, columns: str, rows: Iterator[tuple[Any, ...]]) -> None:
-    with database.cursor() as cursor, cursor.copy(f"COPY {columns} FROM STDIN".encode()) as copy:
-        for row in rows:
-            copy.write_row(row)
-
-
-def _snapshot(media_id: int, author_id: int) -> bytes:
-    media = StoredMedia(
-        media_id=media_id,
-        owner_id=author_id,
-        state=MediaState.MEDIA_STATE_READY,
-        width=4032,
-        height=3024,
-        key_prefix=f"2026/11/21/{author_id}/{media_id}/",
-        blurhash="LEHV6nWB2yk8pyo0adR*.7kCMdnj",
-        dominant_colour="#8a7f6b",
-        perceptual_hash="0123456789abcdef",
+    crowds.add_accounts(stack, people)
+    crowds.add_follows(
+        stack,
+        [
+            (reader_id, author_id)
+            for reader_id in reader_ids
+            for author_id in set(chance.choices(authors, weights, k=_FOLLOWEES))
+        ],
     )
-    for name, width in (("w2048", 2048), ("w1080", 1080), ("w600", 600), ("s200", 200)):
-        for extension in ("jpeg", "webp", "avif"):
-            media.variants.add(
-                name=name,
-                content_type=f"image/{extension}",
-                width=width,
-                height=width * 3 // 4,
-                size_bytes=width * 100,
-                object_name=f"{name}.{extension}",
-            )
-    return media.SerializeToString()
+    crowds.make_celebrities(stack, authors[:_CELEBRITIES])
+    crowds.add_posts(
+        stack,
+        [
+            (crowds.post_id(author_id, crowds.now() - chance.randrange(10**9)), author_id)
+            for author_id in authors
+            for _ in range(_POSTS_EACH)
+        ],
+    )
+    return reader_ids
 
 
 # -- Readers ---------------------------------------------------------------------------------

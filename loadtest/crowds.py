@@ -1,0 +1,270 @@
+"""People by the hundred thousand: filled in beneath the services, as rows and keys.
+
+Through the services it would take hours. What is written here is what they would have written.
+"""
+
+import contextlib
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import psycopg
+from photomesh.media.v1.media_internal_service_pb2 import StoredMedia
+from photomesh.media.v1.media_service_pb2 import MediaState
+
+from deploy.local.stack import Stack
+from loadtest.pipelines import Pipelines
+from services.common.cache import connect
+from services.common.config import CacheSettings
+from services.common.ids import EPOCH_MS, SHARDS, shard_of
+from services.common.timelines import CAP, HomeTimelines
+
+_FIRST = time.time_ns() // 1_000_000 - EPOCH_MS - 10**9
+_STRIDE = 7919
+"""By what the shards of accounts differ that were made one after the other."""
+
+_OWNERS_AT_ONCE = 5_000
+
+_MODELS = 50
+"""From how many feeds the others are copied."""
+
+_DAY_MS = 24 * 3600 * 1000
+
+
+def account_ids(numbers: range) -> list[int]:
+    """Returns the ids of accounts: number n was made n milliseconds after some days ago."""
+    return [(_FIRST + n) << 23 | (n * _STRIDE & SHARDS - 1) << 10 for n in numbers]
+
+
+def post_id(author_id: int, moment: int) -> int:
+    """Returns the id of an author's post, given when it was made, as `now` tells it."""
+    return moment << 23 | shard_of(author_id) << 10
+
+
+def now() -> int:
+    """Returns the time as ids tell it, in milliseconds since 2026."""
+    return time.time_ns() // 1_000_000 - EPOCH_MS
+
+
+# -- Rows ------------------------------------------------------------------------------------
+
+
+def add_accounts(stack: Stack, ids: Iterable[int]) -> None:
+    with _database(stack, "account") as database:
+        _copy(
+            database,
+            "accounts (shard, account_id, username, password_hash)",
+            ((shard_of(each), each, f"person{each}", "") for each in ids),
+        )
+
+
+def add_follows(stack: Stack, follows: Sequence[tuple[int, int]]) -> None:
+    """Makes the first of each pair follow the second."""
+    with _database(stack, "graph") as database:
+        _copy(
+            database,
+            "follows (shard, follower_id, followee_id)",
+            ((shard_of(reader), reader, author) for reader, author in follows),
+        )
+        _copy(
+            database,
+            "followers (shard, followee_id, follower_id)",
+            ((shard_of(author), author, reader) for reader, author in follows),
+        )
+        _count(database)
+
+
+def add_strangers(stack: Stack, numbers: range, *, followees: int, authors: int) -> None:
+    """Makes accounts by their numbers that each follow a few of the first `authors` ones.
+
+    The server makes the rows itself: here are many more people than in the rest.
+    """
+    values = {
+        "first": _FIRST,
+        "stride": _STRIDE,
+        "begin": numbers.start,
+        "last": numbers.stop - 1,
+        "followees": followees,
+        "authors": authors,
+    }
+    with _database(stack, "account") as database:
+        database.execute(_STRANGERS, values)
+    with _database(stack, "graph") as database:
+        database.execute(_STRANGE_FOLLOWS, values)
+        database.execute(_STRANGE_FOLLOWERS, values)
+        _count(database)
+
+
+def make_celebrities(stack: Stack, ids: Iterable[int]) -> None:
+    """Has the accounts' posts pulled."""
+    with _database(stack, "graph") as database:
+        _copy(database, "celebrities (account_id, mode)", ((each, "PULLED") for each in ids))
+
+
+def add_posts(stack: Stack, posts: Sequence[tuple[int, int]]) -> None:
+    """Publishes posts, each a post's id and its author's, with a photo each."""
+    with _database(stack, "post") as database:
+        _copy(
+            database,
+            "posts (shard, post_id, author_id, caption, state, request_id, settle_time)",
+            (
+                (shard_of(post), post, author, "As long as captions are. " * 4, "PUBLISHED", "", at)
+                for at in ["2026-01-01"]
+                for post, author in posts
+            ),
+        )
+        _copy(
+            database,
+            "post_media (shard, post_id, position, media_id, snapshot)",
+            (
+                (shard_of(post), post, 1, post - 1, f"\\x{_snapshot(post - 1, author).hex()}")
+                for post, author in posts
+            ),
+        )
+
+
+_STRANGERS = """
+    INSERT INTO accounts (shard, account_id, username, password_hash)
+    SELECT number * %(stride)s & 8191,
+           (%(first)s + number) << 23 | (number * %(stride)s & 8191) << 10,
+           'person' || number,
+           ''
+      FROM generate_series(%(begin)s, %(last)s::bigint) AS number
+"""
+
+# Nobody follows an account twice, or itself.
+_WITH_PAIRS = """
+    WITH pairs AS (
+        SELECT reader * %(stride)s & 8191 AS reader_shard,
+               (%(first)s + reader) << 23 | (reader * %(stride)s & 8191) << 10 AS reader_id,
+               author * %(stride)s & 8191 AS author_shard,
+               (%(first)s + author) << 23 | (author * %(stride)s & 8191) << 10 AS author_id
+          FROM (
+                   SELECT reader, (reader * 31 + which * 17) %% %(authors)s AS author
+                     FROM generate_series(%(begin)s, %(last)s::bigint) AS reader,
+                          generate_series(1, %(followees)s) AS which
+               ) AS numbers
+         WHERE author <> reader
+    )
+"""
+
+_STRANGE_FOLLOWS = f"""{_WITH_PAIRS}
+    INSERT INTO follows (shard, follower_id, followee_id)
+    SELECT reader_shard, reader_id, author_id FROM pairs
+"""  # noqa: S608 -- Both are constants.
+
+_STRANGE_FOLLOWERS = f"""{_WITH_PAIRS}
+    INSERT INTO followers (shard, followee_id, follower_id)
+    SELECT author_shard, author_id, reader_id FROM pairs
+"""  # noqa: S608 -- Both are constants.
+
+_FOLLOWEE_COUNTS = """
+    INSERT INTO followee_counts (shard, follower_id, followees)
+    SELECT shard, follower_id, count(*) FROM follows GROUP BY shard, follower_id
+    ON CONFLICT (shard, follower_id) DO UPDATE SET followees = excluded.followees
+"""
+
+_FOLLOWER_COUNTS = """
+    INSERT INTO follower_counts (shard, followee_id, slot, followers)
+    SELECT shard, followee_id, shard_of(follower_id) % 16, count(*)
+      FROM followers GROUP BY shard, followee_id, shard_of(follower_id) % 16
+    ON CONFLICT (shard, followee_id, slot) DO UPDATE SET followers = excluded.followers
+"""
+
+
+def _count(database: psycopg.Connection) -> None:
+    """Has the counters tell what the rows do."""
+    database.execute(_FOLLOWEE_COUNTS)
+    database.execute(_FOLLOWER_COUNTS)
+
+
+@contextlib.contextmanager
+def _database(stack: Stack, role: str) -> Iterator[psycopg.Connection]:
+    with psycopg.connect(stack.database_url(role), autocommit=True) as database:
+        database.execute("SET statement_timeout = 0")
+        yield database
+        # Else the first to read would write the hints into every page.
+        database.execute("VACUUM ANALYZE")
+
+
+def _copy(database: psycopg.Connection, columns: str, rows: Iterable[tuple[Any, ...]]) -> None:
+    with database.cursor() as cursor, cursor.copy(f"COPY {columns} FROM STDIN".encode()) as copy:
+        for row in rows:
+            copy.write_row(row)
+
+
+def _snapshot(media_id: int, author_id: int) -> bytes:
+    media = StoredMedia(
+        media_id=media_id,
+        owner_id=author_id,
+        state=MediaState.MEDIA_STATE_READY,
+        width=4032,
+        height=3024,
+        key_prefix=f"2026/11/21/{author_id}/{media_id}/",
+        blurhash="LEHV6nWB2yk8pyo0adR*.7kCMdnj",
+        dominant_colour="#8a7f6b",
+        perceptual_hash="0123456789abcdef",
+    )
+    for name, width in (("w2048", 2048), ("w1080", 1080), ("w600", 600), ("s200", 200)):
+        for extension in ("jpeg", "webp", "avif"):
+            media.variants.add(
+                name=name,
+                content_type=f"image/{extension}",
+                width=width,
+                height=width * 3 // 4,
+                size_bytes=width * 100,
+                object_name=f"{name}.{extension}",
+            )
+    return media.SerializeToString()
+
+
+# -- Keys ------------------------------------------------------------------------------------
+
+
+async def fill_feeds(stack: Stack, reader_ids: Sequence[int], post_ids: Sequence[int]) -> None:
+    """Gives readers warm feeds of nearly the same posts, the newest first.
+
+    `post_ids` are some more than a feed has. A few feeds are made and all others copied from them,
+    which is far faster than to make each. As in life, different feeds had different numbers of
+    posts since they were built, so that they are not all trimmed by the same push.
+    """
+    settings = CacheSettings(valkey_url=stack.valkey_url, valkey_timeout_seconds=60)
+    models = reader_ids[:_MODELS]
+    async with connect(settings) as cache:
+        homes = HomeTimelines(cache)
+        for number, reader_id in enumerate(models):
+            newer = len(post_ids) * number // _MODELS // 2
+            marker = await homes.begin_rebuild(reader_id)
+            assert marker is not None  # noqa: S101 -- It is new.
+            await homes.finish_rebuild(
+                reader_id, marker, post_ids[newer : newer + CAP], whole=False, version=1
+            )
+            for post_id in reversed(post_ids[:newer]):
+                await homes.push([reader_id], [post_id])
+    with Pipelines(stack.valkey_url) as pipelines:
+        # All before the first copy is made, for the server looks at every key that there is.
+        keys = [
+            pipelines.ask(pipelines.owner_of(model), "KEYS", f"*{{{model}}}*") for model in models
+        ]
+        for number, model in enumerate(models):
+            for key in keys[number]:
+                copy_key(pipelines, key.decode(), model, reader_ids[_MODELS + number :: _MODELS])
+
+
+def copy_key(pipelines: Pipelines, key: str, owner_id: int, others: Sequence[int]) -> None:
+    """Gives others what an owner has under a key, for a day."""
+    value = pipelines.ask(pipelines.owner_of(owner_id), "DUMP", key)
+    for start in range(0, len(others), _OWNERS_AT_ONCE):
+        pipelines.run(
+            [
+                (each, ("RESTORE", key.replace(f"{{{owner_id}}}", f"{{{each}}}"), _DAY_MS, value))
+                for each in others[start : start + _OWNERS_AT_ONCE]
+            ]
+        )
+
+
+def remove_limit(stack: Stack) -> None:
+    """Lets Valkey take as much memory as there is: more people are here than on a laptop."""
+    with Pipelines(stack.valkey_url) as pipelines:
+        for server in pipelines.servers:
+            pipelines.ask(server, "CONFIG", "SET", "maxmemory", 0)

@@ -1,0 +1,234 @@
+"""Pushing posts into feeds that exist and are full, beside plain ZADDs of the same Valkey.
+
+A delivery is one post put into one feed, what makes the feed too long trimmed away. All of fan-out
+takes part: the event comes from the broker, followers are streamed from graph, progress is stored,
+and post is asked in the end whether the post still holds. A ZADD is one post put into a plain
+sorted set with as many, by a client that does nothing else and waits for nothing.
+"""
+
+import asyncio
+import contextlib
+import itertools
+import random
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+
+import click
+from kafka import KafkaProducer
+from photomesh.post.v1.events_pb2 import PostCreated
+
+from deploy.local.ports import free_ports
+from deploy.local.stack import Stack
+from loadtest import crowds
+from loadtest.pipelines import Pipelines
+from services.common import topics
+from services.common.cache import connect
+from services.common.config import CacheSettings
+from services.common.timelines import CAP, HomeTimelines
+
+_AUTHORS = 4
+_MOST_SECONDS = 120.0
+_POLL_SECONDS = 0.002
+_DAY_MS = 24 * 3600 * 1000
+_CHECKED_AT_ONCE = 1_000
+
+_CHUNK = 10_000
+"""After how many followers fan-out cuts an audience."""
+
+_TAIL = 32
+"""How many feeds are watched at the end of each chunk: of so many, each server has some."""
+
+
+@click.command("fanout")
+@click.option(
+    "--followers",
+    type=click.IntRange(1),
+    default=99_999,
+    show_default=True,
+    help="How many follow each author, all of them with warm feeds.",
+)
+@click.option("--rounds", type=click.IntRange(1), default=5, show_default=True)
+@click.option("--cluster/--no-cluster", default=True, help="Whether to go on with three servers.")
+def fanout(followers: int, rounds: int, cluster: bool) -> None:
+    """Deliveries/s of the real fan-out, as a ratio to pipelined ZADDs."""
+    for servers in ("one server", "three servers") if cluster else ("one server",):
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            Stack(
+                Path(folder),
+                ports=free_ports(),
+                ephemeral=True,
+                cache_cluster=servers == "three servers",
+            ) as stack,
+        ):
+            stack.up(["graph", "post", "fanout"])
+            for way in asyncio.run(_measure(stack, followers, rounds)):
+                click.echo(f"fanout, {servers}: {way}")
+
+
+@dataclass
+class _Way:
+    """What was measured of one way to fill feeds."""
+
+    name: str
+    deliveries: int = 0
+    """At a time."""
+    seconds: list[float] = field(default_factory=list)
+    cpu: dict[str, float] = field(default_factory=dict)
+    """Seconds, by process."""
+    ceiling: "_Way | None" = None
+
+    @property
+    def per_second(self) -> float:
+        return self.deliveries / median(self.seconds)
+
+    def __str__(self) -> str:
+        rate = f"{self.name}: {median(self.seconds):.2f} s, {self.per_second:,.0f} a second"
+        each = ", ".join(
+            f"{name} {1e6 * seconds / self.deliveries / len(self.seconds):.1f}"
+            for name, seconds in self.cpu.items()
+        )
+        ratio = f"; {self.per_second / self.ceiling.per_second:.2f} of it" if self.ceiling else ""
+        return f"{rate} (CPU µs each: {each}){ratio}"
+
+    @contextlib.contextmanager
+    def watched(self, stack: Stack) -> Iterator[None]:
+        """Counts what the processes use meanwhile."""
+        before = _cpu_seconds(stack)
+        yield
+        for name, seconds in _cpu_seconds(stack).items():
+            self.cpu[name] = self.cpu.get(name, 0.0) + seconds - before[name]
+
+
+async def _measure(stack: Stack, count: int, rounds: int) -> Sequence[_Way]:
+    chance = random.Random(1)
+    people = crowds.account_ids(range(_AUTHORS + count))
+    authors, readers = people[:_AUTHORS], people[_AUTHORS:]
+    began = crowds.now() - _DAY_MS
+    # Newer than all that the feeds hold, as posts are when they are made.
+    posts = [
+        [(crowds.post_id(author, began + number), author) for author in authors]
+        for number in range(2 * rounds + 2)
+    ]
+    old = [crowds.post_id(chance.choice(people), began - 60_000 * n) for n in range(1, 2 * CAP + 1)]
+    crowds.remove_limit(stack)
+    crowds.add_follows(stack, list(itertools.product(readers, authors)))
+    crowds.add_posts(stack, [post for turn in posts for post in turn])
+    await crowds.fill_feeds(stack, readers, old)
+
+    settings = CacheSettings(valkey_url=stack.valkey_url, valkey_timeout_seconds=_MOST_SECONDS)
+    zadd = _Way("ZADDs", count)
+    one = _Way("one post", count, ceiling=zadd)
+    several = _Way(f"{_AUTHORS} posts at a time", _AUTHORS * count, ceiling=zadd)
+    with (
+        Pipelines(stack.valkey_url) as pipelines,
+        contextlib.closing(KafkaProducer(bootstrap_servers=stack.kafka_bootstrap)) as producer,
+    ):
+        plain = _PlainSets(pipelines, readers, old[:CAP])
+        async with connect(settings) as cache:
+            pushes = Pushes(producer, HomeTimelines(cache), readers)
+            # In turns, so that all meet the same machine. The first one warms up.
+            for turn in range(rounds + 1):
+                for way, pushed in ((one, posts[2 * turn][:1]), (several, posts[2 * turn + 1])):
+                    with way.watched(stack) if turn else contextlib.nullcontext():
+                        way.seconds.append(await pushes.push(pushed))
+                with zadd.watched(stack) if turn else contextlib.nullcontext():
+                    zadd.seconds.append(plain.add(posts[2 * turn][0][0]))
+                plain.trim()
+            await pushes.check([post_id for post_id, _ in posts[-1]])
+    for way in (zadd, one, several):
+        del way.seconds[0]
+    return zadd, one, several
+
+
+class Pushes:
+    """Posts, from their events to the last feed."""
+
+    def __init__(
+        self, producer: KafkaProducer, homes: HomeTimelines, readers: Sequence[int]
+    ) -> None:
+        self._producer = producer
+        self._homes = homes
+        self._readers = readers
+        # Followers are gone through in the order of their ids.
+        bounds = [*range(_CHUNK, len(readers), _CHUNK), len(readers)]
+        self._watched = [
+            reader for bound in bounds for reader in readers[max(0, bound - _TAIL) : bound]
+        ]
+
+    async def push(self, posts: Sequence[tuple[int, int]]) -> float:
+        """Publishes posts, and returns how many seconds passed until all feeds had them."""
+        began = time.monotonic()
+        for post_id, author_id in posts:
+            event = PostCreated(post_id=post_id, author_id=author_id)
+            self._producer.send(
+                topics.POST_CREATED.name,
+                key=str(author_id).encode(),
+                value=event.SerializeToString(),
+            )
+        post_ids = [post_id for post_id, _ in posts]
+        # One after the other, so that looking costs Valkey nothing.
+        for reader in self._watched:
+            while await self._without([reader], post_ids):
+                if time.monotonic() - began > _MOST_SECONDS:
+                    raise click.ClickException(f"the feed of {reader} waits for a post")
+                await asyncio.sleep(_POLL_SECONDS)
+        return time.monotonic() - began
+
+    async def check(self, post_ids: Sequence[int]) -> None:
+        """Looks into every feed, where watching looked into some."""
+        for start in range(0, len(self._readers), _CHECKED_AT_ONCE):
+            readers = self._readers[start : start + _CHECKED_AT_ONCE]
+            if missing := await self._without(readers, post_ids):
+                raise click.ClickException(f"{len(missing)} feeds lack a post")
+
+    async def _without(self, readers: Sequence[int], post_ids: Sequence[int]) -> Sequence[int]:
+        feeds = await asyncio.gather(
+            *(self._homes.read(reader, 0, 2 * _AUTHORS) for reader in readers)
+        )
+        return [
+            reader
+            for reader, feed in zip(readers, feeds, strict=True)
+            if not set(post_ids).issubset(feed.post_ids)
+        ]
+
+
+class _PlainSets:
+    """Sorted sets with as many posts as the feeds, and nothing more to them."""
+
+    def __init__(self, pipelines: Pipelines, owners: Sequence[int], posts: Sequence[int]) -> None:
+        self._pipelines = pipelines
+        self._owners = owners
+        first = owners[0]
+        for post in posts:
+            pipelines.run([(first, self._words(first, post))])
+        crowds.copy_key(pipelines, f"plain:{{{first}}}", first, owners[1:])
+
+    def add(self, post: int) -> float:
+        """Adds a post to each; returns how many seconds that took."""
+        return self._pipelines.run([(owner, self._words(owner, post)) for owner in self._owners])
+
+    def trim(self) -> None:
+        self._pipelines.run(
+            [(owner, ("ZREMRANGEBYRANK", f"plain:{{{owner}}}", CAP, -1)) for owner in self._owners]
+        )
+
+    def _words(self, owner: int, post: int) -> tuple[str | int, ...]:
+        # The newest in front, where the server begins to search: the other way round it is slower.
+        return "ZADD", f"plain:{{{owner}}}", -(post >> 10), (1 << 63) - 1 - post
+
+
+def _cpu_seconds(stack: Stack) -> dict[str, float]:
+    """Returns what Valkey and fan-out have used of the processors so far."""
+    used = {"Valkey": 0.0, "fan-out": 0.0}
+    for name in stack.processes:
+        part = {"valkey": "Valkey", "fanout": "fan-out"}.get(name.partition("-")[0])
+        pid = stack.pid(name)
+        if part and pid:
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            used[part] += (int(fields[11]) + int(fields[12])) / 100
+    return used

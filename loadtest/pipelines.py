@@ -1,0 +1,102 @@
+"""The fastest way to make Valkey do something: commands written to a plain socket, all at once.
+
+Nothing is awaited in between, nothing parsed but for the number of replies. So this is a ceiling
+for whatever a client does with the same commands.
+"""
+
+import contextlib
+import socket
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Self, cast
+
+import hiredis
+
+from services.common.cluster import slot_of
+from services.common.valkey import Address, Word, parse_url
+
+_SLOTS = 16_384
+_READ_BYTES = 256 * 1024
+
+
+class Pipelines:
+    """A connection to each server that has some of the owners: of a cluster, its masters."""
+
+    def __init__(self, valkey_url: str) -> None:
+        self._sockets: dict[Address, socket.socket] = {}
+        seeds, _ = parse_url(valkey_url)
+        self._owners = [seeds[0]] * _SLOTS
+        if len(seeds) > 1:
+            for first, last, (host, port, *_), *_replicas in self.ask(seeds[0], "CLUSTER", "SLOTS"):
+                self._owners[first : last + 1] = [Address(host.decode(), port)] * (last + 1 - first)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for connection in self._sockets.values():
+            connection.close()
+
+    @property
+    def servers(self) -> Sequence[Address]:
+        """The servers that have owners."""
+        return list(dict.fromkeys(self._owners))
+
+    def owner_of(self, owner_id: int) -> Address:
+        """Returns the server that has an owner's keys."""
+        return self._owners[slot_of(str(owner_id))]
+
+    def ask(self, server: Address, *words: Word) -> Any:
+        """Has one server do one command, and returns what it replies."""
+        connection = self._connection(server)
+        connection.sendall(_packed(words))
+        reader = hiredis.Reader()
+        while (reply := reader.gets()) is False:
+            reader.feed(connection.recv(_READ_BYTES))
+        if isinstance(reply, hiredis.ReplyError):
+            raise reply
+        return reply
+
+    def run(self, commands: Sequence[tuple[int, Sequence[Word]]]) -> float:
+        """Has the owners' servers do commands whose replies are single lines.
+
+        Returns how many seconds passed from the first byte to the last reply.
+        """
+        packed: dict[Address, list[bytes]] = {}
+        for owner_id, words in commands:
+            packed.setdefault(self.owner_of(owner_id), []).append(_packed(words))
+        work = [(self._connection(at), b"".join(each), len(each)) for at, each in packed.items()]
+        with ThreadPoolExecutor(len(work)) as pool:
+            began = time.monotonic()
+            for done in [pool.submit(_run, *each) for each in work]:
+                done.result()
+            return time.monotonic() - began
+
+    def _connection(self, server: Address) -> socket.socket:
+        if server not in self._sockets:
+            self._sockets[server] = socket.create_connection((server.host, server.port))
+        return self._sockets[server]
+
+
+def _run(connection: socket.socket, commands: bytes, count: int) -> None:
+    def send() -> None:
+        # Whoever reads the replies tells that the server is gone.
+        with contextlib.suppress(OSError):
+            connection.sendall(commands)
+
+    sender = threading.Thread(target=send)
+    sender.start()
+    replies = 0
+    while replies < count:
+        data = connection.recv(_READ_BYTES)
+        if not data or data.startswith(b"-") or b"\n-" in data:
+            raise RuntimeError(f"Valkey refuses: {data[:100]!r}")
+        replies += data.count(b"\n")
+    sender.join()
+
+
+def _packed(words: Sequence[Word]) -> bytes:
+    # hiredis' own types allow one word only.
+    return cast(bytes, hiredis.pack_command(cast(Any, tuple(words))))
