@@ -10,6 +10,7 @@ from loadtest.edge import edge
 from loadtest.fanout import fanout
 from loadtest.feed import feed
 from loadtest.followers import followers
+from loadtest.growth import growth
 from loadtest.memory import memory
 from loadtest.outages import outages
 from loadtest.pipeline import pipeline
@@ -25,7 +26,7 @@ def cli(context: click.Context) -> None:
             context.invoke(command)
 
 
-for command in (pipeline, uploads, edge, feed, followers, fanout, memory, outages):
+for command in (pipeline, uploads, edge, feed, followers, fanout, memory, growth, outages):
     cli.add_command(command)
 
 
