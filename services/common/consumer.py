@@ -54,6 +54,11 @@ _WINDOW = 1000
 _POLL_RECORDS = 256
 """How many records one poll brings at most, and thus a window may be exceeded by."""
 
+_FETCH_WAIT_MS = 200
+"""How long the broker may keep a question that it has no records for. Some brokers, the local one
+among them, look for new ones only a few times in that while: with 500 ms a record came 120 ms later
+than with 200, and with 100 none came sooner, while all processes used twice as much when idle."""
+
 _COMMIT_SECONDS = 1.0
 
 # Headers of a dead letter: why, whose, and which record of the topic it was.
@@ -177,7 +182,7 @@ class Consumer:
             auto_offset_reset="earliest",
             session_timeout_ms=self._session_ms,
             heartbeat_interval_ms=self._session_ms // 6,
-            fetch_max_wait_ms=500,
+            fetch_max_wait_ms=_FETCH_WAIT_MS,
             max_poll_records=_POLL_RECORDS,
         )
         assigned = threading.Event()
