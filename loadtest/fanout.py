@@ -9,6 +9,7 @@ sorted set with as many, by a client that does nothing else and waits for nothin
 import asyncio
 import contextlib
 import itertools
+import os
 import random
 import tempfile
 import time
@@ -68,6 +69,11 @@ def fanout(followers: int, rounds: int, cluster: bool) -> None:
             stack.up(["graph", "post", "fanout"])
             for way in asyncio.run(_measure(stack, followers, rounds)):
                 click.echo(f"fanout, {servers}: {way}")
+    if cluster:
+        click.echo(
+            f"fanout: three servers and their replicas share {os.cpu_count()} processors with "
+            "fan-out, graph and the rest; only where each has its own does their number show"
+        )
 
 
 @dataclass
