@@ -15,6 +15,7 @@ from loadtest.memory import memory
 from loadtest.outages import outages
 from loadtest.pipeline import pipeline
 from loadtest.uploads import uploads
+from loadtest.watchers import watchers
 
 
 @click.group(invoke_without_command=True)
@@ -26,7 +27,18 @@ def cli(context: click.Context) -> None:
             context.invoke(command)
 
 
-for command in (pipeline, uploads, edge, feed, followers, fanout, memory, growth, outages):
+for command in (
+    pipeline,
+    uploads,
+    edge,
+    feed,
+    followers,
+    fanout,
+    memory,
+    growth,
+    watchers,
+    outages,
+):
     cli.add_command(command)
 
 

@@ -117,7 +117,13 @@ def add_posts(stack: Stack, posts: Sequence[tuple[int, int]]) -> None:
             database,
             "post_media (shard, post_id, position, media_id, snapshot)",
             (
-                (shard_of(post), post, 1, post - 1, f"\\x{_snapshot(post - 1, author).hex()}")
+                (
+                    shard_of(post),
+                    post,
+                    1,
+                    post - 1,
+                    f"\\x{photo(post - 1, author).SerializeToString().hex()}",
+                )
                 for post, author in posts
             ),
         )
@@ -193,7 +199,12 @@ def _copy(database: psycopg.Connection, columns: str, rows: Iterable[tuple[Any, 
             copy.write_row(row)
 
 
-def _snapshot(media_id: int, author_id: int) -> bytes:
+def _hex(media: StoredMedia) -> str:
+    return f"\\x{media.SerializeToString().hex()}"
+
+
+def photo(media_id: int, author_id: int) -> StoredMedia:
+    """Returns a photo with all of its variants, as media tells others."""
     media = StoredMedia(
         media_id=media_id,
         owner_id=author_id,
@@ -215,7 +226,7 @@ def _snapshot(media_id: int, author_id: int) -> bytes:
                 size_bytes=width * 100,
                 object_name=f"{name}.{extension}",
             )
-    return media.SerializeToString()
+    return media
 
 
 # -- Keys ------------------------------------------------------------------------------------

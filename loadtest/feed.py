@@ -2,7 +2,6 @@
 
 import asyncio
 import random
-import secrets
 import ssl
 import subprocess
 import sys
@@ -18,12 +17,11 @@ import click
 from google.protobuf.json_format import MessageToJson, Parse
 from photomesh.account.v1.account_service_pb2 import AccountSummary
 from photomesh.feed.v1 import feed_service_pb2 as pb
-from photomesh.media.v1.media_internal_service_pb2 import StoredMedia
-from photomesh.media.v1.media_service_pb2 import MediaState
 from photomesh.post.v1.post_service_pb2 import Post, PostState
 
 from deploy.local.ports import free_ports
 from deploy.local.stack import Stack
+from loadtest import crowds
 from services.account.tokens import Tokens
 from services.common import cache, client
 from services.common.cdn import EdgeSigner
@@ -133,28 +131,7 @@ def _post(post_id: int, author_id: int, signer: EdgeSigner) -> bytes:
         caption="A caption of some sixty characters, as most of them have it. " * 2,
         state=PostState.POST_STATE_PUBLISHED,
     )
-    media = StoredMedia(
-        media_id=post_id - 1,
-        owner_id=author_id,
-        state=MediaState.MEDIA_STATE_READY,
-        width=4032,
-        height=3024,
-        key_prefix=f"2026/11/21/{author_id}/{post_id - 1}/",
-        blurhash="LEHV6nWB2yk8pyo0adR*.7kCMdnj",
-        dominant_colour="#8a7f6b",
-        perceptual_hash=secrets.token_hex(8),
-    )
-    for name, width in (("w2048", 2048), ("w1080", 1080), ("w600", 600), ("s200", 200)):
-        for extension in ("jpeg", "webp", "avif"):
-            media.variants.add(
-                name=name,
-                content_type=f"image/{extension}",
-                width=width,
-                height=width * 3 // 4,
-                size_bytes=width * 100,
-                object_name=f"{name}.{extension}",
-            )
-    write_media(post.media.add(), media, signer)
+    write_media(post.media.add(), crowds.photo(post_id - 1, author_id), signer)
     text = MessageToJson(post, always_print_fields_with_no_presence=True, indent=None)
     return text.encode()
 

@@ -1,0 +1,179 @@
+"""Watching feeds: how long a post takes to reach all of its author's followers who watch.
+
+From the event to the last message read by the last watcher. All of it takes part: the event comes
+from the broker, fan-out pushes, each feed process finds what has changed, and reads the post.
+"""
+
+import asyncio
+import contextlib
+import dataclasses
+import random
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+import grpc
+import uvloop
+from kafka import KafkaProducer
+from photomesh.feed.v1 import feed_service_pb2 as pb
+from photomesh.post.v1.events_pb2 import PostCreated
+
+from deploy.local.ports import free_ports
+from deploy.local.readiness import GrpcReady
+from deploy.local.stack import Stack
+from loadtest import crowds
+from services.common import client, topics
+from services.common.context import USER_ID
+from services.common.timelines import CAP
+
+_EACH = 2_500
+"""How many watch at one process, which serves no more."""
+
+_CONNECTIONS = 4
+_BEGIN_AT_ONCE = 100
+_MOST_SECONDS = 60.0
+
+_HEARTBEAT_BYTES = pb.WatchFeedResponse(resume_after_post_id=(1 << 63) - 1).ByteSize()
+"""No heartbeat is longer, and every post is."""
+
+
+@click.command("watchers")
+@click.option("--count", default=10_000, show_default=True, help="How many watch their feeds.")
+@click.option("--posts", default=5, show_default=True, help="How many posts are measured.")
+def watchers(count: int, posts: int) -> None:
+    """Seconds from a post to the last of the followers who watch their feeds."""
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        Stack(Path(folder), ports=free_ports(), ephemeral=True) as stack,
+    ):
+        feeds = _more_feeds(stack, -(-count // _EACH))
+        stack.up(["account", "graph", "post", "fanout", *feeds])
+        click.echo(
+            f"watchers: {count} watch at {len(feeds)} feed processes, "
+            f"{uvloop.run(_measure(stack, feeds, count, posts))}"
+        )
+
+
+def _more_feeds(stack: Stack, count: int) -> dict[str, int]:
+    """Adds feed processes to the table; returns the ports of all."""
+    ports = {"feed": stack.ports.feed}
+    for number in range(2, count + 1):
+        port = free_ports().feed
+        usual = stack.processes["feed"]
+        name = f"feed-{number}"
+        stack.processes[name] = dataclasses.replace(
+            usual,
+            name=name,
+            ports={"gRPC": port},
+            ready=GrpcReady(port, "feed", stack.operator),
+            environment={**usual.environment, "PHOTOMESH_LISTEN": f"127.0.0.1:{port}"},
+        )
+        ports[name] = port
+    return ports
+
+
+async def _measure(stack: Stack, feeds: dict[str, int], count: int, posts: int) -> str:
+    author_id, *readers = crowds.account_ids(range(count + 1))
+    now = crowds.now()
+    old = [crowds.post_id(author_id, now - 60_000 * (20 + n)) for n in range(2 * CAP)]
+    crowds.remove_limit(stack)
+    crowds.add_accounts(stack, [author_id, *readers])
+    crowds.add_follows(stack, [(reader_id, author_id) for reader_id in readers])
+    crowds.add_posts(stack, [(post_id, author_id) for post_id in old])
+    await crowds.fill_feeds(stack, readers, old)
+
+    crowd = _Crowd(count)
+    with contextlib.closing(KafkaProducer(bootstrap_servers=stack.kafka_bootstrap)) as producer:
+        async with contextlib.AsyncExitStack() as exits:
+            channels = [
+                [
+                    await exits.enter_async_context(
+                        client.channel("feed", f"127.0.0.1:{port}", stack.layout.pki / "gateway")
+                    )
+                    for _ in range(_CONNECTIONS)
+                ]
+                for port in feeds.values()
+            ]
+            watching = await crowd.begin(channels, readers)
+            delays = [await crowd.tell(stack, producer, author_id) for _ in range(posts)]
+            for task in watching:
+                task.cancel()
+            await asyncio.wait(watching)
+    first, half, last = (sorted(each)[len(delays) // 2] for each in zip(*delays, strict=True))
+    return (
+        f"a post reaches the first after {first:.2f} s, half of them after {half:.2f} s, the last "
+        f"after {last:.2f} s (medians of {posts} posts)"
+    )
+
+
+class _Crowd:
+    """People who watch their feeds."""
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self._begun = asyncio.Semaphore(0)
+        self._told_at: list[float] = []
+        self._all_told = asyncio.Event()
+
+    async def begin(
+        self, channels: Sequence[Sequence[grpc.aio.Channel]], readers: Sequence[int]
+    ) -> "list[asyncio.Task[None]]":
+        """Lets all watch; returns when each has been told that the watch has begun."""
+        tasks = []
+        for number, reader_id in enumerate(readers):
+            process = channels[number % len(channels)]
+            channel = process[number // len(channels) % len(process)]
+            tasks.append(asyncio.create_task(self._watch(channel, reader_id)))
+            if number >= _BEGIN_AT_ONCE:
+                await asyncio.wait_for(self._begun.acquire(), _MOST_SECONDS)
+        for _ in range(min(_BEGIN_AT_ONCE, len(readers))):
+            await asyncio.wait_for(self._begun.acquire(), _MOST_SECONDS)
+        return tasks
+
+    async def _watch(self, channel: grpc.aio.Channel, reader_id: int) -> None:
+        """Watches, and goes on where a watch was cut, as every client does."""
+        # Bytes in: to read them is what the device of each watcher does.
+        watch: Any = channel.unary_stream("/photomesh.feed.v1.FeedService/WatchFeed")
+        message = b""
+        while True:
+            resume = pb.WatchFeedResponse.FromString(message).resume_after_post_id
+            request = pb.WatchFeedRequest(after_post_id=resume).SerializeToString()
+            has_begun = bool(message)
+            try:
+                async for message in watch(request, metadata=((USER_ID, str(reader_id)),)):
+                    if not has_begun:
+                        self._begun.release()
+                        has_begun = True
+                    if len(message) > _HEARTBEAT_BYTES:
+                        self._told_at.append(time.monotonic())
+                        if len(self._told_at) == self._count:
+                            self._all_told.set()
+            except grpc.aio.AioRpcError as error:
+                if error.code() is not grpc.StatusCode.UNAVAILABLE:
+                    raise
+            await asyncio.sleep(random.uniform(0.5, 1.5))
+
+    async def tell(
+        self, stack: Stack, producer: KafkaProducer, author_id: int
+    ) -> tuple[float, float, float]:
+        """Publishes a post; returns after how many seconds the first, half, and the last had it."""
+        post_id = crowds.post_id(author_id, crowds.now())
+        crowds.add_posts(stack, [(post_id, author_id)])
+        self._told_at.clear()
+        self._all_told.clear()
+        began = time.monotonic()
+        producer.send(
+            topics.POST_CREATED.name,
+            key=str(author_id).encode(),
+            value=PostCreated(post_id=post_id, author_id=author_id).SerializeToString(),
+        )
+        try:
+            await asyncio.wait_for(self._all_told.wait(), _MOST_SECONDS)
+        except TimeoutError:
+            told = len(self._told_at)
+            raise click.ClickException(f"{told} of {self._count} were told of a post") from None
+        delays = [at - began for at in self._told_at]
+        return delays[0], delays[len(delays) // 2], delays[-1]
