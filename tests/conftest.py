@@ -94,8 +94,8 @@ def database_template(infrastructure: Stack) -> str:
 def _cloned(stack: Stack, template: str) -> Iterator[Callable[[str], DatabaseSettings]]:
     """Gives the settings of a service's schema in a new database, removed at the end."""
     name = f"test_{next(_numbers)}"
+    database = sql.Identifier(name)
     with psycopg.connect(stack.superuser_url, autocommit=True) as server:
-        database = sql.Identifier(name)
         server.execute(
             sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(database, sql.Identifier(template))
         )
@@ -106,9 +106,11 @@ def _cloned(stack: Stack, template: str) -> Iterator[Callable[[str], DatabaseSet
                     role, database, role
                 )
             )
-        yield lambda role: DatabaseSettings(
-            database_url=stack.database_url(role).rpartition("/")[0] + f"/{name}"
-        )
+    yield lambda role: DatabaseSettings(
+        database_url=stack.database_url(role).rpartition("/")[0] + f"/{name}"
+    )
+    # Connected anew, for another test may have killed the server meanwhile.
+    with psycopg.connect(stack.superuser_url, autocommit=True) as server:
         server.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(database))
 
 

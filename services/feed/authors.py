@@ -17,7 +17,7 @@ from services.feed.peers import PeerAway, Peers
 
 _log = logs.logger(__name__)
 
-_FRESH_SECONDS = 1.0
+FRESH_SECONDS = 1.0
 """How old a copy may be; a celebrity's post is seen as much later at most."""
 
 _STALE_SECONDS = 60.0
@@ -92,7 +92,7 @@ class HotAuthors:
 
     def outdate(self, author_ids: Sequence[int]) -> None:
         """Lets the next reader of these authors look anew, for they are known to have changed."""
-        outdated = self._clock() - 2 * _FRESH_SECONDS
+        outdated = self._clock() - 2 * FRESH_SECONDS
         for author_id in author_ids:
             if copy := self._copies.get(author_id):
                 self._copies[author_id] = _Copy(copy.newest, min(copy.at, outdated))
@@ -103,7 +103,7 @@ class HotAuthors:
         outdated = [
             author_id
             for author_id in author_ids
-            if (copy := self._copies.get(author_id)) is None or now - copy.at > _FRESH_SECONDS
+            if (copy := self._copies.get(author_id)) is None or now - copy.at > FRESH_SECONDS
         ]
         if not outdated:
             return True
