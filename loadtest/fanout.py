@@ -22,6 +22,7 @@ import click
 from kafka import KafkaProducer
 from photomesh.post.v1.events_pb2 import PostCreated
 
+from deploy.local import proc
 from deploy.local.ports import free_ports
 from deploy.local.stack import Stack
 from loadtest import crowds
@@ -235,6 +236,5 @@ def _cpu_seconds(stack: Stack) -> dict[str, float]:
         part = {"valkey": "Valkey", "fanout": "fan-out"}.get(name.partition("-")[0])
         pid = stack.pid(name)
         if part and pid:
-            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-            used[part] += (int(fields[11]) + int(fields[12])) / 100
+            used[part] += proc.cpu_seconds(pid)
     return used

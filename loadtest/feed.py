@@ -19,6 +19,7 @@ from photomesh.account.v1.account_service_pb2 import AccountSummary
 from photomesh.feed.v1 import feed_service_pb2 as pb
 from photomesh.post.v1.post_service_pb2 import Post, PostState
 
+from deploy.local import proc
 from deploy.local.ports import free_ports
 from deploy.local.stack import Stack
 from loadtest import crowds
@@ -62,7 +63,9 @@ def feed(seconds: float, readers: int, rounds: int) -> None:
         for number in range(rounds):
             if number:
                 stack.start("feed")
-            ours = asyncio.run(_measure(stack, tokens, seconds, stack.pid("feed")))
+            pid = stack.pid("feed")
+            assert pid is not None  # noqa: S101 -- It runs.
+            ours = asyncio.run(_measure(stack, tokens, seconds, pid))
             stack.stop("feed")
             floor = _floor(stack, Path(folder) / "answer", tokens, seconds)
             for door, mine, least in zip(("plain", "TLS"), ours, floor, strict=True):
@@ -165,9 +168,7 @@ async def _until_answered(stack: Stack) -> None:
 # -- Load ----------------------------------------------------------------------------------
 
 
-async def _measure(
-    stack: Stack, tokens: Sequence[str], seconds: float, pid: int | None
-) -> "list[_Rate]":
+async def _measure(stack: Stack, tokens: Sequence[str], seconds: float, pid: int) -> "list[_Rate]":
     context = ssl.create_default_context(cafile=str(stack.layout.pki / "public" / "ca.pem"))
     return [
         await _rate(stack.ports.gateway_http, None, tokens, seconds, pid),
@@ -180,7 +181,7 @@ async def _rate(
     tls: ssl.SSLContext | None,
     tokens: Sequence[str],
     seconds: float,
-    pid: int | None,
+    pid: int,
 ) -> _Rate:
     requests = [
         b"GET /v1/feed HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer %s\r\n\r\n"
@@ -190,9 +191,9 @@ async def _rate(
     connections = [await _Connection.open(port, tls) for _ in range(_CONNECTIONS)]
     try:
         await _closed_loop(connections, requests, _WARM_UP_SECONDS)
-        used = _cpu_seconds(pid)
+        used = proc.cpu_seconds(pid)
         count = await _closed_loop(connections, requests, seconds)
-        used = _cpu_seconds(pid) - used
+        used = proc.cpu_seconds(pid) - used
         latencies = await _open_loop(connections, requests, 0.7 * count / seconds, seconds)
     finally:
         for connection in connections:
@@ -204,11 +205,6 @@ async def _rate(
         1000 * latencies[len(latencies) * 99 // 100],
         1000 * used / count,
     )
-
-
-def _cpu_seconds(pid: int | None) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / 100
 
 
 class _Connection:

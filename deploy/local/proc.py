@@ -120,6 +120,12 @@ def await_end(identities: Iterable[Identity], seconds: float) -> bool:
         time.sleep(_POLL_SECONDS)
 
 
+def cpu_seconds(pid: int) -> float:
+    """Returns what a living process has used of the processors so far, without its children."""
+    user, system = _fields(Path(f"/proc/{pid}/stat").read_text())[11:13]
+    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+
+
 def _all_stats() -> Iterable[_Stat]:
     boot = boot_id()
     for entry in Path("/proc").iterdir():
@@ -132,11 +138,16 @@ def _stat(pid: int, boot: str) -> _Stat | None:
         text = Path(f"/proc/{pid}/stat").read_text()
     except (FileNotFoundError, ProcessLookupError):
         return None
-    # The command's name comes in brackets and may hold anything, brackets too.
-    fields = text[text.rindex(")") + 2 :].split()
+    fields = _fields(text)
     state, parent, session, threads, started = (fields[each] for each in (0, 1, 3, 17, 19))
     # The state is that of the first thread alone. Killed, it is often a zombie some tenths of a
     # second before the last of the others, and until then the process holds its ports.
     if state == "X" or (state == "Z" and threads in "01"):
         return None
     return _Stat(Identity(pid, int(started), boot), int(parent), int(session))
+
+
+def _fields(stat: str) -> list[str]:
+    """Returns what a stat file tells behind the command's name, from the state on."""
+    # The name comes in brackets and may hold anything, brackets too.
+    return stat[stat.rindex(")") + 2 :].split()

@@ -571,8 +571,9 @@ class _Timelines:
     async def signatures(self, owner_ids: Sequence[int]) -> Mapping[int, Signature | None]:
         """Returns what changes when a timeline does; None: there is none.
 
-        Cheap, so that thousands can be looked at every moment, and nearly sure: only a post that
-        is added while another one is retracted, and is not the newest, may not show.
+        Cheap, so that thousands can be looked at every moment, and nearly sure: it tells of the
+        newest set alone. What comes late into an older one does not show; nor does a post that is
+        added while another one is retracted, and is not the newest.
         """
         nodes = await self._cache.run_on_owners(_SIGNATURES, owner_ids, [self._kind])
         return {

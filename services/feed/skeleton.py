@@ -11,15 +11,12 @@ from typing import NamedTuple
 
 from photomesh.feed.v1.feed_service_pb2 import FeedState
 
-from services.common import logs
 from services.common.context import detached
 from services.common.errors import Unavailable
 from services.common.timelines import CAP, Extent, HomeSlice, HomeTimelines, Slice
 from services.feed.authors import HotAuthors
 from services.feed.memory import Memory
 from services.feed.peers import GraphAway, PeerAway, Peers
-
-_log = logs.logger(__name__)
 
 COMPLETE = FeedState.FEED_STATE_COMPLETE
 REGENERATING = FeedState.FEED_STATE_REGENERATING
