@@ -22,6 +22,7 @@ PHOTOMESH_PUBLIC_CERTIFICATE, PHOTOMESH_PUBLIC_KEY
 PHOTOMESH_TLS_DIR             folder of the identity `gateway`: ca.pem, cert.pem, key.pem
 PHOTOMESH_PEER_ACCOUNT, _MEDIA, _POST, _GRAPH, _FEED, _REFLECTION
                               host:port of each process; its certificate must be for that name
+PHOTOMESH_PEER_FEED_REST      host:port where the process `feed` answers REST itself
 PHOTOMESH_CORS_ORIGINS        origins of web pages that may call, separated by spaces (optional)
 """
 
@@ -51,17 +52,18 @@ def _gateway(environment: Mapping[str, str]) -> str:
             identity=Path(environment["PHOTOMESH_TLS_DIR"]),
             services={
                 # photomesh.feed.v1.FeedService is answered by the process `feed`.
-                service: _peer(service.split(".")[1], environment)
+                service: _peer(service.split(".")[1], "", environment)
                 for service in public_services(public_methods(descriptors))
             },
-            reflection=_peer("reflection", environment),
+            pages={"/photomesh.feed.v1.FeedService/GetFeed": _peer("feed", "_REST", environment)},
+            reflection=_peer("reflection", "", environment),
             cors_origins=tuple(environment.get("PHOTOMESH_CORS_ORIGINS", "").split()),
         )
     )
 
 
-def _peer(identity: str, environment: Mapping[str, str]) -> envoy.Peer:
-    host, _, port = environment[f"PHOTOMESH_PEER_{identity.upper()}"].rpartition(":")
+def _peer(identity: str, port_of: str, environment: Mapping[str, str]) -> envoy.Peer:
+    host, _, port = environment[f"PHOTOMESH_PEER_{identity.upper()}{port_of}"].rpartition(":")
     return envoy.Peer(host, int(port), identity)
 
 

@@ -2,7 +2,7 @@
 
 The way of a request: headers that only we may set are removed, CORS is answered, gRPC-Web becomes
 gRPC, the access token is checked and becomes `x-photomesh-user-id`, REST becomes gRPC, and the
-router sends it over mutual TLS to the service.
+router sends it over mutual TLS to the service. Pages of feeds go to theirs as the REST they are.
 """
 
 from collections.abc import Iterable, Mapping
@@ -20,6 +20,7 @@ from envoy_data_plane.envoy.config.cluster.v3 import (
 from envoy_data_plane.envoy.config.core.v3 import (
     HealthCheck,
     HealthCheckGrpcHealthCheck,
+    HealthCheckHttpHealthCheck,
     Http2ProtocolOptions,
     KeepaliveSettings,
     TcpKeepalive,
@@ -106,6 +107,9 @@ _WITHOUT_TOKEN = frozenset(
 _REFLECTION = ("grpc.reflection.v1.ServerReflection", "grpc.reflection.v1alpha.ServerReflection")
 _REFLECTION_CLUSTER = "reflection"
 
+# The query of a request for a page of which nothing can be said but yes: how large, behind which.
+_PLAIN_QUERY = r"(\?((page(_s|S)ize=[0-9]{1,3}|page(_t|T)oken=([0-9A-Za-z_=-]|%3D)*)&?)*)?"
+
 _STRICT_LUA = Path(__file__).with_name("strict.lua")
 
 _REFUSALS = errors.local_replies(
@@ -149,6 +153,9 @@ class GatewaySettings:
     # Full name of each public proto service -> the process that answers it.
     services: Mapping[str, Peer]
     reflection: Peer
+    # gRPC path of each method with pages whose service answers plain requests for them as REST, and
+    # in JSON -> the process that does, see services/common/rest.py.
+    pages: Mapping[str, Peer]
     # Origins whose pages may call from a browser, such as "https://photomesh.example".
     cors_origins: tuple[str, ...] = ()
 
@@ -180,6 +187,10 @@ def build(settings: GatewaySettings) -> str:
             clusters=[
                 *(_cluster(name, peer, settings.identity) for name, peer in peers.items()),
                 _cluster(_REFLECTION_CLUSTER, settings.reflection, settings.identity),
+                *(
+                    _rest_cluster(path, peer, settings.identity)
+                    for path, peer in settings.pages.items()
+                ),
             ],
         ),
     ).to_json(indent=2)
@@ -267,6 +278,7 @@ def _routes(settings: GatewaySettings, methods: tuple[PublicMethod, ...]) -> Rou
                 domains=["*"],
                 routes=[
                     pieces.health_route(_JWT, _TRANSCODER),
+                    *(_page_route(method) for method in methods if method.path in settings.pages),
                     *(_rest_route(method) for method in methods if method.http_path),
                     *(_grpc_route(settings, method) for method in methods),
                     *(_reflection_route(service) for service in _REFLECTION),
@@ -294,6 +306,33 @@ def _rest_route(method: PublicMethod) -> Route:
         match=RouteMatch(safe_regex=path, headers=[verb]),
         route=_dead_end(arrival=None if method.streams else _ARRIVAL_TIMEOUT),
         typed_per_filter_config=_token_unless_open(method) | {_STRICT_JSON: Any.pack(strict)},
+    )
+
+
+def _page_route(method: PublicMethod) -> Route:
+    """Sends plain requests for pages to where they are answered as they are.
+
+    What is not plain may be wrong in any way, and takes the transcoder's, which says so.
+    """
+    verb = HeaderMatcher(name=":method", string_match=StringMatcher(exact="GET"))
+    plain = RegexMatcher(regex=method.http_pattern + _PLAIN_QUERY)
+    whole = HeaderMatcher(name=":path", string_match=StringMatcher(safe_regex=plain))
+    return Route(
+        name=f"page {method.path}",
+        match=RouteMatch(path=method.http_path, headers=[verb, whole]),
+        route=RouteAction(
+            cluster=_pages_of(method.path),
+            timeout=CALL_TIMEOUT,
+            max_stream_duration=_within(_ARRIVAL_TIMEOUT + CALL_TIMEOUT),
+            # What a new process does not take yet, or an old one no longer, is asked for again.
+            retry_policy=RetryPolicy(
+                retry_on="connect-failure,reset,retriable-status-codes",
+                retriable_status_codes=[503],
+                num_retries=2,
+            ),
+        ),
+        typed_per_filter_config=_token_unless_open(method)
+        | pieces.without(_STRICT_JSON, _TRANSCODER),
     )
 
 
@@ -378,6 +417,52 @@ def _cors(origins: Iterable[str]) -> CorsPolicy:
 
 
 def _cluster(name: str, peer: Peer, identity: Path) -> Cluster:
+    return _upstream(
+        name,
+        peer,
+        identity,
+        protocol="h2",
+        options=_http2(),
+        health=HealthCheck(
+            grpc_health_check=HealthCheckGrpcHealthCheck(authority=peer.identity),
+        ),
+    )
+
+
+def _rest_cluster(method: str, peer: Peer, identity: Path) -> Cluster:
+    return _upstream(
+        _pages_of(method),
+        peer,
+        identity,
+        protocol="http/1.1",
+        options={},
+        health=HealthCheck(
+            http_health_check=HealthCheckHttpHealthCheck(host=peer.identity, path="/healthz"),
+        ),
+    )
+
+
+def _pages_of(method: str) -> str:
+    return f"pages of {method}"
+
+
+def _upstream(
+    name: str,
+    peer: Peer,
+    identity: Path,
+    *,
+    protocol: str,
+    options: dict[str, Any],
+    health: HealthCheck,
+) -> Cluster:
+    # Where one of several instances is away, the others are used. Where it is the only one, Envoy
+    # tries it anyway, so that nothing waits for a check after a restart.
+    health.timeout = SECOND
+    health.interval = 5 * SECOND
+    # Otherwise a minute, which a service without calls would stay unhealthy for.
+    health.no_traffic_interval = 5 * SECOND
+    health.unhealthy_threshold = 2
+    health.healthy_threshold = 1
     return Cluster(
         name=name,
         type=pieces.discovery(peer.host),
@@ -385,19 +470,7 @@ def _cluster(name: str, peer: Peer, identity: Path) -> Cluster:
         per_connection_buffer_limit_bytes=1 << 20,
         load_assignment=pieces.endpoints(name, peer.host, peer.port),
         circuit_breakers=pieces.circuit_breakers(),
-        # Where one of several instances is away, the others are used. Where it is the only one,
-        # Envoy tries it anyway, so that nothing waits for a check after a restart.
-        health_checks=[
-            HealthCheck(
-                timeout=SECOND,
-                interval=5 * SECOND,
-                # Otherwise a minute, which a service without calls would stay unhealthy for.
-                no_traffic_interval=5 * SECOND,
-                unhealthy_threshold=2,
-                healthy_threshold=1,
-                grpc_health_check=HealthCheckGrpcHealthCheck(authority=peer.identity),
-            )
-        ],
+        health_checks=[health],
         outlier_detection=OutlierDetection(
             split_external_local_origin_errors=True,
             consecutive_local_origin_failure=5,
@@ -405,8 +478,8 @@ def _cluster(name: str, peer: Peer, identity: Path) -> Cluster:
             base_ejection_time=5 * SECOND,
             max_ejection_time=30 * SECOND,
         ),
-        transport_socket=_mesh_tls(peer.identity, identity),
-        typed_extension_protocol_options=_http2(),
+        transport_socket=_mesh_tls(peer.identity, identity, protocol),
+        typed_extension_protocol_options=options,
         upstream_connection_options=UpstreamConnectionOptions(
             tcp_keepalive=TcpKeepalive(keepalive_time=30, keepalive_interval=5, keepalive_probes=3)
         ),
@@ -430,7 +503,7 @@ def _http2() -> dict[str, Any]:
     return pieces.protocol_options(options)
 
 
-def _mesh_tls(peer: str, identity: Path) -> TransportSocket:
+def _mesh_tls(peer: str, identity: Path, protocol: str) -> TransportSocket:
     return _tls(
         UpstreamTlsContext(
             sni=peer,
@@ -439,7 +512,7 @@ def _mesh_tls(peer: str, identity: Path) -> TransportSocket:
                     tls_minimum_protocol_version=TlsParametersTlsProtocol.TLSv1_3,
                     tls_maximum_protocol_version=TlsParametersTlsProtocol.TLSv1_3,
                 ),
-                alpn_protocols=["h2"],
+                alpn_protocols=[protocol],
                 tls_certificates=[_certificate(identity / "cert.pem", identity / "key.pem")],
                 validation_context=CertificateValidationContext(
                     trusted_ca=pieces.file(identity / "ca.pem"),

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import httpx
 from google.protobuf.json_format import MessageToJson, Parse
 from photomesh.account.v1.account_service_pb2 import AccountSummary
 from photomesh.feed.v1 import feed_service_pb2 as pb
@@ -22,18 +23,17 @@ from photomesh.post.v1.post_service_pb2 import Post, PostState
 from deploy.local import proc
 from deploy.local.ports import free_ports
 from deploy.local.stack import Stack
-from loadtest import crowds
+from deploy.local.table import ROOT
+from loadtest import crowds, floor
 from services.account.tokens import Tokens
 from services.common import cache, client
 from services.common.cdn import EdgeSigner
 from services.common.config import CacheSettings, CdnSettings
-from services.common.context import USER_ID
 from services.common.ids import EPOCH_MS
 from services.common.post_cache import CachedPost, Form, PostCache
 from services.common.presented_media import write_media
 from services.common.timelines import CAP, HomeTimelines
 
-_METHOD = "/photomesh.feed.v1.FeedService/GetFeedJson"
 _POSTS = 5_000
 _AUTHORS = 500
 _PAGE = 20
@@ -47,32 +47,38 @@ _WARM_UP_SECONDS = 1.0
 @click.option("--rounds", default=1, show_default=True, help="How often all is measured.")
 def feed(seconds: float, readers: int, rounds: int) -> None:
     """Feed pages/s through the gateway, as a ratio to a handler that only returns the bytes."""
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        Stack(
+    with tempfile.TemporaryDirectory() as folder:
+        contracts = Path(folder) / "contracts.binpb"
+        contracts.write_bytes(floor.with_floor((ROOT / "gen/photomesh.binpb").read_bytes()))
+        with Stack(
             Path(folder),
             ports=free_ports(),
             ephemeral=True,
-        ) as stack,
-    ):
-        # Graph and post are not there, so whatever is not a warm page fails.
-        stack.up(["valkey", "feed", "gateway"])
-        answer = asyncio.run(_fill(stack, range(1, readers + 1)))
-        (Path(folder) / "answer").write_bytes(answer)
-        tokens = _tokens(stack, readers)
-        for number in range(rounds):
-            if number:
-                stack.start("feed")
-            pid = stack.pid("feed")
-            assert pid is not None  # noqa: S101 -- It runs.
-            ours = asyncio.run(_measure(stack, tokens, seconds, pid))
-            stack.stop("feed")
-            floor = _floor(stack, Path(folder) / "answer", tokens, seconds)
-            for door, mine, least in zip(("plain", "TLS"), ours, floor, strict=True):
-                click.echo(
-                    f"feed over REST, {door}: {mine} ; a handler that only returns the bytes: "
-                    f"{least} ; {mine.per_second / least.per_second:.2f} of it"
-                )
+            environment={"gateway": {"PHOTOMESH_DESCRIPTORS": str(contracts)}},
+        ) as stack:
+            # Graph and post are not there, so whatever is not a warm page fails.
+            stack.up(["valkey", "feed", "gateway"])
+            _compare(stack, readers, seconds, rounds)
+
+
+def _compare(stack: Stack, readers: int, seconds: float, rounds: int) -> None:
+    answer = stack.layout.data / "answer"
+    tokens = _tokens(stack, readers)
+    asyncio.run(_fill(stack, range(1, readers + 1)))
+    answer.write_bytes(_page(stack, tokens[0]))
+    for number in range(rounds):
+        if number:
+            stack.start("feed")
+        pid = stack.pid("feed")
+        assert pid is not None  # noqa: S101 -- It runs.
+        ours = asyncio.run(_measure(stack, "/v1/feed", tokens, seconds, pid))
+        stack.stop("feed")
+        floors = _floor(stack, answer, tokens, seconds)
+        for door, mine, least in zip(("plain", "TLS"), ours, floors, strict=True):
+            click.echo(
+                f"feed over REST, {door}: {mine} ; a handler that only returns the bytes: "
+                f"{least} ; {mine.per_second / least.per_second:.2f} of it"
+            )
 
 
 @dataclass(frozen=True)
@@ -89,8 +95,8 @@ class _Rate:
         )
 
 
-async def _fill(stack: Stack, reader_ids: Sequence[int]) -> bytes:
-    """Makes warm feeds of 500 posts; returns one page as feed serves it."""
+async def _fill(stack: Stack, reader_ids: Sequence[int]) -> None:
+    """Makes warm feeds of 500 posts."""
     chance = random.Random(1)
     newest = (time.time_ns() // 1_000_000 - EPOCH_MS) << 23
     post_ids = [newest - (n * 60_000 << 23) for n in range(_POSTS)]
@@ -116,15 +122,18 @@ async def _fill(stack: Stack, reader_ids: Sequence[int]) -> bytes:
             assert marker is not None  # noqa: S101 -- The cache is new.
             mine = sorted(chance.sample(post_ids, CAP), reverse=True)
             await timelines.finish_rebuild(reader_id, marker, mine, whole=False, version=1)
-    address = f"127.0.0.1:{stack.ports.feed}"
-    async with client.channel("feed", address, stack.layout.pki / "gateway") as channel:
-        # Bytes in, bytes out.
-        call: Any = channel.unary_unary(_METHOD)
-        answer: bytes = await call(b"", metadata=((USER_ID, str(reader_ids[0])),))
-    page = Parse(pb.GetFeedJsonResponse.FromString(answer).page.data, pb.GetFeedResponse())
+
+
+def _page(stack: Stack, token: str) -> bytes:
+    """Returns a page as readers get it."""
+    answer = httpx.get(
+        f"http://127.0.0.1:{stack.ports.gateway_http}/v1/feed",
+        headers={"authorization": f"Bearer {token}"},
+    )
+    page = Parse(answer.text, pb.GetFeedResponse())
     if len(page.posts) != _PAGE or page.state != pb.FEED_STATE_COMPLETE:
         raise click.ClickException(f"the feed is not warm: {len(page.posts)} posts, {page.state}")
-    return answer
+    return answer.content
 
 
 def _post(post_id: int, author_id: int, signer: EdgeSigner) -> bytes:
@@ -150,42 +159,44 @@ def _floor(stack: Stack, answer: Path, tokens: Sequence[str], seconds: float) ->
     address = f"127.0.0.1:{stack.ports.feed}"
     tls_dir = str(stack.layout.pki / "feed")
     command = [sys.executable, "-m", "loadtest.floor", address, tls_dir, str(answer)]
-    with subprocess.Popen(command) as floor:
+    with subprocess.Popen(command) as process:
         try:
             asyncio.run(_until_answered(stack))
-            return asyncio.run(_measure(stack, tokens, seconds, floor.pid))
+            return asyncio.run(_measure(stack, floor.PATH, tokens, seconds, process.pid))
         finally:
-            floor.terminate()
+            process.terminate()
 
 
 async def _until_answered(stack: Stack) -> None:
     address = f"127.0.0.1:{stack.ports.feed}"
     async with client.channel("feed", address, stack.layout.pki / "gateway") as channel:
-        call: Any = channel.unary_unary(_METHOD)
+        call: Any = channel.unary_unary(floor.METHOD)
         await call(b"", wait_for_ready=True, timeout=20)
 
 
 # -- Load ----------------------------------------------------------------------------------
 
 
-async def _measure(stack: Stack, tokens: Sequence[str], seconds: float, pid: int) -> "list[_Rate]":
+async def _measure(
+    stack: Stack, path: str, tokens: Sequence[str], seconds: float, pid: int
+) -> "list[_Rate]":
     context = ssl.create_default_context(cafile=str(stack.layout.pki / "public" / "ca.pem"))
     return [
-        await _rate(stack.ports.gateway_http, None, tokens, seconds, pid),
-        await _rate(stack.ports.gateway_https, context, tokens, seconds, pid),
+        await _rate(stack.ports.gateway_http, None, path, tokens, seconds, pid),
+        await _rate(stack.ports.gateway_https, context, path, tokens, seconds, pid),
     ]
 
 
 async def _rate(
     port: int,
     tls: ssl.SSLContext | None,
+    path: str,
     tokens: Sequence[str],
     seconds: float,
     pid: int,
 ) -> _Rate:
     requests = [
-        b"GET /v1/feed HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer %s\r\n\r\n"
-        % token.encode()
+        f"GET {path} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {token}\r\n\r\n".encode()
         for token in tokens
     ]
     connections = [await _Connection.open(port, tls) for _ in range(_CONNECTIONS)]

@@ -1,7 +1,8 @@
-"""`python -m loadtest.floor ADDRESS TLS_DIR ANSWER_FILE`: the least that a feed process could do.
+"""`python -m loadtest.floor ADDRESS TLS_DIR ANSWER_FILE`: the least that a grpcio process could do.
 
-A grpcio asyncio server that answers GetFeedJson with the bytes of a file, behind the same mutual
-TLS, on the same event loop. What the real service takes beyond it is its own.
+A grpcio asyncio server whose one method answers with the bytes of a file, behind the same mutual
+TLS, on the same event loop, behind the same gateway, which makes REST of it as it does of any
+method. What the feed takes beyond it is its own.
 """
 
 import asyncio
@@ -11,21 +12,51 @@ from pathlib import Path
 
 import grpc
 import uvloop
+from google.api import annotations_pb2, http_pb2  # type: ignore[import-untyped]
+from google.api.httpbody_pb2 import HttpBody  # type: ignore[import-untyped]
+from google.protobuf.descriptor_pb2 import FileDescriptorProto, FileDescriptorSet
 
 from services.common.tls import server_credentials
 
+PATH = "/floor"
+"""Where the gateway has it as REST."""
+
+METHOD = "/photomesh.feed.floor.FloorService/GetFloor"
+
+
+def with_floor(contracts: bytes) -> bytes:
+    """Adds the method to a FileDescriptorSet that a gateway is made of."""
+    image = FileDescriptorSet.FromString(contracts)
+    package, service, method = METHOD[1:].rpartition(".")[0], "FloorService", "GetFloor"
+    file = FileDescriptorProto(
+        name="floor.proto",
+        package=package,
+        syntax="proto3",
+        dependency=["google/api/annotations.proto", "google/api/httpbody.proto"],
+    )
+    file.message_type.add(name="GetFloorRequest")
+    added = file.service.add(name=service).method.add(
+        name=method,
+        input_type=f".{package}.GetFloorRequest",
+        output_type=".google.api.HttpBody",
+    )
+    added.options.Extensions[annotations_pb2.http].CopyFrom(http_pb2.HttpRule(get=PATH))
+    image.file.append(file)
+    return image.SerializeToString()
+
 
 async def main(address: str, tls_dir: Path, answer: bytes) -> None:
+    page: bytes = HttpBody(content_type="application/json", data=answer).SerializeToString()
 
-    async def get_feed_json(request: bytes, context: object) -> bytes:
-        return answer
+    async def get_floor(request: bytes, context: object) -> bytes:
+        return page
 
     server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
+    service, _, method = METHOD[1:].partition("/")
     server.add_generic_rpc_handlers(
         (
             grpc.method_handlers_generic_handler(
-                "photomesh.feed.v1.FeedService",
-                {"GetFeedJson": grpc.unary_unary_rpc_method_handler(get_feed_json)},
+                service, {method: grpc.unary_unary_rpc_method_handler(get_floor)}
             ),
         )
     )

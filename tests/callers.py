@@ -1,8 +1,11 @@
 """Calling a service of the mesh directly, with the identity of one that may."""
 
+import ssl
 from dataclasses import dataclass
+from pathlib import Path
 
 import grpc
+import httpx
 from google.rpc import error_details_pb2
 from grpc_status.rpc_status import from_call
 
@@ -15,6 +18,23 @@ def channel_to(stack: Stack, service: str, *, identity: str) -> grpc.aio.Channel
     """Returns a channel to a service of the stack."""
     address = f"127.0.0.1:{getattr(stack.ports, service)}"
     return client.channel(service, address, stack.layout.pki / identity)
+
+
+def pages_of(stack: Stack, *, identity: str = "gateway") -> httpx.AsyncClient:
+    """Returns a client of the pages that feed serves as REST."""
+    return httpx.AsyncClient(
+        base_url=f"https://127.0.0.1:{stack.ports.feed_rest}",
+        verify=client_context(stack.layout.pki / identity),
+    )
+
+
+def client_context(folder: Path) -> ssl.SSLContext:
+    """Returns what a client that is no gRPC client proves an identity with."""
+    context = ssl.create_default_context(cafile=str(folder / "ca.pem"))
+    # Certificates are for names, and here everything is an address.
+    context.check_hostname = False
+    context.load_cert_chain(folder / "cert.pem", folder / "key.pem")
+    return context
 
 
 def as_user(user_id: int) -> tuple[tuple[str, str], ...]:

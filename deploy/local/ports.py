@@ -22,6 +22,7 @@ _OFFSETS = {
     "feed": 106,
     "fanout": 107,
     "reflection": 108,
+    "feed_rest": 109,
     "s3": 333,
     "s3_grpc": 340,
     "filer": 341,
@@ -100,6 +101,7 @@ class Ports:
     feed: int
     fanout: int
     reflection: int
+    feed_rest: int
 
     @classmethod
     def block(cls, base: int) -> Self:

@@ -618,7 +618,7 @@ class Stack:
 
     def _write_config(self, process: Process) -> None:
         for config in process.config:
-            inputs = _digest(config.settings, *config.inputs)
+            inputs = _digest(json.dumps(dict(process.environment)), *config.inputs)
             known = config.path.with_suffix(".inputs")
             if (
                 config.inputs
@@ -629,7 +629,7 @@ class Stack:
                 continue
             known.unlink(missing_ok=True)
             try:
-                text = config.render()
+                text = config.render(process.environment)
             except (ValueError, OSError) as error:
                 raise StackError(
                     f"{config.path.name} of {process.name} cannot be written: {error}"

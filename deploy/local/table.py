@@ -83,14 +83,13 @@ class Layout:
 class ConfigFile:
     """A file that must be written before the process starts.
 
-    Where rendering is slow, `inputs` names what decides the text: the files and folders, and the
-    settings. It is rendered again only when one of them changed.
+    It is made of the process's environment. Where that is slow, `inputs` names the files and
+    folders that decide the text, too: it is rendered again only when something of that changed.
     """
 
     path: Path
-    render: Callable[[], str]
+    render: Callable[[Mapping[str, str]], str]
     inputs: tuple[Path, ...] = ()
-    settings: str = ""
 
 
 @dataclass(frozen=True)
@@ -234,7 +233,7 @@ def _valkey_server(name: str, data: Path, port: int, settings: Mapping[str, str 
 
 
 def _s3(layout: Layout, ports: Ports, credentials: Credentials) -> Process:
-    identities = ConfigFile(layout.etc / "s3.json", lambda: _s3_identities(credentials))
+    identities = ConfigFile(layout.etc / "s3.json", lambda _: _s3_identities(credentials))
     options = {
         "dir": layout.data / "s3",
         # The filer answers anyone, so everything must stay on loopback.
@@ -410,6 +409,7 @@ def _services(
         port: int,
         *,
         needs: tuple[str, ...],
+        rest_port: int = 0,
         module: str = "",
         role: str = "",
         workers: tuple[str, ...] = (),
@@ -427,11 +427,13 @@ def _services(
         }
         if role:
             environment["PHOTOMESH_DATABASE_URL"] = role_url(role, ports, credentials)
+        if rest_port:
+            environment["PHOTOMESH_REST_LISTEN"] = f"127.0.0.1:{rest_port}"
         return Process(
             name=name,
             command=_python(f"services.{module or name}"),
             depends_on=needs,
-            ports={"gRPC": port},
+            ports={"gRPC": port} | ({"REST": rest_port} if rest_port else {}),
             ready=GrpcReady(port, name, layout.pki / "operator", workers),
             environment=environment,
             sources=(
@@ -488,6 +490,7 @@ def _services(
             "feed",
             ports.feed,
             needs=("valkey",),
+            rest_port=ports.feed_rest,
             key_files={"PHOTOMESH_PAGE_KEY_FILE": page_key},
         ),
         service(
@@ -527,6 +530,7 @@ def addresses(ports: Ports, cache: str) -> dict[str, str]:
         "PHOTOMESH_PEER_POST": f"127.0.0.1:{ports.post}",
         "PHOTOMESH_PEER_GRAPH": f"127.0.0.1:{ports.graph}",
         "PHOTOMESH_PEER_FEED": f"127.0.0.1:{ports.feed}",
+        "PHOTOMESH_PEER_FEED_REST": f"127.0.0.1:{ports.feed_rest}",
         "PHOTOMESH_PEER_FANOUT": f"127.0.0.1:{ports.fanout}",
     }
 
@@ -617,9 +621,8 @@ def _envoy(
 ) -> Process:
     config = ConfigFile(
         layout.etc / f"{name}.json",
-        lambda: _envoy_config(name, settings),
+        lambda environment: _envoy_config(name, environment),
         inputs=(ROOT / "gateway", *reads),
-        settings=json.dumps(settings),
     )
     return Process(
         name=name,
@@ -636,6 +639,7 @@ def _envoy(
         ),
         ports=ports,
         ready=ready,
+        environment=settings,
         config=(config,),
         folder=folder,
         sources=reads,

@@ -13,33 +13,23 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import grpc
-import protovalidate
 import uvloop
 from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1._async import HealthServicer
 from grpc_reflection.v1alpha import reflection
 
-from services.common import context, logs, tls
+from services.common import calls, context, logs, tls
 from services.common.config import MeshSettings
 from services.common.contracts import contracts
-from services.common.errors import (
-    CallerNotAllowed,
-    DeadlineExceeded,
-    FieldInvalid,
-    Internal,
-    MeshError,
-    Unavailable,
-)
+from services.common.errors import CallerNotAllowed
+from services.common.rest import RestServer
 
 PUBLIC = frozenset({"gateway", "operator"})
 """The identities that may call a public service."""
 
 _SERVING = health_pb2.HealthCheckResponse.SERVING
 _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
-
-_MOST_SECONDS = 30.0
-"""The deadline of a unary call that came without one."""
 
 _log = logs.logger(__name__)
 
@@ -72,11 +62,12 @@ async def serve(
     services: Sequence[Service],
     workers: Sequence[Worker] = (),
     *,
+    rest: RestServer | None = None,
     before_drain: Callable[[], None] = lambda: None,
 ) -> None:
     """Serves until SIGTERM or SIGINT, then drains: health says NOT_SERVING, calls may end.
 
-    `before_drain` tells calls to end that would not by themselves.
+    `rest` answers beside gRPC. `before_drain` tells calls to end that would not by themselves.
 
     A worker that ends or fails ends the process: whatever supervises it starts a new one.
     """
@@ -106,6 +97,8 @@ async def serve(
     if server.add_secure_port(settings.listen, tls.server_credentials(settings.tls_dir)) == 0:
         raise SystemExit(f"Cannot listen on {settings.listen}: is the port taken?")
     await server.start()
+    if rest:
+        await rest.start()
     for name in ("", *callers):
         await health.set(name, _SERVING)
     _log.info("serving", address=settings.listen)
@@ -123,7 +116,9 @@ async def serve(
 
     await health.enter_graceful_shutdown()
     before_drain()
-    await server.stop(settings.drain_seconds)
+    await asyncio.gather(
+        server.stop(settings.drain_seconds), *([rest.stop(settings.drain_seconds)] if rest else [])
+    )
     # Only now: what the last calls stored is still relayed.
     for task in tasks:
         task.cancel()
@@ -158,7 +153,6 @@ def run(main: Callable[[], Coroutine[Any, Any, None]]) -> NoReturn:
 class _Interceptor(grpc.aio.ServerInterceptor):
     def __init__(self, callers: dict[str, frozenset[str]]) -> None:
         self._callers = callers
-        self._validator = protovalidate.Validator()
 
     async def intercept_service(
         self,
@@ -174,7 +168,7 @@ class _Interceptor(grpc.aio.ServerInterceptor):
         if handler is None or service not in self._callers:
             return handler
         metadata = dict(handler_call_details.invocation_metadata)
-        guard = _Guard(method, self._callers[service], metadata, self._validator)
+        guard = _Guard(method, self._callers[service], metadata)
         if handler.unary_unary:
             return grpc.unary_unary_rpc_method_handler(
                 guard.unary(handler.unary_unary),
@@ -199,23 +193,16 @@ class _Interceptor(grpc.aio.ServerInterceptor):
 class _Guard:
     """What surrounds the handler of one call."""
 
-    def __init__(
-        self,
-        method: str,
-        callers: frozenset[str],
-        metadata: dict[str, Any],
-        validator: protovalidate.Validator,
-    ) -> None:
+    def __init__(self, method: str, callers: frozenset[str], metadata: dict[str, Any]) -> None:
         self._method = method
         self._callers = callers
         self._metadata = metadata
-        self._validator = validator
 
     def unary(self, handler: Any) -> Any:
         async def guarded(request: Any, servicer: Servicer) -> Any:
             try:
                 call = self._admit(request, servicer)
-                async with asyncio.timeout(call.remaining(_MOST_SECONDS)):
+                async with asyncio.timeout(call.remaining(calls.MOST_SECONDS)):
                     return await handler(request, servicer)
             except Exception as error:
                 await self._abort(error, servicer)
@@ -242,7 +229,7 @@ class _Guard:
         seen = False
         async for request in requests:
             if not seen:
-                self._validate(request)
+                calls.validate(request)
                 seen = True
             yield request
 
@@ -261,61 +248,17 @@ class _Guard:
 
     def _admit(self, request: Any, servicer: Servicer) -> context.CallContext:
         """Checks the caller and the request; makes the call the one at hand."""
-        call = context.CallContext(
-            trace_id=context.trace_id_of(self._metadata.get(context.TRACEPARENT)),
-            user_id=_user_id(self._metadata.get(context.USER_ID)),
-            deadline=self._deadline(servicer),
-        )
-        context.enter(call)
+        call = calls.enter(self._metadata, servicer.time_remaining())
         caller = tls.peer_identity(servicer)
         if caller not in self._callers:
             raise CallerNotAllowed(caller, self._method)
         if isinstance(request, Message):
-            self._validate(request)
+            calls.validate(request)
         return call
-
-    def _deadline(self, servicer: Servicer) -> float | None:
-        """Returns when the caller stops waiting.
-
-        Calls that Envoy transcodes from REST carry no gRPC deadline, only Envoy's own header.
-        """
-        seconds = servicer.time_remaining()
-        expected_ms = self._metadata.get("x-envoy-expected-rq-timeout-ms", "")
-        if seconds is None and expected_ms.isdigit():
-            seconds = int(expected_ms) / 1000
-        return None if seconds is None else asyncio.get_running_loop().time() + seconds
-
-    def _validate(self, request: Message) -> None:
-        violations = self._validator.collect_violations(request)
-        if violations:
-            raise FieldInvalid(
-                {_path(violation.proto.field): violation.proto.message for violation in violations}
-            )
 
     async def _abort(self, error: Exception, servicer: Servicer) -> NoReturn:
         if isinstance(error, grpc.aio.AbortError):
             raise error
-        if isinstance(error, TimeoutError):
-            error = DeadlineExceeded()
-        if isinstance(error, Unavailable):
-            _log.warning("unavailable", method=self._method, exc_info=error)
-        if not isinstance(error, MeshError):
-            _log.error("failed", method=self._method, exc_info=error)
-            error = Internal()
-        details = error.to_status(context.current().trace_id).SerializeToString()
-        await servicer.abort(error.code, error.message, (("grpc-status-details-bin", details),))
-
-
-def _user_id(text: str | None) -> int:
-    return int(text) if text and text.isascii() and text.isdigit() else 0
-
-
-def _path(field: Any) -> str:
-    """Returns a field path as text, such as `media_ids[1]`."""
-    path = ""
-    for element in field.elements:
-        subscript = element.subscript
-        path += ("." if path else "") + element.field_name
-        if subscript is not None:
-            path += f"[{subscript.value}]"
-    return path
+        told = calls.refusal(error, self._method)
+        details = told.to_status(context.current().trace_id).SerializeToString()
+        await servicer.abort(told.code, told.message, (("grpc-status-details-bin", details),))

@@ -1,6 +1,7 @@
 """`python -m services.feed`: wires the feed service and serves it."""
 
 from photomesh.feed.v1.feed_admin_service_pb2_grpc import add_FeedAdminServiceServicer_to_server
+from photomesh.feed.v1.feed_service_pb2 import GetFeedRequest
 from photomesh.graph.v1.graph_internal_service_pb2_grpc import GraphInternalServiceStub
 from photomesh.post.v1.post_internal_service_pb2_grpc import PostInternalServiceStub
 
@@ -9,6 +10,7 @@ from services.common.cache import connect
 from services.common.client import channel
 from services.common.paging import PageTokens, read_key
 from services.common.post_cache import Form
+from services.common.rest import RestMethod, RestServer
 from services.common.server import PUBLIC, Service, Worker, run, serve
 from services.common.timelines import AuthorTimelines, HomeTimelines
 from services.feed.admin import FeedAdminService
@@ -56,6 +58,18 @@ async def main() -> None:
                 ),
             ],
             [Worker("watches", watches.run)],
+            rest=RestServer(
+                settings.rest_listen,
+                settings.tls_dir,
+                [
+                    RestMethod(
+                        "/photomesh.feed.v1.FeedService/GetFeed",
+                        "/v1/feed",
+                        GetFeedRequest,
+                        service.feed_as_json,
+                    )
+                ],
+            ),
             before_drain=watches.drain,
         )
 

@@ -72,9 +72,6 @@ def test_public_and_internal_methods_are_in_different_services():
         for service in file.service:
             for method in service.method:
                 has_rest_path = method.options.HasExtension(annotations_pb2.http)
-                if method.name == "GetFeed":
-                    # REST has GetFeedJson.
-                    continue
                 inside = service.name.endswith(("InternalService", "AdminService"))
                 assert has_rest_path != inside, method.name
 

@@ -23,5 +23,6 @@ def gateway_settings(pki: Path) -> GatewaySettings:
             service: Peer("127.0.0.1", 4, service.split(".")[1])
             for service in public_services(public_methods(DESCRIPTORS))
         },
+        pages={"/photomesh.feed.v1.FeedService/GetFeed": Peer("127.0.0.1", 6, "feed")},
         reflection=Peer("127.0.0.1", 5, "reflection"),
     )

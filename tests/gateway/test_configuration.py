@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture
 def environment(lonely, tmp_path):
     pki = lonely.layout.pki
-    peers = ("ACCOUNT", "MEDIA", "POST", "GRAPH", "FEED", "REFLECTION")
+    peers = ("ACCOUNT", "MEDIA", "POST", "GRAPH", "FEED", "FEED_REST", "REFLECTION")
     return {
         "PYTHONPATH": f"{ROOT}:{ROOT / 'gen'}",
         "PHOTOMESH_GATEWAY_HTTP_PORT": "8080",
@@ -96,7 +96,7 @@ def test_no_internal_service_is_public():
 
 def test_a_template_becomes_the_paths_that_fit_it():
     patterns = {method.name: method.http_pattern for method in public_methods(DESCRIPTORS)}
-    assert patterns["GetFeedJson"] == "/v1/feed"
+    assert patterns["GetFeed"] == "/v1/feed"
     assert patterns["CompleteUpload"] == "/v1/media/[^/:]+:complete"
     assert patterns["SignUploadParts"] == "/v1/media/[^/:]+/parts:sign"
 

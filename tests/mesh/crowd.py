@@ -5,7 +5,6 @@ of media without files. All that they do goes through the services.
 """
 
 import asyncio
-import json
 import random
 import secrets
 import time
@@ -24,9 +23,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import grpc
+import httpx
 import psycopg
 from google.protobuf.message import Message
-from photomesh.feed.v1.feed_service_pb2 import FeedState, GetFeedJsonRequest, GetFeedRequest
+from photomesh.feed.v1.feed_service_pb2 import FeedState, GetFeedRequest
 from photomesh.feed.v1.feed_service_pb2_grpc import FeedServiceStub
 from photomesh.graph.v1 import graph_service_pb2 as graph_pb
 from photomesh.graph.v1.events_pb2 import CelebrityChanged, FollowChanged
@@ -39,7 +39,7 @@ from deploy.local.stack import Stack
 from services.common import topics
 from services.common.ids import SHARDS
 from services.common.topics import Topic
-from tests.callers import Refusal, as_user, channel_to
+from tests.callers import Refusal, as_user, channel_to, pages_of
 from tests.eventually import eventually
 from tests.mesh import mishaps
 from tests.mesh.oracle import Oracle
@@ -110,6 +110,10 @@ _POST_DEEDS: Mapping[str, tuple[str, type]] = {
 }
 
 
+class _NotNow(Exception):
+    """A page that may be asked for again."""
+
+
 @dataclass(frozen=True)
 class _Page:
     """What is shown at once."""
@@ -140,6 +144,7 @@ class Crowd:
     graph: GraphServiceStub
     post: PostServiceStub
     feed: FeedServiceStub
+    rest: httpx.AsyncClient
     oracle: Oracle
     posts: dict[int, list[int]] = field(default_factory=lambda: defaultdict(list))
     pagings: dict[int, Paging] = field(default_factory=lambda: defaultdict(Paging))
@@ -317,16 +322,27 @@ class Crowd:
             posts = [(post.post_id, post.author.account_id) for post in told.posts]
             degraded = told.state == FeedState.FEED_STATE_DEGRADED
             return _Page(posts, told.next_page_token, degraded)
-        json_request = GetFeedJsonRequest(page_size=size, page_token=token)
-        body = await self._patiently(
-            lambda: self.feed.GetFeedJson(json_request, metadata=me, timeout=10)
-        )
-        told = json.loads(body.page.data)
+        told = await self._patiently(lambda: self._rest_page(reader, token, size))
         return _Page(
             [(int(post["postId"]), int(post["author"]["accountId"])) for post in told["posts"]],
             told["nextPageToken"],
             told["state"] == "FEED_STATE_DEGRADED",
         )
+
+    async def _rest_page(self, reader: int, token: str, size: int) -> Any:
+        try:
+            answer = await self.rest.get(
+                "/v1/feed",
+                params={"pageSize": size, "pageToken": token},
+                headers=dict(as_user(reader)),
+                timeout=10,
+            )
+        except httpx.TransportError as error:
+            raise _NotNow from error
+        if answer.status_code in (503, 504):
+            raise _NotNow(answer.text)
+        assert answer.status_code == 200, answer.text
+        return answer.json()
 
     async def _patiently(self, call: Callable[[], Awaitable[Any]]) -> Any:
         """Makes a call that can be repeated until the service is there."""
@@ -336,6 +352,9 @@ class Crowd:
                 return await call()
             except grpc.aio.AioRpcError as error:
                 if error.code() not in _AWAY or time.monotonic() > deadline:
+                    raise
+            except _NotNow:
+                if time.monotonic() > deadline:
                     raise
             await asyncio.sleep(0.1)
 
@@ -427,6 +446,7 @@ async def crowd_of(mesh: Stack, count: int, rng: random.Random) -> AsyncIterator
         channel_to(mesh, "graph", identity="gateway") as graph,
         channel_to(mesh, "post", identity="gateway") as post,
         channel_to(mesh, "feed", identity="gateway") as feed,
+        pages_of(mesh) as rest,
     ):
         yield Crowd(
             mesh,
@@ -435,6 +455,7 @@ async def crowd_of(mesh: Stack, count: int, rng: random.Random) -> AsyncIterator
             GraphServiceStub(graph),
             PostServiceStub(post),
             FeedServiceStub(feed),
+            rest,
             Oracle(),
             buried=buried,
         )

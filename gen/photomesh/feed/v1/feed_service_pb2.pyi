@@ -4,7 +4,6 @@ isort:skip_file
 """
 
 from collections import abc as _abc
-from google.api import httpbody_pb2 as _httpbody_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
@@ -146,56 +145,6 @@ class GetFeedResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetFeedResponse: _TypeAlias = GetFeedResponse  # noqa: Y015
-
-@_typing.final
-class GetFeedJsonRequest(_message.Message):
-    """Asks for a page of the feed as JSON."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    PAGE_SIZE_FIELD_NUMBER: _builtins.int
-    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
-    page_size: _builtins.int
-    """How many posts at most: 1 to 100. 0: 20."""
-    page_token: _builtins.str
-    """The last page's `next_page_token`; empty: from the newest post."""
-    def __init__(
-        self,
-        *,
-        page_size: _builtins.int = ...,
-        page_token: _builtins.str = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___GetFeedJsonRequest: _TypeAlias = GetFeedJsonRequest  # noqa: Y015
-
-@_typing.final
-class GetFeedJsonResponse(_message.Message):
-    """Answers GetFeedJson."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    PAGE_FIELD_NUMBER: _builtins.int
-    @_builtins.property
-    def page(self) -> _httpbody_pb2.HttpBody:
-        """A GetFeedResponse as JSON."""
-
-    def __init__(
-        self,
-        *,
-        page: _httpbody_pb2.HttpBody | None = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["page", b"page"]  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["page", b"page"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___GetFeedJsonResponse: _TypeAlias = GetFeedJsonResponse  # noqa: Y015
 
 @_typing.final
 class WatchFeedRequest(_message.Message):

@@ -44,11 +44,6 @@ class FeedServiceStub:
                 request_serializer=photomesh_dot_feed_dot_v1_dot_feed__service__pb2.GetFeedRequest.SerializeToString,
                 response_deserializer=photomesh_dot_feed_dot_v1_dot_feed__service__pb2.GetFeedResponse.FromString,
                 _registered_method=True)
-        self.GetFeedJson = channel.unary_unary(
-                '/photomesh.feed.v1.FeedService/GetFeedJson',
-                request_serializer=photomesh_dot_feed_dot_v1_dot_feed__service__pb2.GetFeedJsonRequest.SerializeToString,
-                response_deserializer=photomesh_dot_feed_dot_v1_dot_feed__service__pb2.GetFeedJsonResponse.FromString,
-                _registered_method=True)
         self.WatchFeed = channel.unary_stream(
                 '/photomesh.feed.v1.FeedService/WatchFeed',
                 request_serializer=photomesh_dot_feed_dot_v1_dot_feed__service__pb2.WatchFeedRequest.SerializeToString,
@@ -73,18 +68,10 @@ class FeedServiceServicer:
 
         Errors:
         - INVALID_ARGUMENT (BAD_PAGE_TOKEN): this method gave the caller no such token.
-        """
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
 
-    def GetFeedJson(self, request, context):
-        """GetFeed for REST: the body is the JSON of a GetFeedResponse, like that of any other answer.
-
-        It is put together out of posts that are kept as JSON. A page has some 5,000 fields, and to
-        write them anew for each reader would cost the gateway far more than the mesh behind it.
-
-        Errors: those of GetFeed.
+        Over REST the JSON is made by feed itself, out of posts that are kept as JSON: a page has some
+        5,000 fields, and to write them anew for each reader would cost the gateway far more than the
+        mesh behind it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -121,11 +108,6 @@ def add_FeedServiceServicer_to_server(servicer, server):
                     servicer.GetFeed,
                     request_deserializer=photomesh_dot_feed_dot_v1_dot_feed__service__pb2.GetFeedRequest.FromString,
                     response_serializer=photomesh_dot_feed_dot_v1_dot_feed__service__pb2.GetFeedResponse.SerializeToString,
-            ),
-            'GetFeedJson': grpc.unary_unary_rpc_method_handler(
-                    servicer.GetFeedJson,
-                    request_deserializer=photomesh_dot_feed_dot_v1_dot_feed__service__pb2.GetFeedJsonRequest.FromString,
-                    response_serializer=photomesh_dot_feed_dot_v1_dot_feed__service__pb2.GetFeedJsonResponse.SerializeToString,
             ),
             'WatchFeed': grpc.unary_stream_rpc_method_handler(
                     servicer.WatchFeed,
@@ -165,33 +147,6 @@ class FeedService:
             '/photomesh.feed.v1.FeedService/GetFeed',
             photomesh_dot_feed_dot_v1_dot_feed__service__pb2.GetFeedRequest.SerializeToString,
             photomesh_dot_feed_dot_v1_dot_feed__service__pb2.GetFeedResponse.FromString,
-            options,
-            channel_credentials,
-            insecure,
-            call_credentials,
-            compression,
-            wait_for_ready,
-            timeout,
-            metadata,
-            _registered_method=True)
-
-    @staticmethod
-    def GetFeedJson(request,
-            target,
-            options=(),
-            channel_credentials=None,
-            call_credentials=None,
-            insecure=False,
-            compression=None,
-            wait_for_ready=None,
-            timeout=None,
-            metadata=None):
-        return grpc.experimental.unary_unary(
-            request,
-            target,
-            '/photomesh.feed.v1.FeedService/GetFeedJson',
-            photomesh_dot_feed_dot_v1_dot_feed__service__pb2.GetFeedJsonRequest.SerializeToString,
-            photomesh_dot_feed_dot_v1_dot_feed__service__pb2.GetFeedJsonResponse.FromString,
             options,
             channel_credentials,
             insecure,

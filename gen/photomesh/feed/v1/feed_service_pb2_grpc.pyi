@@ -30,14 +30,10 @@ class FeedServiceStub:
 
     Errors:
     - INVALID_ARGUMENT (BAD_PAGE_TOKEN): this method gave the caller no such token.
-    """
-    GetFeedJson: _aio.UnaryUnaryMultiCallable[_feed_service_pb2.GetFeedJsonRequest, _feed_service_pb2.GetFeedJsonResponse]
-    """GetFeed for REST: the body is the JSON of a GetFeedResponse, like that of any other answer.
 
-    It is put together out of posts that are kept as JSON. A page has some 5,000 fields, and to
-    write them anew for each reader would cost the gateway far more than the mesh behind it.
-
-    Errors: those of GetFeed.
+    Over REST the JSON is made by feed itself, out of posts that are kept as JSON: a page has some
+    5,000 fields, and to write them anew for each reader would cost the gateway far more than the
+    mesh behind it.
     """
     WatchFeed: _aio.UnaryStreamMultiCallable[_feed_service_pb2.WatchFeedRequest, _feed_service_pb2.WatchFeedResponse]
     """Tells what is new in the caller's home feed, while it happens: each post within about a second
@@ -82,20 +78,10 @@ class FeedServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Errors:
         - INVALID_ARGUMENT (BAD_PAGE_TOKEN): this method gave the caller no such token.
-        """
 
-    @_abc_1.abstractmethod
-    def GetFeedJson(
-        self,
-        request: _feed_service_pb2.GetFeedJsonRequest,
-        context: _aio.ServicerContext[_feed_service_pb2.GetFeedJsonRequest, _abc.Awaitable[_feed_service_pb2.GetFeedJsonResponse]],
-    ) -> _abc.Awaitable[_feed_service_pb2.GetFeedJsonResponse]:
-        """GetFeed for REST: the body is the JSON of a GetFeedResponse, like that of any other answer.
-
-        It is put together out of posts that are kept as JSON. A page has some 5,000 fields, and to
-        write them anew for each reader would cost the gateway far more than the mesh behind it.
-
-        Errors: those of GetFeed.
+        Over REST the JSON is made by feed itself, out of posts that are kept as JSON: a page has some
+        5,000 fields, and to write them anew for each reader would cost the gateway far more than the
+        mesh behind it.
         """
 
     @_abc_1.abstractmethod

@@ -1,0 +1,236 @@
+"""REST as a service's own: HTTP/1.1 behind the gateway, for methods whose JSON lies ready.
+
+The gateway makes gRPC out of REST, and JSON out of the answers. That is right for nearly all
+methods. A page of a feed is put together out of ready-made JSON, though, and read more often than
+all else: for it, gRPC on both sides of the mesh costs more than the page itself (`make bench
+BENCH=feed` shows by how much). So the gateway sends what is plainly such a page here as it is, and
+all else to the method's gRPC twin: whatever is malformed is refused there, as everywhere.
+
+Only the protocol comes from a library: httptools parses what Node.js parses with the same code.
+"""
+
+import asyncio
+import functools
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+from urllib.parse import parse_qsl
+
+import grpc
+import httptools
+from google.protobuf.json_format import MessageToJson, ParseDict, ParseError
+from google.protobuf.message import Message
+
+from services.common import calls, context, logs, tls
+from services.common.config import Address
+from services.common.errors import CallerNotAllowed, FieldInvalid, MeshError
+
+HEALTH_PATH = b"/healthz"
+"""Answers 200 while calls are served, and 503 when they soon will be no longer."""
+
+_CALLER = "gateway"
+"""The only identity that may call: it says who is signed in."""
+
+_MOST_BYTES = 1024 * 1024
+"""How large a request may be. The gateway lets pass 32 KiB of headers; a body is passed over."""
+
+_QUERIES = 1_024
+"""How many parsed queries are remembered. Most are one of a few first pages."""
+
+# As google.rpc.Code maps them, and Envoy does.
+_HTTP_STATUS = {
+    grpc.StatusCode.INVALID_ARGUMENT: b"400 Bad Request",
+    grpc.StatusCode.FAILED_PRECONDITION: b"400 Bad Request",
+    grpc.StatusCode.OUT_OF_RANGE: b"400 Bad Request",
+    grpc.StatusCode.UNAUTHENTICATED: b"401 Unauthorized",
+    grpc.StatusCode.PERMISSION_DENIED: b"403 Forbidden",
+    grpc.StatusCode.NOT_FOUND: b"404 Not Found",
+    grpc.StatusCode.ALREADY_EXISTS: b"409 Conflict",
+    grpc.StatusCode.ABORTED: b"409 Conflict",
+    grpc.StatusCode.RESOURCE_EXHAUSTED: b"429 Too Many Requests",
+    grpc.StatusCode.UNAVAILABLE: b"503 Service Unavailable",
+    grpc.StatusCode.DEADLINE_EXCEEDED: b"504 Gateway Timeout",
+}
+_OK = b"200 OK"
+_FAILED = b"500 Internal Server Error"
+
+_log = logs.logger(__name__)
+
+
+@dataclass(frozen=True)
+class RestMethod:
+    """A method that is asked with GET and a query."""
+
+    name: str
+    """Of its gRPC twin, such as "/photomesh.feed.v1.FeedService/GetFeed"."""
+    path: str
+    """Such as "/v1/feed"."""
+    request: type[Message]
+    answer: Callable[[Any], Awaitable[bytes]]
+    """Takes a valid request; returns JSON. Raises as gRPC methods do."""
+
+
+class RestServer:
+    """Serves methods to the gateway, over mutual TLS."""
+
+    def __init__(self, listen: Address, tls_dir: Path, methods: Sequence[RestMethod]) -> None:
+        self._listen = listen
+        self._tls_dir = tls_dir
+        self._answerers = {method.path.encode(): _Answerer(method) for method in methods}
+        self._connections: set[_Connection] = set()
+        self._server: asyncio.Server | None = None
+
+    async def start(self) -> None:
+        """Listens.
+
+        Raises:
+            OSError: it cannot.
+        """
+        host, _, port = self._listen.rpartition(":")
+        self._server = await asyncio.get_running_loop().create_server(
+            lambda: _Connection(self._answerers, self._connections),
+            host,
+            int(port),
+            ssl=tls.server_context(self._tls_dir, protocol="http/1.1"),
+            backlog=1_024,
+        )
+
+    async def stop(self, grace: float) -> None:
+        """Takes no more calls, and ends those that take longer than `grace` seconds."""
+        if self._server:
+            self._server.close()
+        ended = [connection.drain() for connection in self._connections]
+        if ended:
+            await asyncio.wait(ended, timeout=grace)
+        for connection in tuple(self._connections):
+            connection.abort()
+
+
+class _Answerer:
+    """Answers the calls of one method."""
+
+    def __init__(self, method: RestMethod) -> None:
+        self._method = method
+        self._parsed = functools.lru_cache(_QUERIES)(self._parse)
+
+    async def answer(self, query: bytes, headers: Mapping[str, str]) -> tuple[bytes, bytes]:
+        """Returns an HTTP status and JSON."""
+        call = calls.enter(headers)
+        try:
+            async with asyncio.timeout(call.remaining(calls.MOST_SECONDS)):
+                return _OK, await self._method.answer(self._parsed(query))
+        except Exception as error:
+            return _refused(calls.refusal(error, self._method.name), call)
+
+    def _parse(self, query: bytes) -> Message:
+        """Returns a request, which nobody must change: others may be given it, too."""
+        try:
+            request = ParseDict(dict(parse_qsl(query.decode())), self._method.request())
+        except (ValueError, ParseError) as error:
+            raise FieldInvalid({"query": str(error)}) from error
+        calls.validate(request)
+        return request
+
+
+def _refused(error: MeshError, call: context.CallContext) -> tuple[bytes, bytes]:
+    status = MessageToJson(
+        error.to_status(call.trace_id), always_print_fields_with_no_presence=True, indent=None
+    )
+    return _HTTP_STATUS.get(error.code, _FAILED), status.encode()
+
+
+class _Connection(asyncio.Protocol):
+    """One connection. The gateway never asks again before it is answered."""
+
+    def __init__(
+        self, answerers: Mapping[bytes, _Answerer], connections: "set[_Connection]"
+    ) -> None:
+        self._answerers = answerers
+        self._connections = connections
+        self._transport: asyncio.Transport
+        self._parser = httptools.HttpRequestParser(self)
+        self._url = b""
+        self._headers: dict[str, str] = {}
+        self._size = 0
+        self._answering: asyncio.Task[None] | None = None
+        self._draining = False
+        self._ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def drain(self) -> "asyncio.Future[None]":
+        """Lets the connection end as soon as nothing is under way on it; done when it has."""
+        self._draining = True
+        if self._answering is None:
+            self._transport.close()
+        return self._ended
+
+    def abort(self) -> None:
+        """Ends the connection at once."""
+        self._transport.abort()
+
+    # What the event loop tells.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        # uvloop's has another base.
+        self._transport = cast(asyncio.Transport, transport)
+        caller = tls.certified_identity(transport.get_extra_info("peercert"))
+        if caller != _CALLER:
+            _log.warning("refused", error=str(CallerNotAllowed(caller, "REST")))
+            self.abort()
+        self._connections.add(self)
+
+    def connection_lost(self, _: Exception | None) -> None:
+        self._connections.discard(self)
+        if self._answering:
+            self._answering.cancel()
+        self._ended.set_result(None)
+
+    def data_received(self, data: bytes) -> None:
+        self._size += len(data)
+        try:
+            if self._size > _MOST_BYTES:
+                raise httptools.HttpParserError("the request is too large")
+            self._parser.feed_data(data)
+        except httptools.HttpParserError as error:
+            _log.warning("no HTTP", error=str(error))
+            self.abort()
+
+    # What the parser tells.
+
+    def on_message_begin(self) -> None:
+        if self._answering:
+            raise httptools.HttpParserError("a request came before the last one was answered")
+
+    def on_url(self, part: bytes) -> None:
+        self._url += part
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._headers[name.decode("latin-1").lower()] = value.decode("latin-1")
+
+    def on_message_complete(self) -> None:
+        path, _, query = self._url.partition(b"?")
+        if self._parser.get_method() != b"GET":
+            self._send(b"405 Method Not Allowed", b"")
+        elif answerer := self._answerers.get(path):
+            self._answering = asyncio.create_task(self._answer(answerer, query))
+        elif path == HEALTH_PATH:
+            self._send(b"503 Service Unavailable" if self._draining else _OK, b"")
+        else:
+            self._send(b"404 Not Found", b"")
+
+    async def _answer(self, answerer: _Answerer, query: bytes) -> None:
+        answer = await answerer.answer(query, self._headers)
+        self._answering = None
+        self._send(*answer)
+
+    def _send(self, status: bytes, body: bytes) -> None:
+        closing = self._draining or not self._parser.should_keep_alive()
+        self._transport.write(
+            b"HTTP/1.1 %s\r\ncontent-type: application/json\r\ncontent-length: %d\r\n%s\r\n%s"
+            % (status, len(body), b"connection: close\r\n" if closing else b"", body)
+        )
+        if closing:
+            self._transport.close()
+        self._url = b""
+        self._headers = {}
+        self._size = 0
