@@ -37,8 +37,8 @@ each race:
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from enum import StrEnum
+from typing import NamedTuple
 
 from services.common.cache import Cache
 
@@ -70,8 +70,7 @@ class Form(StrEnum):
     """Its JSON as REST has it, in UTF-8."""
 
 
-@dataclass(frozen=True, slots=True)
-class CachedPost:
+class CachedPost(NamedTuple):
     """A post as everybody who may see it is served it."""
 
     author_id: int
@@ -92,7 +91,7 @@ class PostCache:
 
     async def get(self, post_ids: Sequence[int]) -> dict[int, CachedPost | None]:
         """Returns what is known of the posts: None is a withdrawn one; who is absent, ask post."""
-        values = await self._cache.get_many([_key(self._form, post_id) for post_id in post_ids])
+        values = await self._cache.get_many(_keys(self._form, post_ids))
         return {
             post_id: _decode(value)
             for post_id, value in zip(post_ids, values, strict=True)
@@ -106,7 +105,7 @@ class PostCache:
         the post.
         """
         await self._cache.put_many(
-            {_key(self._form, post_id): _encode(post) for post_id, post in posts.items()},
+            dict(zip(_keys(self._form, posts), map(_encode, posts.values()), strict=True)),
             seconds=_LIFE_SECONDS,
             only_new=True,
         )
@@ -127,12 +126,15 @@ class PostCache:
         await self._replace(post_ids, _MARKER, _SETTLE_SECONDS)
 
     async def _replace(self, post_ids: Iterable[int], value: bytes, seconds: int) -> None:
-        values = {_key(form, post_id): value for post_id in post_ids for form in Form}
+        every = list(post_ids)
+        values = dict.fromkeys((key for form in Form for key in _keys(form, every)), value)
         await self._cache.put_many(values, seconds=seconds, only_new=False)
 
 
-def _key(form: Form, post_id: int) -> str:
-    return f"{form}:{{{post_id}}}"
+def _keys(form: Form, post_ids: Iterable[int]) -> list[str]:
+    # Put together like this because an enumeration's own formatting is slow.
+    prefix = form + ":{"
+    return [f"{prefix}{post_id}}}" for post_id in post_ids]
 
 
 def _encode(post: CachedPost | None) -> bytes:

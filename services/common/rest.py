@@ -225,10 +225,12 @@ class _Connection(asyncio.Protocol):
 
     def _send(self, status: bytes, body: bytes) -> None:
         closing = self._draining or not self._parser.should_keep_alive()
-        self._transport.write(
-            b"HTTP/1.1 %s\r\ncontent-type: application/json\r\ncontent-length: %d\r\n%s\r\n%s"
-            % (status, len(body), b"connection: close\r\n" if closing else b"", body)
+        head = b"HTTP/1.1 %s\r\ncontent-type: application/json\r\ncontent-length: %d\r\n%s\r\n" % (
+            status,
+            len(body),
+            b"connection: close\r\n" if closing else b"",
         )
+        self._transport.writelines((head, body))
         if closing:
             self._transport.close()
         self._url = b""
