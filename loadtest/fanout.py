@@ -163,9 +163,7 @@ class Pushes:
         self._readers = readers
         # Followers are gone through in the order of their ids.
         bounds = [*range(_CHUNK, len(readers), _CHUNK), len(readers)]
-        self._watched = [
-            reader for bound in bounds for reader in readers[max(0, bound - _TAIL) : bound]
-        ]
+        self._watched = [readers[max(0, bound - _TAIL) : bound] for bound in bounds]
 
     async def push(self, posts: Sequence[tuple[int, int]]) -> float:
         """Publishes posts, and returns how many seconds passed until all feeds had them."""
@@ -179,10 +177,10 @@ class Pushes:
             )
         post_ids = [post_id for post_id, _ in posts]
         # One after the other, so that looking costs Valkey nothing.
-        for reader in self._watched:
-            while await self._without([reader], post_ids):
+        for *others, last in self._watched:
+            while await self._without([last], post_ids) or await self._without(others, post_ids):
                 if time.monotonic() - began > _MOST_SECONDS:
-                    raise click.ClickException(f"the feed of {reader} waits for a post")
+                    raise click.ClickException(f"the feed of {last} waits for a post")
                 await asyncio.sleep(_POLL_SECONDS)
         return time.monotonic() - began
 

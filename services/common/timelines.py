@@ -129,6 +129,9 @@ _LUA = f"""
 # How timelines grow. `stack` makes one of its members. `add` puts a post where it belongs; it is
 # told the last member of the first set. A rebuild that so much is pushed into that it would have to
 # be trimmed is given up: what was trimmed would be missing beside what the rebuilder brings.
+# `put` does the same as `add` if there is a timeline, and tells whether. Nearly always the post
+# belongs into the first set, which is certain when two members are behind it: one may be a mark,
+# the other is a post. So it is put there first, which saves a third of the time.
 _GROWTH = f"""{_LUA}
     local function stack(key, members, seconds)
         local whole = members[#members] == 'start'
@@ -201,6 +204,20 @@ _GROWTH = f"""{_LUA}
             end
         end
     end
+    local function put(key, member)
+        local count = call('ZCARD', key)
+        if count == 0 then
+            return false
+        end
+        local is_full = count >= {_PART}
+        if is_full or call('ZADD', key, '0', member) == 1 and call('ZREVRANK', key, member) < 2 then
+            if not is_full then
+                call('ZREM', key, member)
+            end
+            add(key, oldest(key), member)
+        end
+        return true
+    end
     local function cut(key, bound)
         local keys = parts(key)
         local part = seat(key, oldest(key), bound)
@@ -248,17 +265,15 @@ _READING = f"""{_LUA}
 # A post below the oldest member would stand behind a gap, so it is left to the database. When not
 # all of an author's posts are brought, the timeline must end where they do.
 _PUSH = Script(f"""{_GROWTH}
-    local kind, bound, behind_posts = ARGV[1], ARGV[2], 4 + ARGV[3]
-    local reached = 0
+    local prefix, bound, behind_posts = ARGV[1] .. ':{{', ARGV[2], 4 + ARGV[3]
+    local newest, reached = ARGV[4], 0
     for i = behind_posts, #ARGV do
-        local key = name(kind, ARGV[i])
-        local last = oldest(key)
-        if last and bound ~= '' and is_rebuilt(last) then
+        local key = prefix .. ARGV[i] .. '}}'
+        if bound ~= '' and is_rebuilt(oldest(key) or '') then
             call('UNLINK', key)
-        elseif last then
-            add(key, last, ARGV[4])
+        elseif put(key, newest) then
             for j = 5, behind_posts - 1 do
-                add(key, oldest(key), ARGV[j])
+                put(key, ARGV[j])
             end
             if bound ~= '' then
                 cut(key, bound)

@@ -52,12 +52,12 @@ class Peers:
         """Takes how many followers a chunk has, and how many posts an author's recent ones are."""
         self._graph = graph
         self._post = post
-        self._chunk_size = chunk_size
+        self.chunk_size = chunk_size
         self._backfill = backfill
 
     async def audience(self, account_id: int) -> graph_pb.GetAudienceResponse:
         """Returns how to reach an account's followers, with the bounds of the chunks."""
-        request = graph_pb.GetAudienceRequest(followee_id=account_id, chunk_size=self._chunk_size)
+        request = graph_pb.GetAudienceRequest(followee_id=account_id, chunk_size=self.chunk_size)
         return await call(self._graph.GetAudience, request, within=_SCAN_SECONDS)
 
     async def followers(

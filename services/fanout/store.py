@@ -189,11 +189,14 @@ class FanoutStore:
         *,
         followers: int,
         bounds: Sequence[int],
+        after: int = 0,
     ) -> None:
         """Begins a fan-out, unless `source`, the event that asks for it, has begun it before.
 
-        `bounds` are the last followers of all chunks but the last.
+        `bounds` are the last followers of all chunks but the last. Those up to `after` are none of
+        its business.
         """
+        bounds = [bound for bound in bounds if bound > after]
         chunks = len(bounds) + 1
         async with self._outbox.transaction() as tx:
             cursor = tx.connection.cursor(row_factory=scalar_row)
@@ -208,7 +211,7 @@ class FanoutStore:
             fanout_id = await (await cursor.execute(_ADD, values)).fetchone()
             if fanout_id is None:
                 return
-            cuts = {"after_ids": [0, *bounds], "until_ids": [*bounds, 0]}
+            cuts = {"after_ids": [after, *bounds], "until_ids": [*bounds, 0]}
             await cursor.execute(_ADD_CHUNKS, {"fanout_id": fanout_id, **cuts})
             await _publish(tx, account_id, fanout_id, range(min(chunks, _AHEAD)))
 

@@ -108,22 +108,28 @@ class Fanout:
         )
         if audience.mode == AudienceMode.AUDIENCE_MODE_PULLED:
             return
+        until = 0
         if audience.bounds:
+            # The first part is gone through at once, while word of the others travels.
+            until = audience.bounds[0]
             await self._store.begin(
                 context.current().event,
                 Kind.POST,
                 author_id,
                 post_id,
-                followers=audience.followers,
+                followers=audience.followers - self._peers.chunk_size,
                 bounds=audience.bounds,
+                after=until,
             )
-        else:
-            post_ids: Sequence[int] = [post_id]
-            if visible and audience.mode == AudienceMode.AUDIENCE_MODE_DEMOTING:
-                post_ids = await self._peers.with_latest(author_id, post_id)
-            await self._walks.walk(
-                author_id, lambda readers: change(readers, post_ids), entries=len(post_ids)
-            )
+        post_ids: Sequence[int] = [post_id]
+        if visible and audience.mode == AudienceMode.AUDIENCE_MODE_DEMOTING:
+            post_ids = await self._peers.with_latest(author_id, post_id)
+        await self._walks.walk(
+            author_id,
+            lambda readers: change(readers, post_ids),
+            until=until,
+            entries=len(post_ids),
+        )
 
     async def _change_copies(self, post_id: int, *, visible: bool) -> None:
         """Has readers ask anew for a post, or be told that there is none.

@@ -155,7 +155,11 @@ Global___ListFanoutsResponse: _TypeAlias = ListFanoutsResponse  # noqa: Y015
 
 @_typing.final
 class FanoutInFlight(_message.Message):
-    """A large fan-out that is under way."""
+    """A large fan-out that is under way.
+
+    Of a post's, the first chunk of followers is gone through with the event itself, and not counted
+    here.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
