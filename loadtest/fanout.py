@@ -34,7 +34,7 @@ from services.common.timelines import CAP, HomeTimelines
 
 _AUTHORS = 4
 _MOST_SECONDS = 120.0
-_POLL_SECONDS = 0.002
+_POLL_SECONDS = 0.01
 _DAY_MS = 24 * 3600 * 1000
 _CHECKED_AT_ONCE = 1_000
 
