@@ -5,14 +5,17 @@ is stalled, not dead, costs every caller the whole timeout until then. They also
 once the wait is over, where one probe is enough.
 """
 
+import asyncio
+import contextlib
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from enum import StrEnum
 from types import TracebackType
 from typing import Self
 
 from services.common import logs
+from services.common.context import detached
 from services.common.errors import Unavailable
 
 _log = logs.logger(__name__)
@@ -30,7 +33,7 @@ class State(StrEnum):
 
 
 class Breaker:
-    """Guards the calls to one part: `with breaker.attempt(): ...`.
+    """Guards the calls to one part: `with breaker.call(find_out=...): ...`.
 
     It opens when `threshold` attempts failed with Unavailable and none succeeded in between; or
     when so many began, none has succeeded since, and the youngest of them has waited longer than
@@ -75,14 +78,33 @@ class Breaker:
         self._wait = shortest
         self._retry_at = 0.0
         self._probe: Attempt | None = None
+        self._finding_out: asyncio.Task[None] | None = None
 
     @property
     def state(self) -> State:
         """What it does with the next attempt, unless the wait is over."""
         return self._state
 
+    def call(self, *, find_out: Callable[[], Awaitable[object]]) -> "Attempt":
+        """Returns a context for one call, which will not be the probe: nobody waits for that.
+
+        When it is time for one, `find_out` is called beside. Whatever the part answers will do.
+
+        Raises:
+            Unavailable: the circuit is open.
+        """
+        attempt = self.attempt()
+        if self._state is State.PROBING:
+            self._finding_out = detached(self._find_out(attempt, find_out))
+            raise Unavailable(self._part)
+        return attempt
+
+    async def _find_out(self, attempt: "Attempt", ask: Callable[[], Awaitable[object]]) -> None:
+        with contextlib.suppress(Exception), attempt:
+            await ask()
+
     def attempt(self) -> "Attempt":
-        """Returns a context for one call.
+        """Returns a context for one call, which may be the probe.
 
         Raises:
             Unavailable: the circuit is open.

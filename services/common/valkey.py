@@ -16,7 +16,7 @@ from urllib.parse import unquote, urlsplit
 
 import hiredis
 
-from services.common.breaker import Attempt, Breaker, State
+from services.common.breaker import Breaker
 from services.common.errors import Unavailable
 
 PART = "The cache"
@@ -86,7 +86,6 @@ class Server:
         self.breaker = Breaker(f"{PART} at {address.host}:{address.port}", patience=timeout)
         self._connection: _Connection | None = None
         self._connecting: asyncio.Task[_Connection] | None = None
-        self._probe: asyncio.Task[None] | None = None
 
     @property
     def is_connected(self) -> bool:
@@ -99,30 +98,20 @@ class Server:
         Raises:
             Unavailable: the server is away, slow or loading. It may have run the commands.
         """
-        attempt = self.breaker.attempt()
-        if self.breaker.state is State.PROBING:
-            # Nobody waits to find out whether it is back.
-            self._probe = asyncio.create_task(self._find_out(attempt))
-            raise Unavailable(PART)
-        with attempt:
-            connection = self._connection
-            if connection is None or connection.is_lost:
-                connection = await self._connected()
-            return await connection.ask(commands)
+        with self.breaker.call(find_out=self._ping):
+            return await self._ask(commands)
 
-    async def _find_out(self, attempt: Attempt) -> None:
-        with contextlib.suppress(Unavailable), attempt:
-            connection = self._connection
-            if connection is None or connection.is_lost:
-                # This asks for an answer, too.
-                await self._connected()
-            else:
-                await connection.ask([("PING",)])
+    async def _ping(self) -> None:
+        await self._ask([("PING",)])
+
+    async def _ask(self, commands: Sequence[Command]) -> list[Any]:
+        connection = self._connection
+        if connection is None or connection.is_lost:
+            connection = await self._connected()
+        return await connection.ask(commands)
 
     async def close(self) -> None:
         """Ends the connection; who still waits hears Unavailable."""
-        if self._probe:
-            self._probe.cancel()
         if self._connecting:
             self._connecting.cancel()
             with contextlib.suppress(asyncio.CancelledError, Unavailable):

@@ -4,7 +4,6 @@ A peer that is stalled costs the first few readers the breaker's patience, and n
 """
 
 import asyncio
-import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -18,9 +17,8 @@ from photomesh.post.v1 import post_internal_service_pb2 as post_pb
 from photomesh.post.v1.post_internal_service_pb2_grpc import PostInternalServiceStub
 from photomesh.post.v1.post_service_pb2 import Post
 
-from services.common.breaker import Attempt, Breaker, State
+from services.common.breaker import Breaker
 from services.common.client import call
-from services.common.context import detached
 from services.common.errors import Unavailable
 from services.common.post_cache import CachedPost, Form
 
@@ -138,7 +136,6 @@ class _Door:
         self._breaker = Breaker(peer)
         self._places = asyncio.Semaphore(_AT_ONCE)
         self._waits: set[asyncio.Timeout] = set()
-        self._probe: asyncio.Task[None] | None = None
 
     async def ask(
         self, method: "grpc.aio.UnaryUnaryMultiCallable[Request, Response]", request: Request
@@ -146,14 +143,10 @@ class _Door:
         if len(self._waits) >= _MOST_WAITING:
             raise self._away(self._peer)
         try:
-            attempt = self._breaker.attempt()
+            attempt = self._breaker.call(find_out=lambda: call(method, request, within=_SECONDS))
         except Unavailable as error:
             self._give_up()
             raise self._away(self._peer) from error
-        if self._breaker.state is State.PROBING:
-            # Nobody's page waits to find out.
-            self._probe = detached(self._find_out(attempt, method, request))
-            raise self._away(self._peer)
         wait = asyncio.timeout(None)
         try:
             with attempt:
@@ -174,13 +167,3 @@ class _Door:
         waits, self._waits = self._waits, set()
         for wait in waits:
             wait.reschedule(0)
-
-    async def _find_out(
-        self,
-        attempt: Attempt,
-        method: "grpc.aio.UnaryUnaryMultiCallable[Request, Response]",
-        request: Request,
-    ) -> None:
-        # Any answer will do.
-        with contextlib.suppress(Unavailable, grpc.aio.AioRpcError), attempt:
-            await call(method, request, within=_SECONDS)

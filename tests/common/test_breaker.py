@@ -127,6 +127,39 @@ def test_probes_come_ever_more_rarely_and_a_success_forgets_all(breaker, clock):
     assert waits(2) == pytest.approx([0.1, 0.2], abs=0.011)
 
 
+async def test_nobody_waits_for_the_probe(breaker, clock):
+    answers: list[asyncio.Future[None]] = []
+
+    async def find_out():
+        answers.append(asyncio.get_running_loop().create_future())
+        await answers[-1]
+
+    def is_let_through() -> bool:
+        try:
+            end(breaker.call(find_out=find_out), None)
+        except Unavailable:
+            return False
+        return True
+
+    assert is_let_through()
+    for _ in range(_THRESHOLD):
+        fail(breaker)
+    assert not is_let_through()
+    await asyncio.sleep(0)
+    assert answers == []
+
+    for error, after in ((Unavailable("The part"), False), (KeyError(), True)):
+        clock.now += _LONGEST
+        # The first of them has it found out, but none is let through meanwhile.
+        assert [is_let_through() for _ in range(3)] == [False] * 3
+        await asyncio.sleep(0)
+        [answer] = answers
+        answers.clear()
+        answer.set_exception(error)
+        await asyncio.sleep(0.01)
+        assert is_let_through() == after
+
+
 class Calls(RuleBasedStateMachine):
     """Any calls, ending in any order and way."""
 
@@ -184,6 +217,8 @@ class Calls(RuleBasedStateMachine):
         """Whatever happened: once the part answers, the circuit closes within the longest wait."""
         for attempt in self.running:
             end(attempt, asyncio.CancelledError())
+        # Those who gave up late may have the next call open it.
+        is_refused(self.breaker)
         self.clock.now += _LONGEST
         with self.breaker.attempt():
             pass
