@@ -423,9 +423,7 @@ def _cluster(name: str, peer: Peer, identity: Path) -> Cluster:
         identity,
         protocol="h2",
         options=_http2(),
-        health=HealthCheck(
-            grpc_health_check=HealthCheckGrpcHealthCheck(authority=peer.identity),
-        ),
+        health=_health(grpc=HealthCheckGrpcHealthCheck(authority=peer.identity)),
     )
 
 
@@ -436,14 +434,35 @@ def _rest_cluster(method: str, peer: Peer, identity: Path) -> Cluster:
         identity,
         protocol="http/1.1",
         options={},
-        health=HealthCheck(
-            http_health_check=HealthCheckHttpHealthCheck(host=peer.identity, path="/healthz"),
-        ),
+        health=_health(http=HealthCheckHttpHealthCheck(host=peer.identity, path="/healthz")),
     )
 
 
 def _pages_of(method: str) -> str:
+    """Returns the name of the cluster that answers a method's pages as REST."""
     return f"pages of {method}"
+
+
+def _health(
+    *,
+    grpc: HealthCheckGrpcHealthCheck | None = None,
+    http: HealthCheckHttpHealthCheck | None = None,
+) -> HealthCheck:
+    """Where one of several instances is away, the others are used.
+
+    Where it is the only one, Envoy tries it anyway, so that nothing waits for a check after a
+    restart.
+    """
+    return HealthCheck(
+        timeout=SECOND,
+        interval=5 * SECOND,
+        # Otherwise a minute, which a service without calls would stay unhealthy for.
+        no_traffic_interval=5 * SECOND,
+        unhealthy_threshold=2,
+        healthy_threshold=1,
+        grpc_health_check=grpc,
+        http_health_check=http,
+    )
 
 
 def _upstream(
@@ -455,14 +474,6 @@ def _upstream(
     options: dict[str, Any],
     health: HealthCheck,
 ) -> Cluster:
-    # Where one of several instances is away, the others are used. Where it is the only one, Envoy
-    # tries it anyway, so that nothing waits for a check after a restart.
-    health.timeout = SECOND
-    health.interval = 5 * SECOND
-    # Otherwise a minute, which a service without calls would stay unhealthy for.
-    health.no_traffic_interval = 5 * SECOND
-    health.unhealthy_threshold = 2
-    health.healthy_threshold = 1
     return Cluster(
         name=name,
         type=pieces.discovery(peer.host),

@@ -144,6 +144,10 @@ class Person:
     async def see_post(self, post_id: str) -> Any:
         return (await self.call("GET", f"/v1/posts/{post_id}"))["post"]
 
+    async def get(self, path: str) -> httpx.Response:
+        """Asks for what a path names, query and all, and returns the answer, also of refusal."""
+        return await self.http.get(path, headers={"authorization": f"Bearer {self.token}"})
+
     async def feed(self, **parameters: Any) -> Any:
         return await self.call("GET", "/v1/feed", **parameters)
 

@@ -1,0 +1,71 @@
+"""Pages of feeds over REST go to feed as they are, or through the transcoder: nobody can tell."""
+
+import json
+import re
+from typing import Any
+
+import pytest
+
+from tests.eventually import eventually
+from tests.pictures import photo
+
+
+def _upstreams(mesh, path: str) -> set[str]:
+    """Returns which processes the gateway had answer requests for a path."""
+    entries = [
+        json.loads(line)
+        for line in mesh.log("gateway").read_text().splitlines()
+        if line.startswith("{")
+    ]
+    return {entry["upstream"] for entry in entries if entry.get("path") == path}
+
+
+def _without_tokens(page: str) -> Any:
+    # URLs are signed anew whenever a post is cached, which each form is by itself.
+    return json.loads(re.sub(r"\?token=[^\"]*", "", page))
+
+
+async def test_a_page_is_the_same_whichever_way_it_takes(person, mesh):
+    author, reader = await person().sign_up(), await person().sign_up()
+    await reader.follow(author)
+    media_id = await author.upload(photo())
+    await author.processed(media_id)
+    for caption in ('"Zwei" \\ drei\n🌅', "", "plain"):
+        await author.post(media_id, caption=caption)
+    await eventually(reader.feed, lambda feed: len(feed["posts"]) == 3)
+
+    token = ""
+    for number in range(2):
+        # What is written in an odd way is for the transcoder to understand.
+        as_it_is = await reader.get(f"/v1/feed?pageSize=2&pageToken={token}")
+        transcoded = await reader.get(f"/v1/feed?pageSize=%32&pageToken={token}")
+        assert as_it_is.status_code == transcoded.status_code == 200
+        assert as_it_is.headers["content-type"] == transcoded.headers["content-type"]
+        assert _without_tokens(as_it_is.text) == _without_tokens(transcoded.text)
+        assert len(as_it_is.json()["posts"]) == 2 - number
+        token = as_it_is.json()["nextPageToken"]
+    assert token == ""
+
+    ports = {f"127.0.0.1:{mesh.ports.feed}", f"127.0.0.1:{mesh.ports.feed_rest}"}
+    await eventually(lambda: _as_answer(_upstreams(mesh, "/v1/feed") >= ports))
+
+
+async def _as_answer(value: bool) -> bool:
+    return value
+
+
+@pytest.mark.parametrize(
+    ("plain", "odd", "status"),
+    [
+        ("pageToken=made-up", "pageToken=made%2Dup", 400),
+        ("page_size=101", "page_size=%3101", 400),
+    ],
+)
+async def test_an_error_is_the_same_whichever_way_it_takes(person, plain, odd, status):
+    reader = await person().sign_up()
+    answers = [await reader.get(f"/v1/feed?{query}") for query in (plain, odd)]
+    bodies = [answer.json() for answer in answers]
+    for body in bodies:
+        del body["details"][0]["metadata"]["traceId"]
+    assert [answer.status_code for answer in answers] == [status, status]
+    assert bodies[0] == bodies[1]
