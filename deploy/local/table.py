@@ -168,7 +168,19 @@ def _postgres(layout: Layout, ports: Ports, credentials: Credentials) -> Process
 
 
 def _valkey(layout: Layout, ports: Ports) -> Process:
-    return _valkey_server("valkey", layout.data / "valkey", ports.valkey, {"maxmemory": "1gb"})
+    return _valkey_server(
+        "valkey",
+        layout.data / "valkey",
+        ports.valkey,
+        {
+            "maxmemory": "1gb",
+            # In huge pages: fan-out touches timelines all over the memory, and with small ones the
+            # processor looks up anew where nearly each of them lies. Not where there are replicas,
+            # whose copying would have a page of 2 MiB copied for each small change.
+            "disable-thp": "no",
+        },
+        environment={"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"},
+    )
 
 
 def _valkey_cluster(layout: Layout, ports: Ports) -> tuple[Process, ...]:
@@ -205,7 +217,13 @@ def _valkey_cluster(layout: Layout, ports: Ports) -> tuple[Process, ...]:
     return *nodes, formed
 
 
-def _valkey_server(name: str, data: Path, port: int, settings: Mapping[str, str | int]) -> Process:
+def _valkey_server(
+    name: str,
+    data: Path,
+    port: int,
+    settings: Mapping[str, str | int],
+    environment: Mapping[str, str] = MappingProxyType({}),
+) -> Process:
     every = {
         "bind": "127.0.0.1",
         "port": port,
@@ -228,6 +246,7 @@ def _valkey_server(name: str, data: Path, port: int, settings: Mapping[str, str 
         ),
         ports={"Valkey": port},
         ready=ValkeyReady(port),
+        environment=environment,
         folder=data,
     )
 
