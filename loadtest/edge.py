@@ -8,7 +8,6 @@ import time
 import urllib.request
 from pathlib import Path
 
-import boto3
 import click
 import jwt
 
@@ -34,14 +33,7 @@ def edge(seconds: float) -> None:
 
 async def _measure(stack: Stack, seconds: float) -> None:
     key = f"2026/01/01/1/{secrets.randbelow(1 << 60)}/w1080.jpg"
-    keys = stack.credentials.s3_media
-    s3 = boto3.client(
-        "s3",
-        endpoint_url=stack.s3_endpoint,
-        aws_access_key_id=keys.access_key,
-        aws_secret_access_key=keys.secret_key,
-        region_name="us-east-1",
-    )
+    s3 = stack.s3()
     await asyncio.to_thread(
         s3.put_object,
         Bucket=MEDIA_BUCKET,

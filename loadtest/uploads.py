@@ -11,7 +11,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import median
 
-import boto3
 import click
 import grpc
 from google.api.httpbody_pb2 import HttpBody  # type: ignore[import-untyped]
@@ -120,14 +119,7 @@ def _post(address: str, bearer: str, content: bytes) -> None:
 
 def _straight(stack: Stack, file: bytes) -> float:
     """Returns how many seconds boto3 takes, with its own parts and threads."""
-    keys = stack.credentials.s3_media
-    s3 = boto3.client(
-        "s3",
-        endpoint_url=stack.s3_endpoint,
-        aws_access_key_id=keys.access_key,
-        aws_secret_access_key=keys.secret_key,
-        region_name="us-east-1",
-    )
+    s3 = stack.s3()
     began = time.monotonic()
     s3.upload_fileobj(io.BytesIO(file), ORIGINALS_BUCKET, f"bench/{secrets.token_hex(8)}")
     return time.monotonic() - began

@@ -16,13 +16,14 @@ from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from deploy.local import pki, proc
 from deploy.local.ports import Ports, holder, is_free
 from deploy.local.readiness import NotReady
 from deploy.local.table import (
     GROUPS,
+    REGION,
     ROOT,
     Layout,
     Process,
@@ -32,6 +33,9 @@ from deploy.local.table import (
     superuser_url,
     valkey_url,
 )
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
 
 # Asked often at first, then every tenth of the time waited: a dozen processes that are asked all
 # the time would take the processor from those that start.
@@ -220,6 +224,22 @@ class Stack:
     @property
     def s3_endpoint(self) -> str:
         return f"http://127.0.0.1:{self.ports.s3}"
+
+    def s3(self, keys: pki.KeyPair | None = None) -> "S3Client":
+        """A client of S3, as the media service unless other keys are given."""
+        # Imported here: most commands and tests should not pay for it.
+        import boto3
+        from botocore.config import Config
+
+        keys = keys or self.credentials.s3_media
+        return boto3.client(
+            "s3",
+            endpoint_url=self.s3_endpoint,
+            aws_access_key_id=keys.access_key,
+            aws_secret_access_key=keys.secret_key,
+            region_name=REGION,
+            config=Config(retries={"max_attempts": 5}),
+        )
 
     def shell_environment(self) -> dict[str, str]:
         """What someone at a shell needs to use the stack, and to look into its parts."""

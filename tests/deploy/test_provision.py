@@ -3,7 +3,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import boto3
 import httpx
 import psycopg
 import pytest
@@ -175,16 +174,7 @@ def test_a_migration_gives_up_before_it_queues_the_service_behind_it(place, monk
 
 @pytest.fixture
 def s3(infrastructure: Stack) -> Callable[[KeyPair], object]:
-    def client(keys: KeyPair):
-        return boto3.client(
-            "s3",
-            endpoint_url=infrastructure.s3_endpoint,
-            aws_access_key_id=keys.access_key,
-            aws_secret_access_key=keys.secret_key,
-            region_name="us-east-1",
-        )
-
-    return client
+    return infrastructure.s3
 
 
 def refused(call: Callable[..., object], **arguments: object) -> bool:

@@ -9,7 +9,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 
-import boto3
 import httpx
 import jwt
 import pytest
@@ -43,14 +42,7 @@ def edge(running):
 
 @pytest.fixture(scope="module")
 def s3(running):
-    keys = running.credentials.s3_media
-    return boto3.client(
-        "s3",
-        endpoint_url=running.s3_endpoint,
-        aws_access_key_id=keys.access_key,
-        aws_secret_access_key=keys.secret_key,
-        region_name="us-east-1",
-    )
+    return running.s3()
 
 
 @pytest.fixture(scope="module")

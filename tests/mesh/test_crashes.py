@@ -9,11 +9,9 @@ import os
 import random
 from collections.abc import Callable
 
-import boto3
 import httpx
 import psycopg
 import pytest
-from botocore.config import Config
 from kafka import KafkaConsumer, TopicPartition
 
 from deploy.local.table import MEDIA_BUCKET
@@ -131,15 +129,7 @@ def assert_nothing_doubled(mesh, author_id: int, media: dict) -> None:
             "SELECT count(*) FROM posts WHERE author_id = %s", [author_id]
         ).fetchone()
     assert posts == (1,)
-    keys = mesh.credentials.s3_media
-    s3 = boto3.client(
-        "s3",
-        endpoint_url=mesh.s3_endpoint,
-        aws_access_key_id=keys.access_key,
-        aws_secret_access_key=keys.secret_key,
-        region_name="us-east-1",
-        config=Config(retries={"max_attempts": 5}),
-    )
+    s3 = mesh.s3()
     path = httpx.URL(media["variants"][0]["url"]).path.removeprefix("/media/")
     listed = s3.list_objects_v2(Bucket=MEDIA_BUCKET, Prefix=path.rpartition("/")[0] + "/")
     assert len(listed["Contents"]) == len(media["variants"])

@@ -10,12 +10,10 @@ import os
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable
 
-import boto3
 import grpc
 import httpx
 import psycopg
 import pytest
-from botocore.config import Config
 from google.api.httpbody_pb2 import HttpBody
 from photomesh.media.v1 import media_service_pb2 as pb
 from photomesh.media.v1.media_service_pb2_grpc import MediaServiceStub
@@ -179,15 +177,7 @@ def assert_that_is_all(mesh, author: Person, file: bytes, media_id: str) -> None
             "SELECT media_id FROM media WHERE owner_id = %s", [author.account_id]
         ).fetchall()
     assert media == [(int(media_id),)]
-    keys = mesh.credentials.s3_media
-    s3 = boto3.client(
-        "s3",
-        endpoint_url=mesh.s3_endpoint,
-        aws_access_key_id=keys.access_key,
-        aws_secret_access_key=keys.secret_key,
-        region_name="us-east-1",
-        config=Config(retries={"max_attempts": 5}),
-    )
+    s3 = mesh.s3()
     of_author = {
         "Bucket": ORIGINALS_BUCKET,
         "Prefix": f"{created_at(int(media_id)):%Y/%m/%d}/{author.account_id}/",

@@ -33,16 +33,7 @@ async def author(person) -> Person:
 @pytest.fixture
 def stored(mesh):
     """Tells the SHA-256 of the original that lies in S3."""
-    import boto3
-
-    keys = mesh.credentials.s3_media
-    s3 = boto3.client(
-        "s3",
-        endpoint_url=mesh.s3_endpoint,
-        region_name="us-east-1",
-        aws_access_key_id=keys.access_key,
-        aws_secret_access_key=keys.secret_key,
-    )
+    s3 = mesh.s3()
 
     def read(media) -> str:
         day = created_at(int(media["mediaId"])).strftime("%Y/%m/%d")
