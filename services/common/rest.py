@@ -11,6 +11,7 @@ Only the protocol comes from a library: httptools parses what Node.js parses wit
 
 import asyncio
 import functools
+import socket
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,14 @@ _CALLER = "gateway"
 
 _MOST_BYTES = 1024 * 1024
 """How large a request may be. The gateway lets pass 32 KiB of headers; a body is passed over."""
+
+_KEEPALIVE = (
+    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 30),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 5),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3),
+)
+"""A gateway that vanished without a word is noticed within a minute."""
 
 _QUERIES = 1_024
 """How many parsed queries are remembered. Most are one of a few first pages."""
@@ -178,6 +187,8 @@ class _Connection(asyncio.Protocol):
             _log.warning("refused", error=str(CallerNotAllowed(caller, "REST")))
             self.abort()
         self._connections.add(self)
+        for option in _KEEPALIVE:
+            transport.get_extra_info("socket").setsockopt(*option)
 
     def connection_lost(self, _: Exception | None) -> None:
         self._connections.discard(self)
