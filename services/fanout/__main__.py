@@ -71,7 +71,10 @@ async def main() -> None:
             database, outbox, {each.topic: each.message for each in subscriptions}
         )
         burials = Consumer(
-            settings, group="fanout-dead-letters", subscriptions=dead_letters.subscriptions()
+            settings,
+            group="fanout-dead-letters",
+            subscriptions=dead_letters.subscriptions(),
+            fetch_wait_ms=1000,
         )
         admin = FanoutAdminService(
             settings, _GROUP, [each.topic for each in subscriptions], store, dead_letters

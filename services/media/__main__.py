@@ -48,7 +48,10 @@ async def main() -> None:
         )
         admin = MediaAdminService(dead_letters)
         burials = Consumer(
-            settings, group="media-dead-letters", subscriptions=dead_letters.subscriptions()
+            settings,
+            group="media-dead-letters",
+            subscriptions=dead_letters.subscriptions(),
+            fetch_wait_ms=1000,
         )
         await serve(
             settings,
