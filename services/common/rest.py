@@ -33,8 +33,9 @@ HEALTH_PATH = b"/healthz"
 _CALLER = "gateway"
 """The only identity that may call: it says who is signed in."""
 
-_MOST_BYTES = 1024 * 1024
-"""How large a request may be. The gateway lets pass 32 KiB of headers; a body is passed over."""
+_MOST_HEAD_BYTES = 64 * 1024
+"""The gateway lets pass half of that, and adds its own headers. Bodies are passed over: it also
+bounds how long one may take to arrive."""
 
 _KEEPALIVE = (
     (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
@@ -161,7 +162,7 @@ class _Connection(asyncio.Protocol):
         self._parser = httptools.HttpRequestParser(self)
         self._url = b""
         self._headers: dict[str, str] = {}
-        self._size = 0
+        self._head_bytes = 0
         self._answering: asyncio.Task[None] | None = None
         self._draining = False
         self._ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -197,10 +198,7 @@ class _Connection(asyncio.Protocol):
         self._ended.set_result(None)
 
     def data_received(self, data: bytes) -> None:
-        self._size += len(data)
         try:
-            if self._size > _MOST_BYTES:
-                raise httptools.HttpParserError("the request is too large")
             self._parser.feed_data(data)
         except httptools.HttpParserError as error:
             _log.warning("no HTTP", error=str(error))
@@ -213,9 +211,11 @@ class _Connection(asyncio.Protocol):
             raise httptools.HttpParserError("a request came before the last one was answered")
 
     def on_url(self, part: bytes) -> None:
+        self._count(part)
         self._url += part
 
     def on_header(self, name: bytes, value: bytes) -> None:
+        self._count(name, value)
         self._headers[name.decode("latin-1").lower()] = value.decode("latin-1")
 
     def on_message_complete(self) -> None:
@@ -228,6 +228,11 @@ class _Connection(asyncio.Protocol):
             self._send(b"503 Service Unavailable" if self._draining else _OK, b"")
         else:
             self._send(b"404 Not Found", b"")
+
+    def _count(self, *parts: bytes) -> None:
+        self._head_bytes += sum(map(len, parts))
+        if self._head_bytes > _MOST_HEAD_BYTES:
+            raise httptools.HttpParserError("the request's head is too large")
 
     async def _answer(self, answerer: _Answerer, query: bytes) -> None:
         answer = await answerer.answer(query, self._headers)
@@ -246,4 +251,4 @@ class _Connection(asyncio.Protocol):
             self._transport.close()
         self._url = b""
         self._headers = {}
-        self._size = 0
+        self._head_bytes = 0

@@ -34,8 +34,9 @@ class Walks:
     """The walks of one process.
 
     Each has at most two batches waiting for one of the four places, and places are given in the
-    order of asking. So whoever walks through few followers is soon done: they wait for two batches
-    of each walk that is under way, of which there are at most 8 through chunks of large audiences.
+    order of asking. So whoever walks through few followers, or the first of many, is soon done:
+    they wait for two batches of each walk that is under way, of which there are at most 8 through
+    the other chunks of large audiences.
     """
 
     def __init__(self, peers: Peers) -> None:

@@ -171,12 +171,22 @@ async def test_what_is_not_served_is_told(serve, verb, path, status):
         assert (await client.request(verb, path, content=b"{}")).status_code == status
 
 
+async def test_a_body_is_passed_over(serve):
+    # Whoever sends one must not end a connection that the gateway counts as failed then.
+    async with serve(echo) as served, served.client() as client:
+        for _ in range(2):
+            answer = await client.request("GET", "/v1/feed?pageSize=7", content=b"a" * 2_000_000)
+            assert answer.json()["size"] == 7
+        assert len(client._transport._pool.connections) == 1
+
+
 @pytest.mark.parametrize(
     "sent",
     [
         b"\x00\x01\x02\x03\x04\x05\x06\x07",
         b"GET /v1/feed HTTP/1.1\r\nno colon\r\n\r\n",
-        b"GET /v1/feed HTTP/1.1\r\nx: " + b"a" * 2_000_000,
+        b"GET /v1/feed HTTP/1.1\r\nx: " + b"a" * 2_000_000 + b"\r\n\r\n",
+        b"GET /v1/feed HTTP/1.1\r\n" + b"x: a\r\n" * 100_000,
         # One behind the other, unasked.
         b"GET /v1/feed HTTP/1.1\r\n\r\nGET /v1/feed HTTP/1.1\r\n\r\n",
     ],

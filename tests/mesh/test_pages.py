@@ -69,3 +69,14 @@ async def test_an_error_is_the_same_whichever_way_it_takes(person, plain, odd, s
         del body["details"][0]["metadata"]["traceId"]
     assert [answer.status_code for answer in answers] == [status, status]
     assert bodies[0] == bodies[1]
+
+
+async def test_a_body_that_nobody_asked_for_harms_nobody(person):
+    reader = await person().sign_up()
+    bearer = {"authorization": f"Bearer {reader.token}"}
+    for _ in range(10):
+        answer = await reader.http.request(
+            "GET", "/v1/feed", headers=bearer, content=b"a" * 2_000_000
+        )
+        assert answer.status_code == 200, answer.text
+    assert (await reader.get("/v1/feed")).status_code == 200
