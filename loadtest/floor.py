@@ -21,13 +21,15 @@ from services.common.tls import server_credentials
 PATH = "/floor"
 """Where the gateway has it as REST."""
 
-METHOD = "/photomesh.feed.floor.FloorService/GetFloor"
+METHOD = "/photomesh.account.floor.FloorService/GetFloor"
+"""The gateway expects the process `account` behind it."""
 
 
 def with_floor(contracts: bytes) -> bytes:
     """Adds the method to a FileDescriptorSet that a gateway is made of."""
     image = FileDescriptorSet.FromString(contracts)
-    package, service, method = METHOD[1:].rpartition(".")[0], "FloorService", "GetFloor"
+    service, _, method = METHOD[1:].partition("/")
+    package, _, service = service.rpartition(".")
     file = FileDescriptorProto(
         name="floor.proto",
         package=package,
