@@ -61,17 +61,21 @@ def _more_feeds(stack: Stack, count: int) -> dict[str, int]:
     """Adds feed processes to the table; returns the ports of all."""
     ports = {"feed": stack.ports.feed}
     for number in range(2, count + 1):
-        port = free_ports().feed
+        free = free_ports()
         usual = stack.processes["feed"]
         name = f"feed-{number}"
         stack.processes[name] = dataclasses.replace(
             usual,
             name=name,
-            ports={"gRPC": port},
-            ready=GrpcReady(port, "feed", stack.operator),
-            environment={**usual.environment, "PHOTOMESH_LISTEN": f"127.0.0.1:{port}"},
+            ports={"gRPC": free.feed, "REST": free.feed_rest},
+            ready=GrpcReady(free.feed, "feed", stack.operator),
+            environment={
+                **usual.environment,
+                "PHOTOMESH_LISTEN": f"127.0.0.1:{free.feed}",
+                "PHOTOMESH_REST_LISTEN": f"127.0.0.1:{free.feed_rest}",
+            },
         )
-        ports[name] = port
+        ports[name] = free.feed
     return ports
 
 

@@ -95,16 +95,19 @@ class RestServer:
         """Listens.
 
         Raises:
-            OSError: it cannot.
+            SystemExit: it cannot.
         """
         host, _, port = self._listen.rpartition(":")
-        self._server = await asyncio.get_running_loop().create_server(
-            lambda: _Connection(self._answerers, self._connections),
-            host,
-            int(port),
-            ssl=tls.server_context(self._tls_dir, protocol="http/1.1"),
-            backlog=1_024,
-        )
+        try:
+            self._server = await asyncio.get_running_loop().create_server(
+                lambda: _Connection(self._answerers, self._connections),
+                host,
+                int(port),
+                ssl=tls.server_context(self._tls_dir, protocol="http/1.1"),
+                backlog=1_024,
+            )
+        except OSError as error:
+            raise SystemExit(f"Cannot listen on {self._listen}: is the port taken?") from error
 
     async def stop(self, grace: float) -> None:
         """Takes no more calls, and ends those that take longer than `grace` seconds."""

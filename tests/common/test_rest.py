@@ -66,6 +66,13 @@ def serve(identities):
     return serving
 
 
+async def test_a_port_that_is_taken_is_told(serve, identities):
+    async with serve(echo) as served:
+        other = RestServer(f"127.0.0.1:{served.port}", identities / "feed", [])
+        with pytest.raises(SystemExit, match=f"Cannot listen on 127.0.0.1:{served.port}"):
+            await other.start()
+
+
 async def echo(request: GetFeedRequest) -> bytes:
     call = context.current()
     return json.dumps(
