@@ -17,7 +17,7 @@ def _upstreams(mesh, path: str) -> set[str]:
         for line in mesh.log("gateway").read_text().splitlines()
         if line.startswith("{")
     ]
-    return {entry["upstream"] for entry in entries if entry.get("path") == path}
+    return {entry.get("upstream", "") for entry in entries if entry.get("path") == path}
 
 
 def _without_tokens(page: str) -> Any:
