@@ -52,18 +52,18 @@ def _gateway(environment: Mapping[str, str]) -> str:
             identity=Path(environment["PHOTOMESH_TLS_DIR"]),
             services={
                 # photomesh.feed.v1.FeedService is answered by the process `feed`.
-                service: _peer(service.split(".")[1], "", environment)
+                service: _peer(service.split(".")[1], environment)
                 for service in public_services(public_methods(descriptors))
             },
-            pages={"/photomesh.feed.v1.FeedService/GetFeed": _peer("feed", "_REST", environment)},
-            reflection=_peer("reflection", "", environment),
+            pages={"/photomesh.feed.v1.FeedService/GetFeed": _peer("feed", environment, "_REST")},
+            reflection=_peer("reflection", environment),
             cors_origins=tuple(environment.get("PHOTOMESH_CORS_ORIGINS", "").split()),
         )
     )
 
 
-def _peer(identity: str, port_of: str, environment: Mapping[str, str]) -> envoy.Peer:
-    host, _, port = environment[f"PHOTOMESH_PEER_{identity.upper()}{port_of}"].rpartition(":")
+def _peer(identity: str, environment: Mapping[str, str], door: str = "") -> envoy.Peer:
+    host, _, port = environment[f"PHOTOMESH_PEER_{identity.upper()}{door}"].rpartition(":")
     return envoy.Peer(host, int(port), identity)
 
 

@@ -199,10 +199,6 @@ def _copy(database: psycopg.Connection, columns: str, rows: Iterable[tuple[Any, 
             copy.write_row(row)
 
 
-def _hex(media: StoredMedia) -> str:
-    return f"\\x{media.SerializeToString().hex()}"
-
-
 def photo(media_id: int, author_id: int) -> StoredMedia:
     """Returns a photo with all of its variants, as media tells others."""
     media = StoredMedia(

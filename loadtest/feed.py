@@ -17,7 +17,7 @@ from typing import Any
 
 import click
 import httpx
-from google.protobuf.json_format import MessageToJson, Parse
+from google.protobuf.json_format import Parse
 from photomesh.account.v1.account_service_pb2 import AccountSummary
 from photomesh.feed.v1 import feed_service_pb2 as pb
 from photomesh.post.v1.post_service_pb2 import Post, PostState
@@ -31,9 +31,9 @@ from services.account.tokens import Tokens
 from services.common import cache, client
 from services.common.cdn import EdgeSigner
 from services.common.config import CacheSettings, CdnSettings
-from services.common.ids import EPOCH_MS
 from services.common.post_cache import CachedPost, Form, PostCache
 from services.common.presented_media import write_media
+from services.common.rest import as_json
 from services.common.timelines import CAP, HomeTimelines
 
 _POSTS = 5_000
@@ -116,7 +116,7 @@ class _Rate:
 async def _fill(stack: Stack, reader_ids: Sequence[int]) -> None:
     """Makes warm feeds of 500 posts."""
     chance = random.Random(1)
-    newest = (time.time_ns() // 1_000_000 - EPOCH_MS) << 23
+    newest = crowds.now() << 23
     post_ids = [newest - (n * 60_000 << 23) for n in range(_POSTS)]
     signer = EdgeSigner(
         CdnSettings(
@@ -162,8 +162,7 @@ def _post(post_id: int, author_id: int, signer: EdgeSigner) -> bytes:
         state=PostState.POST_STATE_PUBLISHED,
     )
     write_media(post.media.add(), crowds.photo(post_id - 1, author_id), signer)
-    text = MessageToJson(post, always_print_fields_with_no_presence=True, indent=None)
-    return text.encode()
+    return as_json(post)
 
 
 def _tokens(stack: Stack, readers: int) -> list[str]:

@@ -146,11 +146,16 @@ class _Answerer:
         return request
 
 
-def _refused(error: MeshError, call: context.CallContext) -> tuple[bytes, bytes]:
-    status = MessageToJson(
-        error.to_status(call.trace_id), always_print_fields_with_no_presence=True, indent=None
+def as_json(message: Message) -> bytes:
+    """Returns a message as the gateway writes all other answers."""
+    text = MessageToJson(
+        message, always_print_fields_with_no_presence=True, indent=None, ensure_ascii=False
     )
-    return _HTTP_STATUS.get(error.code, _FAILED), status.encode()
+    return text.encode()
+
+
+def _refused(error: MeshError, call: context.CallContext) -> tuple[bytes, bytes]:
+    return _HTTP_STATUS.get(error.code, _FAILED), as_json(error.to_status(call.trace_id))
 
 
 class _Connection(asyncio.Protocol):

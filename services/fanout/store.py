@@ -193,10 +193,9 @@ class FanoutStore:
     ) -> None:
         """Begins a fan-out, unless `source`, the event that asks for it, has begun it before.
 
-        `bounds` are the last followers of all chunks but the last. Those up to `after` are none of
-        its business.
+        The chunks are cut behind the follower `after`; `bounds` are the last followers of all but
+        the last.
         """
-        bounds = [bound for bound in bounds if bound > after]
         chunks = len(bounds) + 1
         async with self._outbox.transaction() as tx:
             cursor = tx.connection.cursor(row_factory=scalar_row)

@@ -111,14 +111,14 @@ class Fanout:
         until = 0
         if audience.bounds:
             # The first part is gone through at once, while word of the others travels.
-            until = audience.bounds[0]
+            until, *others = audience.bounds
             await self._store.begin(
                 context.current().event,
                 Kind.POST,
                 author_id,
                 post_id,
                 followers=audience.followers - self._peers.chunk_size,
-                bounds=audience.bounds,
+                bounds=others,
                 after=until,
             )
         post_ids: Sequence[int] = [post_id]

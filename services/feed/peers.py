@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import grpc
-from google.protobuf.json_format import MessageToJson
 from google.protobuf.message import Message
 from photomesh.graph.v1 import graph_internal_service_pb2 as graph_pb
 from photomesh.graph.v1.graph_internal_service_pb2_grpc import GraphInternalServiceStub
@@ -21,6 +20,7 @@ from services.common.breaker import Breaker
 from services.common.client import call
 from services.common.errors import Unavailable
 from services.common.post_cache import CachedPost, Form
+from services.common.rest import as_json
 
 _SECONDS = 1.0
 """How long a question may take, once it is asked."""
@@ -118,13 +118,7 @@ class Peers:
 
 
 def _written(post: Post, form: Form) -> bytes:
-    if form is Form.PROTO:
-        return post.SerializeToString()
-    # As the gateway writes all other answers.
-    text = MessageToJson(
-        post, always_print_fields_with_no_presence=True, indent=None, ensure_ascii=False
-    )
-    return text.encode()
+    return post.SerializeToString() if form is Form.PROTO else as_json(post)
 
 
 class _Door:

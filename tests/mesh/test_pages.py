@@ -10,7 +10,7 @@ from tests.eventually import eventually
 from tests.pictures import photo
 
 
-def _upstreams(mesh, path: str) -> set[str]:
+async def _upstreams(mesh, path: str) -> set[str]:
     """Returns which processes the gateway had answer requests for a path."""
     entries = [
         json.loads(line)
@@ -47,11 +47,7 @@ async def test_a_page_is_the_same_whichever_way_it_takes(person, mesh):
     assert token == ""
 
     ports = {f"127.0.0.1:{mesh.ports.feed}", f"127.0.0.1:{mesh.ports.feed_rest}"}
-    await eventually(lambda: _as_answer(_upstreams(mesh, "/v1/feed") >= ports))
-
-
-async def _as_answer(value: bool) -> bool:
-    return value
+    await eventually(lambda: _upstreams(mesh, "/v1/feed"), lambda found: found >= ports)
 
 
 @pytest.mark.parametrize(
