@@ -8,7 +8,7 @@ import psycopg
 from psycopg.rows import class_row
 
 from services.account.errors import UsernameTaken
-from services.common.database import Database
+from services.common.database import Database, int_array
 from services.common.ids import shard_of
 
 _NEW_ID = "SELECT next_id(%(shard)s)"
@@ -36,7 +36,7 @@ _ID_BY_USERNAME = "SELECT account_id FROM usernames WHERE normal_name = %(normal
 _ACCOUNTS = """
     SELECT account_id, username, password_hash
       FROM accounts
-     WHERE shard = ANY(%(shards)s) AND account_id = ANY(%(account_ids)s)
+     WHERE shard = ANY(%(shards)s::smallint[]) AND account_id = ANY(%(account_ids)s::bigint[])
 """
 
 _ADD_SESSION = """
@@ -134,8 +134,8 @@ class AccountStore:
             await cursor.execute(
                 _ACCOUNTS,
                 {
-                    "shards": sorted({shard_of(account_id) for account_id in account_ids}),
-                    "account_ids": sorted(set(account_ids)),
+                    "shards": int_array({*map(shard_of, account_ids)}),
+                    "account_ids": int_array({*account_ids}),
                 },
             )
             return {account.account_id: account for account in await cursor.fetchall()}

@@ -1,6 +1,7 @@
 """The pool of a service's own PostgreSQL schema."""
 
-from collections.abc import AsyncIterator
+import select
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 
 import psycopg
@@ -30,8 +31,7 @@ class Database:
             min_size=1,
             max_size=settings.database_pool_size,
             timeout=settings.database_timeout_seconds,
-            # A connection that died with the server is replaced before a caller meets it.
-            check=AsyncConnectionPool.check_connection,
+            check=_check,
             reconnect_timeout=5.0,
             kwargs={
                 "autocommit": True,
@@ -69,3 +69,23 @@ class Database:
         """
         async with self.connection() as connection, connection.transaction():
             yield connection
+
+
+def int_array(numbers: Iterable[int]) -> str:
+    """Returns numbers as an array, for a parameter that is cast to one.
+
+    psycopg itself looks at each number's type, and takes ten times as long: 0.2 ms for 100 ids.
+    """
+    return "{" + ",".join(map(str, numbers)) + "}"
+
+
+async def _check(connection: AsyncConnection) -> None:
+    """Raises an error unless a connection works, so that it is replaced before a caller meets it.
+
+    A server that ends a connection says so, or its kernel does. To ask it each time would take as
+    long again as a short query.
+    """
+    poll = select.poll()
+    poll.register(connection.fileno(), select.POLLIN)
+    if poll.poll(0):
+        await AsyncConnectionPool.check_connection(connection)

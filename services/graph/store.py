@@ -21,7 +21,7 @@ from psycopg import AsyncConnection
 from psycopg.rows import class_row, scalar_row
 
 from services.common import topics
-from services.common.database import Database
+from services.common.database import Database, int_array
 from services.common.errors import AccountUnknown
 from services.common.ids import shard_of
 from services.common.outbox import Outbox, Transaction
@@ -664,8 +664,8 @@ async def _relations(
         {
             "me": me,
             "shard": shard_of(me),
-            "other_ids": list(other_ids),
-            "other_shards": [shard_of(other_id) for other_id in other_ids],
+            "other_ids": int_array(other_ids),
+            "other_shards": int_array(map(shard_of, other_ids)),
         },
     )
     return await cursor.fetchall()
@@ -679,9 +679,9 @@ async def _check(connection: AsyncConnection, edges: Sequence[_Edge]) -> list[Ch
     ]
 
 
-def _columns(edges: Sequence[_Edge]) -> dict[str, list[int]]:
+def _columns(edges: Sequence[_Edge]) -> dict[str, str]:
     return {
-        "shards": [shard_of(edge.follower_id) for edge in edges],
-        "follower_ids": [edge.follower_id for edge in edges],
-        "followee_ids": [edge.followee_id for edge in edges],
+        "shards": int_array(shard_of(edge.follower_id) for edge in edges),
+        "follower_ids": int_array(edge.follower_id for edge in edges),
+        "followee_ids": int_array(edge.followee_id for edge in edges),
     }

@@ -13,7 +13,7 @@ from psycopg.rows import dict_row
 from psycopg.types.json import Jsonb
 
 from services.common import topics
-from services.common.database import Database
+from services.common.database import Database, int_array
 from services.common.errors import Unavailable
 from services.common.ids import shard_of
 from services.common.outbox import Outbox
@@ -63,7 +63,9 @@ _ONE = f"""
 _MANY = f"""
     SELECT {_COLUMNS}
       FROM media
-     WHERE shard = ANY(%(shards)s) AND media_id = ANY(%(media_ids)s) AND NOT aborted
+     WHERE shard = ANY(%(shards)s::smallint[])
+       AND media_id = ANY(%(media_ids)s::bigint[])
+       AND NOT aborted
 """  # noqa: S608
 
 # Each step names the states that it leaves, so of two that race one finds no row.
@@ -302,8 +304,8 @@ class MediaStore:
     async def many(self, media_ids: Sequence[int]) -> dict[int, Media]:
         """Returns those of the media that exist, by their ids."""
         values = {
-            "shards": sorted({shard_of(media_id) for media_id in media_ids}),
-            "media_ids": sorted(set(media_ids)),
+            "shards": int_array({*map(shard_of, media_ids)}),
+            "media_ids": int_array({*media_ids}),
         }
         async with self._database.connection() as connection:
             rows = await _rows(connection, _MANY, values)

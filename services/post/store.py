@@ -11,7 +11,7 @@ from photomesh.post.v1.events_pb2 import PostChanged, PostCreated
 from psycopg.rows import kwargs_row, scalar_row
 
 from services.common import topics
-from services.common.database import Database
+from services.common.database import Database, int_array
 from services.common.ids import shard_of
 from services.common.outbox import Outbox, Transaction
 
@@ -263,7 +263,8 @@ class PostStore:
         if not wanted:
             return {}
         found = await self._posts(
-            _POSTS, {"shards": [shard_of(post_id) for post_id in wanted], "post_ids": wanted}
+            _POSTS,
+            {"shards": int_array(map(shard_of, wanted)), "post_ids": int_array(wanted)},
         )
         return {post.post_id: post for post in found}
 
@@ -384,8 +385,8 @@ class PostStore:
             await cursor.execute(
                 _RECENT,
                 {
-                    "shards": [shard_of(author_id) for author_id in wanted],
-                    "author_ids": wanted,
+                    "shards": int_array(map(shard_of, wanted)),
+                    "author_ids": int_array(wanted),
                     "before_post_id": before or _LARGEST_ID,
                     "limit": limit,
                 },
@@ -407,7 +408,7 @@ class PostStore:
             post_ids: list[int] = await cursor.fetchall()
             published = await tx.connection.execute(
                 _ONCE_PUBLISHED,
-                {"shards": [shard_of(post_id) for post_id in post_ids], "post_ids": post_ids},
+                {"shards": int_array(map(shard_of, post_ids)), "post_ids": int_array(post_ids)},
             )
             for post_id, author_id in await published.fetchall():
                 await _publish_change(tx, post_id, author_id)
