@@ -6,6 +6,7 @@ Millions read the same few timelines, so one trip to the cache serves all reader
 import asyncio
 import bisect
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -60,7 +61,8 @@ class HotAuthors:
         self._timelines = timelines
         self._peers = peers
         self._clock = clock
-        self._copies: dict[int, _Copy] = {}
+        # Whose copy is oldest comes first, as in Memory.
+        self._copies: OrderedDict[int, _Copy] = OrderedDict()
         self._fetching: dict[int, asyncio.Task[bool]] = {}
 
     async def slices(
@@ -143,11 +145,11 @@ class HotAuthors:
         for author_id, part in (found | dict(zip(absent, rebuilt, strict=True))).items():
             if part is None:
                 continue
-            self._copies.pop(author_id, None)
             extent = Extent.PARTIAL if len(part.post_ids) == _KEPT else part.extent
             self._copies[author_id] = _Copy(Slice(part.post_ids, extent), now)
+            self._copies.move_to_end(author_id)
         while len(self._copies) > _MOST_AUTHORS:
-            del self._copies[next(iter(self._copies))]
+            self._copies.popitem(last=False)
         return all(rebuilt)
 
     async def _rebuilt(self, author_id: int) -> Slice | None:

@@ -51,7 +51,9 @@ class HomeFeed:
         while more and len(shown) < size:
             try:
                 skeleton = await self._skeletons.read(reader_id, last_id, count)
-                hydrated = await self._hydration[form].hydrate(skeleton.post_ids)
+                hydrated = await self._hydration[form].hydrate(
+                    skeleton.post_ids, are_published=skeleton.are_published
+                )
             except Unavailable:
                 if before and not shown:
                     raise

@@ -1,5 +1,6 @@
 """Turning post ids into posts: from the cache, else from post."""
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -7,7 +8,7 @@ from services.common import logs
 from services.common.cache import Cache
 from services.common.errors import Unavailable
 from services.common.post_cache import CachedPost, Form, PostCache
-from services.feed.memory import Memory
+from services.feed.memory import LIFE_SECONDS, Memory
 from services.feed.peers import Peers
 
 _log = logs.logger(__name__)
@@ -15,8 +16,16 @@ _log = logs.logger(__name__)
 _MEMORY_SECONDS = 0.2
 """How long a page waits for post while the cache is away, and all readers ask it."""
 
+_PUBLISHED_LIFE_SECONDS = 30.0
+"""How long what a post shows is remembered, while it is known that it may be shown: of one whose
+media was deleted, the edge serves these for as long."""
+
+_REMEMBER_SECONDS = 0.005
+"""How long from one page whose posts are remembered while the cache is well to the next. Else all
+would have to be asked for when it goes away; to remember every page would cost 2 % of it."""
+
 _MOST_REMEMBERED = 5_000
-"""How many posts are remembered meanwhile, at some 3 KB each."""
+"""How many posts are remembered, at some 3 KB each, as JSON 5."""
 
 
 @dataclass(frozen=True)
@@ -37,9 +46,10 @@ class Hydration:
         self._peers = peers
         self._form = form
         self._memory = Memory(self._ask, most=_MOST_REMEMBERED)
+        self._remember_at = time.monotonic()
 
-    async def hydrate(self, post_ids: Sequence[int]) -> Hydrated:
-        """Returns the posts.
+    async def hydrate(self, post_ids: Sequence[int], *, are_published: bool = False) -> Hydrated:
+        """Returns the posts; `are_published` if post has just told that they may be shown.
 
         Raises:
             Unavailable: nothing is known of any of them.
@@ -49,11 +59,18 @@ class Hydration:
         try:
             known = await self._cache.get(post_ids)
         except Unavailable:
-            known = await self._memory.get(post_ids, within=_MEMORY_SECONDS)
+            known = await self._memory.get(
+                post_ids,
+                within=_MEMORY_SECONDS,
+                life=_PUBLISHED_LIFE_SECONDS if are_published else LIFE_SECONDS,
+            )
         else:
             missing = [post_id for post_id in post_ids if post_id not in known]
             if missing:
                 known |= await self._fetch(missing)
+            if self._remember_at <= (now := time.monotonic()):
+                self._remember_at = now + _REMEMBER_SECONDS
+                self._memory.put(known)
         if not known:
             raise Unavailable("Post")
         shown = [(post_id, post) for post_id in post_ids if (post := known.get(post_id))]

@@ -1,29 +1,27 @@
-"""What this process remembers while the cache is away, so that the database bears its readers."""
+"""What this process remembers, so that the database bears all readers while the cache is away."""
 
 import asyncio
 import contextlib
 import time
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
 from typing import Generic, TypeVar
 
 from services.common.context import detached
 from services.common.errors import Unavailable
 
-_LIFE_SECONDS = 2.0
-"""How long an answer is good, from when it was asked for."""
-
-_REFRESH_SECONDS = 1.0
-"""How old an answer is that is asked for anew while it is still given."""
+LIFE_SECONDS = 2.0
+"""How long an answer is good that says who may see what: for so long somebody may be shown a post
+that was deleted meanwhile, or is of somebody who has just blocked them."""
 
 Key = TypeVar("Key", bound=Hashable)
 Value = TypeVar("Value")
 
 
 class Memory(Generic[Key, Value]):
-    """The answers of the last two seconds, each asked for once, however many want it.
+    """The last answers, each asked for once, however many want it.
 
-    So whoever is shown them sees what held two seconds ago at worst: for so long somebody may see
-    a post that was deleted meanwhile, or is of somebody who has just blocked them.
+    One that is past half of its life is asked for anew while it is still given.
 
     Args:
         ask: asks for the values of some keys; may leave some out, or raise Unavailable.
@@ -41,13 +39,17 @@ class Memory(Generic[Key, Value]):
         self._ask = ask
         self._most = most
         self._clock = clock
-        self._values: dict[Key, tuple[float, Value]] = {}
+        # The oldest come first, and a plain dict slows down when its first are taken.
+        self._values: OrderedDict[Key, tuple[float, Value]] = OrderedDict()
         self._asking: dict[Key, asyncio.Task[None]] = {}
 
-    async def get(self, keys: Sequence[Key], *, within: float) -> dict[Key, Value]:
+    async def get(
+        self, keys: Sequence[Key], *, within: float, life: float = LIFE_SECONDS
+    ) -> dict[Key, Value]:
         """Returns the values that can be had within so many seconds.
 
-        What takes longer is still remembered once it is there, for whoever asks next.
+        None was asked for longer than `life` seconds ago. What takes longer to come is still
+        remembered once it is there, for whoever asks next.
         """
         now = self._clock()
         found: dict[Key, Value] = {}
@@ -55,12 +57,12 @@ class Memory(Generic[Key, Value]):
         wanted: list[Key] = []
         for key in keys:
             entry = self._values.get(key)
-            age = now - entry[0] if entry else _LIFE_SECONDS
-            if entry and age < _LIFE_SECONDS:
+            age = now - entry[0] if entry else life
+            if entry and age < life:
                 found[key] = entry[1]
             else:
                 missing.append(key)
-            if age >= _REFRESH_SECONDS and key not in self._asking:
+            if age >= life / 2 and key not in self._asking:
                 wanted.append(key)
         if wanted:
             task = detached(self._fetch(wanted))
@@ -71,7 +73,7 @@ class Memory(Generic[Key, Value]):
             done, _ = await asyncio.wait(tasks, timeout=within)
             for task in done:
                 task.result()
-            oldest = self._clock() - _LIFE_SECONDS
+            oldest = self._clock() - life
             found |= {
                 key: entry[1]
                 for key in missing
@@ -79,12 +81,18 @@ class Memory(Generic[Key, Value]):
             }
         return found
 
+    def put(self, values: Mapping[Key, Value]) -> None:
+        """Remembers what has just been learnt elsewhere."""
+        self._keep(values, self._clock())
+
     async def _fetch(self, keys: Sequence[Key]) -> None:
         asked_at = self._clock()
         with contextlib.suppress(Unavailable):
-            for key, value in (await self._ask(keys)).items():
-                # The oldest come first.
-                self._values.pop(key, None)
-                self._values[key] = (asked_at, value)
+            self._keep(await self._ask(keys), asked_at)
+
+    def _keep(self, values: Mapping[Key, Value], asked_at: float) -> None:
+        for key, value in values.items():
+            self._values[key] = (asked_at, value)
+            self._values.move_to_end(key)
         while len(self._values) > self._most:
-            del self._values[next(iter(self._values))]
+            self._values.popitem(last=False)

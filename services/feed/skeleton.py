@@ -54,6 +54,8 @@ class Skeleton:
     state: FeedState.ValueType
     hidden: frozenset[int] = frozenset()
     """Authors whose posts must not be shown, though they may be among these."""
+    are_published: bool = False
+    """Whether post has just told that all of these are. The cache may lag behind it."""
 
 
 class Skeletons:
@@ -167,7 +169,11 @@ class Skeletons:
             [part.reader_id, *wanted.followee_ids], part.before, part.size + 1
         )
         return Skeleton(
-            recent[: part.size], len(recent) > part.size, COMPLETE, frozenset(wanted.hidden_ids)
+            recent[: part.size],
+            len(recent) > part.size,
+            COMPLETE,
+            frozenset(wanted.hidden_ids),
+            are_published=True,
         )
 
     # -- While something is away -----------------------------------------------------------------
@@ -196,7 +202,7 @@ class Skeletons:
         if part.before:
             raise GraphAway("Graph")
         recent = await self._peers.recent([part.reader_id], 0, part.size + 1)
-        return Skeleton(recent[: part.size], len(recent) > part.size, DEGRADED)
+        return Skeleton(recent[: part.size], len(recent) > part.size, DEGRADED, are_published=True)
 
 
 def _complete_from(source: Slice, before: int, count: int) -> int:

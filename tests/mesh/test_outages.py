@@ -84,6 +84,31 @@ async def test_every_page_comes_while_a_part_stalls(mesh, victim):
     assert (set(of_warm), set(of_cold)) == TOLD[victim]
 
 
+async def test_what_is_hidden_while_the_cache_stalls_is_shown_for_two_seconds_at_most(mesh):
+    async with crowd_of(mesh, 3, random.Random(2)) as crowd:
+        reader, deleting, blocking = crowd.people
+        for author in (deleting, blocking):
+            await crowd.do("follow", reader, author)
+        deleted, *kept = [await crowd.make_post(deleting) for _ in range(3)]
+        posts = [await crowd.make_post(blocking), *reversed(kept), deleted]
+        await quiet(mesh)
+        await eventually(lambda: page(crowd, reader), lambda told: told == ("COMPLETE", posts))
+        with mesh.stalled("valkey"):
+            await eventually(lambda: page(crowd, reader), lambda told: told == ("DEGRADED", posts))
+            await crowd.do("delete", deleting, deleted)
+            await crowd.do("block", blocking, reader)
+            hidden_at = asyncio.get_running_loop().time()
+            left = ("DEGRADED", kept[::-1])
+            told = None
+            # Who reads all the time is answered from memory all the time.
+            while asyncio.get_running_loop().time() < hidden_at + 5:
+                began = asyncio.get_running_loop().time()
+                told = await page(crowd, reader)
+                assert told == left or began < hidden_at + 2
+                await asyncio.sleep(0.1)
+            assert told == left
+
+
 async def page(crowd: Crowd, reader: int) -> tuple[str, list[int]]:
     """Returns what a first page is worth, and its posts. There is always one."""
     answer = await crowd.feed.GetFeed(GetFeedRequest(), metadata=as_user(reader), timeout=5)
