@@ -1,12 +1,13 @@
-"""What an entry of a home feed costs in Valkey's memory, packed and not.
+"""What an entry of a home feed costs in Valkey: in the list that it is, and in sorted sets.
 
-Sorted sets are packed up to `zset-max-listpack-entries`: one block of bytes that is searched from
-its head. Beyond, each member is a node of a skip list, and lies in a hash table, too. All that
-Valkey takes is counted: names, rules, times to live, what the allocator rounds up to.
+Both are packed while they are short: one block of bytes. A sorted set is so up to
+`zset-max-listpack-entries`; beyond, each member is a node of a skip list, and lies in a hash table,
+too. All that Valkey takes is counted: names, rules, times to live, what the allocator rounds up to.
 """
 
 import asyncio
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
@@ -22,45 +23,62 @@ from services.common.timelines import CAP, HomeTimelines
 _FEEDS_OF_MANY = 500_000_000
 _GOAL_BYTES = 20
 
+_PACKED_UP_TO = "zset-max-listpack-entries"
+
 
 @click.command("memory")
 @click.option("--feeds", type=click.IntRange(100), default=10_000, show_default=True)
 def memory(feeds: int) -> None:
-    """Bytes of Valkey's memory for an entry of a feed, packed and as a skip list."""
-    for name, packed_up_to in (("packed, as configured", None), ("as skip lists", 0)):
+    """Bytes of Valkey's memory for an entry of a feed, which is a list, and in sorted sets."""
+    readers = crowds.account_ids(range(feeds))
+    posts = [crowds.post_id(readers[0], crowds.now() - 60_000 * n) for n in range(2 * CAP)]
+    for name, packed_up_to in (
+        ("feeds with their rules", None),
+        ("packed sorted sets", CAP),
+        ("sorted sets as skip lists", 0),
+    ):
         with (
             tempfile.TemporaryDirectory() as folder,
             Stack(Path(folder), ports=free_ports(), ephemeral=True) as stack,
         ):
             stack.up(["valkey"])
-            used, entries = asyncio.run(_measure(stack, feeds, packed_up_to))
-        each = used / feeds / entries
+            crowds.remove_limit(stack)
+            with Pipelines(stack.valkey_url) as pipelines:
+                before = _used(pipelines)
+                entries = float(CAP)
+                if packed_up_to is None:
+                    entries = asyncio.run(_fill_feeds(stack, readers, posts))
+                else:
+                    pipelines.ask(
+                        pipelines.servers[0], "CONFIG", "SET", _PACKED_UP_TO, packed_up_to
+                    )
+                    _fill_sorted_sets(pipelines, readers, posts[:CAP])
+                used = _used(pipelines) - before
         click.echo(
-            f"memory: {name}: {each:.1f} bytes an entry (at most {_GOAL_BYTES} are wanted), "
-            f"{used / feeds:,.0f} a feed of {entries:.0f}; "
+            f"memory: {name}: {used / feeds / entries:.1f} bytes an entry (at most {_GOAL_BYTES} "
+            f"are wanted), {used / feeds:,.0f} a feed of {entries:.0f}; "
             f"{used / feeds * _FEEDS_OF_MANY / 2**40:.1f} TiB for {_FEEDS_OF_MANY // 10**6} M feeds"
         )
 
 
-async def _measure(stack: Stack, feeds: int, packed_up_to: int | None) -> tuple[int, float]:
-    """Returns how many bytes the feeds take, and how many entries each has, on average."""
-    readers = crowds.account_ids(range(feeds))
-    posts = [crowds.post_id(readers[0], crowds.now() - 60_000 * n) for n in range(2 * CAP)]
-    with Pipelines(stack.valkey_url) as pipelines:
-        [server] = pipelines.servers
-
-        def used() -> int:
-            info = pipelines.ask(server, "INFO", "memory")
-            return int(info.split(b"used_memory:")[1].split()[0])
-
-        crowds.remove_limit(stack)
-        if packed_up_to is not None:
-            pipelines.ask(server, "CONFIG", "SET", "zset-max-listpack-entries", packed_up_to)
-        before = used()
-        await crowds.fill_feeds(stack, readers, posts)
-        after = used()
+async def _fill_feeds(stack: Stack, readers: Sequence[int], posts: Sequence[int]) -> float:
+    """Returns how many entries each feed has, on average."""
+    await crowds.fill_feeds(stack, readers, posts)
     async with connect(CacheSettings(valkey_url=stack.valkey_url)) as cache:
         homes = HomeTimelines(cache)
-        some = readers[: feeds // 10]
+        some = readers[: len(readers) // 10]
         lengths = [len((await homes.read(reader, 0, 2 * CAP)).post_ids) for reader in some]
-    return after - before, sum(lengths) / len(lengths)
+    return sum(lengths) / len(lengths)
+
+
+def _fill_sorted_sets(pipelines: Pipelines, readers: Sequence[int], posts: Sequence[int]) -> None:
+    first, *others = readers
+    key = f"feed:{{{first}}}"
+    # All have one score, which takes fewer bytes than a time: the members make the order.
+    pipelines.run([(first, ("ZADD", key, 0, (1 << 63) - 1 - post)) for post in posts])
+    crowds.copy_key(pipelines, key, first, others)
+
+
+def _used(pipelines: Pipelines) -> int:
+    info = pipelines.ask(pipelines.servers[0], "INFO", "memory")
+    return int(info.split(b"used_memory:")[1].split()[0])

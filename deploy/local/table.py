@@ -232,8 +232,8 @@ def _valkey_server(
         # lack what was pushed since, and nobody would know.
         "save": "",
         "appendonly": "no",
-        # What timelines are made for: see services/common/timelines.py. The default packs only 128.
-        "zset-max-listpack-entries": 512,
+        # Timelines are lists of 500, and a push takes a fifth less time if they are packed by 64.
+        "list-max-listpack-size": 64,
         "maxmemory-policy": "allkeys-lru",
         **settings,
     }

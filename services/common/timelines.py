@@ -1,40 +1,36 @@
 """Timelines in Valkey: what fanout pushes into and feed reads.
 
-A timeline is a sorted set of post ids, the newest `CAP` of them or some more. `feed:{<account>}`
-is a home timeline; it exists only for accounts that read their feed in the last 30 days.
-`author:{<account>}` holds one author's own posts; it exists only while somebody reads it, which is
-how celebrities' posts reach their followers. Three things make them trustworthy:
+A timeline is a list of post ids, newest first, the newest `CAP` of them or some more.
+`feed:{<account>}` is a home timeline; it exists only for accounts that read their feed in the last
+30 days. `author:{<account>}` holds one author's own posts; it exists only while somebody reads it,
+which is how celebrities' posts reach their followers. Three things make them trustworthy:
 
 * They have no gaps: every post that belongs in a timeline and is newer than its oldest member is
   a member. So a reader may go on from the database behind the oldest member with the same cursor.
-* The oldest member may be `start`: then nothing older exists anywhere. It is the first to be
+* The last member may be `start`: then nothing older exists anywhere. It is the first to be
   trimmed when there is too much.
-* While it is rebuilt, the oldest member is a marker that belongs to one rebuilder. Pushes land
-  beside it, so that nothing posted meanwhile is lost; readers pass it by. Dropping the key takes
+* While it is rebuilt, the last member is a marker that belongs to one rebuilder. Pushes land
+  before it, so that nothing posted meanwhile is lost; readers pass it by. Dropping the key takes
   the marker along, and the rebuilder's outdated result is refused.
 
-Valkey keeps sets packed that have no more members than its `zset-max-listpack-entries`, which must
-be 512. An entry then takes 14.5 bytes, all counted, and 90 in a skip list: at 500 million feeds 3.6
-TiB instead of 22 (`make bench BENCH=memory`). But to add to a packed set, Valkey looks at each
-member. So a timeline is a chain of sets of about `_PART` members: what is new goes into a small
-one, which takes two thirds of the time. When the first set is full, it gets a name of its own
-behind the timeline's, that of its newest member, and the set that takes its place ends with
-`next:` and that name. So each set that is reached is the right one; where the cache has evicted
-one, the timeline ends. Sets beyond `_PARTS` behind the first are trimmed.
+Why not a sorted set: nearly every post that is pushed is the newest, and belongs at the head of the
+list. To look there and to put it there takes a third less time than in a sorted set that is packed,
+where the server looks at each member; what comes out of order is put in its place by the scripts
+here. An entry of a list takes 11.4 bytes, all counted, one of a packed sorted set 12.2, and one of
+a skip list, in which ZADD is fast, 80: at 500 million feeds 2.7, 2.8 and 18 TiB (`make bench
+BENCH=memory`).
 
-A member is `2**63 - 1 - post_id`, 19 digits: upside down because a packed set is searched from its
-head, where the newest post is then found at once. All scores are 0, so that the members' text alone
-makes the order, exactly, and a score takes two bytes instead of ten. Markers begin with letters,
-and so sort behind all posts.
+A member is `2**63 - 1 - post_id`, 19 digits, upside down so that the newest is the least: as text,
+which is how scripts compare members, and digits come before the letters that markers begin with.
 
 Beside a home timeline lies `rules:{<account>}`, a hash: for some authors, what the timeline
 alone does not say. `p`: their posts are pulled from their own timeline when the feed is read. `h`:
-their posts are hidden, though some may still be in the set, or be on their way into it: the account
+their posts are hidden, though some may still be in the list, or on their way into it: the account
 ceased to follow them, or muted them. Its fields `v` and `s` are the versions of the account's
 relations, as graph counts them, when an author was last hidden, and when one was last shown:
 whoever read graph before the one may not show any author, and before the other may not hide any.
 Such commands come late from caches that stalled, over networks that lost a packet.
-Set and hash count only together: should the cache evict one of them, the timeline is rebuilt.
+List and hash count only together: should the cache evict one of them, the timeline is rebuilt.
 """
 
 import secrets
@@ -47,16 +43,8 @@ from services.common.cache import Cache, Script
 CAP = 500
 """How many entries a timeline keeps at least."""
 
-_PART = 72
-"""How many each set of a timeline should have. The fewer, the faster is a push, down to some 60,
-and the more keys there are, of some 100 bytes each."""
-
-_PARTS = -(-CAP // _PART)
-"""How many sets are kept behind the first."""
-
-_LARGEST_PART = 500
-"""With how many members a set is divided that grew in its midst. Up to 512 the server keeps it
-packed."""
+_LONGEST = CAP + 20
+"""With how many it is trimmed, which takes as long as a push."""
 
 _LIFE_SECONDS = 30 * 24 * 3600
 """After how long without a read a home timeline goes."""
@@ -76,205 +64,161 @@ _MARKER = b"rebuild:"
 _PULL = b"p"
 _HIDE = b"h"
 
-# What the scripts share. `oldest` returns the last member of a set; nothing: there is no set.
-# `behind` returns the key of the set that such a member leads to, and the newest post there. `seat`
-# returns the set that has a post if the timeline does, and that set's last member; it is told the
-# first set's. Numbers are written as texts, which the server need not make of them.
+# What the scripts share. `oldest` returns the last member of a timeline; false: there is none.
+# Numbers are written as texts where they can be, which the server need not make of them.
 _LUA = f"""
     local call = redis.call
     local function name(kind, id)
         return kind .. ':{{' .. id .. '}}'
     end
     local function oldest(key)
-        return call('ZRANGE', key, '-1', '-1')[1]
+        return call('LINDEX', key, '-1')
     end
     local function is_rebuilt(last)
         return string.byte(last) == {ord("r")}
     end
-    local function behind(key, last)
-        if string.byte(last) == {ord("n")} then
-            local newest = string.sub(last, 6)
-            return key .. ':' .. newest, newest
-        end
-    end
-    local function seat(key, last, member)
-        local part = key
-        while last do
-            local following, newest = behind(key, last)
-            if not following or member < newest then
-                return part, last
-            end
-            part, last = following, oldest(following)
-        end
-    end
-    local function parts(key)
-        local keys, part = {{}}, key
-        while part do
-            local last = oldest(part)
-            if not last then
-                break
-            end
-            keys[#keys + 1] = part
-            part = behind(key, last)
-        end
-        return keys
-    end
-    local function drop(key)
-        for _, part in ipairs(parts(key)) do
-            call('UNLINK', part)
-        end
+    local function all(key)
+        return call('LRANGE', key, '0', '-1')
     end
 """
 
-# How timelines grow. `stack` makes one of its members. `add` puts a post where it belongs; it is
-# told the last member of the first set. A rebuild that so much is pushed into that it would have to
-# be trimmed is given up: what was trimmed would be missing beside what the rebuilder brings.
-# `put` does the same as `add` if there is a timeline, and tells whether. Nearly always the post
-# belongs into the first set, which is certain when two members are behind it: one may be a mark,
-# the other is a post. So it is put there first, which saves a third of the time.
+# How timelines grow. `merged` leaves out what of `added` would stand behind a gap. A rebuild that
+# so much is pushed into that it would have to be trimmed is given up: what was trimmed would be
+# missing beside what the rebuilder brings.
 _GROWTH = f"""{_LUA}
-    local function stack(key, members, seconds)
-        local whole = members[#members] == 'start'
-        if whole then
-            members[#members] = nil
-        end
-        local kept = math.min(#members, {CAP + _PART})
-        local part, first = key, 1
-        repeat
-            local words, following = {{'ZADD', part}}, first + {_PART}
-            for i = first, math.min(following - 1, kept) do
-                words[#words + 1] = '0'
-                words[#words + 1] = members[i]
-            end
-            if following <= kept then
-                part = key .. ':' .. members[following]
-                words[#words + 1] = '0'
-                words[#words + 1] = 'next:' .. members[following]
-            elseif whole and kept == #members then
-                words[#words + 1] = '0'
-                words[#words + 1] = 'start'
-            end
-            if words[3] then
-                call(unpack(words))
-                call('EXPIRE', words[2], seconds)
-            end
-            first = following
-        until first > kept
-    end
-    local function stack_anew(key)
-        local members, seconds = {{}}, call('TTL', key)
-        for _, part in ipairs(parts(key)) do
-            for _, member in ipairs(call('ZRANGE', part, '0', '-1')) do
-                if string.byte(member) ~= {ord("n")} then
-                    members[#members + 1] = member
+    local function merged(held, added)
+        local members, following = {{}}, 1
+        for _, member in ipairs(held) do
+            while added[following] and added[following] <= member do
+                if added[following] < member then
+                    members[#members + 1] = added[following]
                 end
+                following = following + 1
             end
+            members[#members + 1] = member
         end
-        drop(key)
-        stack(key, members, math.max(seconds, 1))
+        return members
     end
-    local function begin_part(key, member)
-        local seconds = call('TTL', key)
-        call('ZREM', key, member)
-        local newest = call('ZRANGE', key, '0', '0')[1]
-        call('RENAME', key, key .. ':' .. newest)
-        call('ZADD', key, '0', member, '0', 'next:' .. newest)
-        call('EXPIRE', key, math.max(seconds, 1))
-        local outdated = parts(key)[{_PARTS + 2}]
-        if outdated then
-            call('UNLINK', outdated)
+    local function write(key, members, seconds)
+        call('UNLINK', key)
+        if members[1] then
+            call('RPUSH', key, unpack(members, 1, math.min(#members, {_LONGEST})))
+            call('EXPIRE', key, seconds)
         end
     end
-    local function add(key, last, member)
-        local part, last = seat(key, last, member)
-        if not part or member > last then
+    local function add(key, added)
+        local held = all(key)
+        local members = merged(held, added)
+        if #members == #held then
             return
         end
-        call('ZADD', part, '0', member)
-        local count = call('ZCARD', part)
-        if count > {_PART} then
-            if is_rebuilt(last) then
-                if count > {_LARGEST_PART} then
-                    call('UNLINK', key)
-                end
-            elseif count > {_LARGEST_PART} then
-                stack_anew(key)
-            elseif part == key and call('ZRANGE', key, '0', '0')[1] == member then
-                begin_part(key, member)
+        if #members > {_LONGEST} and is_rebuilt(members[#members]) then
+            call('UNLINK', key)
+        else
+            write(key, members, math.max(call('TTL', key), 1))
+        end
+    end
+    local function trim(key, count)
+        if count > {_LONGEST} then
+            if is_rebuilt(oldest(key)) then
+                call('UNLINK', key)
+            else
+                call('LTRIM', key, '0', '{CAP - 1}')
             end
         end
     end
-    local function put(key, member)
-        local count = call('ZCARD', key)
-        if count == 0 then
-            return false
-        end
-        local is_full = count >= {_PART}
-        if is_full or call('ZADD', key, '0', member) == 1 and call('ZREVRANK', key, member) < 2 then
-            if not is_full then
-                call('ZREM', key, member)
+    local function put(key, newest, member)
+        if member < newest then
+            trim(key, call('LPUSH', key, member))
+        elseif member > newest then
+            for _, each in ipairs(call('LRANGE', key, '1', '4')) do
+                if each == member then
+                    return
+                elseif each > member then
+                    trim(key, call('LINSERT', key, 'BEFORE', each, member))
+                    return
+                end
             end
-            add(key, oldest(key), member)
+            add(key, {{member}})
         end
-        return true
     end
     local function cut(key, bound)
-        local keys = parts(key)
-        local part = seat(key, oldest(key), bound)
-        for i = #keys, 1, -1 do
-            if keys[i] == part then
-                call('ZREMRANGEBYLEX', part, '(' .. bound, '+')
-                return
+        local kept = 0
+        for _, member in ipairs(all(key)) do
+            if member <= bound then
+                kept = kept + 1
             end
-            call('UNLINK', keys[i])
+        end
+        if kept == 0 then
+            call('UNLINK', key)
+        else
+            call('LTRIM', key, '0', kept - 1)
         end
     end
 """
 
-# How they are read. `slice` is told the first set's last member, and the least member that it may
-# return; it returns the last member of the last set that it looked into, too. `renew` has a
-# timeline live on; that it is a thirtieth of its life late saves most readers doing so.
+# How they are read. `slice` returns up to `count` posts behind a member, or from the newest on.
+# `renew` has a timeline live on; that it is a thirtieth of its life late saves most readers doing
+# so.
 _READING = f"""{_LUA}
-    local function slice(key, last, least, count)
-        local members, part = {{}}, key
-        while true do
-            local some = call('ZRANGEBYLEX', part, least, '(:', 'LIMIT', '0', count - #members)
-            for i = 1, #some do
-                members[#members + 1] = some[i]
+    local function slice(key, behind, count)
+        local first = 0
+        if behind ~= '' then
+            first = call('LPOS', key, behind)
+            if first then
+                first = first + 1
+            else
+                local members = all(key)
+                first = #members
+                while first > 0 and members[first] > behind do
+                    first = first - 1
+                end
             end
-            local following = #members < count and behind(key, last)
-            local its_last = following and oldest(following)
-            if not its_last then
-                return members, last
-            end
-            part, last = following, its_last
         end
+        local members = call('LRANGE', key, first, first + count - 1)
+        if members[1] and string.byte(members[#members]) > {ord("9")} then
+            members[#members] = nil
+        end
+        return members
+    end
+    local function newer(key, bound)
+        local members = {{}}
+        for first = 0, {_LONGEST}, 32 do
+            for _, member in ipairs(call('LRANGE', key, first, first + 31)) do
+                if member >= bound then
+                    return members
+                end
+                members[#members + 1] = member
+            end
+        end
+        return members
     end
     local function renew(key, seconds)
         if call('TTL', key) < seconds * 29 / 30 then
-            for _, part in ipairs(parts(key)) do
-                call('EXPIRE', part, seconds)
-            end
-            return true
+            return call('EXPIRE', key, seconds)
         end
     end
 """
 
 # ARGV: kind, member from which on the posts are all there are of their author (or empty), number of
 # posts, their members with the newest first, then owners.
-# A post below the oldest member would stand behind a gap, so it is left to the database. When not
-# all of an author's posts are brought, the timeline must end where they do.
+# When not all of an author's posts are brought, the timeline must end where they do.
 _PUSH = Script(f"""{_GROWTH}
     local prefix, bound, behind_posts = ARGV[1] .. ':{{', ARGV[2], 4 + ARGV[3]
-    local newest, reached = ARGV[4], 0
+    local post, is_one, reached = ARGV[4], bound == '' and behind_posts == 5, 0
+    local posts = {{unpack(ARGV, 4, behind_posts - 1)}}
     for i = behind_posts, #ARGV do
         local key = prefix .. ARGV[i] .. '}}'
-        if bound ~= '' and is_rebuilt(oldest(key) or '') then
+        local newest = call('LINDEX', key, '0')
+        if not newest then
+            -- Nobody reads it.
+        elseif is_one then
+            put(key, newest, post)
+            reached = reached + 1
+        elseif bound ~= '' and is_rebuilt(oldest(key)) then
             call('UNLINK', key)
-        elseif put(key, newest) then
-            for j = 5, behind_posts - 1 do
-                put(key, ARGV[j])
-            end
+        else
+            add(key, posts)
             if bound ~= '' then
                 cut(key, bound)
             end
@@ -288,17 +232,13 @@ _PUSH = Script(f"""{_GROWTH}
 _RETRACT = Script(f"""{_LUA}
     local behind_posts = 3 + ARGV[2]
     for i = behind_posts, #ARGV do
-        local key = name(ARGV[1], ARGV[i])
         for j = 3, behind_posts - 1 do
-            local part = seat(key, oldest(key), ARGV[j])
-            if part then
-                call('ZREM', part, ARGV[j])
-            end
+            call('LREM', name(ARGV[1], ARGV[i]), '1', ARGV[j])
         end
     end
 """)
 
-# ARGV: owner, least member, count, seconds to live from now on.
+# ARGV: owner, member to begin behind (or empty), count, seconds to live from now on.
 # The life of a timeline that is being rebuilt is the rebuilder's, whoever reads it.
 _READ = Script(f"""{_READING}
     local feed, rules = name('feed', ARGV[1]), name('rules', ARGV[1])
@@ -308,17 +248,16 @@ _READ = Script(f"""{_READING}
     end
     local ruled = call('HGETALL', rules)
     if not ruled[1] then
-        drop(feed)
+        call('UNLINK', feed)
         return {{'', {{}}, {{}}}}
     end
     if renew(feed, ARGV[4]) then
         call('EXPIRE', rules, ARGV[4])
     end
-    local members, last = slice(feed, last, ARGV[2], tonumber(ARGV[3]))
-    return {{last, members, ruled}}
+    return {{last, slice(feed, ARGV[2], ARGV[3]), ruled}}
 """)
 
-# ARGV: least member, count, seconds to live from now on, then authors.
+# ARGV: member to begin behind (or empty), count, seconds to live from now on, then authors.
 _READ_AUTHORS = Script(f"""{_READING}
     local slices = {{}}
     for i = 4, #ARGV do
@@ -327,23 +266,22 @@ _READ_AUTHORS = Script(f"""{_READING}
         local members = {{}}
         if last and not is_rebuilt(last) then
             renew(key, ARGV[3])
-            members, last = slice(key, last, ARGV[1], tonumber(ARGV[2]))
+            members = slice(key, ARGV[1], ARGV[2])
         end
         slices[#slices + 1] = {{ARGV[i], last or '', members}}
     end
     return slices
 """)
 
-# ARGV: kind, then owners. Three things for each: its id, its newest member, how many its first set
-# has.
+# ARGV: kind, then owners. Three things for each: its id, its newest member, how many there are.
 _SIGNATURES = Script(f"""{_LUA}
     local told = {{}}
     for i = 2, #ARGV do
         local key = name(ARGV[1], ARGV[i])
         local at = 3 * i - 5
         told[at] = ARGV[i]
-        told[at + 1] = call('ZRANGE', key, '0', '0')[1] or ''
-        told[at + 2] = call('ZCARD', key)
+        told[at + 1] = call('LINDEX', key, '0') or ''
+        told[at + 2] = call('LLEN', key)
     end
     return told
 """)
@@ -358,12 +296,7 @@ _READ_NEWER = Script(f"""{_READING}
         if last and not is_rebuilt(last) then
             ruled = call('HGETALL', name('rules', ARGV[i]))
             if ruled[1] then
-                for _, part in ipairs(parts(feed)) do
-                    local newer = call('ZRANGEBYLEX', part, '-', '(' .. ARGV[1])
-                    for j = 1, #newer do
-                        members[#members + 1] = newer[j]
-                    end
-                end
+                members = newer(feed, ARGV[1])
             else
                 last = nil
             end
@@ -382,7 +315,7 @@ _BEGIN = Script(f"""{_LUA}
     if ARGV[1] == 'feed' then
         call('UNLINK', name('rules', ARGV[2]))
     end
-    call('ZADD', key, '0', ARGV[3])
+    call('RPUSH', key, ARGV[3])
     call('EXPIRE', key, ARGV[4])
     return 1
 """)
@@ -393,7 +326,7 @@ _BEGIN = Script(f"""{_LUA}
 # behind a gap.
 _FINISH = Script(f"""{_GROWTH}
     local key, rules = name(ARGV[1], ARGV[2]), name('rules', ARGV[2])
-    if call('ZREM', key, ARGV[3]) == 0 then
+    if call('LREM', key, '-1', ARGV[3]) == 0 then
         return 0
     end
     local hidden = tonumber(ARGV[6])
@@ -412,25 +345,18 @@ _FINISH = Script(f"""{_GROWTH}
         end
         call('EXPIRE', rules, ARGV[4])
     end
-    local pushed, next_pushed, members = call('ZRANGE', key, '0', '-1'), 1, {{}}
+    local pushed, members = all(key), {{}}
     for i = 8 + hidden + pulled, #ARGV do
-        while pushed[next_pushed] and pushed[next_pushed] <= ARGV[i] do
-            if pushed[next_pushed] < ARGV[i] then
-                members[#members + 1] = pushed[next_pushed]
-            end
-            next_pushed = next_pushed + 1
-        end
         members[#members + 1] = ARGV[i]
     end
-    call('UNLINK', key)
-    stack(key, members[1] and members or pushed, ARGV[4])
+    write(key, members[1] and merged(members, pushed) or pushed, ARGV[4])
     return 1
 """)
 
 # ARGV: kind, owner, marker. What was pushed meanwhile is of no use without the rest.
 _ABANDON = Script(f"""{_LUA}
     local key = name(ARGV[1], ARGV[2])
-    if call('ZSCORE', key, ARGV[3]) then
+    if call('LREM', key, '-1', ARGV[3]) == 1 then
         call('UNLINK', key)
     end
 """)
@@ -451,7 +377,7 @@ _HIDE_AUTHOR = Script(f"""{_LUA}
     end
     local shown = tonumber(call('HGET', rules, 's') or -1)
     if shown < 0 then
-        drop(feed)
+        call('UNLINK', feed)
         return 1
     end
     if shown > tonumber(ARGV[3]) then
@@ -471,7 +397,7 @@ _SHOW_AUTHOR = Script(f"""{_LUA}
     end
     local version = tonumber(call('HGET', rules, 'v') or -1)
     if is_rebuilt(last) or version < 0 then
-        drop(feed)
+        call('UNLINK', feed)
         return 1
     end
     if version > tonumber(ARGV[3]) then
@@ -511,7 +437,7 @@ _EXISTS = Script(f"""{_LUA}
 
 # ARGV: kind, owner.
 _DROP = Script(f"""{_LUA}
-    drop(name(ARGV[1], ARGV[2]))
+    call('UNLINK', name(ARGV[1], ARGV[2]))
     if ARGV[1] == 'feed' then
         call('UNLINK', name('rules', ARGV[2]))
     end
@@ -586,9 +512,8 @@ class _Timelines:
     async def signatures(self, owner_ids: Sequence[int]) -> Mapping[int, Signature | None]:
         """Returns what changes when a timeline does; None: there is none.
 
-        Cheap, so that thousands can be looked at every moment, and nearly sure: it tells of the
-        newest set alone. What comes late into an older one does not show; nor does a post that is
-        added while another one is retracted, and is not the newest.
+        Cheap, so that thousands can be looked at every moment, and nearly sure: a post that is
+        added while another one is retracted, and is not the newest, does not show.
         """
         nodes = await self._cache.run_on_owners(_SIGNATURES, owner_ids, [self._kind])
         return {
@@ -648,7 +573,7 @@ class HomeTimelines(_Timelines):
 
     async def read(self, reader_id: int, before: int, count: int) -> HomeSlice:
         """Returns up to `count` posts with ids below `before` (0: from the newest)."""
-        args: list[bytes | str | int] = [reader_id, _least(before), count, self._life_seconds]
+        args: list[bytes | str | int] = [reader_id, _behind(before), count, self._life_seconds]
         oldest, members, rules = await self._cache.run(_READ, reader_id, args)
         return _home_slice(oldest, members, rules)
 
@@ -734,7 +659,7 @@ class AuthorTimelines(_Timelines):
 
     async def read(self, author_ids: Sequence[int], before: int, count: int) -> Mapping[int, Slice]:
         """Returns up to `count` posts of each author with ids below `before` (0: the newest)."""
-        args: list[bytes | str | int] = [_least(before), count, self._life_seconds]
+        args: list[bytes | str | int] = [_behind(before), count, self._life_seconds]
         nodes = await self._cache.run_on_owners(_READ_AUTHORS, author_ids, args)
         return {
             int(author_id): Slice(_post_ids(members), _extent(oldest))
@@ -756,9 +681,8 @@ def _member(post_id: int) -> str:
     return f"{_LARGEST_ID - post_id:019}"
 
 
-def _least(before: int) -> str:
-    """Returns the least member that a post below `before` may have, as ZRANGEBYLEX takes it."""
-    return f"({_member(before)}" if before else "-"
+def _behind(before: int) -> str:
+    return _member(before) if before else ""
 
 
 def _post_ids(members: Sequence[bytes]) -> list[int]:

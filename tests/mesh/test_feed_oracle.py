@@ -296,12 +296,12 @@ class Rebuilds:
 
     def _see(self, command: str) -> None:
         match command.split():
-            case ["ZADD", timeline, "0", marker] if marker.startswith("rebuild:"):
+            case ["RPUSH", timeline, marker] if marker.startswith("rebuild:"):
                 assert timeline not in self.under_way, f"two rebuild {timeline} at a time"
                 self.under_way[timeline] = marker
                 self.counts[timeline] += 1
-            # Whoever has finished takes the marker out; whoever gives up looks for it.
-            case ["ZREM" | "ZSCORE", timeline, marker] if self.under_way.get(timeline) == marker:
+            # Whoever has finished takes the marker out, and whoever gives up.
+            case ["LREM", timeline, "-1", marker] if self.under_way.get(timeline) == marker:
                 del self.under_way[timeline]
 
 
