@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import random
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
@@ -21,7 +22,8 @@ Value = TypeVar("Value")
 class Memory(Generic[Key, Value]):
     """The last answers, each asked for once, however many want it.
 
-    One that is past half of its life is asked for anew while it is still given.
+    One that is past about half of its life is asked for anew while it is still given; about, so
+    that what was learnt together is not asked for together.
 
     Args:
         ask: asks for the values of some keys; may leave some out, or raise Unavailable.
@@ -62,7 +64,7 @@ class Memory(Generic[Key, Value]):
                 found[key] = entry[1]
             else:
                 missing.append(key)
-            if age >= life / 2 and key not in self._asking:
+            if age >= life * random.uniform(0.4, 0.6) and key not in self._asking:
                 wanted.append(key)
         if wanted:
             task = detached(self._fetch(wanted))

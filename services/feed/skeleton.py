@@ -31,8 +31,8 @@ _LOOK_SECONDS = 0.02
 _MEMORY_SECONDS = 0.2
 """How long a page waits for the database while the cache is away, and all readers ask it."""
 
-_MOST_REMEMBERED = 20_000
-"""How many parts of feeds are remembered meanwhile, at some 2 KB each."""
+_MOST_REMEMBERED = 5_000
+"""How many parts of feeds are remembered, at some 2 KB each."""
 
 
 class _Part(NamedTuple):
@@ -76,13 +76,16 @@ class Skeletons:
         """
         part = _Part(reader_id, before, count)
         try:
-            return await self._from_cache(part)
+            skeleton = await self._from_cache(part)
         except GraphAway:
             return await self._own(part)
         except PeerAway:
             raise
         except Unavailable:
             return await self._without_cache(part)
+        # For when the cache goes away: else all who read at that moment would ask the database.
+        self._memory.put({part: skeleton})
+        return skeleton
 
     async def _from_cache(self, part: _Part) -> Skeleton:
         state = COMPLETE
@@ -182,15 +185,14 @@ class Skeletons:
         remembered = await self._memory.get([part], within=_MEMORY_SECONDS)
         if part not in remembered:
             raise Unavailable("The cache")
-        return remembered[part]
+        return replace(remembered[part], state=DEGRADED)
 
     async def _parts_from_database(self, parts: Sequence[_Part]) -> Mapping[_Part, Skeleton]:
         [part] = parts
         try:
-            skeleton = await self._from_database(part)
+            return {part: await self._from_database(part)}
         except GraphAway:
-            skeleton = await self._own(part)
-        return {part: replace(skeleton, state=DEGRADED)}
+            return {part: await self._own(part)}
 
     async def _own(self, part: _Part) -> Skeleton:
         """Returns what is known for certain while nobody tells whom a reader follows.
