@@ -40,7 +40,7 @@ _POLL_SECONDS = 0.01
 _DAY_MS = 24 * 3600 * 1000
 _CHECKED_AT_ONCE = 1_000
 
-_CHUNK = 10_000
+_CHUNK = 25_000
 """After how many followers fan-out cuts an audience."""
 
 _TAIL = 32
