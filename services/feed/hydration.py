@@ -56,6 +56,7 @@ class Hydration:
         """
         if not post_ids:
             return Hydrated([], all_known=True)
+        asked_at = time.monotonic()
         try:
             known = await self._cache.get(post_ids)
         except Unavailable:
@@ -68,9 +69,9 @@ class Hydration:
             missing = [post_id for post_id in post_ids if post_id not in known]
             if missing:
                 known |= await self._fetch(missing)
-            if self._remember_at <= (now := time.monotonic()):
-                self._remember_at = now + _REMEMBER_SECONDS
-                self._memory.put(known)
+            if asked_at >= self._remember_at:
+                self._remember_at = asked_at + _REMEMBER_SECONDS
+                self._memory.put(known, asked_at)
         if not known:
             raise Unavailable("Post")
         shown = [(post_id, post) for post_id in post_ids if (post := known.get(post_id))]

@@ -28,7 +28,6 @@ class Memory(Generic[Key, Value]):
     Args:
         ask: asks for the values of some keys; may leave some out, or raise Unavailable.
         most: how many values are kept; the oldest make room.
-        clock: tells seconds.
     """
 
     def __init__(
@@ -36,11 +35,9 @@ class Memory(Generic[Key, Value]):
         ask: Callable[[Sequence[Key]], Awaitable[Mapping[Key, Value]]],
         *,
         most: int,
-        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._ask = ask
         self._most = most
-        self._clock = clock
         # The oldest come first, and a plain dict slows down when its first are taken.
         self._values: OrderedDict[Key, tuple[float, Value]] = OrderedDict()
         self._asking: dict[Key, asyncio.Task[None]] = {}
@@ -53,7 +50,7 @@ class Memory(Generic[Key, Value]):
         None was asked for longer than `life` seconds ago. What takes longer to come is still
         remembered once it is there, for whoever asks next.
         """
-        now = self._clock()
+        now = time.monotonic()
         found: dict[Key, Value] = {}
         missing: list[Key] = []
         wanted: list[Key] = []
@@ -75,7 +72,7 @@ class Memory(Generic[Key, Value]):
             done, _ = await asyncio.wait(tasks, timeout=within)
             for task in done:
                 task.result()
-            oldest = self._clock() - life
+            oldest = time.monotonic() - life
             found |= {
                 key: entry[1]
                 for key in missing
@@ -83,16 +80,13 @@ class Memory(Generic[Key, Value]):
             }
         return found
 
-    def put(self, values: Mapping[Key, Value]) -> None:
-        """Remembers what has just been learnt elsewhere."""
-        self._keep(values, self._clock())
-
     async def _fetch(self, keys: Sequence[Key]) -> None:
-        asked_at = self._clock()
+        asked_at = time.monotonic()
         with contextlib.suppress(Unavailable):
-            self._keep(await self._ask(keys), asked_at)
+            self.put(await self._ask(keys), asked_at)
 
-    def _keep(self, values: Mapping[Key, Value], asked_at: float) -> None:
+    def put(self, values: Mapping[Key, Value], asked_at: float) -> None:
+        """Remembers answers; `asked_at` is when they were asked for, as time.monotonic tells."""
         for key, value in values.items():
             self._values[key] = (asked_at, value)
             self._values.move_to_end(key)

@@ -5,6 +5,7 @@ gap; behind it the feed goes on from the database.
 """
 
 import asyncio
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -75,6 +76,7 @@ class Skeletons:
             Unavailable: so much is away that there is nothing to show.
         """
         part = _Part(reader_id, before, count)
+        asked_at = time.monotonic()
         try:
             skeleton = await self._from_cache(part)
         except GraphAway:
@@ -84,7 +86,7 @@ class Skeletons:
         except Unavailable:
             return await self._without_cache(part)
         # For when the cache goes away: else all who read at that moment would ask the database.
-        self._memory.put({part: skeleton})
+        self._memory.put({part: skeleton}, asked_at)
         return skeleton
 
     async def _from_cache(self, part: _Part) -> Skeleton:
