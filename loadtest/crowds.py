@@ -249,13 +249,10 @@ async def fill_feeds(stack: Stack, reader_ids: Sequence[int], post_ids: Sequence
             for post_id in reversed(post_ids[:newer]):
                 await homes.push([reader_id], [post_id])
     with Pipelines(stack.valkey_url) as pipelines:
-        # All before the first copy is made, for the server looks at every key that there is.
-        keys = [
-            pipelines.ask(pipelines.owner_of(model), "KEYS", f"*{{{model}}}*") for model in models
-        ]
         for number, model in enumerate(models):
-            for key in keys[number]:
-                copy_key(pipelines, key.decode(), model, reader_ids[_MODELS + number :: _MODELS])
+            for kind in ("feed", "rules"):
+                others = reader_ids[_MODELS + number :: _MODELS]
+                copy_key(pipelines, f"{kind}:{{{model}}}", model, others)
 
 
 def copy_key(pipelines: Pipelines, key: str, owner_id: int, others: Sequence[int]) -> None:

@@ -4,7 +4,7 @@ A delivery is one post put into one feed, what makes the feed too long trimmed a
 takes part: the event comes from the broker, followers are streamed from graph, progress is stored,
 and post is asked in the end whether the post still holds. A ZADD is one post put into a plain
 sorted set with as many, by a client that does nothing else and waits for nothing. Sets are packed,
-as feeds are; or, with eight times the memory, they are skip lists, which are faster.
+as feeds are; or, with seven times the memory, they are skip lists, which are faster.
 """
 
 import asyncio
@@ -33,6 +33,7 @@ from services.common import topics
 from services.common.cache import connect
 from services.common.config import CacheSettings
 from services.common.timelines import CAP, HomeTimelines
+from services.fanout.config import FanoutSettings
 
 _AUTHORS = 4
 _MOST_SECONDS = 120.0
@@ -40,7 +41,7 @@ _POLL_SECONDS = 0.01
 _DAY_MS = 24 * 3600 * 1000
 _CHECKED_AT_ONCE = 1_000
 
-_CHUNK = 25_000
+_CHUNK: int = FanoutSettings.model_fields["fanout_chunk_size"].default
 """After how many followers fan-out cuts an audience."""
 
 _TAIL = 32

@@ -74,7 +74,7 @@ class Database:
 def int_array(numbers: Iterable[int]) -> str:
     """Returns numbers as an array, for a parameter that is cast to one.
 
-    psycopg itself looks at each number's type, and takes ten times as long: 0.2 ms for 100 ids.
+    psycopg itself looks at each number's type, and takes seven times as long: 0.2 ms for 100 ids.
     """
     return "{" + ",".join(map(str, numbers)) + "}"
 
