@@ -1,5 +1,6 @@
 """A page of a home feed: skeleton (which posts), hydration (the posts), rules (who may see it)."""
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -48,11 +49,12 @@ class HomeFeed:
         more = True
         last_id = before
         count = size
+        began = time.monotonic()
         while more and len(shown) < size:
             try:
-                skeleton = await self._skeletons.read(reader_id, last_id, count)
+                skeleton = await self._skeletons.read(reader_id, last_id, count, began=began)
                 hydrated = await self._hydration[form].hydrate(
-                    skeleton.post_ids, are_published=skeleton.are_published
+                    skeleton.post_ids, are_published=skeleton.are_published, began=began
                 )
             except Unavailable:
                 if before and not shown:

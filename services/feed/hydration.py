@@ -8,13 +8,10 @@ from services.common import logs
 from services.common.cache import Cache
 from services.common.errors import Unavailable
 from services.common.post_cache import CachedPost, Form, PostCache
-from services.feed.memory import LIFE_SECONDS, Memory
+from services.feed.memory import LIFE_SECONDS, PATIENCE_SECONDS, Memory
 from services.feed.peers import Peers
 
 _log = logs.logger(__name__)
-
-_MEMORY_SECONDS = 0.2
-"""How long a page waits for post while the cache is away, and all readers ask it."""
 
 _PUBLISHED_LIFE_SECONDS = 30.0
 """How long what a post shows is remembered, while it is known that it may be shown: of one whose
@@ -48,8 +45,12 @@ class Hydration:
         self._memory = Memory(self._ask, most=_MOST_REMEMBERED)
         self._remember_at = time.monotonic()
 
-    async def hydrate(self, post_ids: Sequence[int], *, are_published: bool = False) -> Hydrated:
+    async def hydrate(
+        self, post_ids: Sequence[int], *, are_published: bool = False, began: float | None = None
+    ) -> Hydrated:
         """Returns the posts; `are_published` if post has just told that they may be shown.
+
+        The reader has waited since `began`, as time.monotonic tells; None: since now.
 
         Raises:
             Unavailable: nothing is known of any of them.
@@ -62,8 +63,10 @@ class Hydration:
         except Unavailable:
             known = await self._memory.get(
                 post_ids,
-                within=_MEMORY_SECONDS,
+                until=(began or asked_at) + PATIENCE_SECONDS,
                 life=_PUBLISHED_LIFE_SECONDS if are_published else LIFE_SECONDS,
+                # Before that is over, post will have told whether the others are.
+                renew=are_published,
             )
         else:
             missing = [post_id for post_id in post_ids if post_id not in known]

@@ -6,24 +6,41 @@ import random
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 from services.common.context import detached
 from services.common.errors import Unavailable
 
-LIFE_SECONDS = 2.0
+LIFE_SECONDS = 3.0
 """How long an answer is good that says who may see what: for so long somebody may be shown a post
 that was deleted meanwhile, or is of somebody who has just blocked them."""
+
+PATIENCE_SECONDS = 0.25
+"""How long a page waits in all, the cache's timeout included, before it goes without what neither
+the cache has nor this process remembers."""
+
+_LEAST_FRESH_SHARE = 0.3
+_MOST_FRESH_SHARE = 0.7
+"""For which part of its life an answer is not asked for anew."""
 
 Key = TypeVar("Key", bound=Hashable)
 Value = TypeVar("Value")
 
 
+class _Entry(NamedTuple, Generic[Value]):
+    """An answer."""
+
+    value: Value
+    asked_at: float
+    fresh_share: float
+    """Of its life."""
+
+
 class Memory(Generic[Key, Value]):
     """The last answers, each asked for once, however many want it.
 
-    One that is past about half of its life is asked for anew while it is still given; about, so
-    that what was learnt together is not asked for together.
+    One that is past about half of its life is asked for anew while it is still given. About: all
+    readers come in the moment when the cache goes away, and should not come together ever after.
 
     Args:
         ask: asks for the values of some keys; may leave some out, or raise Unavailable.
@@ -39,46 +56,59 @@ class Memory(Generic[Key, Value]):
         self._ask = ask
         self._most = most
         # The oldest come first, and a plain dict slows down when its first are taken.
-        self._values: OrderedDict[Key, tuple[float, Value]] = OrderedDict()
+        self._values: OrderedDict[Key, _Entry[Value]] = OrderedDict()
         self._asking: dict[Key, asyncio.Task[None]] = {}
 
     async def get(
-        self, keys: Sequence[Key], *, within: float, life: float = LIFE_SECONDS
+        self,
+        keys: Sequence[Key],
+        *,
+        until: float,
+        life: float = LIFE_SECONDS,
+        renew: bool = True,
     ) -> dict[Key, Value]:
-        """Returns the values that can be had within so many seconds.
+        """Returns the values that can be had until then, as time.monotonic tells.
 
         None was asked for longer than `life` seconds ago. What takes longer to come is still
-        remembered once it is there, for whoever asks next.
+        remembered once it is there, for whoever asks next. With `renew`, values are asked for
+        anew before their life ends.
         """
         now = time.monotonic()
-        found: dict[Key, Value] = {}
-        missing: list[Key] = []
-        wanted: list[Key] = []
-        for key in keys:
-            entry = self._values.get(key)
-            age = now - entry[0] if entry else life
-            if entry and age < life:
-                found[key] = entry[1]
-            else:
-                missing.append(key)
-            if age >= life * random.uniform(0.4, 0.6) and key not in self._asking:
-                wanted.append(key)
-        if wanted:
-            task = detached(self._fetch(wanted))
-            self._asking |= dict.fromkeys(wanted, task)
-            task.add_done_callback(lambda _: [self._asking.pop(key) for key in wanted])
+        entries = {
+            key: entry
+            for key in keys
+            if (entry := self._values.get(key)) and now - entry.asked_at < life
+        }
+        missing = [key for key in keys if key not in entries]
+        wanted = list(missing)
+        if renew and any(
+            now - entry.asked_at >= life * entry.fresh_share for entry in entries.values()
+        ):
+            # And with it all that are due soon: one question instead of one for each.
+            wanted += [
+                key
+                for key, entry in entries.items()
+                if now - entry.asked_at >= life * _LEAST_FRESH_SHARE
+            ]
+        self._ask_for([key for key in wanted if key not in self._asking])
         if missing:
             tasks = {self._asking[key] for key in missing}
-            done, _ = await asyncio.wait(tasks, timeout=within)
+            done, _ = await asyncio.wait(tasks, timeout=max(0.0, until - now))
             for task in done:
                 task.result()
             oldest = time.monotonic() - life
-            found |= {
-                key: entry[1]
+            entries |= {
+                key: entry
                 for key in missing
-                if (entry := self._values.get(key)) and entry[0] > oldest
+                if (entry := self._values.get(key)) and entry.asked_at > oldest
             }
-        return found
+        return {key: entry.value for key, entry in entries.items()}
+
+    def _ask_for(self, keys: Sequence[Key]) -> None:
+        if keys:
+            task = detached(self._fetch(keys))
+            self._asking |= dict.fromkeys(keys, task)
+            task.add_done_callback(lambda _: [self._asking.pop(key) for key in keys])
 
     async def _fetch(self, keys: Sequence[Key]) -> None:
         asked_at = time.monotonic()
@@ -87,8 +117,9 @@ class Memory(Generic[Key, Value]):
 
     def put(self, values: Mapping[Key, Value], asked_at: float) -> None:
         """Remembers answers; `asked_at` is when they were asked for, as time.monotonic tells."""
+        fresh_share = random.uniform(_LEAST_FRESH_SHARE, _MOST_FRESH_SHARE)
         for key, value in values.items():
-            self._values[key] = (asked_at, value)
+            self._values[key] = _Entry(value, asked_at, fresh_share)
             self._values.move_to_end(key)
         while len(self._values) > self._most:
             self._values.popitem(last=False)

@@ -16,7 +16,7 @@ from services.common.context import detached
 from services.common.errors import Unavailable
 from services.common.timelines import CAP, Extent, HomeSlice, HomeTimelines, Slice
 from services.feed.authors import HotAuthors
-from services.feed.memory import Memory
+from services.feed.memory import PATIENCE_SECONDS, Memory
 from services.feed.peers import GraphAway, PeerAway, Peers
 
 COMPLETE = FeedState.FEED_STATE_COMPLETE
@@ -28,9 +28,6 @@ _OTHERS_REBUILD_SECONDS = 0.25
 
 _LOOK_SECONDS = 0.02
 """How often it looks meanwhile."""
-
-_MEMORY_SECONDS = 0.2
-"""How long a page waits for the database while the cache is away, and all readers ask it."""
 
 _MOST_REMEMBERED = 5_000
 """How many parts of feeds are remembered, at some 2 KB each."""
@@ -69,8 +66,12 @@ class Skeletons:
         self._rebuilding: dict[int, asyncio.Task[None]] = {}
         self._memory = Memory(self._parts_from_database, most=_MOST_REMEMBERED)
 
-    async def read(self, reader_id: int, before: int, count: int) -> Skeleton:
+    async def read(
+        self, reader_id: int, before: int, count: int, *, began: float | None = None
+    ) -> Skeleton:
         """Returns up to `count` posts with ids below `before` (0: from the newest).
+
+        The reader has waited since `began`, as time.monotonic tells; None: since now.
 
         Raises:
             Unavailable: so much is away that there is nothing to show.
@@ -84,7 +85,7 @@ class Skeletons:
         except PeerAway:
             raise
         except Unavailable:
-            return await self._without_cache(part)
+            return await self._without_cache(part, until=(began or asked_at) + PATIENCE_SECONDS)
         # For when the cache goes away: else all who read at that moment would ask the database.
         self._memory.put({part: skeleton}, asked_at)
         return skeleton
@@ -183,8 +184,8 @@ class Skeletons:
 
     # -- While something is away -----------------------------------------------------------------
 
-    async def _without_cache(self, part: _Part) -> Skeleton:
-        remembered = await self._memory.get([part], within=_MEMORY_SECONDS)
+    async def _without_cache(self, part: _Part, until: float) -> Skeleton:
+        remembered = await self._memory.get([part], until=until)
         if part not in remembered:
             raise Unavailable("The cache")
         return replace(remembered[part], state=DEGRADED)
