@@ -60,6 +60,5 @@ class FeedAdminService(FeedAdminServiceServicer):
     ) -> pb.RebuildFeedResponse:
         _log.info("a home timeline is made anew", account_id=request.account_id)
         await self._timelines.drop(request.account_id)
-        # To read it is to have it made.
-        await self._skeletons.read(request.account_id, 0, 1)
+        await self._skeletons.rebuild(request.account_id)
         return pb.RebuildFeedResponse()

@@ -23,11 +23,18 @@ COMPLETE = FeedState.FEED_STATE_COMPLETE
 REGENERATING = FeedState.FEED_STATE_REGENERATING
 DEGRADED = FeedState.FEED_STATE_DEGRADED
 
-_OTHERS_REBUILD_SECONDS = 0.25
-"""How long a page waits for a rebuild by another process before it asks the database itself."""
+_REBUILD_SECONDS = 0.1
+"""How long a page waits for a rebuild before it asks the database itself."""
 
 _LOOK_SECONDS = 0.02
-"""How often it looks meanwhile."""
+"""How often it looks meanwhile whether another process is done."""
+
+_REBUILDS_AT_ONCE = 4
+"""How many rebuilds are under way. When all feeds are gone from the cache, pages have the rest of
+the ways to the database, and are there long before all feeds are."""
+
+_MOST_REBUILDS = 1_000
+"""How many are under way or wait for their turn."""
 
 _MOST_REMEMBERED = 5_000
 """How many parts of feeds are remembered, at some 2 KB each."""
@@ -64,6 +71,7 @@ class Skeletons:
         self._authors = authors
         self._peers = peers
         self._rebuilding: dict[int, asyncio.Task[None]] = {}
+        self._may_rebuild = asyncio.Semaphore(_REBUILDS_AT_ONCE)
         self._memory = Memory(self._parts_from_database, most=_MOST_REMEMBERED)
 
     async def read(
@@ -89,6 +97,15 @@ class Skeletons:
         # For when the cache goes away: else all who read at that moment would ask the database.
         self._memory.put({part: skeleton}, asked_at)
         return skeleton
+
+    async def rebuild(self, reader_id: int) -> None:
+        """Has a timeline made that is not there, unless another process is at it.
+
+        Raises:
+            Unavailable: the cache, graph or post is away.
+        """
+        # Others may wait for it, too.
+        await asyncio.shield(self._begin_rebuild(reader_id))
 
     async def _from_cache(self, part: _Part) -> Skeleton:
         state = COMPLETE
@@ -126,24 +143,43 @@ class Skeletons:
     # -- Feeds that are not in the cache ---------------------------------------------------------
 
     async def _rebuilt(self, part: _Part, home: HomeSlice) -> HomeSlice:
-        """Returns a part of a timeline once that is rebuilt, or as it was when it took too long.
+        """Returns a part of a timeline once that is rebuilt, or as it was if that takes too long.
 
-        Readers in this process share one rebuild; those in others wait for it a little. All read
-        the cache afterwards: who was hidden meanwhile is hidden there.
+        Readers in this process share one rebuild; those in others wait for it, too. All read the
+        cache afterwards: who was hidden meanwhile is hidden there.
         """
-        reader_id = part.reader_id
-        if home.extent is Extent.ABSENT and reader_id not in self._rebuilding:
-            task = self._rebuilding[reader_id] = detached(self._rebuild(reader_id))
-            task.add_done_callback(lambda _: self._rebuilding.pop(reader_id))
-        if reader_id in self._rebuilding:
-            # The end of one reader must not be the end of the others' rebuild.
-            await asyncio.shield(self._rebuilding[reader_id])
-        deadline = asyncio.get_running_loop().time() + _OTHERS_REBUILD_SECONDS
-        while True:
-            home = await self._home(part)
-            if home.extent is not Extent.REBUILDING or asyncio.get_running_loop().time() > deadline:
+        deadline = time.monotonic() + _REBUILD_SECONDS
+        if home.extent is Extent.ABSENT and len(self._rebuilding) < _MOST_REBUILDS:
+            self._begin_rebuild(part.reader_id)
+        if task := self._rebuilding.get(part.reader_id):
+            # It goes on for the others, and for who comes next.
+            done, _ = await asyncio.wait({task}, timeout=_REBUILD_SECONDS)
+            if not done:
                 return home
+            task.result()
+            home = await self._home(part)
+        while home.extent is Extent.REBUILDING and time.monotonic() < deadline:
             await asyncio.sleep(_LOOK_SECONDS)
+            home = await self._home(part)
+        return home
+
+    def _begin_rebuild(self, reader_id: int) -> asyncio.Task[None]:
+        """Begins a rebuild, unless one is under way; returns it."""
+
+        def end(task: asyncio.Task[None]) -> None:
+            self._rebuilding.pop(reader_id)
+            # Whoever waits is told why it failed; perhaps nobody waits any more.
+            _ = task.cancelled() or task.exception()
+
+        task = self._rebuilding.get(reader_id)
+        if task is None:
+            task = self._rebuilding[reader_id] = detached(self._rebuild_in_turn(reader_id))
+            task.add_done_callback(end)
+        return task
+
+    async def _rebuild_in_turn(self, reader_id: int) -> None:
+        async with self._may_rebuild:
+            await self._rebuild(reader_id)
 
     async def _rebuild(self, reader_id: int) -> None:
         """Fills a reader's timeline from the database, unless another process is at it."""

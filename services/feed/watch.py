@@ -499,7 +499,7 @@ class Watches:
     async def _rebuild_in_turn(self, reader_id: int) -> None:
         async with self._may_rebuild:
             try:
-                await self._skeletons.read(reader_id, 0, 1)
+                await self._skeletons.rebuild(reader_id)
             except Unavailable as error:
                 _log.warning("a watched feed is not rebuilt", error=str(error))
 
