@@ -31,7 +31,12 @@ async def main() -> None:
         client.channel("account", settings.peer_account, settings.tls_dir) as account,
     ):
         outbox = Outbox(database, relay)
-        store = GraphStore(database, outbox, follow_limit=settings.follow_limit)
+        store = GraphStore(
+            database,
+            outbox,
+            follow_limit=settings.follow_limit,
+            mute_limit=settings.mute_limit,
+        )
         thresholds = Thresholds(settings.celebrity_promote_at, settings.celebrity_demote_below)
         audiences = Audiences(database, outbox, thresholds)
         public = GraphService(

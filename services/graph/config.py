@@ -21,6 +21,8 @@ class GraphSettings(MeshSettings, DatabaseSettings, CacheSettings, KafkaSettings
     """Holds the secret of page tokens as hexadecimal text."""
     follow_limit: PositiveInt = 7_500
     """How many accounts one may follow."""
+    mute_limit: PositiveInt = 7_500
+    """How many one may mute. All of them are looked at whenever their muter's feed is read."""
     celebrity_promote_at: PositiveInt = 100_000
     """From how many followers on an account's posts are pulled by readers, no longer pushed."""
     celebrity_demote_below: PositiveInt = Field(default=90_000, validate_default=True)

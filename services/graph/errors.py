@@ -30,6 +30,16 @@ class FollowLimit(MeshError):
         )
 
 
+class MuteLimit(MeshError):
+    """The caller mutes as many accounts as one may."""
+
+    code = grpc.StatusCode.FAILED_PRECONDITION
+    reason = "MUTE_LIMIT"
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(f"You mute {limit:,} accounts, which is the most one may.")
+
+
 class FollowRequestUnknown(MeshError):
     """The account neither waits for the caller's leave to follow, nor follows the caller."""
 

@@ -26,7 +26,7 @@ from services.common.errors import AccountUnknown
 from services.common.ids import shard_of
 from services.common.outbox import Outbox, Transaction
 from services.graph.audiences import Mode
-from services.graph.errors import FollowLimit, FollowRequestUnknown
+from services.graph.errors import FollowLimit, FollowRequestUnknown, MuteLimit
 
 # -- Locks and counts of readers ---------------------------------------------------------------
 
@@ -168,6 +168,10 @@ _ADD_MUTE = """
     INSERT INTO mutes (shard, muter_id, muted_id)
     VALUES (%(follower_shard)s, %(follower_id)s, %(followee_id)s)
     ON CONFLICT DO NOTHING
+"""
+
+_COUNT_MUTES = """
+    SELECT count(*) FROM mutes WHERE shard = %(follower_shard)s AND muter_id = %(follower_id)s
 """
 
 _REMOVE_MUTE = """
@@ -395,10 +399,13 @@ class _Edge:
 class GraphStore:
     """What holds between accounts, in PostgreSQL. Every method may raise Unavailable."""
 
-    def __init__(self, database: Database, outbox: Outbox, *, follow_limit: int) -> None:
+    def __init__(
+        self, database: Database, outbox: Outbox, *, follow_limit: int, mute_limit: int
+    ) -> None:
         self._database = database
         self._outbox = outbox
         self._follow_limit = follow_limit
+        self._mute_limit = mute_limit
 
     # -- Changes -------------------------------------------------------------------------------
 
@@ -504,6 +511,7 @@ class GraphStore:
 
         Raises:
             AccountUnknown: one blocks the other.
+            MuteLimit: the muter has no place left.
         """
         edge = _Edge(muter_id, muted_id)
         async with self._outbox.transaction() as tx:
@@ -512,6 +520,11 @@ class GraphStore:
             if relation.blocked:
                 raise AccountUnknown(muted_id)
             if not relation.mutes:
+                # Nobody else adds one meanwhile: the muter is locked.
+                counted = await tx.connection.execute(_COUNT_MUTES, edge.values)
+                [[count]] = await counted.fetchall()
+                if count >= self._mute_limit:
+                    raise MuteLimit(self._mute_limit)
                 await tx.connection.execute(_ADD_MUTE, edge.values)
                 await _change(tx, edge)
             [check] = await _check(tx.connection, [edge])

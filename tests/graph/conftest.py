@@ -29,7 +29,7 @@ class Graph:
         self._database = databases[0]
         self._outboxes = outboxes = [Outbox(database, relay) for database in databases]
         self.stores = [
-            GraphStore(database, outbox, follow_limit=LIMIT)
+            GraphStore(database, outbox, follow_limit=LIMIT, mute_limit=LIMIT)
             for database, outbox in zip(databases, outboxes, strict=True)
         ]
         self.audiences = [
@@ -40,7 +40,9 @@ class Graph:
 
     def limited(self, follow_limit: int) -> GraphStore:
         """Returns a store with another limit."""
-        return GraphStore(self._database, self._outboxes[0], follow_limit=follow_limit)
+        return GraphStore(
+            self._database, self._outboxes[0], follow_limit=follow_limit, mute_limit=LIMIT
+        )
 
     async def rows(self, query: str) -> list[tuple]:
         async with self._database.connection() as connection:

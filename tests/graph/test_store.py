@@ -9,7 +9,7 @@ from contextlib import suppress
 import pytest
 
 from services.common.errors import AccountUnknown
-from services.graph.errors import FollowLimit, FollowRequestUnknown
+from services.graph.errors import FollowLimit, FollowRequestUnknown, MuteLimit
 from services.graph.store import FollowState, GraphStore, Loss
 from tests.graph.conftest import LIMIT, Graph
 
@@ -123,6 +123,29 @@ async def test_the_limit_is_exact_also_for_twenty_follows_at_once(graph: Graph, 
         await store.follow(fan, account())
     await store.unfollow(fan, before[0])
     await store.follow(fan, account())
+
+
+async def test_the_limit_of_mutes_is_exact_too(graph: Graph, account):
+    store, muter = graph.stores[0], account()
+    muted = [account() for _ in range(LIMIT + 5)]
+    outcomes = await asyncio.gather(
+        *(replica.mute(muter, each) for replica, each in zip(itertools.cycle(graph.stores), muted)),
+        return_exceptions=True,
+    )
+    refused = [
+        each
+        for each, outcome in zip(muted, outcomes, strict=True)
+        if isinstance(outcome, MuteLimit)
+    ]
+    there = [each for each in muted if each not in refused]
+    assert (len(there), len(refused)) == (LIMIT, 5)
+
+    # Whom one mutes already one may mute again; who makes room may mute another.
+    await store.mute(muter, there[0])
+    await store.unmute(muter, there[0])
+    await store.mute(muter, refused[0])
+    with pytest.raises(MuteLimit):
+        await store.mute(muter, there[0])
 
 
 # -- Requests ----------------------------------------------------------------------------------

@@ -56,6 +56,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """The account neither waits for the caller's leave to follow, nor follows the caller."""
     ERROR_REASON_ACCOUNT_PRIVATE: _ErrorReason.ValueType  # 25
     """The account is private, and the caller does not follow it."""
+    ERROR_REASON_MUTE_LIMIT: _ErrorReason.ValueType  # 26
+    """The caller mutes as many accounts as one may."""
     ERROR_REASON_MEDIA_UNKNOWN: _ErrorReason.ValueType  # 30
     """There is no such media, or it is not the caller's."""
     ERROR_REASON_OBJECT_MISSING: _ErrorReason.ValueType  # 31
@@ -128,6 +130,8 @@ ERROR_REASON_FOLLOW_REQUEST_UNKNOWN: ErrorReason.ValueType  # 24
 """The account neither waits for the caller's leave to follow, nor follows the caller."""
 ERROR_REASON_ACCOUNT_PRIVATE: ErrorReason.ValueType  # 25
 """The account is private, and the caller does not follow it."""
+ERROR_REASON_MUTE_LIMIT: ErrorReason.ValueType  # 26
+"""The caller mutes as many accounts as one may."""
 ERROR_REASON_MEDIA_UNKNOWN: ErrorReason.ValueType  # 30
 """There is no such media, or it is not the caller's."""
 ERROR_REASON_OBJECT_MISSING: ErrorReason.ValueType  # 31

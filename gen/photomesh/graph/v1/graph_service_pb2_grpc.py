@@ -222,6 +222,7 @@ class GraphServiceServicer:
         Errors:
         - NOT_FOUND (ACCOUNT_UNKNOWN): no such account, it was deleted, or one blocks the other.
         - INVALID_ARGUMENT (OWN_ACCOUNT): it is the caller's own account.
+        - FAILED_PRECONDITION (MUTE_LIMIT): the caller mutes 7,500 accounts already.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -63,6 +63,7 @@ class GraphServiceStub:
     Errors:
     - NOT_FOUND (ACCOUNT_UNKNOWN): no such account, it was deleted, or one blocks the other.
     - INVALID_ARGUMENT (OWN_ACCOUNT): it is the caller's own account.
+    - FAILED_PRECONDITION (MUTE_LIMIT): the caller mutes 7,500 accounts already.
     """
     Unmute: _aio.UnaryUnaryMultiCallable[_graph_service_pb2.UnmuteRequest, _graph_service_pb2.UnmuteResponse]
     """Lets an account's posts into the caller's feed again, if it is followed."""
@@ -225,6 +226,7 @@ class GraphServiceServicer(metaclass=_abc_1.ABCMeta):
         Errors:
         - NOT_FOUND (ACCOUNT_UNKNOWN): no such account, it was deleted, or one blocks the other.
         - INVALID_ARGUMENT (OWN_ACCOUNT): it is the caller's own account.
+        - FAILED_PRECONDITION (MUTE_LIMIT): the caller mutes 7,500 accounts already.
         """
 
     @_abc_1.abstractmethod
