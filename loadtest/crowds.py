@@ -250,8 +250,8 @@ async def fill_feeds(stack: Stack, reader_ids: Sequence[int], post_ids: Sequence
                 await homes.push([reader_id], [post_id])
     with Pipelines(stack.valkey_url) as pipelines:
         for number, model in enumerate(models):
+            others = reader_ids[_MODELS + number :: _MODELS]
             for kind in ("feed", "rules"):
-                others = reader_ids[_MODELS + number :: _MODELS]
                 copy_key(pipelines, f"{kind}:{{{model}}}", model, others)
 
 
@@ -270,5 +270,4 @@ def copy_key(pipelines: Pipelines, key: str, owner_id: int, others: Sequence[int
 def remove_limit(stack: Stack) -> None:
     """Lets Valkey take as much memory as there is: more people are here than on a laptop."""
     with Pipelines(stack.valkey_url) as pipelines:
-        for server in pipelines.servers:
-            pipelines.ask(server, "CONFIG", "SET", "maxmemory", 0)
+        pipelines.configure("maxmemory", 0)

@@ -222,9 +222,7 @@ class _PlainSets:
         self._name = kind.replace(" ", "-")
         self._pipelines = pipelines
         self._owners = owners
-        for server in pipelines.servers:
-            most = self.PACKED_UP_TO[kind]
-            pipelines.ask(server, "CONFIG", "SET", "zset-max-listpack-entries", most)
+        pipelines.configure("zset-max-listpack-entries", self.PACKED_UP_TO[kind])
         first = owners[0]
         for post in posts:
             pipelines.run([(first, self._words(first, post))])

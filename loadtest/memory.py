@@ -23,8 +23,6 @@ from services.common.timelines import CAP, HomeTimelines
 _FEEDS_OF_MANY = 500_000_000
 _GOAL_BYTES = 20
 
-_PACKED_UP_TO = "zset-max-listpack-entries"
-
 
 @click.command("memory")
 @click.option("--feeds", type=click.IntRange(100), default=10_000, show_default=True)
@@ -49,9 +47,7 @@ def memory(feeds: int) -> None:
                 if packed_up_to is None:
                     entries = asyncio.run(_fill_feeds(stack, readers, posts))
                 else:
-                    pipelines.ask(
-                        pipelines.servers[0], "CONFIG", "SET", _PACKED_UP_TO, packed_up_to
-                    )
+                    pipelines.configure("zset-max-listpack-entries", packed_up_to)
                     _fill_sorted_sets(pipelines, readers, posts[:CAP])
                 used = _used(pipelines) - before
         click.echo(

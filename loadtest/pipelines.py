@@ -59,6 +59,11 @@ class Pipelines:
             raise reply
         return reply
 
+    def configure(self, setting: str, value: Word) -> None:
+        """Changes a setting of all servers."""
+        for server in self.servers:
+            self.ask(server, "CONFIG", "SET", setting, value)
+
     def run(self, commands: Sequence[tuple[int, Sequence[Word]]]) -> float:
         """Has the owners' servers do commands whose replies are single lines.
 

@@ -232,8 +232,9 @@ _PUSH = Script(f"""{_GROWTH}
 _RETRACT = Script(f"""{_LUA}
     local behind_posts = 3 + ARGV[2]
     for i = behind_posts, #ARGV do
+        local key = name(ARGV[1], ARGV[i])
         for j = 3, behind_posts - 1 do
-            call('LREM', name(ARGV[1], ARGV[i]), '1', ARGV[j])
+            call('LREM', key, '1', ARGV[j])
         end
     end
 """)

@@ -57,13 +57,13 @@ class Hydration:
         """
         if not post_ids:
             return Hydrated([], all_known=True)
-        asked_at = time.monotonic()
+        began = began or time.monotonic()
         try:
             known = await self._cache.get(post_ids)
         except Unavailable:
             known = await self._memory.get(
                 post_ids,
-                until=(began or asked_at) + PATIENCE_SECONDS,
+                until=began + PATIENCE_SECONDS,
                 life=_PUBLISHED_LIFE_SECONDS if are_published else LIFE_SECONDS,
                 # Before that is over, post will have told whether the others are.
                 renew=are_published,
@@ -72,9 +72,9 @@ class Hydration:
             missing = [post_id for post_id in post_ids if post_id not in known]
             if missing:
                 known |= await self._fetch(missing)
-            if asked_at >= self._remember_at:
-                self._remember_at = asked_at + _REMEMBER_SECONDS
-                self._memory.put(known, asked_at)
+            if began >= self._remember_at:
+                self._remember_at = began + _REMEMBER_SECONDS
+                self._memory.put(known, began)
         if not known:
             raise Unavailable("Post")
         shown = [(post_id, post) for post_id in post_ids if (post := known.get(post_id))]

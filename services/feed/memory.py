@@ -74,11 +74,7 @@ class Memory(Generic[Key, Value]):
         anew before their life ends.
         """
         now = time.monotonic()
-        entries = {
-            key: entry
-            for key in keys
-            if (entry := self._values.get(key)) and now - entry.asked_at < life
-        }
+        entries = self._entries(keys, life)
         missing = [key for key in keys if key not in entries]
         wanted = list(missing)
         if renew and any(
@@ -96,13 +92,16 @@ class Memory(Generic[Key, Value]):
             done, _ = await asyncio.wait(tasks, timeout=max(0.0, until - now))
             for task in done:
                 task.result()
-            oldest = time.monotonic() - life
-            entries |= {
-                key: entry
-                for key in missing
-                if (entry := self._values.get(key)) and entry.asked_at > oldest
-            }
+            entries |= self._entries(missing, life)
         return {key: entry.value for key, entry in entries.items()}
+
+    def _entries(self, keys: Sequence[Key], life: float) -> dict[Key, _Entry[Value]]:
+        oldest = time.monotonic() - life
+        return {
+            key: entry
+            for key in keys
+            if (entry := self._values.get(key)) and entry.asked_at > oldest
+        }
 
     def _ask_for(self, keys: Sequence[Key]) -> None:
         if keys:

@@ -23,7 +23,7 @@ COMPLETE = FeedState.FEED_STATE_COMPLETE
 REGENERATING = FeedState.FEED_STATE_REGENERATING
 DEGRADED = FeedState.FEED_STATE_DEGRADED
 
-_REBUILD_SECONDS = 0.1
+_REBUILD_PATIENCE_SECONDS = 0.1
 """How long a page waits for a rebuild before it asks the database itself."""
 
 _LOOK_SECONDS = 0.02
@@ -85,7 +85,7 @@ class Skeletons:
             Unavailable: so much is away that there is nothing to show.
         """
         part = _Part(reader_id, before, count)
-        asked_at = time.monotonic()
+        began = began or time.monotonic()
         try:
             skeleton = await self._from_cache(part)
         except GraphAway:
@@ -93,9 +93,9 @@ class Skeletons:
         except PeerAway:
             raise
         except Unavailable:
-            return await self._without_cache(part, until=(began or asked_at) + PATIENCE_SECONDS)
+            return await self._without_cache(part, until=began + PATIENCE_SECONDS)
         # For when the cache goes away: else all who read at that moment would ask the database.
-        self._memory.put({part: skeleton}, asked_at)
+        self._memory.put({part: skeleton}, began)
         return skeleton
 
     async def rebuild(self, reader_id: int) -> None:
@@ -148,12 +148,12 @@ class Skeletons:
         Readers in this process share one rebuild; those in others wait for it, too. All read the
         cache afterwards: who was hidden meanwhile is hidden there.
         """
-        deadline = time.monotonic() + _REBUILD_SECONDS
+        deadline = time.monotonic() + _REBUILD_PATIENCE_SECONDS
         if home.extent is Extent.ABSENT and len(self._rebuilding) < _MOST_REBUILDS:
             self._begin_rebuild(part.reader_id)
         if task := self._rebuilding.get(part.reader_id):
             # It goes on for the others, and for who comes next.
-            done, _ = await asyncio.wait({task}, timeout=_REBUILD_SECONDS)
+            done, _ = await asyncio.wait({task}, timeout=_REBUILD_PATIENCE_SECONDS)
             if not done:
                 return home
             task.result()

@@ -68,7 +68,7 @@ _MOST_KNOWN = 1_000
 """How many posts are remembered of which a watcher need not be told."""
 
 _REBUILDS = 8
-"""How many timelines are rebuilt at a time."""
+"""How many rebuilds are asked for at a time: pages' readers have their turns in between."""
 
 _REBUILD_PAUSE_SECONDS = 1.0
 """After how long a rebuild that failed is tried again."""
