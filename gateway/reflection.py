@@ -20,7 +20,7 @@ async def main() -> None:
     await serve(
         settings,
         [
-            Service(name, add_to=lambda _: None, callers=frozenset())
+            Service(name, add_to=lambda _: None)
             for name in public_services(public_methods(_DESCRIPTORS))
         ],
     )

@@ -12,7 +12,7 @@ from services.account.store import AccountStore
 from services.account.tokens import Tokens
 from services.common import config, logs
 from services.common.database import Database
-from services.common.server import PUBLIC, Service, run, serve
+from services.common.server import Service, run, serve
 
 
 async def main() -> None:
@@ -34,12 +34,10 @@ async def main() -> None:
                 Service(
                     "photomesh.account.v1.AccountService",
                     lambda server: add_AccountServiceServicer_to_server(public, server),
-                    callers=PUBLIC,
                 ),
                 Service(
                     "photomesh.account.v1.AccountInternalService",
                     lambda server: add_AccountInternalServiceServicer_to_server(internal, server),
-                    callers=frozenset({"graph", "post"}),
                 ),
             ],
         )

@@ -4,38 +4,56 @@ Who makes it, and until when? Is it valid? What is its caller told when it goes 
 """
 
 import asyncio
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from itertools import islice
 from typing import Any
 
 import protovalidate
-from google.protobuf.message import Message
+from google.protobuf.descriptor import Descriptor, FieldDescriptor
+from google.protobuf.message import DecodeError, Message
 
 from services.common import context, logs
+from services.common.callers import GATEWAY
 from services.common.errors import (
     DeadlineExceeded,
     FieldInvalid,
     Internal,
     MeshError,
+    RequestMalformed,
     Unavailable,
 )
 
 MOST_SECONDS = 30.0
 """The deadline of a call that came without one."""
 
+MOST_REQUEST_BYTES = 64 * 1024
+"""The largest request that is read, apart from the messages of an upload."""
+
+_MOST_VIOLATIONS = 20
+"""How many invalid fields an answer names."""
+
+_EXPLAINED_BYTES = 1024
+"""The largest invalid request whose violations are all looked for. Of a larger one only the first
+is: a request of 64 KiB can break its rules in 65,000 places, at 7 us each."""
+
 _log = logs.logger(__name__)
 _validator = protovalidate.Validator()
 
 
-def enter(metadata: Mapping[str, Any], seconds: float | None = None) -> context.CallContext:
-    """Makes the call that metadata (or headers, in small letters) describe the one at hand.
+def enter(
+    metadata: Mapping[str, Any], *, caller: str, seconds: float | None = None
+) -> context.CallContext:
+    """Makes the call that metadata (or headers, in lower case) describe the current one.
 
-    `seconds` is how long its caller waits. Calls that Envoy makes out of REST, or passes on, carry
-    only Envoy's own header.
+    `caller` is the identity that the caller has proved: only the gateway is believed when it says
+    who is signed in. `seconds` is how long the caller waits; calls that Envoy makes out of REST, or
+    passes on, carry only Envoy's own header.
     """
     expected_ms = metadata.get("x-envoy-expected-rq-timeout-ms", "")
     if seconds is None and expected_ms.isdigit():
         seconds = int(expected_ms) / 1000
-    user_id = metadata.get(context.USER_ID, "")
+    user_id = metadata.get(context.USER_ID, "") if caller == GATEWAY else ""
     call = context.CallContext(
         trace_id=context.trace_id_of(metadata.get(context.TRACEPARENT)),
         user_id=int(user_id) if user_id.isascii() and user_id.isdigit() else 0,
@@ -45,17 +63,56 @@ def enter(metadata: Mapping[str, Any], seconds: float | None = None) -> context.
     return call
 
 
-def validate(request: Message) -> None:
-    """Checks a request against its contract.
+def read(raw: bytes, parse: Callable[[bytes], Message]) -> Message:
+    """Returns the valid request that `raw` holds on the wire.
 
     Raises:
-        FieldInvalid: it breaks rules; it says which.
+        RequestMalformed: it is too large, or no message of the method's type.
+        FieldInvalid: it breaks the rules of its contract.
     """
-    violations = _validator.collect_violations(request)
+    if len(raw) > MOST_REQUEST_BYTES:
+        raise RequestMalformed(
+            f"The request has {len(raw)} bytes; at most {MOST_REQUEST_BYTES} are allowed."
+        )
+    request = decode(raw, parse)
+    validate(request)
+    return request
+
+
+def decode(raw: bytes, parse: Callable[[bytes], Message]) -> Message:
+    """Returns the message that `raw` holds on the wire.
+
+    Raises:
+        RequestMalformed: it holds none.
+    """
+    try:
+        return parse(raw)
+    except DecodeError:
+        raise RequestMalformed("The request is not a message of the method's type.") from None
+
+
+def validate(request: Message) -> None:
+    """Checks a request against its contract, and that no text in it holds a NUL character.
+
+    PostgreSQL cannot store a NUL, and no honest text has one.
+
+    Raises:
+        FieldInvalid: names the first 20 fields at most that break rules, and of a large request
+            only the first one.
+    """
+    # The number of items is checked before the items are.
+    violations = _validator.collect_violations(request, fail_fast=True)
+    if violations and request.ByteSize() <= _EXPLAINED_BYTES:
+        violations = _validator.collect_violations(request)
     if violations:
         raise FieldInvalid(
-            {_path(violation.proto.field): violation.proto.message for violation in violations}
+            {
+                _path(violation.proto.field): violation.proto.message
+                for violation in violations[:_MOST_VIOLATIONS]
+            }
         )
+    if with_nul := list(islice(_texts_with_nul(request), _MOST_VIOLATIONS)):
+        raise FieldInvalid(dict.fromkeys(with_nul, "must not contain a NUL character"))
 
 
 def refusal(error: Exception, method: str) -> MeshError:
@@ -70,6 +127,45 @@ def refusal(error: Exception, method: str) -> MeshError:
     return error
 
 
+def _texts_with_nul(message: Message, scope: str = "") -> Iterator[str]:
+    """Yields the paths of all strings in a message that hold a NUL character."""
+    for field in _fields_with_text(message.DESCRIPTOR):
+        value, path = getattr(message, field.name), scope + field.name
+        if _is_map(field):
+            # A key is the client's own text, which an error does not repeat.
+            items = [(path, item) for pair in value.items() for item in pair]
+        elif field.is_repeated:
+            items = [(f"{path}[{index}]", item) for index, item in enumerate(value)]
+        elif field.message_type is None or message.HasField(field.name):
+            items = [(path, value)]
+        else:
+            items = []
+        for place, item in items:
+            if isinstance(item, Message):
+                yield from _texts_with_nul(item, f"{place}.")
+            elif isinstance(item, str) and "\0" in item:
+                yield place
+
+
+@functools.cache
+def _fields_with_text(message: Descriptor) -> tuple[FieldDescriptor, ...]:
+    """Returns the fields of a message that are strings, or hold messages that have some."""
+    return tuple(field for field in message.fields if _holds_text(field, frozenset()))
+
+
+def _holds_text(field: FieldDescriptor, within: frozenset[str]) -> bool:
+    if field.message_type is None:
+        return bool(field.type == FieldDescriptor.TYPE_STRING)
+    name = field.message_type.full_name
+    return name not in within and any(
+        _holds_text(inner, within | {name}) for inner in field.message_type.fields
+    )
+
+
+def _is_map(field: FieldDescriptor) -> bool:
+    return bool(field.message_type and field.message_type.GetOptions().map_entry)
+
+
 def _path(field: Any) -> str:
     """Returns a field path as text, such as `media_ids[1]`."""
     path = ""
@@ -77,5 +173,6 @@ def _path(field: Any) -> str:
         subscript = element.subscript
         path += ("." if path else "") + element.field_name
         if subscript is not None:
-            path += f"[{subscript.value}]"
+            # The key of a map is the client's own text, of any length.
+            path += f"[{str(subscript.value)[:40]}]"
     return path

@@ -1,4 +1,4 @@
-"""Calling a peer: mutual TLS, a deadline, retries with a budget, the user and the trace."""
+"""Calling a peer: mutual TLS, a deadline, retries with a budget, and the trace."""
 
 import json
 from collections.abc import AsyncIterator
@@ -114,11 +114,7 @@ async def stream(
 
 
 def _metadata() -> list[tuple[str, str]]:
-    at_hand = context.current()
-    metadata = [(context.TRACEPARENT, at_hand.traceparent())]
-    if at_hand.user_id:
-        metadata.append((context.USER_ID, str(at_hand.user_id)))
-    return metadata
+    return [(context.TRACEPARENT, context.current().traceparent())]
 
 
 def _service_of(method: Any) -> str:

@@ -16,6 +16,10 @@ from photomesh.common.v1.error_reason_pb2 import ErrorReason
 DOMAIN = "photomesh"
 """google.rpc.ErrorInfo.domain of all our errors."""
 
+_PROBLEMS_IN_MESSAGE = 5
+"""How many invalid fields the message of an error names. The details name all of them; message and
+details are sent as trailers, of which gRPC allows 8 KiB."""
+
 
 class MeshError(Exception):
     """Base of all errors that are meant for callers: subclasses set `code` and `reason`."""
@@ -73,8 +77,17 @@ class FieldInvalid(MeshError):
     reason = "FIELD_INVALID"
 
     def __init__(self, fields: Mapping[str, str]) -> None:
-        problems = "; ".join(f"{field}: {text}" for field, text in fields.items())
-        super().__init__(f"The request is not valid: {problems}.", fields=fields)
+        problems = [f"{field}: {text}" for field, text in fields.items()]
+        more = len(problems) - _PROBLEMS_IN_MESSAGE
+        summary = "; ".join(problems[:_PROBLEMS_IN_MESSAGE]) + (f"; and {more} more" * (more > 0))
+        super().__init__(f"The request is not valid: {summary}.", fields=fields)
+
+
+class RequestMalformed(MeshError):
+    """The request as a whole cannot be read."""
+
+    code = grpc.StatusCode.INVALID_ARGUMENT
+    reason = "REQUEST_MALFORMED"
 
 
 class BadPageToken(MeshError):

@@ -24,14 +24,12 @@ from google.protobuf.json_format import MessageToJson, ParseDict, ParseError
 from google.protobuf.message import Message
 
 from services.common import calls, context, logs, tls
+from services.common.callers import GATEWAY
 from services.common.config import Address
-from services.common.errors import CallerNotAllowed, FieldInvalid, MeshError
+from services.common.errors import FieldInvalid, MeshError
 
 HEALTH_PATH = b"/healthz"
 """Answers 200 while calls are served, and 503 when they soon will be no longer."""
-
-_CALLER = "gateway"
-"""The only identity that may call: it says who is signed in."""
 
 _MOST_HEAD_BYTES = 64 * 1024
 """The gateway lets pass half of that, and adds its own headers. Bodies are passed over: it also
@@ -66,6 +64,7 @@ _OK = b"200 OK"
 _FAILED = b"500 Internal Server Error"
 
 _log = logs.logger(__name__)
+_audit = logs.audit(__name__)
 
 
 @dataclass(frozen=True)
@@ -129,7 +128,7 @@ class _Answerer:
 
     async def answer(self, query: bytes, headers: Mapping[str, str]) -> tuple[bytes, bytes]:
         """Returns an HTTP status and JSON."""
-        call = calls.enter(headers)
+        call = calls.enter(headers, caller=GATEWAY)
         try:
             async with asyncio.timeout(call.remaining(calls.MOST_SECONDS)):
                 return _OK, await self._method.answer(self._parsed(query))
@@ -141,7 +140,7 @@ class _Answerer:
         try:
             request = ParseDict(dict(parse_qsl(query.decode())), self._method.request())
         except (ValueError, ParseError) as error:
-            raise FieldInvalid({"query": str(error)}) from error
+            raise FieldInvalid({"query": str(error)[:200]}) from None
         calls.validate(request)
         return request
 
@@ -192,8 +191,9 @@ class _Connection(asyncio.Protocol):
         # uvloop's has another base.
         self._transport = cast(asyncio.Transport, transport)
         caller = tls.certified_identity(transport.get_extra_info("peercert"))
-        if caller != _CALLER:
-            _log.warning("refused", error=str(CallerNotAllowed(caller, "REST")))
+        # It says who is signed in.
+        if caller != GATEWAY:
+            _audit.warning("caller.refused", caller=caller, method="REST")
             self.abort()
         self._connections.add(self)
         for option in _KEEPALIVE:

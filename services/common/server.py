@@ -1,7 +1,9 @@
 """The gRPC server of every process: mutual TLS, health, reflection, and one interceptor.
 
-The interceptor does what every method needs, in this order: who calls, on whose behalf, until
-when, is the request valid; and it encodes what goes wrong.
+The interceptor does what every method needs, in this order: it identifies the caller and refuses
+one that the contract does not name, sets user and deadline, parses and validates the request, and
+encodes errors. Requests are parsed here, not by gRPC, so that a caller is checked before its bytes
+are, and malformed bytes are answered like any other invalid request.
 """
 
 import asyncio
@@ -19,31 +21,39 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1._async import HealthServicer
 from grpc_reflection.v1alpha import reflection
 
-from services.common import calls, context, logs, tls
+from services.common import calls, context, logs, redaction, tls
+from services.common.callers import OPERATOR, callers_of
 from services.common.config import MeshSettings
 from services.common.contracts import contracts
 from services.common.errors import CallerNotAllowed
 from services.common.rest import RestServer
 
-PUBLIC = frozenset({"gateway", "operator"})
-"""The identities that may call a public service."""
+_UNGUARDED = ("grpc.health.v1.Health", reflection.SERVICE_NAME)
+"""Services that any certificate of the mesh may call: they disclose nothing secret."""
+
+_MOST_MESSAGE_BYTES = 1 << 20
+"""The largest message that gRPC reads into memory. Larger requests than `calls.MOST_REQUEST_BYTES`
+are refused, with a reason, if they are not larger than this, and else by gRPC itself."""
+
+_MOST_CHUNK_BYTES = 8 << 20
+"""The same for a server with methods to which clients stream files."""
 
 _SERVING = health_pb2.HealthCheckResponse.SERVING
 _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
 _log = logs.logger(__name__)
+_audit = logs.audit(__name__)
 
 Servicer = grpc.aio.ServicerContext[Any, Any]
 
 
 @dataclass(frozen=True)
 class Service:
-    """A proto service that a process serves, and the identities that may call it."""
+    """A proto service that a process serves. Its contract names who may call it."""
 
     name: str
     """Its full name, such as "photomesh.account.v1.AccountService"."""
     add_to: Callable[[grpc.aio.Server], None]
-    callers: frozenset[str]
 
 
 @dataclass(frozen=True)
@@ -71,12 +81,19 @@ async def serve(
 
     A worker that ends or fails ends the process: whatever supervises it starts a new one.
     """
-    callers = {service.name: service.callers for service in services}
+    names = [service.name for service in services]
+    pool = contracts()
+    takes_files = any(
+        method.client_streaming for name in names for method in pool.FindServiceByName(name).methods
+    )
     server = grpc.aio.server(
-        interceptors=[_Interceptor(callers)],
+        interceptors=[Interceptor()],
         options=[
             ("grpc.so_reuseport", 0),
-            ("grpc.max_receive_message_length", 8 * 1024 * 1024),
+            (
+                "grpc.max_receive_message_length",
+                _MOST_CHUNK_BYTES if takes_files else _MOST_MESSAGE_BYTES,
+            ),
             # How much of a stream may wait here for who reads it slowly. Left to itself gRPC lets
             # it grow with the speed of the line, to many MiB for each of the clients that upload.
             ("grpc.http2.bdp_probe", 0),
@@ -91,15 +108,13 @@ async def serve(
         service.add_to(server)
     health = HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
-    reflection.enable_server_reflection(
-        [*callers, reflection.SERVICE_NAME, "grpc.health.v1.Health"], server, contracts()
-    )
+    reflection.enable_server_reflection([*names, *_UNGUARDED], server, pool)
     if server.add_secure_port(settings.listen, tls.server_credentials(settings.tls_dir)) == 0:
         raise SystemExit(f"Cannot listen on {settings.listen}: is the port taken?")
     await server.start()
     if rest:
         await rest.start()
-    for name in ("", *callers):
+    for name in ("", *names):
         await health.set(name, _SERVING)
     _log.info("serving", address=settings.listen)
 
@@ -150,9 +165,8 @@ def run(main: Callable[[], Coroutine[Any, Any, None]]) -> NoReturn:
     sys.exit(0)
 
 
-class _Interceptor(grpc.aio.ServerInterceptor):
-    def __init__(self, callers: dict[str, frozenset[str]]) -> None:
-        self._callers = callers
+class Interceptor(grpc.aio.ServerInterceptor):
+    """Surrounds every method but those of health and reflection with a guard."""
 
     async def intercept_service(
         self,
@@ -164,28 +178,23 @@ class _Interceptor(grpc.aio.ServerInterceptor):
         handler = await continuation(handler_call_details)
         method = handler_call_details.method
         service = method[1 : method.rfind("/")]
-        # Health and reflection tell nothing secret; any certificate of the mesh will do.
-        if handler is None or service not in self._callers:
+        if handler is None or service in _UNGUARDED:
             return handler
         metadata = dict(handler_call_details.invocation_metadata)
-        guard = _Guard(method, self._callers[service], metadata)
+        guard = _Guard(method, metadata, handler.request_deserializer)
+        serializer = handler.response_serializer
+        # Without a deserializer the guard is given the bytes.
         if handler.unary_unary:
             return grpc.unary_unary_rpc_method_handler(
-                guard.unary(handler.unary_unary),
-                handler.request_deserializer,
-                handler.response_serializer,
+                guard.unary(handler.unary_unary), response_serializer=serializer
             )
         if handler.unary_stream:
             return grpc.unary_stream_rpc_method_handler(
-                guard.stream(handler.unary_stream),
-                handler.request_deserializer,
-                handler.response_serializer,
+                guard.stream(handler.unary_stream), response_serializer=serializer
             )
         if handler.stream_unary:
             return grpc.stream_unary_rpc_method_handler(
-                guard.upload(handler.stream_unary),
-                handler.request_deserializer,
-                handler.response_serializer,
+                guard.upload(handler.stream_unary), response_serializer=serializer
             )
         raise NotImplementedError(f"{method}: bidirectional streams have no guard yet")
 
@@ -193,15 +202,16 @@ class _Interceptor(grpc.aio.ServerInterceptor):
 class _Guard:
     """What surrounds the handler of one call."""
 
-    def __init__(self, method: str, callers: frozenset[str], metadata: dict[str, Any]) -> None:
+    def __init__(self, method: str, metadata: dict[str, Any], parse: Any) -> None:
         self._method = method
-        self._callers = callers
         self._metadata = metadata
+        self._parse = parse
 
     def unary(self, handler: Any) -> Any:
-        async def guarded(request: Any, servicer: Servicer) -> Any:
+        async def guarded(raw: bytes, servicer: Servicer) -> Any:
             try:
-                call = self._admit(request, servicer)
+                call = self._admit(servicer)
+                request = self._read(raw, servicer)
                 async with asyncio.timeout(call.remaining(calls.MOST_SECONDS)):
                     return await handler(request, servicer)
             except Exception as error:
@@ -215,28 +225,30 @@ class _Guard:
         Only its first message is validated, for the others carry nothing but bytes.
         """
 
-        async def guarded(requests: AsyncIterator[Any], servicer: Servicer) -> Any:
+        async def guarded(raws: AsyncIterator[bytes], servicer: Servicer) -> Any:
             try:
-                call = self._admit(None, servicer)
+                call = self._admit(servicer)
                 async with asyncio.timeout_at(call.deadline):
-                    return await handler(self._first_valid(requests), servicer)
+                    return await handler(self._first_valid(raws), servicer)
             except Exception as error:
                 await self._abort(error, servicer)
 
         return guarded
 
-    async def _first_valid(self, requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
+    async def _first_valid(self, raws: AsyncIterator[bytes]) -> AsyncIterator[Message]:
         seen = False
-        async for request in requests:
+        async for raw in raws:
+            request = calls.decode(raw, self._parse)
             if not seen:
                 calls.validate(request)
                 seen = True
             yield request
 
     def stream(self, handler: Any) -> Any:
-        async def guarded(request: Any, servicer: Servicer) -> AsyncIterator[Any]:
+        async def guarded(raw: bytes, servicer: Servicer) -> AsyncIterator[Any]:
             try:
-                self._admit(request, servicer)
+                self._admit(servicer)
+                request = self._read(raw, servicer)
                 # Closed at once when the caller has gone: what the handler holds is given back.
                 async with aclosing(handler(request, servicer)) as responses:
                     async for response in responses:
@@ -246,15 +258,31 @@ class _Guard:
 
         return guarded
 
-    def _admit(self, request: Any, servicer: Servicer) -> context.CallContext:
-        """Checks the caller and the request; makes the call the one at hand."""
-        call = calls.enter(self._metadata, servicer.time_remaining())
+    def _admit(self, servicer: Servicer) -> context.CallContext:
+        """Checks the caller, and makes the call the current one."""
         caller = tls.peer_identity(servicer)
-        if caller not in self._callers:
+        call = calls.enter(self._metadata, caller=caller, seconds=servicer.time_remaining())
+        if caller not in callers_of(self._method):
+            _audit.warning(
+                "caller.refused", caller=caller, method=self._method, peer=servicer.peer()
+            )
             raise CallerNotAllowed(caller, self._method)
-        if isinstance(request, Message):
-            calls.validate(request)
         return call
+
+    def _read(self, raw: bytes, servicer: Servicer) -> Message:
+        """Returns the request; one of an operator's is told in the audit log, also if refused."""
+        request = None
+        try:
+            request = calls.read(raw, self._parse)
+            return request
+        finally:
+            if tls.peer_identity(servicer) == OPERATOR:
+                _audit.info(
+                    "operator.called",
+                    method=self._method,
+                    peer=servicer.peer(),
+                    request=None if request is None else redaction.printable(request),
+                )
 
     async def _abort(self, error: Exception, servicer: Servicer) -> NoReturn:
         if isinstance(error, grpc.aio.AbortError):

@@ -85,7 +85,6 @@ async def main() -> None:
                 Service(
                     "photomesh.fanout.v1.FanoutAdminService",
                     lambda server: add_FanoutAdminServiceServicer_to_server(admin, server),
-                    callers=frozenset({"operator"}),
                 )
             ],
             [

@@ -11,7 +11,7 @@ from services.common.client import channel
 from services.common.paging import PageTokens, read_key
 from services.common.post_cache import Form
 from services.common.rest import RestMethod, RestServer
-from services.common.server import PUBLIC, Service, Worker, run, serve
+from services.common.server import Service, Worker, run, serve
 from services.common.timelines import AuthorTimelines, HomeTimelines
 from services.feed.admin import FeedAdminService
 from services.feed.authors import HotAuthors
@@ -49,12 +49,10 @@ async def main() -> None:
                 Service(
                     "photomesh.feed.v1.FeedService",
                     service.add_to,
-                    callers=PUBLIC,
                 ),
                 Service(
                     "photomesh.feed.v1.FeedAdminService",
                     lambda server: add_FeedAdminServiceServicer_to_server(admin, server),
-                    callers=frozenset({"operator"}),
                 ),
             ],
             [Worker("watches", watches.run)],

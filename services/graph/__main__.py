@@ -11,7 +11,7 @@ from services.common.cache import connect
 from services.common.database import Database
 from services.common.outbox import Outbox, Relay
 from services.common.paging import read_key
-from services.common.server import PUBLIC, Service, Worker, run, serve
+from services.common.server import Service, Worker, run, serve
 from services.common.timelines import HomeTimelines
 from services.graph.audiences import Audiences, Thresholds
 from services.graph.config import GraphSettings
@@ -54,12 +54,10 @@ async def main() -> None:
                 Service(
                     "photomesh.graph.v1.GraphService",
                     lambda server: add_GraphServiceServicer_to_server(public, server),
-                    callers=PUBLIC,
                 ),
                 Service(
                     "photomesh.graph.v1.GraphInternalService",
                     lambda server: add_GraphInternalServiceServicer_to_server(internal, server),
-                    callers=frozenset({"fanout", "feed", "post"}),
                 ),
             ],
             [Worker("relay", relay.run)],

@@ -14,7 +14,7 @@ from services.common.consumer import Consumer
 from services.common.database import Database
 from services.common.dead_letters import DeadLetters
 from services.common.outbox import Outbox, Relay
-from services.common.server import PUBLIC, Service, Worker, run, serve
+from services.common.server import Service, Worker, run, serve
 from services.media.admin import MediaAdminService
 from services.media.config import MediaSettings
 from services.media.service import MediaInternalService, MediaService
@@ -59,17 +59,14 @@ async def main() -> None:
                 Service(
                     "photomesh.media.v1.MediaService",
                     lambda server: add_MediaServiceServicer_to_server(public, server),
-                    callers=PUBLIC,
                 ),
                 Service(
                     "photomesh.media.v1.MediaInternalService",
                     lambda server: add_MediaInternalServiceServicer_to_server(internal, server),
-                    callers=frozenset({"post"}),
                 ),
                 Service(
                     "photomesh.media.v1.MediaAdminService",
                     lambda server: add_MediaAdminServiceServicer_to_server(admin, server),
-                    callers=frozenset({"operator"}),
                 ),
             ],
             [

@@ -15,7 +15,7 @@ from services.common.consumer import Consumer, Subscription
 from services.common.database import Database
 from services.common.outbox import Outbox, Relay
 from services.common.post_cache import PostCache
-from services.common.server import PUBLIC, Service, Worker, run, serve
+from services.common.server import Service, Worker, run, serve
 from services.post.config import PostSettings
 from services.post.presenter import Presenter
 from services.post.publisher import Publisher
@@ -57,12 +57,10 @@ async def main() -> None:
                 Service(
                     "photomesh.post.v1.PostService",
                     lambda server: add_PostServiceServicer_to_server(public, server),
-                    callers=PUBLIC,
                 ),
                 Service(
                     "photomesh.post.v1.PostInternalService",
                     lambda server: add_PostInternalServiceServicer_to_server(internal, server),
-                    callers=frozenset({"feed", "fanout"}),
                 ),
             ],
             [

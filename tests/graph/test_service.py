@@ -55,8 +55,14 @@ async def act(services: Stack) -> AsyncIterator[Act]:
 
 @pytest.fixture
 async def internal(services: Stack) -> AsyncIterator[GraphInternalServiceStub]:
-    async with channel_to(services, "graph", identity="fanout") as channel:
-        yield GraphInternalServiceStub(channel)
+    """Calls each internal method as the service that may."""
+    async with (
+        channel_to(services, "graph", identity="fanout") as fanout,
+        channel_to(services, "graph", identity="feed") as feed,
+    ):
+        stub = GraphInternalServiceStub(fanout)
+        stub.ListFollowees = GraphInternalServiceStub(feed).ListFollowees
+        yield stub
 
 
 @pytest.fixture(scope="module")

@@ -24,9 +24,10 @@ _sym_db = _symbol_database.Default()
 
 from buf.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
 from photomesh.account.v1 import account_service_pb2 as photomesh_dot_account_dot_v1_dot_account__service__pb2
+from photomesh.common.v1 import options_pb2 as photomesh_dot_common_dot_v1_dot_options__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n3photomesh/account/v1/account_internal_service.proto\x12\x14photomesh.account.v1\x1a\x1b\x62uf/validate/validate.proto\x1a*photomesh/account/v1/account_service.proto\";\n\x17\x42\x61tchGetAccountsRequest\x12 \n\x0b\x61\x63\x63ount_ids\x18\x01 \x03(\x03\x42\x0b\xbaH\x08\x92\x01\x05\x08\x01\x10\xf4\x03\"R\n\x18\x42\x61tchGetAccountsResponse\x12\x36\n\x08\x61\x63\x63ounts\x18\x01 \x03(\x0b\x32$.photomesh.account.v1.AccountSummary2\x8b\x01\n\x16\x41\x63\x63ountInternalService\x12q\n\x10\x42\x61tchGetAccounts\x12-.photomesh.account.v1.BatchGetAccountsRequest\x1a..photomesh.account.v1.BatchGetAccountsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n3photomesh/account/v1/account_internal_service.proto\x12\x14photomesh.account.v1\x1a\x1b\x62uf/validate/validate.proto\x1a*photomesh/account/v1/account_service.proto\x1a!photomesh/common/v1/options.proto\";\n\x17\x42\x61tchGetAccountsRequest\x12 \n\x0b\x61\x63\x63ount_ids\x18\x01 \x03(\x03\x42\x0b\xbaH\x08\x92\x01\x05\x08\x01\x10\xf4\x03\"R\n\x18\x42\x61tchGetAccountsResponse\x12\x36\n\x08\x61\x63\x63ounts\x18\x01 \x03(\x0b\x32$.photomesh.account.v1.AccountSummary2\x9f\x01\n\x16\x41\x63\x63ountInternalService\x12\x84\x01\n\x10\x42\x61tchGetAccounts\x12-.photomesh.account.v1.BatchGetAccountsRequest\x1a..photomesh.account.v1.BatchGetAccountsResponse\"\x11\x8a\xb5\x18\x05graph\x8a\xb5\x18\x04postb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,10 +36,12 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_BATCHGETACCOUNTSREQUEST'].fields_by_name['account_ids']._loaded_options = None
   _globals['_BATCHGETACCOUNTSREQUEST'].fields_by_name['account_ids']._serialized_options = b'\272H\010\222\001\005\010\001\020\364\003'
-  _globals['_BATCHGETACCOUNTSREQUEST']._serialized_start=150
-  _globals['_BATCHGETACCOUNTSREQUEST']._serialized_end=209
-  _globals['_BATCHGETACCOUNTSRESPONSE']._serialized_start=211
-  _globals['_BATCHGETACCOUNTSRESPONSE']._serialized_end=293
-  _globals['_ACCOUNTINTERNALSERVICE']._serialized_start=296
-  _globals['_ACCOUNTINTERNALSERVICE']._serialized_end=435
+  _globals['_ACCOUNTINTERNALSERVICE'].methods_by_name['BatchGetAccounts']._loaded_options = None
+  _globals['_ACCOUNTINTERNALSERVICE'].methods_by_name['BatchGetAccounts']._serialized_options = b'\212\265\030\005graph\212\265\030\004post'
+  _globals['_BATCHGETACCOUNTSREQUEST']._serialized_start=185
+  _globals['_BATCHGETACCOUNTSREQUEST']._serialized_end=244
+  _globals['_BATCHGETACCOUNTSRESPONSE']._serialized_start=246
+  _globals['_BATCHGETACCOUNTSRESPONSE']._serialized_end=328
+  _globals['_ACCOUNTINTERNALSERVICE']._serialized_start=331
+  _globals['_ACCOUNTINTERNALSERVICE']._serialized_end=490
 # @@protoc_insertion_point(module_scope)

@@ -20,7 +20,6 @@ class AccountInternalServiceStub:
     """Returns what anybody may see of each account, in the order asked for.
 
     An unknown or deleted account is told by a summary whose `account_id` is 0.
-    Callers: graph, post.
 
     Errors:
     - INVALID_ARGUMENT (FIELD_INVALID): no id, or more than 500.
@@ -38,7 +37,6 @@ class AccountInternalServiceServicer(metaclass=_abc_1.ABCMeta):
         """Returns what anybody may see of each account, in the order asked for.
 
         An unknown or deleted account is told by a summary whose `account_id` is 0.
-        Callers: graph, post.
 
         Errors:
         - INVALID_ARGUMENT (FIELD_INVALID): no id, or more than 500.

@@ -25,9 +25,10 @@ _sym_db = _symbol_database.Default()
 from buf.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
 from google.api import annotations_pb2 as google_dot_api_dot_annotations__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
+from photomesh.common.v1 import options_pb2 as photomesh_dot_common_dot_v1_dot_options__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n*photomesh/account/v1/account_service.proto\x12\x14photomesh.account.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"`\n\x07\x41\x63\x63ount\x12\x12\n\naccount_id\x18\x01 \x01(\x03\x12\x10\n\x08username\x18\x02 \x01(\t\x12/\n\x0b\x63reate_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"6\n\x0e\x41\x63\x63ountSummary\x12\x12\n\naccount_id\x18\x01 \x01(\x03\x12\x10\n\x08username\x18\x02 \x01(\t\"\xbd\x01\n\x07Session\x12\x19\n\x0c\x61\x63\x63\x65ss_token\x18\x01 \x01(\tB\x03\x80\x01\x01\x12<\n\x18\x61\x63\x63\x65ss_token_expire_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1a\n\rrefresh_token\x18\x03 \x01(\tB\x03\x80\x01\x01\x12=\n\x19refresh_token_expire_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"g\n\x14\x43reateAccountRequest\x12.\n\x08username\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17\x32\x15^[A-Za-z0-9._]{3,30}$\x12\x1f\n\x08password\x18\x02 \x01(\tB\r\x80\x01\x01\xbaH\x07r\x05\x10\x08\x18\x80\x01\"w\n\x15\x43reateAccountResponse\x12.\n\x07\x61\x63\x63ount\x18\x01 \x01(\x0b\x32\x1d.photomesh.account.v1.Account\x12.\n\x07session\x18\x02 \x01(\x0b\x32\x1d.photomesh.account.v1.Session\"\x0e\n\x0cGetMeRequest\"?\n\rGetMeResponse\x12.\n\x07\x61\x63\x63ount\x18\x01 \x01(\x0b\x32\x1d.photomesh.account.v1.Account\"T\n\x14\x43reateSessionRequest\x12\x1b\n\x08username\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18\x1e\x12\x1f\n\x08password\x18\x02 \x01(\tB\r\x80\x01\x01\xbaH\x07r\x05\x10\x01\x18\x80\x01\"w\n\x15\x43reateSessionResponse\x12.\n\x07\x61\x63\x63ount\x18\x01 \x01(\x0b\x32\x1d.photomesh.account.v1.Account\x12.\n\x07session\x18\x02 \x01(\x0b\x32\x1d.photomesh.account.v1.Session\"=\n\x15RefreshSessionRequest\x12$\n\rrefresh_token\x18\x01 \x01(\tB\r\x80\x01\x01\xbaH\x07r\x05\x10\x01\x18\x80\x02\"H\n\x16RefreshSessionResponse\x12.\n\x07session\x18\x01 \x01(\x0b\x32\x1d.photomesh.account.v1.Session2\x92\x04\n\x0e\x41\x63\x63ountService\x12\x81\x01\n\rCreateAccount\x12*.photomesh.account.v1.CreateAccountRequest\x1a+.photomesh.account.v1.CreateAccountResponse\"\x17\x82\xd3\xe4\x93\x02\x11\"\x0c/v1/accounts:\x01*\x12i\n\x05GetMe\x12\".photomesh.account.v1.GetMeRequest\x1a#.photomesh.account.v1.GetMeResponse\"\x17\x82\xd3\xe4\x93\x02\x11\x12\x0f/v1/accounts/me\x12\x81\x01\n\rCreateSession\x12*.photomesh.account.v1.CreateSessionRequest\x1a+.photomesh.account.v1.CreateSessionResponse\"\x17\x82\xd3\xe4\x93\x02\x11\"\x0c/v1/sessions:\x01*\x12\x8c\x01\n\x0eRefreshSession\x12+.photomesh.account.v1.RefreshSessionRequest\x1a,.photomesh.account.v1.RefreshSessionResponse\"\x1f\x82\xd3\xe4\x93\x02\x19\"\x14/v1/sessions:refresh:\x01*b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n*photomesh/account/v1/account_service.proto\x12\x14photomesh.account.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a!photomesh/common/v1/options.proto\"`\n\x07\x41\x63\x63ount\x12\x12\n\naccount_id\x18\x01 \x01(\x03\x12\x10\n\x08username\x18\x02 \x01(\t\x12/\n\x0b\x63reate_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"6\n\x0e\x41\x63\x63ountSummary\x12\x12\n\naccount_id\x18\x01 \x01(\x03\x12\x10\n\x08username\x18\x02 \x01(\t\"\xbd\x01\n\x07Session\x12\x19\n\x0c\x61\x63\x63\x65ss_token\x18\x01 \x01(\tB\x03\x80\x01\x01\x12<\n\x18\x61\x63\x63\x65ss_token_expire_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1a\n\rrefresh_token\x18\x03 \x01(\tB\x03\x80\x01\x01\x12=\n\x19refresh_token_expire_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"g\n\x14\x43reateAccountRequest\x12.\n\x08username\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17\x32\x15^[A-Za-z0-9._]{3,30}$\x12\x1f\n\x08password\x18\x02 \x01(\tB\r\x80\x01\x01\xbaH\x07r\x05\x10\x08\x18\x80\x01\"w\n\x15\x43reateAccountResponse\x12.\n\x07\x61\x63\x63ount\x18\x01 \x01(\x0b\x32\x1d.photomesh.account.v1.Account\x12.\n\x07session\x18\x02 \x01(\x0b\x32\x1d.photomesh.account.v1.Session\"\x0e\n\x0cGetMeRequest\"?\n\rGetMeResponse\x12.\n\x07\x61\x63\x63ount\x18\x01 \x01(\x0b\x32\x1d.photomesh.account.v1.Account\"T\n\x14\x43reateSessionRequest\x12\x1b\n\x08username\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18\x1e\x12\x1f\n\x08password\x18\x02 \x01(\tB\r\x80\x01\x01\xbaH\x07r\x05\x10\x01\x18\x80\x01\"w\n\x15\x43reateSessionResponse\x12.\n\x07\x61\x63\x63ount\x18\x01 \x01(\x0b\x32\x1d.photomesh.account.v1.Account\x12.\n\x07session\x18\x02 \x01(\x0b\x32\x1d.photomesh.account.v1.Session\"=\n\x15RefreshSessionRequest\x12$\n\rrefresh_token\x18\x01 \x01(\tB\r\x80\x01\x01\xbaH\x07r\x05\x10\x01\x18\x80\x02\"H\n\x16RefreshSessionResponse\x12.\n\x07session\x18\x01 \x01(\x0b\x32\x1d.photomesh.account.v1.Session2\x9f\x04\n\x0e\x41\x63\x63ountService\x12\x81\x01\n\rCreateAccount\x12*.photomesh.account.v1.CreateAccountRequest\x1a+.photomesh.account.v1.CreateAccountResponse\"\x17\x82\xd3\xe4\x93\x02\x11\"\x0c/v1/accounts:\x01*\x12i\n\x05GetMe\x12\".photomesh.account.v1.GetMeRequest\x1a#.photomesh.account.v1.GetMeResponse\"\x17\x82\xd3\xe4\x93\x02\x11\x12\x0f/v1/accounts/me\x12\x81\x01\n\rCreateSession\x12*.photomesh.account.v1.CreateSessionRequest\x1a+.photomesh.account.v1.CreateSessionResponse\"\x17\x82\xd3\xe4\x93\x02\x11\"\x0c/v1/sessions:\x01*\x12\x8c\x01\n\x0eRefreshSession\x12+.photomesh.account.v1.RefreshSessionRequest\x1a,.photomesh.account.v1.RefreshSessionResponse\"\x1f\x82\xd3\xe4\x93\x02\x19\"\x14/v1/sessions:refresh:\x01*\x1a\x0b\x8a\xb5\x18\x07gatewayb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -48,6 +49,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CREATESESSIONREQUEST'].fields_by_name['password']._serialized_options = b'\200\001\001\272H\007r\005\020\001\030\200\001'
   _globals['_REFRESHSESSIONREQUEST'].fields_by_name['refresh_token']._loaded_options = None
   _globals['_REFRESHSESSIONREQUEST'].fields_by_name['refresh_token']._serialized_options = b'\200\001\001\272H\007r\005\020\001\030\200\002'
+  _globals['_ACCOUNTSERVICE']._loaded_options = None
+  _globals['_ACCOUNTSERVICE']._serialized_options = b'\212\265\030\007gateway'
   _globals['_ACCOUNTSERVICE'].methods_by_name['CreateAccount']._loaded_options = None
   _globals['_ACCOUNTSERVICE'].methods_by_name['CreateAccount']._serialized_options = b'\202\323\344\223\002\021\"\014/v1/accounts:\001*'
   _globals['_ACCOUNTSERVICE'].methods_by_name['GetMe']._loaded_options = None
@@ -56,28 +59,28 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ACCOUNTSERVICE'].methods_by_name['CreateSession']._serialized_options = b'\202\323\344\223\002\021\"\014/v1/sessions:\001*'
   _globals['_ACCOUNTSERVICE'].methods_by_name['RefreshSession']._loaded_options = None
   _globals['_ACCOUNTSERVICE'].methods_by_name['RefreshSession']._serialized_options = b'\202\323\344\223\002\031\"\024/v1/sessions:refresh:\001*'
-  _globals['_ACCOUNT']._serialized_start=160
-  _globals['_ACCOUNT']._serialized_end=256
-  _globals['_ACCOUNTSUMMARY']._serialized_start=258
-  _globals['_ACCOUNTSUMMARY']._serialized_end=312
-  _globals['_SESSION']._serialized_start=315
-  _globals['_SESSION']._serialized_end=504
-  _globals['_CREATEACCOUNTREQUEST']._serialized_start=506
-  _globals['_CREATEACCOUNTREQUEST']._serialized_end=609
-  _globals['_CREATEACCOUNTRESPONSE']._serialized_start=611
-  _globals['_CREATEACCOUNTRESPONSE']._serialized_end=730
-  _globals['_GETMEREQUEST']._serialized_start=732
-  _globals['_GETMEREQUEST']._serialized_end=746
-  _globals['_GETMERESPONSE']._serialized_start=748
-  _globals['_GETMERESPONSE']._serialized_end=811
-  _globals['_CREATESESSIONREQUEST']._serialized_start=813
-  _globals['_CREATESESSIONREQUEST']._serialized_end=897
-  _globals['_CREATESESSIONRESPONSE']._serialized_start=899
-  _globals['_CREATESESSIONRESPONSE']._serialized_end=1018
-  _globals['_REFRESHSESSIONREQUEST']._serialized_start=1020
-  _globals['_REFRESHSESSIONREQUEST']._serialized_end=1081
-  _globals['_REFRESHSESSIONRESPONSE']._serialized_start=1083
-  _globals['_REFRESHSESSIONRESPONSE']._serialized_end=1155
-  _globals['_ACCOUNTSERVICE']._serialized_start=1158
-  _globals['_ACCOUNTSERVICE']._serialized_end=1688
+  _globals['_ACCOUNT']._serialized_start=195
+  _globals['_ACCOUNT']._serialized_end=291
+  _globals['_ACCOUNTSUMMARY']._serialized_start=293
+  _globals['_ACCOUNTSUMMARY']._serialized_end=347
+  _globals['_SESSION']._serialized_start=350
+  _globals['_SESSION']._serialized_end=539
+  _globals['_CREATEACCOUNTREQUEST']._serialized_start=541
+  _globals['_CREATEACCOUNTREQUEST']._serialized_end=644
+  _globals['_CREATEACCOUNTRESPONSE']._serialized_start=646
+  _globals['_CREATEACCOUNTRESPONSE']._serialized_end=765
+  _globals['_GETMEREQUEST']._serialized_start=767
+  _globals['_GETMEREQUEST']._serialized_end=781
+  _globals['_GETMERESPONSE']._serialized_start=783
+  _globals['_GETMERESPONSE']._serialized_end=846
+  _globals['_CREATESESSIONREQUEST']._serialized_start=848
+  _globals['_CREATESESSIONREQUEST']._serialized_end=932
+  _globals['_CREATESESSIONRESPONSE']._serialized_start=934
+  _globals['_CREATESESSIONRESPONSE']._serialized_end=1053
+  _globals['_REFRESHSESSIONREQUEST']._serialized_start=1055
+  _globals['_REFRESHSESSIONREQUEST']._serialized_end=1116
+  _globals['_REFRESHSESSIONRESPONSE']._serialized_start=1118
+  _globals['_REFRESHSESSIONRESPONSE']._serialized_end=1190
+  _globals['_ACCOUNTSERVICE']._serialized_start=1193
+  _globals['_ACCOUNTSERVICE']._serialized_end=1736
 # @@protoc_insertion_point(module_scope)

@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class FanoutAdminServiceStub:
-    """What site reliability engineers do with fan-out. Not reachable from outside; callers: operator.
+    """What site reliability engineers do with fan-out. Not reachable from outside.
 
     Fan-out handles the topics `post_created`, `post_changed`, `follow_changed`, `celebrity_changed`
     and, for its own large audiences, `fanout_chunks`.
@@ -81,7 +81,7 @@ class FanoutAdminServiceStub:
 
 
 class FanoutAdminServiceServicer:
-    """What site reliability engineers do with fan-out. Not reachable from outside; callers: operator.
+    """What site reliability engineers do with fan-out. Not reachable from outside.
 
     Fan-out handles the topics `post_created`, `post_changed`, `follow_changed`, `celebrity_changed`
     and, for its own large audiences, `fanout_chunks`.
@@ -227,7 +227,7 @@ def add_FanoutAdminServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class FanoutAdminService:
-    """What site reliability engineers do with fan-out. Not reachable from outside; callers: operator.
+    """What site reliability engineers do with fan-out. Not reachable from outside.
 
     Fan-out handles the topics `post_created`, `post_changed`, `follow_changed`, `celebrity_changed`
     and, for its own large audiences, `fanout_chunks`.

@@ -13,7 +13,7 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class FanoutAdminServiceStub:
-    """What site reliability engineers do with fan-out. Not reachable from outside; callers: operator.
+    """What site reliability engineers do with fan-out. Not reachable from outside.
 
     Fan-out handles the topics `post_created`, `post_changed`, `follow_changed`, `celebrity_changed`
     and, for its own large audiences, `fanout_chunks`.
@@ -78,7 +78,7 @@ class FanoutAdminServiceStub:
     """
 
 class FanoutAdminServiceServicer(metaclass=_abc_1.ABCMeta):
-    """What site reliability engineers do with fan-out. Not reachable from outside; callers: operator.
+    """What site reliability engineers do with fan-out. Not reachable from outside.
 
     Fan-out handles the topics `post_created`, `post_changed`, `follow_changed`, `celebrity_changed`
     and, for its own large audiences, `fanout_chunks`.

@@ -23,9 +23,10 @@ _sym_db = _symbol_database.Default()
 
 
 from buf.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
+from photomesh.common.v1 import options_pb2 as photomesh_dot_common_dot_v1_dot_options__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n*photomesh/feed/v1/feed_admin_service.proto\x12\x11photomesh.feed.v1\x1a\x1b\x62uf/validate/validate.proto\"1\n\x12InspectFeedRequest\x12\x1b\n\naccount_id\x18\x01 \x01(\x03\x42\x07\xbaH\x04\"\x02 \x00\"\xce\x01\n\x13InspectFeedResponse\x12/\n\x05state\x18\x01 \x01(\x0e\x32 .photomesh.feed.v1.TimelineState\x12\x10\n\x08post_ids\x18\x02 \x03(\x03\x12\x1a\n\x12pulled_account_ids\x18\x03 \x03(\x03\x12\x1a\n\x12hidden_account_ids\x18\x04 \x03(\x03\x12\x18\n\x10missing_post_ids\x18\x05 \x03(\x03\x12\"\n\x1amissing_pulled_account_ids\x18\x06 \x03(\x03\"1\n\x12RebuildFeedRequest\x12\x1b\n\naccount_id\x18\x01 \x01(\x03\x42\x07\xbaH\x04\"\x02 \x00\"\x15\n\x13RebuildFeedResponse*\x9f\x01\n\rTimelineState\x12\x1e\n\x1aTIMELINE_STATE_UNSPECIFIED\x10\x00\x12\x19\n\x15TIMELINE_STATE_ABSENT\x10\x01\x12\x1d\n\x19TIMELINE_STATE_REBUILDING\x10\x02\x12\x1a\n\x16TIMELINE_STATE_PARTIAL\x10\x03\x12\x18\n\x14TIMELINE_STATE_WHOLE\x10\x04\x32\xce\x01\n\x10\x46\x65\x65\x64\x41\x64minService\x12\\\n\x0bInspectFeed\x12%.photomesh.feed.v1.InspectFeedRequest\x1a&.photomesh.feed.v1.InspectFeedResponse\x12\\\n\x0bRebuildFeed\x12%.photomesh.feed.v1.RebuildFeedRequest\x1a&.photomesh.feed.v1.RebuildFeedResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n*photomesh/feed/v1/feed_admin_service.proto\x12\x11photomesh.feed.v1\x1a\x1b\x62uf/validate/validate.proto\x1a!photomesh/common/v1/options.proto\"1\n\x12InspectFeedRequest\x12\x1b\n\naccount_id\x18\x01 \x01(\x03\x42\x07\xbaH\x04\"\x02 \x00\"\xce\x01\n\x13InspectFeedResponse\x12/\n\x05state\x18\x01 \x01(\x0e\x32 .photomesh.feed.v1.TimelineState\x12\x10\n\x08post_ids\x18\x02 \x03(\x03\x12\x1a\n\x12pulled_account_ids\x18\x03 \x03(\x03\x12\x1a\n\x12hidden_account_ids\x18\x04 \x03(\x03\x12\x18\n\x10missing_post_ids\x18\x05 \x03(\x03\x12\"\n\x1amissing_pulled_account_ids\x18\x06 \x03(\x03\"1\n\x12RebuildFeedRequest\x12\x1b\n\naccount_id\x18\x01 \x01(\x03\x42\x07\xbaH\x04\"\x02 \x00\"\x15\n\x13RebuildFeedResponse*\x9f\x01\n\rTimelineState\x12\x1e\n\x1aTIMELINE_STATE_UNSPECIFIED\x10\x00\x12\x19\n\x15TIMELINE_STATE_ABSENT\x10\x01\x12\x1d\n\x19TIMELINE_STATE_REBUILDING\x10\x02\x12\x1a\n\x16TIMELINE_STATE_PARTIAL\x10\x03\x12\x18\n\x14TIMELINE_STATE_WHOLE\x10\x04\x32\xdc\x01\n\x10\x46\x65\x65\x64\x41\x64minService\x12\\\n\x0bInspectFeed\x12%.photomesh.feed.v1.InspectFeedRequest\x1a&.photomesh.feed.v1.InspectFeedResponse\x12\\\n\x0bRebuildFeed\x12%.photomesh.feed.v1.RebuildFeedRequest\x1a&.photomesh.feed.v1.RebuildFeedResponse\x1a\x0c\x8a\xb5\x18\x08operatorb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,16 +37,18 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_INSPECTFEEDREQUEST'].fields_by_name['account_id']._serialized_options = b'\272H\004\"\002 \000'
   _globals['_REBUILDFEEDREQUEST'].fields_by_name['account_id']._loaded_options = None
   _globals['_REBUILDFEEDREQUEST'].fields_by_name['account_id']._serialized_options = b'\272H\004\"\002 \000'
-  _globals['_TIMELINESTATE']._serialized_start=429
-  _globals['_TIMELINESTATE']._serialized_end=588
-  _globals['_INSPECTFEEDREQUEST']._serialized_start=94
-  _globals['_INSPECTFEEDREQUEST']._serialized_end=143
-  _globals['_INSPECTFEEDRESPONSE']._serialized_start=146
-  _globals['_INSPECTFEEDRESPONSE']._serialized_end=352
-  _globals['_REBUILDFEEDREQUEST']._serialized_start=354
-  _globals['_REBUILDFEEDREQUEST']._serialized_end=403
-  _globals['_REBUILDFEEDRESPONSE']._serialized_start=405
-  _globals['_REBUILDFEEDRESPONSE']._serialized_end=426
-  _globals['_FEEDADMINSERVICE']._serialized_start=591
-  _globals['_FEEDADMINSERVICE']._serialized_end=797
+  _globals['_FEEDADMINSERVICE']._loaded_options = None
+  _globals['_FEEDADMINSERVICE']._serialized_options = b'\212\265\030\010operator'
+  _globals['_TIMELINESTATE']._serialized_start=464
+  _globals['_TIMELINESTATE']._serialized_end=623
+  _globals['_INSPECTFEEDREQUEST']._serialized_start=129
+  _globals['_INSPECTFEEDREQUEST']._serialized_end=178
+  _globals['_INSPECTFEEDRESPONSE']._serialized_start=181
+  _globals['_INSPECTFEEDRESPONSE']._serialized_end=387
+  _globals['_REBUILDFEEDREQUEST']._serialized_start=389
+  _globals['_REBUILDFEEDREQUEST']._serialized_end=438
+  _globals['_REBUILDFEEDRESPONSE']._serialized_start=440
+  _globals['_REBUILDFEEDRESPONSE']._serialized_end=461
+  _globals['_FEEDADMINSERVICE']._serialized_start=626
+  _globals['_FEEDADMINSERVICE']._serialized_end=846
 # @@protoc_insertion_point(module_scope)

@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class FeedAdminServiceStub:
-    """What site reliability engineers do with home feeds. Not reachable from outside; callers: operator.
+    """What site reliability engineers do with home feeds. Not reachable from outside.
     """
 
     def __init__(self, channel):
@@ -48,7 +48,7 @@ class FeedAdminServiceStub:
 
 
 class FeedAdminServiceServicer:
-    """What site reliability engineers do with home feeds. Not reachable from outside; callers: operator.
+    """What site reliability engineers do with home feeds. Not reachable from outside.
     """
 
     def InspectFeed(self, request, context):
@@ -99,7 +99,7 @@ def add_FeedAdminServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class FeedAdminService:
-    """What site reliability engineers do with home feeds. Not reachable from outside; callers: operator.
+    """What site reliability engineers do with home feeds. Not reachable from outside.
     """
 
     @staticmethod

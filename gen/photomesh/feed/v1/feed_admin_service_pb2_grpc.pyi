@@ -13,7 +13,7 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class FeedAdminServiceStub:
-    """What site reliability engineers do with home feeds. Not reachable from outside; callers: operator."""
+    """What site reliability engineers do with home feeds. Not reachable from outside."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     InspectFeed: _aio.UnaryUnaryMultiCallable[_feed_admin_service_pb2.InspectFeedRequest, _feed_admin_service_pb2.InspectFeedResponse]
@@ -36,7 +36,7 @@ class FeedAdminServiceStub:
     """
 
 class FeedAdminServiceServicer(metaclass=_abc_1.ABCMeta):
-    """What site reliability engineers do with home feeds. Not reachable from outside; callers: operator."""
+    """What site reliability engineers do with home feeds. Not reachable from outside."""
 
     @_abc_1.abstractmethod
     def InspectFeed(

@@ -24,10 +24,11 @@ _sym_db = _symbol_database.Default()
 
 from buf.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
 from google.api import annotations_pb2 as google_dot_api_dot_annotations__pb2
+from photomesh.common.v1 import options_pb2 as photomesh_dot_common_dot_v1_dot_options__pb2
 from photomesh.post.v1 import post_service_pb2 as photomesh_dot_post_dot_v1_dot_post__service__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$photomesh/feed/v1/feed_service.proto\x12\x11photomesh.feed.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1cgoogle/api/annotations.proto\x1a$photomesh/post/v1/post_service.proto\"O\n\x0eGetFeedRequest\x12\x1c\n\tpage_size\x18\x01 \x01(\x05\x42\t\xbaH\x06\x1a\x04\x18\x64(\x00\x12\x1f\n\npage_token\x18\x02 \x01(\tB\x0b\x80\x01\x01\xbaH\x05r\x03\x18\x80\x02\"\x84\x01\n\x0fGetFeedResponse\x12&\n\x05posts\x18\x01 \x03(\x0b\x32\x17.photomesh.post.v1.Post\x12\x1c\n\x0fnext_page_token\x18\x02 \x01(\tB\x03\x80\x01\x01\x12+\n\x05state\x18\x03 \x01(\x0e\x32\x1c.photomesh.feed.v1.FeedState\"2\n\x10WatchFeedRequest\x12\x1e\n\rafter_post_id\x18\x01 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00\"\x93\x01\n\x11WatchFeedResponse\x12\'\n\x04post\x18\x01 \x01(\x0b\x32\x17.photomesh.post.v1.PostH\x00\x12.\n\x03\x65nd\x18\x02 \x01(\x0e\x32\x1f.photomesh.feed.v1.WatchFeedEndH\x00\x12\x1c\n\x14resume_after_post_id\x18\x03 \x01(\x03\x42\x07\n\x05\x65vent*v\n\tFeedState\x12\x1a\n\x16\x46\x45\x45\x44_STATE_UNSPECIFIED\x10\x00\x12\x17\n\x13\x46\x45\x45\x44_STATE_COMPLETE\x10\x01\x12\x1b\n\x17\x46\x45\x45\x44_STATE_REGENERATING\x10\x02\x12\x17\n\x13\x46\x45\x45\x44_STATE_DEGRADED\x10\x03*\xaa\x01\n\x0cWatchFeedEnd\x12\x1e\n\x1aWATCH_FEED_END_UNSPECIFIED\x10\x00\x12\x1b\n\x17WATCH_FEED_END_DRAINING\x10\x01\x12\x1d\n\x19WATCH_FEED_END_TIME_LIMIT\x10\x02\x12\x1b\n\x17WATCH_FEED_END_TOO_SLOW\x10\x03\x12!\n\x1dWATCH_FEED_END_TOO_FAR_BEHIND\x10\x04\x32\xe3\x01\n\x0b\x46\x65\x65\x64Service\x12\x62\n\x07GetFeed\x12!.photomesh.feed.v1.GetFeedRequest\x1a\".photomesh.feed.v1.GetFeedResponse\"\x10\x82\xd3\xe4\x93\x02\n\x12\x08/v1/feed\x12p\n\tWatchFeed\x12#.photomesh.feed.v1.WatchFeedRequest\x1a$.photomesh.feed.v1.WatchFeedResponse\"\x16\x82\xd3\xe4\x93\x02\x10\x12\x0e/v1/feed:watch0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$photomesh/feed/v1/feed_service.proto\x12\x11photomesh.feed.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1cgoogle/api/annotations.proto\x1a!photomesh/common/v1/options.proto\x1a$photomesh/post/v1/post_service.proto\"O\n\x0eGetFeedRequest\x12\x1c\n\tpage_size\x18\x01 \x01(\x05\x42\t\xbaH\x06\x1a\x04\x18\x64(\x00\x12\x1f\n\npage_token\x18\x02 \x01(\tB\x0b\x80\x01\x01\xbaH\x05r\x03\x18\x80\x02\"\x84\x01\n\x0fGetFeedResponse\x12&\n\x05posts\x18\x01 \x03(\x0b\x32\x17.photomesh.post.v1.Post\x12\x1c\n\x0fnext_page_token\x18\x02 \x01(\tB\x03\x80\x01\x01\x12+\n\x05state\x18\x03 \x01(\x0e\x32\x1c.photomesh.feed.v1.FeedState\"2\n\x10WatchFeedRequest\x12\x1e\n\rafter_post_id\x18\x01 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00\"\x93\x01\n\x11WatchFeedResponse\x12\'\n\x04post\x18\x01 \x01(\x0b\x32\x17.photomesh.post.v1.PostH\x00\x12.\n\x03\x65nd\x18\x02 \x01(\x0e\x32\x1f.photomesh.feed.v1.WatchFeedEndH\x00\x12\x1c\n\x14resume_after_post_id\x18\x03 \x01(\x03\x42\x07\n\x05\x65vent*v\n\tFeedState\x12\x1a\n\x16\x46\x45\x45\x44_STATE_UNSPECIFIED\x10\x00\x12\x17\n\x13\x46\x45\x45\x44_STATE_COMPLETE\x10\x01\x12\x1b\n\x17\x46\x45\x45\x44_STATE_REGENERATING\x10\x02\x12\x17\n\x13\x46\x45\x45\x44_STATE_DEGRADED\x10\x03*\xaa\x01\n\x0cWatchFeedEnd\x12\x1e\n\x1aWATCH_FEED_END_UNSPECIFIED\x10\x00\x12\x1b\n\x17WATCH_FEED_END_DRAINING\x10\x01\x12\x1d\n\x19WATCH_FEED_END_TIME_LIMIT\x10\x02\x12\x1b\n\x17WATCH_FEED_END_TOO_SLOW\x10\x03\x12!\n\x1dWATCH_FEED_END_TOO_FAR_BEHIND\x10\x04\x32\xf0\x01\n\x0b\x46\x65\x65\x64Service\x12\x62\n\x07GetFeed\x12!.photomesh.feed.v1.GetFeedRequest\x1a\".photomesh.feed.v1.GetFeedResponse\"\x10\x82\xd3\xe4\x93\x02\n\x12\x08/v1/feed\x12p\n\tWatchFeed\x12#.photomesh.feed.v1.WatchFeedRequest\x1a$.photomesh.feed.v1.WatchFeedResponse\"\x16\x82\xd3\xe4\x93\x02\x10\x12\x0e/v1/feed:watch0\x01\x1a\x0b\x8a\xb5\x18\x07gatewayb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -42,22 +43,24 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETFEEDRESPONSE'].fields_by_name['next_page_token']._serialized_options = b'\200\001\001'
   _globals['_WATCHFEEDREQUEST'].fields_by_name['after_post_id']._loaded_options = None
   _globals['_WATCHFEEDREQUEST'].fields_by_name['after_post_id']._serialized_options = b'\272H\004\"\002(\000'
+  _globals['_FEEDSERVICE']._loaded_options = None
+  _globals['_FEEDSERVICE']._serialized_options = b'\212\265\030\007gateway'
   _globals['_FEEDSERVICE'].methods_by_name['GetFeed']._loaded_options = None
   _globals['_FEEDSERVICE'].methods_by_name['GetFeed']._serialized_options = b'\202\323\344\223\002\n\022\010/v1/feed'
   _globals['_FEEDSERVICE'].methods_by_name['WatchFeed']._loaded_options = None
   _globals['_FEEDSERVICE'].methods_by_name['WatchFeed']._serialized_options = b'\202\323\344\223\002\020\022\016/v1/feed:watch'
-  _globals['_FEEDSTATE']._serialized_start=574
-  _globals['_FEEDSTATE']._serialized_end=692
-  _globals['_WATCHFEEDEND']._serialized_start=695
-  _globals['_WATCHFEEDEND']._serialized_end=865
-  _globals['_GETFEEDREQUEST']._serialized_start=156
-  _globals['_GETFEEDREQUEST']._serialized_end=235
-  _globals['_GETFEEDRESPONSE']._serialized_start=238
-  _globals['_GETFEEDRESPONSE']._serialized_end=370
-  _globals['_WATCHFEEDREQUEST']._serialized_start=372
-  _globals['_WATCHFEEDREQUEST']._serialized_end=422
-  _globals['_WATCHFEEDRESPONSE']._serialized_start=425
-  _globals['_WATCHFEEDRESPONSE']._serialized_end=572
-  _globals['_FEEDSERVICE']._serialized_start=868
-  _globals['_FEEDSERVICE']._serialized_end=1095
+  _globals['_FEEDSTATE']._serialized_start=609
+  _globals['_FEEDSTATE']._serialized_end=727
+  _globals['_WATCHFEEDEND']._serialized_start=730
+  _globals['_WATCHFEEDEND']._serialized_end=900
+  _globals['_GETFEEDREQUEST']._serialized_start=191
+  _globals['_GETFEEDREQUEST']._serialized_end=270
+  _globals['_GETFEEDRESPONSE']._serialized_start=273
+  _globals['_GETFEEDRESPONSE']._serialized_end=405
+  _globals['_WATCHFEEDREQUEST']._serialized_start=407
+  _globals['_WATCHFEEDREQUEST']._serialized_end=457
+  _globals['_WATCHFEEDRESPONSE']._serialized_start=460
+  _globals['_WATCHFEEDRESPONSE']._serialized_end=607
+  _globals['_FEEDSERVICE']._serialized_start=903
+  _globals['_FEEDSERVICE']._serialized_end=1143
 # @@protoc_insertion_point(module_scope)

@@ -23,9 +23,10 @@ _sym_db = _symbol_database.Default()
 
 
 from buf.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
+from photomesh.common.v1 import options_pb2 as photomesh_dot_common_dot_v1_dot_options__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n/photomesh/graph/v1/graph_internal_service.proto\x12\x12photomesh.graph.v1\x1a\x1b\x62uf/validate/validate.proto\"~\n\x16StreamFollowersRequest\x12\x1c\n\x0b\x66ollowee_id\x18\x01 \x01(\x03\x42\x07\xbaH\x04\"\x02 \x00\x12\"\n\x11\x61\x66ter_follower_id\x18\x02 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00\x12\"\n\x11until_follower_id\x18\x03 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00\"/\n\x17StreamFollowersResponse\x12\x14\n\x0c\x66ollower_ids\x18\x01 \x03(\x10\"S\n\x12GetAudienceRequest\x12\x1c\n\x0b\x66ollowee_id\x18\x01 \x01(\x03\x42\x07\xbaH\x04\"\x02 \x00\x12\x1f\n\nchunk_size\x18\x02 \x01(\x05\x42\x0b\xbaH\x08\x1a\x06\x18\xc0\x84=(d\"{\n\x13GetAudienceResponse\x12.\n\x04mode\x18\x01 \x01(\x0e\x32 .photomesh.graph.v1.AudienceMode\x12\x11\n\tchange_id\x18\x02 \x01(\x03\x12\x11\n\tfollowers\x18\x03 \x01(\x03\x12\x0e\n\x06\x62ounds\x18\x04 \x03(\x10\"4\n\x14ListFolloweesRequest\x12\x1c\n\x0b\x66ollower_id\x18\x01 \x01(\x03\x42\x07\xbaH\x04\"\x02 \x00\"f\n\x15ListFolloweesResponse\x12\x14\n\x0c\x66ollowee_ids\x18\x01 \x03(\x10\x12\x12\n\npulled_ids\x18\x02 \x03(\x10\x12\x12\n\nhidden_ids\x18\x03 \x03(\x10\x12\x0f\n\x07version\x18\x04 \x01(\x03\"H\n\nFollowPair\x12\x1c\n\x0b\x66ollower_id\x18\x01 \x01(\x03\x42\x07\xbaH\x04\"\x02 \x00\x12\x1c\n\x0b\x66ollowee_id\x18\x02 \x01(\x03\x42\x07\xbaH\x04\"\x02 \x00\"n\n\x0b\x46ollowCheck\x12\x0f\n\x07\x66ollows\x18\x01 \x01(\x08\x12\r\n\x05muted\x18\x02 \x01(\x08\x12.\n\x04mode\x18\x03 \x01(\x0e\x32 .photomesh.graph.v1.AudienceMode\x12\x0f\n\x07version\x18\x04 \x01(\x03\"V\n\x18\x42\x61tchCheckFollowsRequest\x12:\n\x05pairs\x18\x01 \x03(\x0b\x32\x1e.photomesh.graph.v1.FollowPairB\x0b\xbaH\x08\x92\x01\x05\x08\x01\x10\xf4\x03\"L\n\x19\x42\x61tchCheckFollowsResponse\x12/\n\x06\x63hecks\x18\x01 \x03(\x0b\x32\x1f.photomesh.graph.v1.FollowCheck\"R\n\x17\x46inishModeChangeRequest\x12\x1b\n\naccount_id\x18\x01 \x01(\x03\x42\x07\xbaH\x04\"\x02 \x00\x12\x1a\n\tchange_id\x18\x02 \x01(\x03\x42\x07\xbaH\x04\"\x02 \x00\"\x1a\n\x18\x46inishModeChangeResponse\"a\n\x1b\x42\x61tchCheckVisibilityRequest\x12\x1a\n\tviewer_id\x18\x01 \x01(\x03\x42\x07\xbaH\x04\"\x02 \x00\x12&\n\x0b\x61\x63\x63ount_ids\x18\x02 \x03(\x03\x42\x11\xbaH\x0e\x92\x01\x0b\x08\x01\x10\xf4\x03\"\x04\"\x02 \x00\"/\n\x1c\x42\x61tchCheckVisibilityResponse\x12\x0f\n\x07visible\x18\x01 \x03(\x08*\x9a\x01\n\x0c\x41udienceMode\x12\x1d\n\x19\x41UDIENCE_MODE_UNSPECIFIED\x10\x00\x12\x18\n\x14\x41UDIENCE_MODE_PUSHED\x10\x01\x12\x1b\n\x17\x41UDIENCE_MODE_PROMOTING\x10\x02\x12\x18\n\x14\x41UDIENCE_MODE_PULLED\x10\x03\x12\x1a\n\x16\x41UDIENCE_MODE_DEMOTING\x10\x04\x32\xa6\x05\n\x14GraphInternalService\x12l\n\x0fStreamFollowers\x12*.photomesh.graph.v1.StreamFollowersRequest\x1a+.photomesh.graph.v1.StreamFollowersResponse0\x01\x12^\n\x0bGetAudience\x12&.photomesh.graph.v1.GetAudienceRequest\x1a\'.photomesh.graph.v1.GetAudienceResponse\x12\x64\n\rListFollowees\x12(.photomesh.graph.v1.ListFolloweesRequest\x1a).photomesh.graph.v1.ListFolloweesResponse\x12p\n\x11\x42\x61tchCheckFollows\x12,.photomesh.graph.v1.BatchCheckFollowsRequest\x1a-.photomesh.graph.v1.BatchCheckFollowsResponse\x12m\n\x10\x46inishModeChange\x12+.photomesh.graph.v1.FinishModeChangeRequest\x1a,.photomesh.graph.v1.FinishModeChangeResponse\x12y\n\x14\x42\x61tchCheckVisibility\x12/.photomesh.graph.v1.BatchCheckVisibilityRequest\x1a\x30.photomesh.graph.v1.BatchCheckVisibilityResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n/photomesh/graph/v1/graph_internal_service.proto\x12\x12photomesh.graph.v1\x1a\x1b\x62uf/validate/validate.proto\x1a!photomesh/common/v1/options.proto\"~\n\x16StreamFollowersRequest\x12\x1c\n\x0b\x66ollowee_id\x18\x01 \x01(\x03\x42\x07\xbaH\x04\"\x02 \x00\x12\"\n\x11\x61\x66ter_follower_id\x18\x02 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00\x12\"\n\x11until_follower_id\x18\x03 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00\"/\n\x17StreamFollowersResponse\x12\x14\n\x0c\x66ollower_ids\x18\x01 \x03(\x10\"S\n\x12GetAudienceRequest\x12\x1c\n\x0b\x66ollowee_id\x18\x01 \x01(\x03\x42\x07\xbaH\x04\"\x02 \x00\x12\x1f\n\nchunk_size\x18\x02 \x01(\x05\x42\x0b\xbaH\x08\x1a\x06\x18\xc0\x84=(d\"{\n\x13GetAudienceResponse\x12.\n\x04mode\x18\x01 \x01(\x0e\x32 .photomesh.graph.v1.AudienceMode\x12\x11\n\tchange_id\x18\x02 \x01(\x03\x12\x11\n\tfollowers\x18\x03 \x01(\x03\x12\x0e\n\x06\x62ounds\x18\x04 \x03(\x10\"4\n\x14ListFolloweesRequest\x12\x1c\n\x0b\x66ollower_id\x18\x01 \x01(\x03\x42\x07\xbaH\x04\"\x02 \x00\"f\n\x15ListFolloweesResponse\x12\x14\n\x0c\x66ollowee_ids\x18\x01 \x03(\x10\x12\x12\n\npulled_ids\x18\x02 \x03(\x10\x12\x12\n\nhidden_ids\x18\x03 \x03(\x10\x12\x0f\n\x07version\x18\x04 \x01(\x03\"H\n\nFollowPair\x12\x1c\n\x0b\x66ollower_id\x18\x01 \x01(\x03\x42\x07\xbaH\x04\"\x02 \x00\x12\x1c\n\x0b\x66ollowee_id\x18\x02 \x01(\x03\x42\x07\xbaH\x04\"\x02 \x00\"n\n\x0b\x46ollowCheck\x12\x0f\n\x07\x66ollows\x18\x01 \x01(\x08\x12\r\n\x05muted\x18\x02 \x01(\x08\x12.\n\x04mode\x18\x03 \x01(\x0e\x32 .photomesh.graph.v1.AudienceMode\x12\x0f\n\x07version\x18\x04 \x01(\x03\"V\n\x18\x42\x61tchCheckFollowsRequest\x12:\n\x05pairs\x18\x01 \x03(\x0b\x32\x1e.photomesh.graph.v1.FollowPairB\x0b\xbaH\x08\x92\x01\x05\x08\x01\x10\xf4\x03\"L\n\x19\x42\x61tchCheckFollowsResponse\x12/\n\x06\x63hecks\x18\x01 \x03(\x0b\x32\x1f.photomesh.graph.v1.FollowCheck\"R\n\x17\x46inishModeChangeRequest\x12\x1b\n\naccount_id\x18\x01 \x01(\x03\x42\x07\xbaH\x04\"\x02 \x00\x12\x1a\n\tchange_id\x18\x02 \x01(\x03\x42\x07\xbaH\x04\"\x02 \x00\"\x1a\n\x18\x46inishModeChangeResponse\"a\n\x1b\x42\x61tchCheckVisibilityRequest\x12\x1a\n\tviewer_id\x18\x01 \x01(\x03\x42\x07\xbaH\x04\"\x02 \x00\x12&\n\x0b\x61\x63\x63ount_ids\x18\x02 \x03(\x03\x42\x11\xbaH\x0e\x92\x01\x0b\x08\x01\x10\xf4\x03\"\x04\"\x02 \x00\"/\n\x1c\x42\x61tchCheckVisibilityResponse\x12\x0f\n\x07visible\x18\x01 \x03(\x08*\x9a\x01\n\x0c\x41udienceMode\x12\x1d\n\x19\x41UDIENCE_MODE_UNSPECIFIED\x10\x00\x12\x18\n\x14\x41UDIENCE_MODE_PUSHED\x10\x01\x12\x1b\n\x17\x41UDIENCE_MODE_PROMOTING\x10\x02\x12\x18\n\x14\x41UDIENCE_MODE_PULLED\x10\x03\x12\x1a\n\x16\x41UDIENCE_MODE_DEMOTING\x10\x04\x32\xeb\x05\n\x14GraphInternalService\x12x\n\x0fStreamFollowers\x12*.photomesh.graph.v1.StreamFollowersRequest\x1a+.photomesh.graph.v1.StreamFollowersResponse\"\n\x8a\xb5\x18\x06\x66\x61nout0\x01\x12j\n\x0bGetAudience\x12&.photomesh.graph.v1.GetAudienceRequest\x1a\'.photomesh.graph.v1.GetAudienceResponse\"\n\x8a\xb5\x18\x06\x66\x61nout\x12n\n\rListFollowees\x12(.photomesh.graph.v1.ListFolloweesRequest\x1a).photomesh.graph.v1.ListFolloweesResponse\"\x08\x8a\xb5\x18\x04\x66\x65\x65\x64\x12|\n\x11\x42\x61tchCheckFollows\x12,.photomesh.graph.v1.BatchCheckFollowsRequest\x1a-.photomesh.graph.v1.BatchCheckFollowsResponse\"\n\x8a\xb5\x18\x06\x66\x61nout\x12y\n\x10\x46inishModeChange\x12+.photomesh.graph.v1.FinishModeChangeRequest\x1a,.photomesh.graph.v1.FinishModeChangeResponse\"\n\x8a\xb5\x18\x06\x66\x61nout\x12\x83\x01\n\x14\x42\x61tchCheckVisibility\x12/.photomesh.graph.v1.BatchCheckVisibilityRequest\x1a\x30.photomesh.graph.v1.BatchCheckVisibilityResponse\"\x08\x8a\xb5\x18\x04postb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -58,36 +59,48 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_BATCHCHECKVISIBILITYREQUEST'].fields_by_name['viewer_id']._serialized_options = b'\272H\004\"\002 \000'
   _globals['_BATCHCHECKVISIBILITYREQUEST'].fields_by_name['account_ids']._loaded_options = None
   _globals['_BATCHCHECKVISIBILITYREQUEST'].fields_by_name['account_ids']._serialized_options = b'\272H\016\222\001\013\010\001\020\364\003\"\004\"\002 \000'
-  _globals['_AUDIENCEMODE']._serialized_start=1258
-  _globals['_AUDIENCEMODE']._serialized_end=1412
-  _globals['_STREAMFOLLOWERSREQUEST']._serialized_start=100
-  _globals['_STREAMFOLLOWERSREQUEST']._serialized_end=226
-  _globals['_STREAMFOLLOWERSRESPONSE']._serialized_start=228
-  _globals['_STREAMFOLLOWERSRESPONSE']._serialized_end=275
-  _globals['_GETAUDIENCEREQUEST']._serialized_start=277
-  _globals['_GETAUDIENCEREQUEST']._serialized_end=360
-  _globals['_GETAUDIENCERESPONSE']._serialized_start=362
-  _globals['_GETAUDIENCERESPONSE']._serialized_end=485
-  _globals['_LISTFOLLOWEESREQUEST']._serialized_start=487
-  _globals['_LISTFOLLOWEESREQUEST']._serialized_end=539
-  _globals['_LISTFOLLOWEESRESPONSE']._serialized_start=541
-  _globals['_LISTFOLLOWEESRESPONSE']._serialized_end=643
-  _globals['_FOLLOWPAIR']._serialized_start=645
-  _globals['_FOLLOWPAIR']._serialized_end=717
-  _globals['_FOLLOWCHECK']._serialized_start=719
-  _globals['_FOLLOWCHECK']._serialized_end=829
-  _globals['_BATCHCHECKFOLLOWSREQUEST']._serialized_start=831
-  _globals['_BATCHCHECKFOLLOWSREQUEST']._serialized_end=917
-  _globals['_BATCHCHECKFOLLOWSRESPONSE']._serialized_start=919
-  _globals['_BATCHCHECKFOLLOWSRESPONSE']._serialized_end=995
-  _globals['_FINISHMODECHANGEREQUEST']._serialized_start=997
-  _globals['_FINISHMODECHANGEREQUEST']._serialized_end=1079
-  _globals['_FINISHMODECHANGERESPONSE']._serialized_start=1081
-  _globals['_FINISHMODECHANGERESPONSE']._serialized_end=1107
-  _globals['_BATCHCHECKVISIBILITYREQUEST']._serialized_start=1109
-  _globals['_BATCHCHECKVISIBILITYREQUEST']._serialized_end=1206
-  _globals['_BATCHCHECKVISIBILITYRESPONSE']._serialized_start=1208
-  _globals['_BATCHCHECKVISIBILITYRESPONSE']._serialized_end=1255
-  _globals['_GRAPHINTERNALSERVICE']._serialized_start=1415
-  _globals['_GRAPHINTERNALSERVICE']._serialized_end=2093
+  _globals['_GRAPHINTERNALSERVICE'].methods_by_name['StreamFollowers']._loaded_options = None
+  _globals['_GRAPHINTERNALSERVICE'].methods_by_name['StreamFollowers']._serialized_options = b'\212\265\030\006fanout'
+  _globals['_GRAPHINTERNALSERVICE'].methods_by_name['GetAudience']._loaded_options = None
+  _globals['_GRAPHINTERNALSERVICE'].methods_by_name['GetAudience']._serialized_options = b'\212\265\030\006fanout'
+  _globals['_GRAPHINTERNALSERVICE'].methods_by_name['ListFollowees']._loaded_options = None
+  _globals['_GRAPHINTERNALSERVICE'].methods_by_name['ListFollowees']._serialized_options = b'\212\265\030\004feed'
+  _globals['_GRAPHINTERNALSERVICE'].methods_by_name['BatchCheckFollows']._loaded_options = None
+  _globals['_GRAPHINTERNALSERVICE'].methods_by_name['BatchCheckFollows']._serialized_options = b'\212\265\030\006fanout'
+  _globals['_GRAPHINTERNALSERVICE'].methods_by_name['FinishModeChange']._loaded_options = None
+  _globals['_GRAPHINTERNALSERVICE'].methods_by_name['FinishModeChange']._serialized_options = b'\212\265\030\006fanout'
+  _globals['_GRAPHINTERNALSERVICE'].methods_by_name['BatchCheckVisibility']._loaded_options = None
+  _globals['_GRAPHINTERNALSERVICE'].methods_by_name['BatchCheckVisibility']._serialized_options = b'\212\265\030\004post'
+  _globals['_AUDIENCEMODE']._serialized_start=1293
+  _globals['_AUDIENCEMODE']._serialized_end=1447
+  _globals['_STREAMFOLLOWERSREQUEST']._serialized_start=135
+  _globals['_STREAMFOLLOWERSREQUEST']._serialized_end=261
+  _globals['_STREAMFOLLOWERSRESPONSE']._serialized_start=263
+  _globals['_STREAMFOLLOWERSRESPONSE']._serialized_end=310
+  _globals['_GETAUDIENCEREQUEST']._serialized_start=312
+  _globals['_GETAUDIENCEREQUEST']._serialized_end=395
+  _globals['_GETAUDIENCERESPONSE']._serialized_start=397
+  _globals['_GETAUDIENCERESPONSE']._serialized_end=520
+  _globals['_LISTFOLLOWEESREQUEST']._serialized_start=522
+  _globals['_LISTFOLLOWEESREQUEST']._serialized_end=574
+  _globals['_LISTFOLLOWEESRESPONSE']._serialized_start=576
+  _globals['_LISTFOLLOWEESRESPONSE']._serialized_end=678
+  _globals['_FOLLOWPAIR']._serialized_start=680
+  _globals['_FOLLOWPAIR']._serialized_end=752
+  _globals['_FOLLOWCHECK']._serialized_start=754
+  _globals['_FOLLOWCHECK']._serialized_end=864
+  _globals['_BATCHCHECKFOLLOWSREQUEST']._serialized_start=866
+  _globals['_BATCHCHECKFOLLOWSREQUEST']._serialized_end=952
+  _globals['_BATCHCHECKFOLLOWSRESPONSE']._serialized_start=954
+  _globals['_BATCHCHECKFOLLOWSRESPONSE']._serialized_end=1030
+  _globals['_FINISHMODECHANGEREQUEST']._serialized_start=1032
+  _globals['_FINISHMODECHANGEREQUEST']._serialized_end=1114
+  _globals['_FINISHMODECHANGERESPONSE']._serialized_start=1116
+  _globals['_FINISHMODECHANGERESPONSE']._serialized_end=1142
+  _globals['_BATCHCHECKVISIBILITYREQUEST']._serialized_start=1144
+  _globals['_BATCHCHECKVISIBILITYREQUEST']._serialized_end=1241
+  _globals['_BATCHCHECKVISIBILITYRESPONSE']._serialized_start=1243
+  _globals['_BATCHCHECKVISIBILITYRESPONSE']._serialized_end=1290
+  _globals['_GRAPHINTERNALSERVICE']._serialized_start=1450
+  _globals['_GRAPHINTERNALSERVICE']._serialized_end=2197
 # @@protoc_insertion_point(module_scope)

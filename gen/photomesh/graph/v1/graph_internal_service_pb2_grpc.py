@@ -76,7 +76,6 @@ class GraphInternalServiceServicer:
 
         Resumable: a new call with the last id received goes on behind it. A follow made meanwhile
         may be missed; none comes twice.
-        Callers: fanout.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -87,7 +86,6 @@ class GraphInternalServiceServicer:
         into chunks that StreamFollowers can stream each for itself.
 
         Costs one look for an audience of one chunk; a larger one is scanned once.
-        Callers: fanout.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -97,7 +95,6 @@ class GraphInternalServiceServicer:
         """Returns whom an account follows (at most 7,500), and how its feed is to treat each.
 
         Everything in the answer held at one moment.
-        Callers: feed.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -106,8 +103,6 @@ class GraphInternalServiceServicer:
     def BatchCheckFollows(self, request, context):
         """Tells for each pair what holds between the follower and the followee now, in the order asked
         for. Everything in the answer held at one moment.
-
-        Callers: fanout.
 
         Errors:
         - INVALID_ARGUMENT (FIELD_INVALID): no pair, or more than 500.
@@ -121,7 +116,6 @@ class GraphInternalServiceServicer:
         becomes PUSHED.
 
         Changes nothing when it came before, or when another change has begun since.
-        Callers: fanout.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -130,8 +124,6 @@ class GraphInternalServiceServicer:
     def BatchCheckVisibility(self, request, context):
         """Tells for each account whether the viewer may see what it posts: it is the viewer's own, or
         neither blocks the other and it is public or followed by the viewer. A muted account is visible.
-
-        Callers: post.
 
         Errors:
         - INVALID_ARGUMENT (FIELD_INVALID): no account, or more than 500.

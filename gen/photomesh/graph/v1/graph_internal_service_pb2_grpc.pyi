@@ -21,26 +21,21 @@ class GraphInternalServiceStub:
 
     Resumable: a new call with the last id received goes on behind it. A follow made meanwhile
     may be missed; none comes twice.
-    Callers: fanout.
     """
     GetAudience: _aio.UnaryUnaryMultiCallable[_graph_internal_service_pb2.GetAudienceRequest, _graph_internal_service_pb2.GetAudienceResponse]
     """Tells how an account's posts reach its followers, how many these are, and where to cut them
     into chunks that StreamFollowers can stream each for itself.
 
     Costs one look for an audience of one chunk; a larger one is scanned once.
-    Callers: fanout.
     """
     ListFollowees: _aio.UnaryUnaryMultiCallable[_graph_internal_service_pb2.ListFolloweesRequest, _graph_internal_service_pb2.ListFolloweesResponse]
     """Returns whom an account follows (at most 7,500), and how its feed is to treat each.
 
     Everything in the answer held at one moment.
-    Callers: feed.
     """
     BatchCheckFollows: _aio.UnaryUnaryMultiCallable[_graph_internal_service_pb2.BatchCheckFollowsRequest, _graph_internal_service_pb2.BatchCheckFollowsResponse]
     """Tells for each pair what holds between the follower and the followee now, in the order asked
     for. Everything in the answer held at one moment.
-
-    Callers: fanout.
 
     Errors:
     - INVALID_ARGUMENT (FIELD_INVALID): no pair, or more than 500.
@@ -50,13 +45,10 @@ class GraphInternalServiceStub:
     becomes PUSHED.
 
     Changes nothing when it came before, or when another change has begun since.
-    Callers: fanout.
     """
     BatchCheckVisibility: _aio.UnaryUnaryMultiCallable[_graph_internal_service_pb2.BatchCheckVisibilityRequest, _graph_internal_service_pb2.BatchCheckVisibilityResponse]
     """Tells for each account whether the viewer may see what it posts: it is the viewer's own, or
     neither blocks the other and it is public or followed by the viewer. A muted account is visible.
-
-    Callers: post.
 
     Errors:
     - INVALID_ARGUMENT (FIELD_INVALID): no account, or more than 500.
@@ -75,7 +67,6 @@ class GraphInternalServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Resumable: a new call with the last id received goes on behind it. A follow made meanwhile
         may be missed; none comes twice.
-        Callers: fanout.
         """
 
     @_abc_1.abstractmethod
@@ -88,7 +79,6 @@ class GraphInternalServiceServicer(metaclass=_abc_1.ABCMeta):
         into chunks that StreamFollowers can stream each for itself.
 
         Costs one look for an audience of one chunk; a larger one is scanned once.
-        Callers: fanout.
         """
 
     @_abc_1.abstractmethod
@@ -100,7 +90,6 @@ class GraphInternalServiceServicer(metaclass=_abc_1.ABCMeta):
         """Returns whom an account follows (at most 7,500), and how its feed is to treat each.
 
         Everything in the answer held at one moment.
-        Callers: feed.
         """
 
     @_abc_1.abstractmethod
@@ -111,8 +100,6 @@ class GraphInternalServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _abc.Awaitable[_graph_internal_service_pb2.BatchCheckFollowsResponse]:
         """Tells for each pair what holds between the follower and the followee now, in the order asked
         for. Everything in the answer held at one moment.
-
-        Callers: fanout.
 
         Errors:
         - INVALID_ARGUMENT (FIELD_INVALID): no pair, or more than 500.
@@ -128,7 +115,6 @@ class GraphInternalServiceServicer(metaclass=_abc_1.ABCMeta):
         becomes PUSHED.
 
         Changes nothing when it came before, or when another change has begun since.
-        Callers: fanout.
         """
 
     @_abc_1.abstractmethod
@@ -139,8 +125,6 @@ class GraphInternalServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _abc.Awaitable[_graph_internal_service_pb2.BatchCheckVisibilityResponse]:
         """Tells for each account whether the viewer may see what it posts: it is the viewer's own, or
         neither blocks the other and it is public or followed by the viewer. A muted account is visible.
-
-        Callers: post.
 
         Errors:
         - INVALID_ARGUMENT (FIELD_INVALID): no account, or more than 500.

@@ -528,17 +528,19 @@ class SetPrivacyRequest(_message.Message):
 
     PRIVATE_FIELD_NUMBER: _builtins.int
     private: _builtins.bool
-    """Whether the account is to be private."""
+    """Whether the account is to be private. Required: a request without it is refused."""
     def __init__(
         self,
         *,
-        private: _builtins.bool = ...,
+        private: _builtins.bool | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_private", b"_private", "private", b"private"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["private", b"private"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_private", b"_private", "private", b"private"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__private: _TypeAlias = _typing.Literal["private"]  # noqa: Y015
+    _WhichOneofArgType__private: _TypeAlias = _typing.Literal["_private", b"_private"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__private) -> _WhichOneofReturnType__private | None: ...
 
 Global___SetPrivacyRequest: _TypeAlias = SetPrivacyRequest  # noqa: Y015
 

@@ -24,15 +24,18 @@ _sym_db = _symbol_database.Default()
 
 from buf.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
 from photomesh.common.v1 import dead_letter_pb2 as photomesh_dot_common_dot_v1_dot_dead__letter__pb2
+from photomesh.common.v1 import options_pb2 as photomesh_dot_common_dot_v1_dot_options__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n,photomesh/media/v1/media_admin_service.proto\x12\x12photomesh.media.v1\x1a\x1b\x62uf/validate/validate.proto\x1a%photomesh/common/v1/dead_letter.proto\"a\n\x16ListDeadLettersRequest\x12\r\n\x05topic\x18\x01 \x01(\t\x12\x19\n\x08\x61\x66ter_id\x18\x02 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00\x12\x1d\n\tpage_size\x18\x03 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xf4\x03(\x00\"P\n\x17ListDeadLettersResponse\x12\x35\n\x0c\x64\x65\x61\x64_letters\x18\x01 \x03(\x0b\x32\x1f.photomesh.common.v1.DeadLetter\"7\n\x14GetDeadLetterRequest\x12\x1f\n\x0e\x64\x65\x61\x64_letter_id\x18\x01 \x01(\x03\x42\x07\xbaH\x04\"\x02 \x00\"M\n\x15GetDeadLetterResponse\x12\x34\n\x0b\x64\x65\x61\x64_letter\x18\x01 \x01(\x0b\x32\x1f.photomesh.common.v1.DeadLetter\"B\n\x18ReplayDeadLettersRequest\x12&\n\x0f\x64\x65\x61\x64_letter_ids\x18\x01 \x03(\x03\x42\r\xbaH\n\x92\x01\x07\x08\x01\x10\xf4\x03\x18\x01\"1\n\x19ReplayDeadLettersResponse\x12\x14\n\x0creplayed_ids\x18\x01 \x03(\x03\"@\n\x16\x44ropDeadLettersRequest\x12&\n\x0f\x64\x65\x61\x64_letter_ids\x18\x01 \x03(\x03\x42\r\xbaH\n\x92\x01\x07\x08\x01\x10\xf4\x03\x18\x01\".\n\x17\x44ropDeadLettersResponse\x12\x13\n\x0b\x64ropped_ids\x18\x01 \x03(\x03\x32\xc3\x03\n\x11MediaAdminService\x12j\n\x0fListDeadLetters\x12*.photomesh.media.v1.ListDeadLettersRequest\x1a+.photomesh.media.v1.ListDeadLettersResponse\x12\x64\n\rGetDeadLetter\x12(.photomesh.media.v1.GetDeadLetterRequest\x1a).photomesh.media.v1.GetDeadLetterResponse\x12p\n\x11ReplayDeadLetters\x12,.photomesh.media.v1.ReplayDeadLettersRequest\x1a-.photomesh.media.v1.ReplayDeadLettersResponse\x12j\n\x0f\x44ropDeadLetters\x12*.photomesh.media.v1.DropDeadLettersRequest\x1a+.photomesh.media.v1.DropDeadLettersResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n,photomesh/media/v1/media_admin_service.proto\x12\x12photomesh.media.v1\x1a\x1b\x62uf/validate/validate.proto\x1a%photomesh/common/v1/dead_letter.proto\x1a!photomesh/common/v1/options.proto\"k\n\x16ListDeadLettersRequest\x12\x17\n\x05topic\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\x18\xf9\x01\x12\x19\n\x08\x61\x66ter_id\x18\x02 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00\x12\x1d\n\tpage_size\x18\x03 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xf4\x03(\x00\"P\n\x17ListDeadLettersResponse\x12\x35\n\x0c\x64\x65\x61\x64_letters\x18\x01 \x03(\x0b\x32\x1f.photomesh.common.v1.DeadLetter\"7\n\x14GetDeadLetterRequest\x12\x1f\n\x0e\x64\x65\x61\x64_letter_id\x18\x01 \x01(\x03\x42\x07\xbaH\x04\"\x02 \x00\"M\n\x15GetDeadLetterResponse\x12\x34\n\x0b\x64\x65\x61\x64_letter\x18\x01 \x01(\x0b\x32\x1f.photomesh.common.v1.DeadLetter\"B\n\x18ReplayDeadLettersRequest\x12&\n\x0f\x64\x65\x61\x64_letter_ids\x18\x01 \x03(\x03\x42\r\xbaH\n\x92\x01\x07\x08\x01\x10\xf4\x03\x18\x01\"1\n\x19ReplayDeadLettersResponse\x12\x14\n\x0creplayed_ids\x18\x01 \x03(\x03\"@\n\x16\x44ropDeadLettersRequest\x12&\n\x0f\x64\x65\x61\x64_letter_ids\x18\x01 \x03(\x03\x42\r\xbaH\n\x92\x01\x07\x08\x01\x10\xf4\x03\x18\x01\".\n\x17\x44ropDeadLettersResponse\x12\x13\n\x0b\x64ropped_ids\x18\x01 \x03(\x03\x32\xd1\x03\n\x11MediaAdminService\x12j\n\x0fListDeadLetters\x12*.photomesh.media.v1.ListDeadLettersRequest\x1a+.photomesh.media.v1.ListDeadLettersResponse\x12\x64\n\rGetDeadLetter\x12(.photomesh.media.v1.GetDeadLetterRequest\x1a).photomesh.media.v1.GetDeadLetterResponse\x12p\n\x11ReplayDeadLetters\x12,.photomesh.media.v1.ReplayDeadLettersRequest\x1a-.photomesh.media.v1.ReplayDeadLettersResponse\x12j\n\x0f\x44ropDeadLetters\x12*.photomesh.media.v1.DropDeadLettersRequest\x1a+.photomesh.media.v1.DropDeadLettersResponse\x1a\x0c\x8a\xb5\x18\x08operatorb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'photomesh.media.v1.media_admin_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_LISTDEADLETTERSREQUEST'].fields_by_name['topic']._loaded_options = None
+  _globals['_LISTDEADLETTERSREQUEST'].fields_by_name['topic']._serialized_options = b'\272H\005r\003\030\371\001'
   _globals['_LISTDEADLETTERSREQUEST'].fields_by_name['after_id']._loaded_options = None
   _globals['_LISTDEADLETTERSREQUEST'].fields_by_name['after_id']._serialized_options = b'\272H\004\"\002(\000'
   _globals['_LISTDEADLETTERSREQUEST'].fields_by_name['page_size']._loaded_options = None
@@ -43,22 +46,24 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_REPLAYDEADLETTERSREQUEST'].fields_by_name['dead_letter_ids']._serialized_options = b'\272H\n\222\001\007\010\001\020\364\003\030\001'
   _globals['_DROPDEADLETTERSREQUEST'].fields_by_name['dead_letter_ids']._loaded_options = None
   _globals['_DROPDEADLETTERSREQUEST'].fields_by_name['dead_letter_ids']._serialized_options = b'\272H\n\222\001\007\010\001\020\364\003\030\001'
-  _globals['_LISTDEADLETTERSREQUEST']._serialized_start=136
-  _globals['_LISTDEADLETTERSREQUEST']._serialized_end=233
-  _globals['_LISTDEADLETTERSRESPONSE']._serialized_start=235
-  _globals['_LISTDEADLETTERSRESPONSE']._serialized_end=315
-  _globals['_GETDEADLETTERREQUEST']._serialized_start=317
-  _globals['_GETDEADLETTERREQUEST']._serialized_end=372
-  _globals['_GETDEADLETTERRESPONSE']._serialized_start=374
-  _globals['_GETDEADLETTERRESPONSE']._serialized_end=451
-  _globals['_REPLAYDEADLETTERSREQUEST']._serialized_start=453
-  _globals['_REPLAYDEADLETTERSREQUEST']._serialized_end=519
-  _globals['_REPLAYDEADLETTERSRESPONSE']._serialized_start=521
-  _globals['_REPLAYDEADLETTERSRESPONSE']._serialized_end=570
-  _globals['_DROPDEADLETTERSREQUEST']._serialized_start=572
-  _globals['_DROPDEADLETTERSREQUEST']._serialized_end=636
-  _globals['_DROPDEADLETTERSRESPONSE']._serialized_start=638
-  _globals['_DROPDEADLETTERSRESPONSE']._serialized_end=684
-  _globals['_MEDIAADMINSERVICE']._serialized_start=687
-  _globals['_MEDIAADMINSERVICE']._serialized_end=1138
+  _globals['_MEDIAADMINSERVICE']._loaded_options = None
+  _globals['_MEDIAADMINSERVICE']._serialized_options = b'\212\265\030\010operator'
+  _globals['_LISTDEADLETTERSREQUEST']._serialized_start=171
+  _globals['_LISTDEADLETTERSREQUEST']._serialized_end=278
+  _globals['_LISTDEADLETTERSRESPONSE']._serialized_start=280
+  _globals['_LISTDEADLETTERSRESPONSE']._serialized_end=360
+  _globals['_GETDEADLETTERREQUEST']._serialized_start=362
+  _globals['_GETDEADLETTERREQUEST']._serialized_end=417
+  _globals['_GETDEADLETTERRESPONSE']._serialized_start=419
+  _globals['_GETDEADLETTERRESPONSE']._serialized_end=496
+  _globals['_REPLAYDEADLETTERSREQUEST']._serialized_start=498
+  _globals['_REPLAYDEADLETTERSREQUEST']._serialized_end=564
+  _globals['_REPLAYDEADLETTERSRESPONSE']._serialized_start=566
+  _globals['_REPLAYDEADLETTERSRESPONSE']._serialized_end=615
+  _globals['_DROPDEADLETTERSREQUEST']._serialized_start=617
+  _globals['_DROPDEADLETTERSREQUEST']._serialized_end=681
+  _globals['_DROPDEADLETTERSRESPONSE']._serialized_start=683
+  _globals['_DROPDEADLETTERSRESPONSE']._serialized_end=729
+  _globals['_MEDIAADMINSERVICE']._serialized_start=732
+  _globals['_MEDIAADMINSERVICE']._serialized_end=1197
 # @@protoc_insertion_point(module_scope)

@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class MediaAdminServiceStub:
-    """What site reliability engineers do with media. Not reachable from outside; callers: operator.
+    """What site reliability engineers do with media. Not reachable from outside.
 
     Dead letters are events that media, media-worker or another consumer of media's topics could not
     handle: a consumer gives one up after several tries, tells why, and goes on with the next.
@@ -61,7 +61,7 @@ class MediaAdminServiceStub:
 
 
 class MediaAdminServiceServicer:
-    """What site reliability engineers do with media. Not reachable from outside; callers: operator.
+    """What site reliability engineers do with media. Not reachable from outside.
 
     Dead letters are events that media, media-worker or another consumer of media's topics could not
     handle: a consumer gives one up after several tries, tells why, and goes on with the next.
@@ -137,7 +137,7 @@ def add_MediaAdminServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class MediaAdminService:
-    """What site reliability engineers do with media. Not reachable from outside; callers: operator.
+    """What site reliability engineers do with media. Not reachable from outside.
 
     Dead letters are events that media, media-worker or another consumer of media's topics could not
     handle: a consumer gives one up after several tries, tells why, and goes on with the next.

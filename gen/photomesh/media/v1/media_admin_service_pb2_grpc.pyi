@@ -13,7 +13,7 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class MediaAdminServiceStub:
-    """What site reliability engineers do with media. Not reachable from outside; callers: operator.
+    """What site reliability engineers do with media. Not reachable from outside.
 
     Dead letters are events that media, media-worker or another consumer of media's topics could not
     handle: a consumer gives one up after several tries, tells why, and goes on with the next.
@@ -43,7 +43,7 @@ class MediaAdminServiceStub:
     """Gives events up for good. Those that were replayed or dropped before are passed over."""
 
 class MediaAdminServiceServicer(metaclass=_abc_1.ABCMeta):
-    """What site reliability engineers do with media. Not reachable from outside; callers: operator.
+    """What site reliability engineers do with media. Not reachable from outside.
 
     Dead letters are events that media, media-worker or another consumer of media's topics could not
     handle: a consumer gives one up after several tries, tells why, and goes on with the next.

@@ -24,10 +24,11 @@ _sym_db = _symbol_database.Default()
 
 from buf.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
+from photomesh.common.v1 import options_pb2 as photomesh_dot_common_dot_v1_dot_options__pb2
 from photomesh.media.v1 import media_service_pb2 as photomesh_dot_media_dot_v1_dot_media__service__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n/photomesh/media/v1/media_internal_service.proto\x12\x12photomesh.media.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a&photomesh/media/v1/media_service.proto\"\xf0\x02\n\x0bStoredMedia\x12\x10\n\x08media_id\x18\x01 \x01(\x03\x12\x10\n\x08owner_id\x18\x02 \x01(\x03\x12-\n\x05state\x18\x03 \x01(\x0e\x32\x1e.photomesh.media.v1.MediaState\x12\x31\n\x07\x66\x61ilure\x18\x04 \x01(\x0e\x32 .photomesh.media.v1.MediaFailure\x12\r\n\x05width\x18\x05 \x01(\x05\x12\x0e\n\x06height\x18\x06 \x01(\x05\x12/\n\x0b\x63reate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nkey_prefix\x18\x08 \x01(\t\x12\x33\n\x08variants\x18\t \x03(\x0b\x32!.photomesh.media.v1.StoredVariant\x12\x10\n\x08\x62lurhash\x18\n \x01(\t\x12\x17\n\x0f\x64ominant_colour\x18\x0b \x01(\t\x12\x17\n\x0fperceptual_hash\x18\x0c \x01(\t\"{\n\rStoredVariant\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0c\x63ontent_type\x18\x02 \x01(\t\x12\r\n\x05width\x18\x03 \x01(\x05\x12\x0e\n\x06height\x18\x04 \x01(\x05\x12\x12\n\nsize_bytes\x18\x05 \x01(\x03\x12\x13\n\x0bobject_name\x18\x06 \x01(\t\"6\n\x14\x42\x61tchGetMediaRequest\x12\x1e\n\tmedia_ids\x18\x01 \x03(\x03\x42\x0b\xbaH\x08\x92\x01\x05\x08\x01\x10\xf4\x03\"G\n\x15\x42\x61tchGetMediaResponse\x12.\n\x05media\x18\x01 \x03(\x0b\x32\x1f.photomesh.media.v1.StoredMedia2|\n\x14MediaInternalService\x12\x64\n\rBatchGetMedia\x12(.photomesh.media.v1.BatchGetMediaRequest\x1a).photomesh.media.v1.BatchGetMediaResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n/photomesh/media/v1/media_internal_service.proto\x12\x12photomesh.media.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a!photomesh/common/v1/options.proto\x1a&photomesh/media/v1/media_service.proto\"\xf0\x02\n\x0bStoredMedia\x12\x10\n\x08media_id\x18\x01 \x01(\x03\x12\x10\n\x08owner_id\x18\x02 \x01(\x03\x12-\n\x05state\x18\x03 \x01(\x0e\x32\x1e.photomesh.media.v1.MediaState\x12\x31\n\x07\x66\x61ilure\x18\x04 \x01(\x0e\x32 .photomesh.media.v1.MediaFailure\x12\r\n\x05width\x18\x05 \x01(\x05\x12\x0e\n\x06height\x18\x06 \x01(\x05\x12/\n\x0b\x63reate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nkey_prefix\x18\x08 \x01(\t\x12\x33\n\x08variants\x18\t \x03(\x0b\x32!.photomesh.media.v1.StoredVariant\x12\x10\n\x08\x62lurhash\x18\n \x01(\t\x12\x17\n\x0f\x64ominant_colour\x18\x0b \x01(\t\x12\x17\n\x0fperceptual_hash\x18\x0c \x01(\t\"{\n\rStoredVariant\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0c\x63ontent_type\x18\x02 \x01(\t\x12\r\n\x05width\x18\x03 \x01(\x05\x12\x0e\n\x06height\x18\x04 \x01(\x05\x12\x12\n\nsize_bytes\x18\x05 \x01(\x03\x12\x13\n\x0bobject_name\x18\x06 \x01(\t\"6\n\x14\x42\x61tchGetMediaRequest\x12\x1e\n\tmedia_ids\x18\x01 \x03(\x03\x42\x0b\xbaH\x08\x92\x01\x05\x08\x01\x10\xf4\x03\"G\n\x15\x42\x61tchGetMediaResponse\x12.\n\x05media\x18\x01 \x03(\x0b\x32\x1f.photomesh.media.v1.StoredMedia2\x86\x01\n\x14MediaInternalService\x12n\n\rBatchGetMedia\x12(.photomesh.media.v1.BatchGetMediaRequest\x1a).photomesh.media.v1.BatchGetMediaResponse\"\x08\x8a\xb5\x18\x04postb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,14 +37,16 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_BATCHGETMEDIAREQUEST'].fields_by_name['media_ids']._loaded_options = None
   _globals['_BATCHGETMEDIAREQUEST'].fields_by_name['media_ids']._serialized_options = b'\272H\010\222\001\005\010\001\020\364\003'
-  _globals['_STOREDMEDIA']._serialized_start=174
-  _globals['_STOREDMEDIA']._serialized_end=542
-  _globals['_STOREDVARIANT']._serialized_start=544
-  _globals['_STOREDVARIANT']._serialized_end=667
-  _globals['_BATCHGETMEDIAREQUEST']._serialized_start=669
-  _globals['_BATCHGETMEDIAREQUEST']._serialized_end=723
-  _globals['_BATCHGETMEDIARESPONSE']._serialized_start=725
-  _globals['_BATCHGETMEDIARESPONSE']._serialized_end=796
-  _globals['_MEDIAINTERNALSERVICE']._serialized_start=798
-  _globals['_MEDIAINTERNALSERVICE']._serialized_end=922
+  _globals['_MEDIAINTERNALSERVICE'].methods_by_name['BatchGetMedia']._loaded_options = None
+  _globals['_MEDIAINTERNALSERVICE'].methods_by_name['BatchGetMedia']._serialized_options = b'\212\265\030\004post'
+  _globals['_STOREDMEDIA']._serialized_start=209
+  _globals['_STOREDMEDIA']._serialized_end=577
+  _globals['_STOREDVARIANT']._serialized_start=579
+  _globals['_STOREDVARIANT']._serialized_end=702
+  _globals['_BATCHGETMEDIAREQUEST']._serialized_start=704
+  _globals['_BATCHGETMEDIAREQUEST']._serialized_end=758
+  _globals['_BATCHGETMEDIARESPONSE']._serialized_start=760
+  _globals['_BATCHGETMEDIARESPONSE']._serialized_end=831
+  _globals['_MEDIAINTERNALSERVICE']._serialized_start=834
+  _globals['_MEDIAINTERNALSERVICE']._serialized_end=968
 # @@protoc_insertion_point(module_scope)

@@ -50,7 +50,6 @@ class MediaInternalServiceServicer:
         """Returns each media item, whoever owns it, in the order asked for.
 
         An unknown item is told by a StoredMedia whose `media_id` is 0.
-        Callers: post.
 
         Errors:
         - INVALID_ARGUMENT (FIELD_INVALID): no id, or more than 500.

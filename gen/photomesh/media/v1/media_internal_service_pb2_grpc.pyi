@@ -20,7 +20,6 @@ class MediaInternalServiceStub:
     """Returns each media item, whoever owns it, in the order asked for.
 
     An unknown item is told by a StoredMedia whose `media_id` is 0.
-    Callers: post.
 
     Errors:
     - INVALID_ARGUMENT (FIELD_INVALID): no id, or more than 500.
@@ -38,7 +37,6 @@ class MediaInternalServiceServicer(metaclass=_abc_1.ABCMeta):
         """Returns each media item, whoever owns it, in the order asked for.
 
         An unknown item is told by a StoredMedia whose `media_id` is 0.
-        Callers: post.
 
         Errors:
         - INVALID_ARGUMENT (FIELD_INVALID): no id, or more than 500.

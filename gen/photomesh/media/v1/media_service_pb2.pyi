@@ -761,7 +761,9 @@ class UploadMediaRequest(_message.Message):
     sha256: _builtins.str
     """First message: as in CreateUploadRequest."""
     offset: _builtins.int
-    """First message: the byte of the file that this stream begins with; what GetUploadOffset told."""
+    """First message: the byte of the file that this stream begins with; what GetUploadOffset told.
+    0: the first.
+    """
     @_builtins.property
     def file(self) -> _httpbody_pb2.HttpBody:
         """The bytes, at most the limits' `chunk_max_bytes` in one message. The `content_type` of the

@@ -23,10 +23,11 @@ _sym_db = _symbol_database.Default()
 
 
 from buf.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
+from photomesh.common.v1 import options_pb2 as photomesh_dot_common_dot_v1_dot_options__pb2
 from photomesh.post.v1 import post_service_pb2 as photomesh_dot_post_dot_v1_dot_post__service__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n-photomesh/post/v1/post_internal_service.proto\x12\x11photomesh.post.v1\x1a\x1b\x62uf/validate/validate.proto\x1a$photomesh/post/v1/post_service.proto\"5\n\x14\x42\x61tchGetPostsRequest\x12\x1d\n\x08post_ids\x18\x01 \x03(\x03\x42\x0b\xbaH\x08\x92\x01\x05\x08\x01\x10\xf4\x03\"?\n\x15\x42\x61tchGetPostsResponse\x12&\n\x05posts\x18\x01 \x03(\x0b\x32\x17.photomesh.post.v1.Post\"y\n\x1aListRecentByAuthorsRequest\x12\x1f\n\nauthor_ids\x18\x01 \x03(\x03\x42\x0b\xbaH\x08\x92\x01\x05\x08\x01\x10\xc0>\x12\x1f\n\x0e\x62\x65\x66ore_post_id\x18\x02 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00\x12\x19\n\x05limit\x18\x03 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xe8\x07(\x01\"/\n\x1bListRecentByAuthorsResponse\x12\x10\n\x08post_ids\x18\x01 \x03(\x03\x32\xef\x01\n\x13PostInternalService\x12\x62\n\rBatchGetPosts\x12\'.photomesh.post.v1.BatchGetPostsRequest\x1a(.photomesh.post.v1.BatchGetPostsResponse\x12t\n\x13ListRecentByAuthors\x12-.photomesh.post.v1.ListRecentByAuthorsRequest\x1a..photomesh.post.v1.ListRecentByAuthorsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n-photomesh/post/v1/post_internal_service.proto\x12\x11photomesh.post.v1\x1a\x1b\x62uf/validate/validate.proto\x1a!photomesh/common/v1/options.proto\x1a$photomesh/post/v1/post_service.proto\"5\n\x14\x42\x61tchGetPostsRequest\x12\x1d\n\x08post_ids\x18\x01 \x03(\x03\x42\x0b\xbaH\x08\x92\x01\x05\x08\x01\x10\xf4\x03\"?\n\x15\x42\x61tchGetPostsResponse\x12&\n\x05posts\x18\x01 \x03(\x0b\x32\x17.photomesh.post.v1.Post\"\x7f\n\x1aListRecentByAuthorsRequest\x12\x1f\n\nauthor_ids\x18\x04 \x03(\x10\x42\x0b\xbaH\x08\x92\x01\x05\x08\x01\x10\xc0>\x12\x1f\n\x0e\x62\x65\x66ore_post_id\x18\x02 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00\x12\x19\n\x05limit\x18\x03 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xe8\x07(\x01J\x04\x08\x01\x10\x02\"/\n\x1bListRecentByAuthorsResponse\x12\x10\n\x08post_ids\x18\x01 \x03(\x03\x32\x98\x02\n\x13PostInternalService\x12v\n\rBatchGetPosts\x12\'.photomesh.post.v1.BatchGetPostsRequest\x1a(.photomesh.post.v1.BatchGetPostsResponse\"\x12\x8a\xb5\x18\x04\x66\x65\x65\x64\x8a\xb5\x18\x06\x66\x61nout\x12\x88\x01\n\x13ListRecentByAuthors\x12-.photomesh.post.v1.ListRecentByAuthorsRequest\x1a..photomesh.post.v1.ListRecentByAuthorsResponse\"\x12\x8a\xb5\x18\x04\x66\x65\x65\x64\x8a\xb5\x18\x06\x66\x61noutb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -41,14 +42,18 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTRECENTBYAUTHORSREQUEST'].fields_by_name['before_post_id']._serialized_options = b'\272H\004\"\002(\000'
   _globals['_LISTRECENTBYAUTHORSREQUEST'].fields_by_name['limit']._loaded_options = None
   _globals['_LISTRECENTBYAUTHORSREQUEST'].fields_by_name['limit']._serialized_options = b'\272H\007\032\005\030\350\007(\001'
-  _globals['_BATCHGETPOSTSREQUEST']._serialized_start=135
-  _globals['_BATCHGETPOSTSREQUEST']._serialized_end=188
-  _globals['_BATCHGETPOSTSRESPONSE']._serialized_start=190
-  _globals['_BATCHGETPOSTSRESPONSE']._serialized_end=253
-  _globals['_LISTRECENTBYAUTHORSREQUEST']._serialized_start=255
-  _globals['_LISTRECENTBYAUTHORSREQUEST']._serialized_end=376
-  _globals['_LISTRECENTBYAUTHORSRESPONSE']._serialized_start=378
-  _globals['_LISTRECENTBYAUTHORSRESPONSE']._serialized_end=425
-  _globals['_POSTINTERNALSERVICE']._serialized_start=428
-  _globals['_POSTINTERNALSERVICE']._serialized_end=667
+  _globals['_POSTINTERNALSERVICE'].methods_by_name['BatchGetPosts']._loaded_options = None
+  _globals['_POSTINTERNALSERVICE'].methods_by_name['BatchGetPosts']._serialized_options = b'\212\265\030\004feed\212\265\030\006fanout'
+  _globals['_POSTINTERNALSERVICE'].methods_by_name['ListRecentByAuthors']._loaded_options = None
+  _globals['_POSTINTERNALSERVICE'].methods_by_name['ListRecentByAuthors']._serialized_options = b'\212\265\030\004feed\212\265\030\006fanout'
+  _globals['_BATCHGETPOSTSREQUEST']._serialized_start=170
+  _globals['_BATCHGETPOSTSREQUEST']._serialized_end=223
+  _globals['_BATCHGETPOSTSRESPONSE']._serialized_start=225
+  _globals['_BATCHGETPOSTSRESPONSE']._serialized_end=288
+  _globals['_LISTRECENTBYAUTHORSREQUEST']._serialized_start=290
+  _globals['_LISTRECENTBYAUTHORSREQUEST']._serialized_end=417
+  _globals['_LISTRECENTBYAUTHORSRESPONSE']._serialized_start=419
+  _globals['_LISTRECENTBYAUTHORSRESPONSE']._serialized_end=466
+  _globals['_POSTINTERNALSERVICE']._serialized_start=469
+  _globals['_POSTINTERNALSERVICE']._serialized_end=749
 # @@protoc_insertion_point(module_scope)

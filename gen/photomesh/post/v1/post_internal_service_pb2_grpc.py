@@ -57,7 +57,6 @@ class PostInternalServiceServicer:
         One that is unknown, not published yet, archived or deleted is told by a Post whose `post_id` is
         0. Who may see its author's account is the caller's to know. While account is away or stalls,
         authors have no username: such a post may be shown, but must not be kept.
-        Callers: feed, fanout.
 
         Errors:
         - INVALID_ARGUMENT (FIELD_INVALID): no id, or more than 500.
@@ -73,7 +72,6 @@ class PostInternalServiceServicer:
         whose media took long, or that was archived for a while, enters the list below posts that were
         made after it: whoever has paged past its place meets it when they begin anew. Pages never
         repeat a post.
-        Callers: feed, fanout.
 
         Errors:
         - INVALID_ARGUMENT (FIELD_INVALID): no author, more than 8,000, or a bad limit.

@@ -22,7 +22,6 @@ class PostInternalServiceStub:
     One that is unknown, not published yet, archived or deleted is told by a Post whose `post_id` is
     0. Who may see its author's account is the caller's to know. While account is away or stalls,
     authors have no username: such a post may be shown, but must not be kept.
-    Callers: feed, fanout.
 
     Errors:
     - INVALID_ARGUMENT (FIELD_INVALID): no id, or more than 500.
@@ -34,7 +33,6 @@ class PostInternalServiceStub:
     whose media took long, or that was archived for a while, enters the list below posts that were
     made after it: whoever has paged past its place meets it when they begin anew. Pages never
     repeat a post.
-    Callers: feed, fanout.
 
     Errors:
     - INVALID_ARGUMENT (FIELD_INVALID): no author, more than 8,000, or a bad limit.
@@ -54,7 +52,6 @@ class PostInternalServiceServicer(metaclass=_abc_1.ABCMeta):
         One that is unknown, not published yet, archived or deleted is told by a Post whose `post_id` is
         0. Who may see its author's account is the caller's to know. While account is away or stalls,
         authors have no username: such a post may be shown, but must not be kept.
-        Callers: feed, fanout.
 
         Errors:
         - INVALID_ARGUMENT (FIELD_INVALID): no id, or more than 500.
@@ -72,7 +69,6 @@ class PostInternalServiceServicer(metaclass=_abc_1.ABCMeta):
         whose media took long, or that was archived for a while, enters the list below posts that were
         made after it: whoever has paged past its place meets it when they begin anew. Pages never
         repeat a post.
-        Callers: feed, fanout.
 
         Errors:
         - INVALID_ARGUMENT (FIELD_INVALID): no author, more than 8,000, or a bad limit.

@@ -26,10 +26,11 @@ from buf.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
 from google.api import annotations_pb2 as google_dot_api_dot_annotations__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from photomesh.account.v1 import account_service_pb2 as photomesh_dot_account_dot_v1_dot_account__service__pb2
+from photomesh.common.v1 import options_pb2 as photomesh_dot_common_dot_v1_dot_options__pb2
 from photomesh.media.v1 import media_service_pb2 as photomesh_dot_media_dot_v1_dot_media__service__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$photomesh/post/v1/post_service.proto\x12\x11photomesh.post.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a*photomesh/account/v1/account_service.proto\x1a&photomesh/media/v1/media_service.proto\"\xe6\x01\n\x04Post\x12\x0f\n\x07post_id\x18\x01 \x01(\x03\x12\x34\n\x06\x61uthor\x18\x02 \x01(\x0b\x32$.photomesh.account.v1.AccountSummary\x12\x0f\n\x07\x63\x61ption\x18\x03 \x01(\t\x12(\n\x05media\x18\x04 \x03(\x0b\x32\x19.photomesh.media.v1.Media\x12+\n\x05state\x18\x05 \x01(\x0e\x32\x1c.photomesh.post.v1.PostState\x12/\n\x0b\x63reate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"r\n\x11\x43reatePostRequest\x12%\n\tmedia_ids\x18\x01 \x03(\x03\x42\x12\xbaH\x0f\x92\x01\x0c\x08\x01\x10\n\x18\x01\"\x04\"\x02 \x00\x12\x19\n\x07\x63\x61ption\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x98\x11\x12\x1b\n\nrequest_id\x18\x03 \x01(\tB\x07\xbaH\x04r\x02\x18@\";\n\x12\x43reatePostResponse\x12%\n\x04post\x18\x01 \x01(\x0b\x32\x17.photomesh.post.v1.Post\"*\n\x0eGetPostRequest\x12\x18\n\x07post_id\x18\x01 \x01(\x03\x42\x07\xbaH\x04\"\x02 \x00\"8\n\x0fGetPostResponse\x12%\n\x04post\x18\x01 \x01(\x0b\x32\x17.photomesh.post.v1.Post\".\n\x12\x41rchivePostRequest\x12\x18\n\x07post_id\x18\x01 \x01(\x03\x42\x07\xbaH\x04\"\x02 \x00\"<\n\x13\x41rchivePostResponse\x12%\n\x04post\x18\x01 \x01(\x0b\x32\x17.photomesh.post.v1.Post\"0\n\x14UnarchivePostRequest\x12\x18\n\x07post_id\x18\x01 \x01(\x03\x42\x07\xbaH\x04\"\x02 \x00\">\n\x15UnarchivePostResponse\x12%\n\x04post\x18\x01 \x01(\x0b\x32\x17.photomesh.post.v1.Post\"-\n\x11\x44\x65letePostRequest\x12\x18\n\x07post_id\x18\x01 \x01(\x03\x42\x07\xbaH\x04\"\x02 \x00\"\x14\n\x12\x44\x65letePostResponse*\xa4\x01\n\tPostState\x12\x1a\n\x16POST_STATE_UNSPECIFIED\x10\x00\x12\x19\n\x15POST_STATE_PROCESSING\x10\x01\x12\x18\n\x14POST_STATE_PUBLISHED\x10\x02\x12\x15\n\x11POST_STATE_FAILED\x10\x03\x12\x17\n\x13POST_STATE_ARCHIVED\x10\x04\x12\x16\n\x12POST_STATE_DELETED\x10\x05\x32\xfb\x04\n\x0bPostService\x12o\n\nCreatePost\x12$.photomesh.post.v1.CreatePostRequest\x1a%.photomesh.post.v1.CreatePostResponse\"\x14\x82\xd3\xe4\x93\x02\x0e\"\t/v1/posts:\x01*\x12m\n\x07GetPost\x12!.photomesh.post.v1.GetPostRequest\x1a\".photomesh.post.v1.GetPostResponse\"\x1b\x82\xd3\xe4\x93\x02\x15\x12\x13/v1/posts/{post_id}\x12\x84\x01\n\x0b\x41rchivePost\x12%.photomesh.post.v1.ArchivePostRequest\x1a&.photomesh.post.v1.ArchivePostResponse\"&\x82\xd3\xe4\x93\x02 \"\x1b/v1/posts/{post_id}:archive:\x01*\x12\x8c\x01\n\rUnarchivePost\x12\'.photomesh.post.v1.UnarchivePostRequest\x1a(.photomesh.post.v1.UnarchivePostResponse\"(\x82\xd3\xe4\x93\x02\"\"\x1d/v1/posts/{post_id}:unarchive:\x01*\x12v\n\nDeletePost\x12$.photomesh.post.v1.DeletePostRequest\x1a%.photomesh.post.v1.DeletePostResponse\"\x1b\x82\xd3\xe4\x93\x02\x15*\x13/v1/posts/{post_id}b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$photomesh/post/v1/post_service.proto\x12\x11photomesh.post.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a*photomesh/account/v1/account_service.proto\x1a!photomesh/common/v1/options.proto\x1a&photomesh/media/v1/media_service.proto\"\xe6\x01\n\x04Post\x12\x0f\n\x07post_id\x18\x01 \x01(\x03\x12\x34\n\x06\x61uthor\x18\x02 \x01(\x0b\x32$.photomesh.account.v1.AccountSummary\x12\x0f\n\x07\x63\x61ption\x18\x03 \x01(\t\x12(\n\x05media\x18\x04 \x03(\x0b\x32\x19.photomesh.media.v1.Media\x12+\n\x05state\x18\x05 \x01(\x0e\x32\x1c.photomesh.post.v1.PostState\x12/\n\x0b\x63reate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"r\n\x11\x43reatePostRequest\x12%\n\tmedia_ids\x18\x01 \x03(\x03\x42\x12\xbaH\x0f\x92\x01\x0c\x08\x01\x10\n\x18\x01\"\x04\"\x02 \x00\x12\x19\n\x07\x63\x61ption\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x98\x11\x12\x1b\n\nrequest_id\x18\x03 \x01(\tB\x07\xbaH\x04r\x02\x18@\";\n\x12\x43reatePostResponse\x12%\n\x04post\x18\x01 \x01(\x0b\x32\x17.photomesh.post.v1.Post\"*\n\x0eGetPostRequest\x12\x18\n\x07post_id\x18\x01 \x01(\x03\x42\x07\xbaH\x04\"\x02 \x00\"8\n\x0fGetPostResponse\x12%\n\x04post\x18\x01 \x01(\x0b\x32\x17.photomesh.post.v1.Post\".\n\x12\x41rchivePostRequest\x12\x18\n\x07post_id\x18\x01 \x01(\x03\x42\x07\xbaH\x04\"\x02 \x00\"<\n\x13\x41rchivePostResponse\x12%\n\x04post\x18\x01 \x01(\x0b\x32\x17.photomesh.post.v1.Post\"0\n\x14UnarchivePostRequest\x12\x18\n\x07post_id\x18\x01 \x01(\x03\x42\x07\xbaH\x04\"\x02 \x00\">\n\x15UnarchivePostResponse\x12%\n\x04post\x18\x01 \x01(\x0b\x32\x17.photomesh.post.v1.Post\"-\n\x11\x44\x65letePostRequest\x12\x18\n\x07post_id\x18\x01 \x01(\x03\x42\x07\xbaH\x04\"\x02 \x00\"\x14\n\x12\x44\x65letePostResponse*\xa4\x01\n\tPostState\x12\x1a\n\x16POST_STATE_UNSPECIFIED\x10\x00\x12\x19\n\x15POST_STATE_PROCESSING\x10\x01\x12\x18\n\x14POST_STATE_PUBLISHED\x10\x02\x12\x15\n\x11POST_STATE_FAILED\x10\x03\x12\x17\n\x13POST_STATE_ARCHIVED\x10\x04\x12\x16\n\x12POST_STATE_DELETED\x10\x05\x32\x88\x05\n\x0bPostService\x12o\n\nCreatePost\x12$.photomesh.post.v1.CreatePostRequest\x1a%.photomesh.post.v1.CreatePostResponse\"\x14\x82\xd3\xe4\x93\x02\x0e\"\t/v1/posts:\x01*\x12m\n\x07GetPost\x12!.photomesh.post.v1.GetPostRequest\x1a\".photomesh.post.v1.GetPostResponse\"\x1b\x82\xd3\xe4\x93\x02\x15\x12\x13/v1/posts/{post_id}\x12\x84\x01\n\x0b\x41rchivePost\x12%.photomesh.post.v1.ArchivePostRequest\x1a&.photomesh.post.v1.ArchivePostResponse\"&\x82\xd3\xe4\x93\x02 \"\x1b/v1/posts/{post_id}:archive:\x01*\x12\x8c\x01\n\rUnarchivePost\x12\'.photomesh.post.v1.UnarchivePostRequest\x1a(.photomesh.post.v1.UnarchivePostResponse\"(\x82\xd3\xe4\x93\x02\"\"\x1d/v1/posts/{post_id}:unarchive:\x01*\x12v\n\nDeletePost\x12$.photomesh.post.v1.DeletePostRequest\x1a%.photomesh.post.v1.DeletePostResponse\"\x1b\x82\xd3\xe4\x93\x02\x15*\x13/v1/posts/{post_id}\x1a\x0b\x8a\xb5\x18\x07gatewayb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -50,6 +51,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_UNARCHIVEPOSTREQUEST'].fields_by_name['post_id']._serialized_options = b'\272H\004\"\002 \000'
   _globals['_DELETEPOSTREQUEST'].fields_by_name['post_id']._loaded_options = None
   _globals['_DELETEPOSTREQUEST'].fields_by_name['post_id']._serialized_options = b'\272H\004\"\002 \000'
+  _globals['_POSTSERVICE']._loaded_options = None
+  _globals['_POSTSERVICE']._serialized_options = b'\212\265\030\007gateway'
   _globals['_POSTSERVICE'].methods_by_name['CreatePost']._loaded_options = None
   _globals['_POSTSERVICE'].methods_by_name['CreatePost']._serialized_options = b'\202\323\344\223\002\016\"\t/v1/posts:\001*'
   _globals['_POSTSERVICE'].methods_by_name['GetPost']._loaded_options = None
@@ -60,30 +63,30 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_POSTSERVICE'].methods_by_name['UnarchivePost']._serialized_options = b'\202\323\344\223\002\"\"\035/v1/posts/{post_id}:unarchive:\001*'
   _globals['_POSTSERVICE'].methods_by_name['DeletePost']._loaded_options = None
   _globals['_POSTSERVICE'].methods_by_name['DeletePost']._serialized_options = b'\202\323\344\223\002\025*\023/v1/posts/{post_id}'
-  _globals['_POSTSTATE']._serialized_start=1041
-  _globals['_POSTSTATE']._serialized_end=1205
-  _globals['_POST']._serialized_start=236
-  _globals['_POST']._serialized_end=466
-  _globals['_CREATEPOSTREQUEST']._serialized_start=468
-  _globals['_CREATEPOSTREQUEST']._serialized_end=582
-  _globals['_CREATEPOSTRESPONSE']._serialized_start=584
-  _globals['_CREATEPOSTRESPONSE']._serialized_end=643
-  _globals['_GETPOSTREQUEST']._serialized_start=645
-  _globals['_GETPOSTREQUEST']._serialized_end=687
-  _globals['_GETPOSTRESPONSE']._serialized_start=689
-  _globals['_GETPOSTRESPONSE']._serialized_end=745
-  _globals['_ARCHIVEPOSTREQUEST']._serialized_start=747
-  _globals['_ARCHIVEPOSTREQUEST']._serialized_end=793
-  _globals['_ARCHIVEPOSTRESPONSE']._serialized_start=795
-  _globals['_ARCHIVEPOSTRESPONSE']._serialized_end=855
-  _globals['_UNARCHIVEPOSTREQUEST']._serialized_start=857
-  _globals['_UNARCHIVEPOSTREQUEST']._serialized_end=905
-  _globals['_UNARCHIVEPOSTRESPONSE']._serialized_start=907
-  _globals['_UNARCHIVEPOSTRESPONSE']._serialized_end=969
-  _globals['_DELETEPOSTREQUEST']._serialized_start=971
-  _globals['_DELETEPOSTREQUEST']._serialized_end=1016
-  _globals['_DELETEPOSTRESPONSE']._serialized_start=1018
-  _globals['_DELETEPOSTRESPONSE']._serialized_end=1038
-  _globals['_POSTSERVICE']._serialized_start=1208
-  _globals['_POSTSERVICE']._serialized_end=1843
+  _globals['_POSTSTATE']._serialized_start=1076
+  _globals['_POSTSTATE']._serialized_end=1240
+  _globals['_POST']._serialized_start=271
+  _globals['_POST']._serialized_end=501
+  _globals['_CREATEPOSTREQUEST']._serialized_start=503
+  _globals['_CREATEPOSTREQUEST']._serialized_end=617
+  _globals['_CREATEPOSTRESPONSE']._serialized_start=619
+  _globals['_CREATEPOSTRESPONSE']._serialized_end=678
+  _globals['_GETPOSTREQUEST']._serialized_start=680
+  _globals['_GETPOSTREQUEST']._serialized_end=722
+  _globals['_GETPOSTRESPONSE']._serialized_start=724
+  _globals['_GETPOSTRESPONSE']._serialized_end=780
+  _globals['_ARCHIVEPOSTREQUEST']._serialized_start=782
+  _globals['_ARCHIVEPOSTREQUEST']._serialized_end=828
+  _globals['_ARCHIVEPOSTRESPONSE']._serialized_start=830
+  _globals['_ARCHIVEPOSTRESPONSE']._serialized_end=890
+  _globals['_UNARCHIVEPOSTREQUEST']._serialized_start=892
+  _globals['_UNARCHIVEPOSTREQUEST']._serialized_end=940
+  _globals['_UNARCHIVEPOSTRESPONSE']._serialized_start=942
+  _globals['_UNARCHIVEPOSTRESPONSE']._serialized_end=1004
+  _globals['_DELETEPOSTREQUEST']._serialized_start=1006
+  _globals['_DELETEPOSTREQUEST']._serialized_end=1051
+  _globals['_DELETEPOSTRESPONSE']._serialized_start=1053
+  _globals['_DELETEPOSTRESPONSE']._serialized_end=1073
+  _globals['_POSTSERVICE']._serialized_start=1243
+  _globals['_POSTSERVICE']._serialized_end=1891
 # @@protoc_insertion_point(module_scope)

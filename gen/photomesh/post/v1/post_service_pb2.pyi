@@ -126,7 +126,7 @@ class CreatePostRequest(_message.Message):
     CAPTION_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     caption: _builtins.str
-    """At most 2,200 characters (Unicode code points)."""
+    """At most 2,200 characters (Unicode code points). Empty: no caption."""
     request_id: _builtins.str
     """Makes repeats of this request harmless: any text of 1 to 64 characters that the client makes
     anew for each post, such as a UUID. Empty: a repeat makes a second post.

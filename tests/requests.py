@@ -1,0 +1,127 @@
+"""All methods of all contracts, and a valid request for each, derived from the descriptors."""
+
+import importlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import protovalidate
+from google.api import annotations_pb2
+from google.protobuf.descriptor import FieldDescriptor, MethodDescriptor
+from google.protobuf.message import Message
+from google.protobuf.message_factory import GetMessageClass
+
+_GEN = Path(__file__).parents[1] / "gen"
+
+# What a field is tried with, until its rules are kept.
+_CANDIDATES = {
+    FieldDescriptor.CPPTYPE_STRING: ("image/jpeg", "a", "abcdefgh", "0123456789abcdef" * 4),
+    FieldDescriptor.CPPTYPE_BOOL: (True,),
+}
+_NUMBERS = (1, 2, 100, 1000)
+
+
+@dataclass(frozen=True)
+class Method:
+    """One method of a contract."""
+
+    descriptor: MethodDescriptor
+
+    @property
+    def path(self) -> str:
+        """The gRPC path, such as "/photomesh.feed.v1.FeedService/GetFeed"."""
+        service = self.descriptor.containing_service.full_name
+        return f"/{service}/{self.descriptor.name}"
+
+    @property
+    def process(self) -> str:
+        """The process that serves it."""
+        return self.path.split(".")[1]
+
+    @property
+    def is_public(self) -> bool:
+        return self._rule is not None or not self.descriptor.containing_service.name.endswith(
+            ("InternalService", "AdminService")
+        )
+
+    @property
+    def writes(self) -> bool:
+        """Whether it changes something."""
+        if self._rule is not None:
+            return self._rule.WhichOneof("pattern") != "get"
+        return not self.descriptor.name.startswith(
+            ("Get", "List", "Watch", "Stream", "Inspect", "BatchGet", "BatchCheck")
+        )
+
+    @property
+    def _rule(self):
+        options = self.descriptor.GetOptions()
+        if not options.HasExtension(annotations_pb2.http):
+            return None
+        return options.Extensions[annotations_pb2.http]
+
+    @cached_property
+    def request(self) -> type[Message]:
+        return GetMessageClass(self.descriptor.input_type)
+
+    def __str__(self) -> str:
+        return self.path.rpartition(".")[2]
+
+
+def all_methods() -> list[Method]:
+    """Returns every method of every contract."""
+    methods = []
+    for path in sorted(_GEN.glob("photomesh/*/v1/*_service_pb2.py")):
+        name = ".".join(path.relative_to(_GEN).with_suffix("").parts)
+        contract = importlib.import_module(name).DESCRIPTOR
+        for service in contract.services_by_name.values():
+            methods += [Method(method) for method in service.methods]
+    assert methods
+    return methods
+
+
+def valid_request(kind: type[Message]) -> Message:
+    """Returns a request that keeps all rules, with a value in every field of our own types."""
+    request = kind()
+    for field in kind.DESCRIPTOR.fields:
+        _fill(request, field)
+    assert not protovalidate.collect_violations(request), kind.DESCRIPTOR.full_name
+    return request
+
+
+def _fill(message: Message, field: FieldDescriptor) -> None:
+    if field.message_type is not None:
+        if field.message_type.file.package.startswith("photomesh."):
+            item = valid_request(GetMessageClass(field.message_type))
+            if field.is_repeated:
+                getattr(message, field.name).append(item)
+            else:
+                getattr(message, field.name).CopyFrom(item)
+        return
+    for candidate in _CANDIDATES.get(field.cpp_type, _NUMBERS):
+        if field.is_repeated:
+            getattr(message, field.name)[:] = [candidate]
+        else:
+            setattr(message, field.name, candidate)
+        if not any(
+            violation.proto.field.elements[0].field_name == field.name
+            for violation in protovalidate.collect_violations(message)
+        ):
+            return
+    raise AssertionError(f"no value of {field.full_name} keeps its rules: add a candidate")
+
+
+def fields_of(message: Message, scope: str = "") -> Iterator[tuple[str, Message, FieldDescriptor]]:
+    """Yields the path, the holder and the descriptor of each field, at any depth, that is set or
+    of a message that is set."""
+    for field in message.DESCRIPTOR.fields:
+        yield scope + field.name, message, field
+        if field.message_type is None:
+            continue
+        value = getattr(message, field.name)
+        if field.is_repeated:
+            for index, item in enumerate(value):
+                yield from fields_of(item, f"{scope}{field.name}[{index}].")
+        elif message.HasField(field.name):
+            yield from fields_of(value, f"{scope}{field.name}.")
