@@ -13,12 +13,18 @@ from photomesh.graph.v1.events_pb2 import CelebrityChanged, FollowChanged
 from photomesh.graph.v1.graph_internal_service_pb2 import AudienceMode, FollowCheck
 from photomesh.post.v1.events_pb2 import PostChanged, PostCreated
 
-from services.common import context
+from services.common import context, logs
 from services.common.post_cache import PostCache
 from services.common.timelines import AuthorTimelines, HomeTimelines
 from services.fanout.peers import Peers, is_pulled
 from services.fanout.store import FanoutStore, Kind
 from services.fanout.walk import Walks
+
+_log = logs.logger(__name__)
+
+_TRIES = 20
+"""How often a changed relation is applied to a timeline that is ahead of what graph answers. Then
+the timeline is dropped, and its next reader rebuilds it."""
 
 _CHANGING = (AudienceMode.AUDIENCE_MODE_PROMOTING, AudienceMode.AUDIENCE_MODE_DEMOTING)
 
@@ -60,7 +66,7 @@ class Fanout:
             # Whoever builds it from now on reads what holds, which was committed before the event.
             return
         check = await self._peers.check(reader_id, author_id)
-        while True:
+        for _ in range(_TRIES):
             shown = await self._apply(reader_id, author_id, check)
             # A follow that was not yet among the followers when the author's mode began to change
             # sees the new mode here. The version is no matter: whatever else changed between the
@@ -68,6 +74,10 @@ class Fanout:
             before, check = check, await self._peers.check(reader_id, author_id)
             if shown and _essence(check) == _essence(before):
                 return
+        # Relations that change all the time end. A cache that is ahead of graph, since graph's
+        # database was restored from a backup, stays so.
+        _log.warning("timeline.dropped", reader_id=reader_id, version=check.version)
+        await self._homes.drop(reader_id)
 
     async def on_celebrity_changed(self, event: CelebrityChanged) -> None:
         """Has all followers pull an account's posts from now on, or no more."""

@@ -225,6 +225,19 @@ async def test_an_unfollow_that_was_told_first_is_not_undone(parts):
     assert (held.hidden, held.pulled) == ({author}, [])
 
 
+async def test_a_timeline_that_is_ahead_of_graph_is_dropped(parts):
+    """As after graph's database was restored from a backup."""
+    author, reader = new_id(), await parts.reader()
+    parts.world.follow(reader, author)
+    future = parts.world.versions[reader] + 1_000
+    assert await parts.homes.hide(reader, new_id(), future)
+    assert await parts.homes.hide(reader, author, future)
+
+    await parts.fanout.on_follow_changed(FollowChanged(follower_id=reader, followee_id=author))
+
+    assert not await parts.homes.exists(reader)
+
+
 async def test_a_change_of_mode_goes_through_all_followers_and_back(parts):
     author = new_id()
     readers = await parts.crowd(author, 2 * CHUNK + 10)
