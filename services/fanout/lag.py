@@ -1,10 +1,13 @@
-"""How far a group of consumers is behind, as the broker knows it."""
+"""How far a group of consumers is behind, as the broker knows it.
 
-from collections.abc import Sequence
+The end of a partition is the high watermark of a fetch. ListOffsets is not asked: Tansu 0.6 answers
+it with the first offset of a batch of records, so that a lag of thousands looked like none.
+"""
+
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from kafka import KafkaAdminClient, TopicPartition
-from kafka.admin import OffsetSpec
+from kafka import KafkaAdminClient, KafkaConsumer, TopicPartition
 from kafka.errors import KafkaError
 
 from services.common.config import KafkaSettings
@@ -12,6 +15,10 @@ from services.common.errors import Unavailable
 from services.common.topics import Topic
 
 _TIMEOUT_MS = 5_000
+
+_FETCH_MS = 200
+"""How long a broker without records may wait before it answers a fetch. Brokers that look for new
+records only now and then answer sooner when they have some."""
 
 
 @dataclass(frozen=True)
@@ -45,18 +52,38 @@ def read_lag(settings: KafkaSettings, group: str, topics: Sequence[Topic]) -> li
             bootstrap_servers=settings.kafka_bootstrap.split(","), request_timeout_ms=_TIMEOUT_MS
         )
         try:
-            ends = admin.list_partition_offsets(dict.fromkeys(partitions, OffsetSpec.LATEST))
-            committed = admin.list_group_offsets({group: partitions})[group]
+            found = admin.list_group_offsets({group: partitions})[group]
         finally:
             admin.close()
+        committed = {key: found[key].offset if key in found else -1 for key in partitions}
+        ends = _ends(settings, committed)
     except KafkaError as error:
         raise Unavailable("The broker") from error
-    return [
-        PartitionLag(
-            key.topic,
-            key.partition,
-            ends[key].offset,
-            committed[key].offset if key in committed else -1,
-        )
-        for key in partitions
-    ]
+    return [PartitionLag(key.topic, key.partition, ends[key], committed[key]) for key in partitions]
+
+
+def _ends(
+    settings: KafkaSettings, committed: Mapping[TopicPartition, int]
+) -> Mapping[TopicPartition, int]:
+    """Returns the end of each partition, by a fetch of what lies behind the committed offset."""
+    ends = {key: max(offset, 0) for key, offset in committed.items()}
+    consumer = KafkaConsumer(
+        bootstrap_servers=settings.kafka_bootstrap.split(","),
+        group_id=None,
+        enable_auto_commit=False,
+        auto_offset_reset="earliest",
+        fetch_max_wait_ms=_FETCH_MS,
+        # One batch of records of each partition is enough.
+        max_partition_fetch_bytes=1,
+    )
+    try:
+        consumer.assign(list(ends))
+        for key, offset in ends.items():
+            consumer.seek(key, offset)
+        # A partition at its end answers nothing; one that answered is not asked again.
+        while fetched := list(consumer.poll(timeout_ms=3 * _FETCH_MS)):
+            ends |= {key: consumer.highwater(key) for key in fetched}
+            consumer.pause(*fetched)
+    finally:
+        consumer.close(autocommit=False)
+    return ends
