@@ -5,6 +5,7 @@ Everything lies under one folder, readable by its owner only:
     ca/{cert,key}.pem              the authority of this mesh
     <identity>/{ca,cert,key}.pem   one leaf for each process identity
     public/{ca,cert,key}.pem       what the gateway shows to browsers on localhost
+    storage-ca/, storage/          SeaweedFS's own authority and its one certificate
     token/key.pem, jwks.json       signs access tokens (Ed25519); its public half for the gateway
     cdn.key, page.key              HS256 secret of media URLs, secret of page tokens (hex text)
     credentials.json               passwords of PostgreSQL's roles, keys of the S3 identities
@@ -117,17 +118,21 @@ def ensure(folder: Path, *, now: dt.datetime | None = None) -> Credentials:
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     authority = _ensure_authority(folder / "ca", now)
+    both_ways = [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
     for identity in IDENTITIES:
         names = [
             x509.DNSName(identity),
             x509.UniformResourceIdentifier(f"spiffe://photomesh/{identity}"),
         ]
-        usages = [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
-        _ensure_leaf(folder / identity, identity, names, usages, authority, now)
+        _ensure_leaf(folder / identity, identity, names, both_ways, authority, now)
     # No client usage and no spiffe name: it must open no door inside the mesh.
     localhost = [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
     server_only = [ExtendedKeyUsageOID.SERVER_AUTH]
     _ensure_leaf(folder / "public", "localhost", localhost, server_only, authority, now)
+
+    # An authority of its own: no other certificate opens what lies behind S3.
+    storage = _ensure_authority(folder / "storage-ca", now)
+    _ensure_leaf(folder / "storage", "storage", localhost, both_ways, storage, now)
 
     _ensure_token_key(folder)
     for name in ("cdn.key", "page.key"):

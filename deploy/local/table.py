@@ -255,9 +255,10 @@ def _s3(layout: Layout, ports: Ports, credentials: Credentials) -> Process:
     identities = ConfigFile(layout.etc / "s3.json", lambda _: _s3_identities(credentials))
     options = {
         "dir": layout.data / "s3",
-        # The filer answers anyone, so everything must stay on loopback.
         "ip": "127.0.0.1",
         "ip.bind": "127.0.0.1",
+        # S3 needs gRPC and the volumes' HTTP alone; this closes that of the filer and the master.
+        "disableHttp": "true",
         "s3.config": identities.path,
         "s3.autoCreateBucket": "false",
         "s3.iam": "false",
@@ -296,10 +297,14 @@ def _s3(layout: Layout, ports: Ports, credentials: Credentials) -> Process:
             "SeaweedFS admin gRPC": ports.s3_admin_grpc,
         },
         ready=HttpReady(ports.s3, "/healthz"),
-        # weed reads security.toml and others from the home folder; ours decides alone.
-        environment={"HOME": str(layout.data / "s3")},
+        environment={
+            # weed reads security.toml and others from the home folder; ours decides alone.
+            "HOME": str(layout.data / "s3"),
+            **_storage_certificate(layout.pki / "storage"),
+        },
         config=(identities,),
         folder=layout.data / "s3",
+        sources=(layout.pki / "storage",),
         litter=tuple(
             Path(f"/tmp/seaweedfs-{name}-{port}.sock")  # noqa: S108 - weed's choice
             for name, port in (
@@ -313,6 +318,28 @@ def _s3(layout: Layout, ports: Ports, credentials: Credentials) -> Process:
             )
         ),
     )
+
+
+def _storage_certificate(folder: Path) -> dict[str, str]:
+    """Settings by which every port of weed except S3 demands the storage certificate.
+
+    Without them the filer and the volumes serve each object to every local user and web page.
+    """
+    files = {"CA": folder / "ca.pem", "CERT": folder / "cert.pem", "KEY": folder / "key.pem"}
+    listeners = (
+        *(f"GRPC_{part}" for part in ("MASTER", "VOLUME", "FILER", "S3", "ADMIN")),
+        *(f"HTTPS_{part}" for part in ("MASTER", "VOLUME", "FILER", "ADMIN")),
+    )
+    clients = ("GRPC_CLIENT", "GRPC_WORKER", "HTTPS_CLIENT")
+    return {
+        "WEED_GRPC_CA": str(files["CA"]),
+        "WEED_HTTPS_CLIENT_ENABLED": "true",
+        **{
+            f"WEED_{section}_{name}": str(path)
+            for section in (*listeners, *clients)
+            for name, path in files.items()
+        },
+    }
 
 
 def _s3_identities(credentials: Credentials) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from cryptography import x509
+from cryptography.exceptions import InvalidSignature
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from deploy.local import pki
@@ -82,6 +83,13 @@ def test_the_public_certificate_opens_no_door_in_the_mesh(folder):
     assert usages(folder, "public") == {ExtendedKeyUsageOID.SERVER_AUTH}
 
 
+def test_the_storage_and_the_mesh_do_not_trust_each_other(folder):
+    for identity, authority in (("storage", "ca"), ("feed", "storage-ca")):
+        with pytest.raises(InvalidSignature):
+            certificate(folder, identity).verify_directly_issued_by(certificate(folder, authority))
+    certificate(folder, "storage").verify_directly_issued_by(certificate(folder, "storage-ca"))
+
+
 def test_only_the_owner_may_read(folder):
     for path in folder.rglob("*"):
         wanted = 0o700 if path.is_dir() else 0o600
@@ -96,7 +104,7 @@ def test_leaves_are_renewed_in_their_last_30_days(folder):
     assert contents(folder) == before
 
     pki.ensure(folder, now=now + dt.timedelta(days=336))
-    assert changed(before, contents(folder)) == {*pki.IDENTITIES, "public"}
+    assert changed(before, contents(folder)) == {*pki.IDENTITIES, "public", "storage"}
 
 
 def test_a_new_authority_signs_everything_anew(folder):
