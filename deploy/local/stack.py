@@ -5,6 +5,7 @@ import fcntl
 import hashlib
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -171,7 +172,7 @@ class Stack:
         self.ephemeral = ephemeral
         self.valkey_url = valkey_url(ports, cluster=cache_cluster)
         for folder in (self.layout.data, self.layout.etc, self.layout.log, self.layout.run):
-            folder.mkdir(mode=0o755, parents=True, exist_ok=True)
+            _make_folder(folder)
         self.credentials = pki.ensure(self.layout.pki)
         extra = environment or {}
         self.processes = {
@@ -282,6 +283,7 @@ class Stack:
         cancelled = threading.Event()
         futures: dict[str, Future[None]] = {}
         with self._lock(), ThreadPoolExecutor(len(wanted), "up") as pool:
+            self._tighten()
             for process in wanted:
                 needs = [futures[need] for need in process.depends_on]
                 futures[process.name] = pool.submit(
@@ -399,6 +401,20 @@ class Stack:
         with ThreadPoolExecutor(len(self.processes), "status") as pool:
             return list(pool.map(self._status, self.processes.values()))
 
+    def _tighten(self) -> None:
+        """Takes everybody else's rights to what an earlier version made wider.
+
+        Files inside the data folders keep theirs: nobody else can reach them.
+        """
+        layout = self.layout
+        for folder in (layout.state, *layout.state.iterdir(), *layout.data.iterdir()):
+            if folder.is_dir():
+                folder.chmod(0o700)
+        for folder in (layout.state, layout.etc, layout.log, layout.run):
+            for file in folder.iterdir():
+                if file.is_file():
+                    file.chmod(0o600)
+
     # How one process comes and goes.
 
     def _bring_up(
@@ -500,11 +516,11 @@ class Stack:
     def _launch(self, process: Process) -> tuple[subprocess.Popen[bytes], int]:
         """Returns the new child, and where its lines begin in the log."""
         if process.folder is not None:
-            process.folder.mkdir(parents=True, exist_ok=True)
+            _make_folder(process.folder)
         log = self.log(process.name)
         if log.exists() and log.stat().st_size > _LOG_LIMIT_BYTES:
             log.replace(log.with_suffix(".log.1"))
-        with log.open("ab") as output:
+        with open(log, "ab", opener=_open_private) as output:
             offset = output.tell()
             child = subprocess.Popen(
                 process.command,
@@ -515,7 +531,11 @@ class Stack:
                 stderr=subprocess.STDOUT,
                 env=self._environment(process),
                 cwd=self.layout.data,
+                umask=0o077,
             )
+        # What it has in memory, keys and passwords too, must not get into a core file.
+        with contextlib.suppress(ProcessLookupError):
+            resource.prlimit(child.pid, resource.RLIMIT_CORE, (0, 0))
         return child, offset
 
     def _run_task(
@@ -537,7 +557,7 @@ class Stack:
         self._forget(process.name)
         if code:
             raise died
-        marker.write_text(digest)
+        _write(marker, digest)
 
     def _await_ready(self, process: Process, timeout: float, cancelled: threading.Event) -> None:
         if process.ready is None:
@@ -654,11 +674,8 @@ class Stack:
                 raise StackError(
                     f"{config.path.name} of {process.name} cannot be written: {error}"
                 ) from error
-            # They may hold secrets of the parts.
-            descriptor = os.open(config.path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-            with os.fdopen(descriptor, "w") as file:
-                file.write(text)
-            known.write_text(inputs)
+            _write(config.path, text)
+            _write(known, inputs)
 
     def _marker(self, task: Process) -> Path:
         # Beside the data that the task prepares, so that it goes when they go.
@@ -703,7 +720,7 @@ class Stack:
     def _keep(self, name: str, record: _Record) -> None:
         path = self._record_path(name)
         draft = path.with_suffix(".new")
-        draft.write_text(json.dumps(asdict(record)))
+        _write(draft, json.dumps(asdict(record)))
         draft.replace(path)
 
     def _forget(self, name: str) -> None:
@@ -717,7 +734,7 @@ class Stack:
 
     @contextlib.contextmanager
     def _lock(self) -> Iterator[None]:
-        with (self.layout.run / "lock").open("a+") as file:
+        with open(self.layout.run / "lock", "a+", opener=_open_private) as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -760,6 +777,24 @@ def _pause(began: float) -> None:
     shortest, longest = _POLL_SECONDS
     waited = time.monotonic() - began
     time.sleep(min(longest, max(shortest, waited * _POLL_SHARE)))
+
+
+def _make_folder(folder: Path) -> None:
+    """Makes a folder and its missing parents for its owner alone."""
+    # Path.mkdir would make the parents for everybody.
+    if not folder.parent.exists():
+        _make_folder(folder.parent)
+    folder.mkdir(mode=0o700, exist_ok=True)
+
+
+def _open_private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
+
+
+def _write(path: Path, text: str) -> None:
+    """Writes a file that its owner alone may read: it may hold secrets of the parts."""
+    with open(path, "w", opener=_open_private) as file:
+        file.write(text)
 
 
 def _digest(text: str, *paths: Path) -> str:

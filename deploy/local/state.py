@@ -54,7 +54,7 @@ def claim(state_dir: Path, environment: Mapping[str, str] = os.environ) -> State
     # Refuses a base out of range before it is recorded.
     Ports.block(state.port_base)
     if state != known:
-        state_dir.mkdir(parents=True, exist_ok=True)
+        state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         draft = state_dir / "state.json.new"
         draft.write_text(json.dumps(asdict(state)) + "\n")
         draft.replace(state_dir / "state.json")
