@@ -26,6 +26,14 @@ class Readiness(Protocol):
 
 
 @dataclass(frozen=True)
+class Running:
+    """Asks nothing: the process answers nobody and is ready for as long as it runs."""
+
+    def check(self) -> None:
+        pass
+
+
+@dataclass(frozen=True)
 class PostgresReady:
     """Logs in and runs a query."""
 

@@ -42,7 +42,6 @@ if TYPE_CHECKING:
 # the time would take the processor from those that start.
 _POLL_SHARE = 0.1
 _POLL_SECONDS = (0.01, 0.15)
-_LOG_LIMIT_BYTES = 50 * 2**20
 _TAIL_LINES = 20
 
 # What a process may inherit. Everything else (proxies, AWS_*, PG*, PYTHON*, another clone's
@@ -518,8 +517,6 @@ class Stack:
         if process.folder is not None:
             _make_folder(process.folder)
         log = self.log(process.name)
-        if log.exists() and log.stat().st_size > _LOG_LIMIT_BYTES:
-            log.replace(log.with_suffix(".log.1"))
         with open(log, "ab", opener=_open_private) as output:
             offset = output.tell()
             child = subprocess.Popen(
@@ -682,15 +679,24 @@ class Stack:
         return self.layout.data / (task.prepares or task.name) / f"{task.name}.done"
 
     def _tail(self, process: Process) -> str:
-        record = self._record(process.name)
         log = self.log(process.name)
         if not log.exists():
             return "(it wrote nothing)"
         with log.open("rb") as file:
             # Only what this life wrote: older lines would mislead.
-            file.seek(max(record.log_offset if record else 0, log.stat().st_size - 2**16))
+            file.seek(max(self._log_offset(process), log.stat().st_size - 2**16))
             lines = file.read().decode(errors="replace").splitlines()
         return "\n".join(f"    {line}" for line in lines[-_TAIL_LINES:]) or "    (it wrote nothing)"
+
+    def _log_offset(self, process: Process) -> int:
+        """Returns where this life's lines begin in the log."""
+        record = self._record(process.name)
+        if record is None:
+            return 0
+        copy = self.log(process.name).with_suffix(".log.1")
+        began = self._record_path(process.name).stat().st_mtime_ns
+        rotated = copy.exists() and copy.stat().st_mtime_ns > began
+        return 0 if rotated else record.log_offset
 
     def _died(self, process: Process, code: int | None) -> ProcessDied:
         if code is None:

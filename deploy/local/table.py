@@ -11,7 +11,7 @@ import subprocess
 import sys
 import sysconfig
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 
@@ -23,6 +23,7 @@ from deploy.local.readiness import (
     KafkaReady,
     PostgresReady,
     Readiness,
+    Running,
     ValkeyReady,
 )
 
@@ -129,7 +130,8 @@ def processes(
     With `cache_cluster` Valkey is three masters with a replica each, else one server.
     """
     cache = valkey_url(ports, cluster=cache_cluster)
-    return (
+    rotation = _log_rotation(layout)
+    writers = (
         _postgres(layout, ports, credentials),
         *(_valkey_cluster(layout, ports) if cache_cluster else (_valkey(layout, ports),)),
         _s3(layout, ports, credentials),
@@ -140,6 +142,10 @@ def processes(
         _gateway(layout, ports, cache),
         _edge(layout, ports, credentials),
     )
+    return (
+        *(replace(writer, depends_on=(rotation.name, *writer.depends_on)) for writer in writers),
+        rotation,
+    )
 
 
 def superuser_url(ports: Ports, credentials: Credentials, database: str = "postgres") -> str:
@@ -149,6 +155,15 @@ def superuser_url(ports: Ports, credentials: Credentials, database: str = "postg
 def role_url(role: str, ports: Ports, credentials: Credentials, database: str = DATABASE) -> str:
     password = credentials.database[role]
     return f"postgresql://{role}:{password}@127.0.0.1:{ports.postgres}/{database}"
+
+
+def _log_rotation(layout: Layout) -> Process:
+    return Process(
+        name="log-rotation",
+        command=_python("deploy.local.rotation", str(layout.log)),
+        ready=Running(),
+        sources=(ROOT / "deploy/local/rotation.py",),
+    )
 
 
 def _postgres(layout: Layout, ports: Ports, credentials: Credentials) -> Process:

@@ -157,17 +157,6 @@ def test_two_commands_do_not_work_on_one_stack_at_once(make_stack):
         make_stack().up(["valkey"])
 
 
-def test_a_long_log_is_put_aside(make_stack):
-    stack = make_stack()
-    with stack.log("valkey").open("wb") as log:
-        log.truncate(51 * 2**20)
-
-    stack.up(["valkey"])
-
-    assert stack.log("valkey").stat().st_size < 2**20
-    assert stack.log("valkey").with_suffix(".log.1").stat().st_size == 51 * 2**20
-
-
 def test_an_ephemeral_stack_ends_with_its_maker_even_by_sigkill(make_stack, tmp_path):
     ports = dict(make_stack().ports.named())
     maker = subprocess.Popen(
