@@ -3,6 +3,7 @@
 import dataclasses
 import random
 import socket
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Self
@@ -57,6 +58,8 @@ _NEXT = 2_000
 # Below the kernel's ephemeral range: an outgoing connection must not take a port between our
 # choosing and a server's binding it.
 _FREE_RANGE = range(10_000, 18_000)
+# Ports are drawn as runs of neighbours; each run holds more than a stack needs.
+_RUN = 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,12 +131,41 @@ class Ports:
 
 
 def free_ports() -> Ports:
-    """Ports that nothing listens on now, drawn at random so that parallel runs seldom meet."""
+    """Ports that nothing listens on and that no other process of this machine has drawn.
+
+    They are kept from others for as long as the answer, or the process, lives.
+
+    Raises:
+        OSError: every run of ports from 10000 to 18000 is drawn or has too many taken ports.
+    """
     names = [field.name for field in dataclasses.fields(Ports)]
+    runs = _FREE_RANGE[::_RUN]
     # Seeded by the system, not by the test run: two runs with one seed must not draw alike.
-    drawn = random.SystemRandom().sample(_FREE_RANGE, len(_FREE_RANGE))
-    free = (port for port in drawn if is_free(port))
-    return Ports(**dict(zip(names, free, strict=False)))
+    for first in random.SystemRandom().sample(runs, len(runs)):
+        claim = _claim(first)
+        if claim is None:
+            continue
+        free = [port for port in range(first, first + _RUN) if is_free(port)]
+        if len(free) >= len(names):
+            ports = Ports(**dict(zip(names, free, strict=False)))
+            weakref.finalize(ports, claim.close)
+            return ports
+        claim.close()
+    raise OSError(f"no run of ports is free from {_FREE_RANGE.start} to {_FREE_RANGE.stop}")
+
+
+def _claim(first: int) -> socket.socket | None:
+    """Claims the run of ports that begins at `first`, unless a process has it.
+
+    The claim is a name in the kernel, not a file: it goes when its holder ends, however it ends.
+    """
+    claim = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    try:
+        claim.bind(f"\0photomesh-ports-{first}")
+    except OSError:
+        claim.close()
+        return None
+    return claim
 
 
 def first_free_base() -> int:

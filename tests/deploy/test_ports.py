@@ -1,12 +1,16 @@
 import dataclasses
+import json
 import os
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from deploy.local.ports import Ports, first_free_base, free_ports, holder, is_free
+from deploy.local.table import ROOT
 
 
 @pytest.fixture
@@ -40,6 +44,39 @@ def test_free_ports_differ_and_cannot_be_taken_by_outgoing_connections():
     assert len(set(ports)) == len(ports)
     assert all(is_free(port) for port in ports)
     assert max(ports) < max(ephemeral, 18_000)
+
+
+_DRAWER = """
+import json, sys
+from deploy.local.ports import free_ports
+
+kept = [free_ports() for _ in range(8)]
+print(json.dumps([port for ports in kept for _, port in ports.named()]), flush=True)
+sys.stdin.read()
+"""
+
+
+def test_processes_that_draw_at_once_draw_different_ports_until_they_end():
+    command = (sys.executable, "-c", _DRAWER)
+    drawn = []
+    # Six rounds draw more runs of ports than there are: those of the killed are free again.
+    for _ in range(6):
+        drawers = [
+            subprocess.Popen(
+                command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            )
+            for _ in range(3)
+        ]
+        try:
+            drawn.append([json.loads(drawer.stdout.readline()) for drawer in drawers])
+        finally:
+            for drawer in drawers:
+                drawer.kill()
+                drawer.communicate()
+
+    for round_ in drawn:
+        ports = [port for one in round_ for port in one]
+        assert len(set(ports)) == len(ports) == 3 * 8 * len(dataclasses.fields(Ports))
 
 
 def test_the_holder_of_a_port_is_named(listener):
