@@ -102,9 +102,14 @@ def _make_roles(admin: psycopg.Connection, passwords: Mapping[str, str]) -> None
     known = {name for (name,) in admin.execute("SELECT rolname FROM pg_roles")}
     for role, password in passwords.items():
         verb = "ALTER" if role in known else "CREATE"
+        # The server logs statements that fail or are slow, and pg_stat_statements keeps all, so
+        # the password itself must not be in one.
+        verifier = admin.pgconn.encrypt_password(
+            password.encode(), role.encode(), b"scram-sha-256"
+        ).decode()
         admin.execute(
             sql.SQL("{} ROLE {} LOGIN PASSWORD {}").format(
-                sql.SQL(verb), sql.Identifier(role), sql.Literal(password)
+                sql.SQL(verb), sql.Identifier(role), sql.Literal(verifier)
             )
         )
         # After the role's own schema comes only where the extensions are: what is not there, in

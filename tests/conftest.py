@@ -18,8 +18,18 @@ from deploy.local.stack import Stack
 from services.common.cache import Cache, connect
 from services.common.config import CacheSettings, DatabaseSettings, KafkaSettings
 from tests.mesh.people import Person
+from tests.secrets import USED, watch
 
 _TEMPLATE = "template_photomesh"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_secret_is_written(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Fails the run when a password, token or key that a test used lies in any of its files."""
+    with watch():
+        yield
+    found = USED.search(tmp_path_factory.getbasetemp())
+    assert not found, "\n".join(map(str, found))
 
 
 @pytest.fixture(scope="session")
@@ -30,6 +40,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
         ports=free_ports(),
         ephemeral=True,
     ) as stack:
+        USED.add_stack(stack)
         yield stack
 
 

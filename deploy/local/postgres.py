@@ -30,6 +30,9 @@ _SETTINGS = {
     "log_line_prefix": "%m [%p] %q%u@%d ",
     "log_lock_waits": "on",
     "log_min_duration_statement": "500ms",
+    # Hashes of passwords and tokens are among the parameters of statements.
+    "log_parameter_max_length": "0",
+    "log_parameter_max_length_on_error": "0",
 }
 
 _UNPRIVILEGED = ("postgres", "nobody")

@@ -59,7 +59,7 @@ async def sign_up(channel) -> tuple[int, tuple]:
     """Returns a new account's id and the metadata of its calls."""
     answer = await AccountServiceStub(channel).CreateAccount(
         account_pb.CreateAccountRequest(
-            username=f"grpc.{secrets.token_hex(6)}", password="password"
+            username=f"grpc.{secrets.token_hex(6)}", password=secrets.token_hex(8)
         )
     )
     token = answer.session.access_token
@@ -195,7 +195,7 @@ async def test_the_journey_by_reflection(mesh, client):
     async def newcomer() -> tuple[str, str]:
         answer = await call(
             "photomesh.account.v1.AccountService/CreateAccount",
-            {"username": f"curl.{secrets.token_hex(6)}", "password": "password"},
+            {"username": f"curl.{secrets.token_hex(6)}", "password": secrets.token_hex(8)},
         )
         return answer["account"]["accountId"], answer["session"]["accessToken"]
 

@@ -114,7 +114,7 @@ async def _sign_up(services: Stack) -> AsyncIterator[Author]:
         channel_to(services, "media", identity="gateway") as media,
     ):
         answer = await AccountServiceStub(account).CreateAccount(
-            CreateAccountRequest(username=username, password="password")
+            CreateAccountRequest(username=username, password=secrets.token_hex(8))
         )
         yield Author(answer.account.account_id, username, MediaServiceStub(media))
 
