@@ -40,7 +40,6 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
         ports=free_ports(),
         ephemeral=True,
     ) as stack:
-        USED.add_stack(stack)
         yield stack
 
 

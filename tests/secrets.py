@@ -1,8 +1,8 @@
 """What grants something in a test run, and whether any of it was written to disk.
 
 `watch` notes what goes through HTTP and gRPC clients of this process: which fields are secrets is
-read from the contracts, where they are marked `debug_redact`. `noted` adds a stack's own keys and
-passwords. `search` looks for all of it at once in everything below a folder.
+read from the contracts, where they are marked `debug_redact`. It also notes the keys and passwords
+of each stack that is made. `search` looks for all of it at once in all files below a folder.
 """
 
 import base64
@@ -142,7 +142,7 @@ class Secrets:
         found: dict[tuple[str, Path], Finding] = {}
         for one in (
             *self._search(folder, ["-F"], self.kinds),
-            *self._search(folder, ["-E", "--include=*.log", "--include=*.log.1"], shapes),
+            *self._search(folder, ["-E", "--include=*.log", "--include=*.log.*"], shapes),
         ):
             first = found.setdefault((one.kind, one.path), one)
             found[one.kind, one.path] = replace(first, times=first.times + (first is not one))
@@ -204,8 +204,15 @@ _FORM_FIELDS = re.compile(rb'"(policy|x-amz-signature)": ?("(?:[^"\\]|\\.)*")', 
 
 @contextlib.contextmanager
 def watch(secrets: Secrets = USED) -> Iterator[None]:
-    """Notes the secrets that HTTP and gRPC clients of this process send and receive."""
+    """Notes what HTTP and gRPC clients of this process send and receive, and its stacks' keys."""
+    make = Stack.__init__
+
+    def made(self: Stack, *arguments: Any, **options: Any) -> None:
+        make(self, *arguments, **options)
+        secrets.add_stack(self)
+
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Stack, "__init__", made)
         _watch_http(patch, secrets)
         _watch_grpc(patch, secrets)
         yield
