@@ -85,13 +85,14 @@ from gateway.pieces import SECOND
 TOKEN_ISSUER = "photomesh"  # noqa: S105  (a name, no secret)
 TOKEN_AUDIENCE = "photomesh-api"  # noqa: S105  (a name, no secret)
 
-# How long a call may take; the services learn it from x-envoy-expected-rq-timeout-ms. A stream
-# may last longer.
+# How long a call may take once its request is complete, retries included. Services learn it from
+# x-envoy-expected-rq-timeout-ms. Streams have no limit.
 CALL_TIMEOUT = 15 * SECOND
 
-# How long the body of a request may take to arrive that is no stream. A stream may take any time,
-# but is ended when it is silent for a minute.
-_ARRIVAL_TIMEOUT = 30 * SECOND
+# How long a request may take to arrive. Streams have no limit, but end after a minute of silence.
+ARRIVAL_TIMEOUT = 10 * SECOND
+
+_UNLIMITED = timedelta(0)
 
 # The largest JSON that is read and written. Files that pass here are streams, which this does not
 # bound: the service counts what comes.
@@ -175,6 +176,7 @@ def build(settings: GatewaySettings) -> str:
         filters=_filters(settings, methods),
         refusals=_REFUSALS,
         request_timeout=timedelta(0),
+        max_stream_duration=ARRIVAL_TIMEOUT + CALL_TIMEOUT,
     )
     return Bootstrap(
         admin=pieces.admin(settings.admin_port),
@@ -304,7 +306,7 @@ def _rest_route(method: PublicMethod) -> Route:
     return Route(
         name=f"rest {method.path}",
         match=RouteMatch(safe_regex=path, headers=[verb]),
-        route=_dead_end(arrival=None if method.streams else _ARRIVAL_TIMEOUT),
+        route=_dead_end(arrival=_UNLIMITED if method.streams else ARRIVAL_TIMEOUT),
         typed_per_filter_config=_token_unless_open(method) | {_STRICT_JSON: Any.pack(strict)},
     )
 
@@ -323,7 +325,6 @@ def _page_route(method: PublicMethod) -> Route:
         route=RouteAction(
             cluster=_pages_of(method.path),
             timeout=CALL_TIMEOUT,
-            max_stream_duration=_within(_ARRIVAL_TIMEOUT + CALL_TIMEOUT),
             # What a new process does not take yet, or an old one no longer, is asked for again.
             retry_policy=RetryPolicy(
                 retry_on="connect-failure,reset,retriable-status-codes",
@@ -337,17 +338,18 @@ def _page_route(method: PublicMethod) -> Route:
 
 
 def _grpc_route(settings: GatewaySettings, method: PublicMethod) -> Route:
+    action = RouteAction(
+        cluster=settings.services[method.service].identity, retry_policy=_retries(method)
+    )
+    if method.streams:
+        action.max_stream_duration = _within(_UNLIMITED)
+    else:
+        # Not both: with max_stream_duration Envoy ignores `timeout` and tells services no deadline.
+        action.timeout = CALL_TIMEOUT
     return Route(
         name=method.path,
         match=RouteMatch(path=method.path),
-        route=RouteAction(
-            cluster=settings.services[method.service].identity,
-            timeout=timedelta(0) if method.streams else CALL_TIMEOUT,
-            max_stream_duration=None
-            if method.streams
-            else _within(_ARRIVAL_TIMEOUT + CALL_TIMEOUT),
-            retry_policy=_retries(method),
-        ),
+        route=action,
         typed_per_filter_config=_token_unless_open(method),
     )
 
@@ -366,7 +368,7 @@ def _reflection_route(service: str) -> Route:
         name=service,
         match=RouteMatch(prefix=f"/{service}/"),
         # A stream for as long as the caller asks.
-        route=RouteAction(cluster=_REFLECTION_CLUSTER, timeout=timedelta(0)),
+        route=RouteAction(cluster=_REFLECTION_CLUSTER, max_stream_duration=_within(_UNLIMITED)),
         typed_per_filter_config=pieces.without(_JWT),
     )
 
@@ -385,13 +387,13 @@ def _within(duration: timedelta) -> RouteActionMaxStreamDuration:
     return RouteActionMaxStreamDuration(max_stream_duration=duration)
 
 
-def _dead_end(*, arrival: timedelta | None = _ARRIVAL_TIMEOUT) -> RouteAction:
+def _dead_end(*, arrival: timedelta = ARRIVAL_TIMEOUT) -> RouteAction:
     """Answers 404, by naming a cluster in a header that nobody can send.
 
     A direct response would be plainer, but the CORS filter passes over those.
     """
     return RouteAction(
-        max_stream_duration=_within(arrival) if arrival else None,
+        max_stream_duration=_within(arrival),
         cluster_header=f"{pieces.OWN_HEADERS[0]}nowhere",
         cluster_not_found_response_code=ClusterNotFound.NOT_FOUND,
     )

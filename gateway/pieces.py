@@ -154,10 +154,12 @@ def connection_manager(
     filters: list[HttpFilter],
     refusals: LocalReplyConfig,
     request_timeout: timedelta = 30 * SECOND,
+    max_stream_duration: timedelta | None = None,
 ) -> HttpConnectionManager:
     """What may come in from outside, and in which form it goes on.
 
     A request must be here whole within `request_timeout`; zero: its route says within what.
+    `max_stream_duration` bounds request and answer together where the route does not.
     """
     return HttpConnectionManager(
         stat_prefix=name,
@@ -180,6 +182,7 @@ def connection_manager(
         stream_idle_timeout=60 * SECOND,
         common_http_protocol_options=CommonHttpOptions(
             idle_timeout=300 * SECOND,
+            max_stream_duration=max_stream_duration,
             max_headers_count=100,
             # x_photomesh_user_id must not be taken for x-photomesh-user-id by anyone behind.
             headers_with_underscores_action=HeadersWithUnderscores.REJECT_REQUEST,

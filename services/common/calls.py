@@ -5,6 +5,7 @@ Who makes it, and until when? Is it valid? What is its caller told when it goes 
 
 import asyncio
 import functools
+import math
 from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
 from typing import Any
@@ -47,12 +48,12 @@ def enter(
     """Makes the call that metadata (or headers, in lower case) describe the current one.
 
     `caller` is the identity that the caller has proved: only the gateway is believed when it says
-    who is signed in. `seconds` is how long the caller waits; calls that Envoy makes out of REST, or
-    passes on, carry only Envoy's own header.
+    who is signed in. `seconds` is how long the caller waits. The gateway's own header says how long
+    the gateway waits, whatever its caller asked for.
     """
     expected_ms = metadata.get("x-envoy-expected-rq-timeout-ms", "")
-    if seconds is None and expected_ms.isdigit():
-        seconds = int(expected_ms) / 1000
+    if expected_ms.isdigit():
+        seconds = min(int(expected_ms) / 1000, math.inf if seconds is None else seconds)
     user_id = metadata.get(context.USER_ID, "") if caller == GATEWAY else ""
     call = context.CallContext(
         trace_id=context.trace_id_of(metadata.get(context.TRACEPARENT)),

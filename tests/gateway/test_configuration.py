@@ -1,5 +1,6 @@
 """The configurations that are printed, and that Envoy takes them."""
 
+import json
 import os
 import subprocess
 import sys
@@ -133,3 +134,26 @@ def test_a_second_gateway_does_not_take_half_of_the_connections(lonely):
     )
     assert second.returncode != 0
     assert "Address already in use" in second.stderr
+
+
+def test_every_route_that_leads_to_a_service_has_a_deadline_or_streams(lonely):
+    methods = {method.path: method for method in public_methods(DESCRIPTORS)}
+    configuration = json.loads(build(gateway_settings(lonely.layout.pki)))
+    seen = set()
+    for listener in configuration["staticResources"]["listeners"]:
+        manager = listener["filterChains"][0]["filters"][0]["typedConfig"]
+        assert manager["commonHttpProtocolOptions"]["maxStreamDuration"] == "25s"
+        [host] = manager["routeConfig"]["virtualHosts"]
+        for route in host["routes"]:
+            action = route.get("route", {})
+            method = methods.get(route["name"].rpartition(" ")[2])
+            if method is None or "cluster" not in action:
+                continue
+            seen.add(method.path)
+            if method.streams:
+                assert action["maxStreamDuration"] == {"maxStreamDuration": "0s"}, route["name"]
+            else:
+                # With both, Envoy ignores the first.
+                assert action["timeout"] == "15s", route["name"]
+                assert "maxStreamDuration" not in action, route["name"]
+    assert seen == methods.keys()

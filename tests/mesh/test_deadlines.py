@@ -1,0 +1,117 @@
+"""Every call is answered within the time that the gateway promises, whatever stalls.
+
+The promise counts from the moment when the request is complete.
+"""
+
+import asyncio
+import re
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+import httpx
+import pytest
+
+from gateway.contracts import PublicMethod, public_methods, public_services
+from services.common import calls
+from tests.callers import Refusal
+from tests.mesh.people import ApiError, Person
+
+DESCRIPTORS = Path(__file__).parents[2] / "gen/photomesh.binpb"
+UNARY = [method for method in public_methods(DESCRIPTORS) if not method.streams]
+
+PROMISED_SECONDS = 15.0
+
+# What a busy machine may add. The sum is below the 30 s of a deadline that was not passed on.
+MARGIN_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class Timed:
+    answer: httpx.Response | Refusal | None
+    seconds: float
+
+
+async def timed(call: Awaitable[httpx.Response | Refusal | None]) -> Timed:
+    began = time.monotonic()
+    return Timed(await call, time.monotonic() - began)
+
+
+@pytest.fixture
+async def caller(person) -> Person:
+    return await person().sign_up()
+
+
+@pytest.fixture
+async def channel(mesh) -> AsyncIterator[grpc.aio.Channel]:
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{mesh.ports.gateway_http}") as channel:
+        yield channel
+
+
+def by_rest(caller: Person, method: PublicMethod) -> Awaitable[httpx.Response]:
+    """Sends the smallest request that the gateway lets through."""
+    return caller.http.request(
+        method.http_verb,
+        re.sub(r"\{[^}]*\}", "1", method.http_path),
+        json={} if method.http_verb in ("POST", "PUT", "PATCH") else None,
+        headers={"authorization": f"Bearer {caller.token}"},
+        timeout=60,
+    )
+
+
+async def refusal_of(call: Awaitable[object]) -> Refusal | None:
+    """Returns None where the call succeeds."""
+    try:
+        await call
+    except grpc.aio.AioRpcError as error:
+        return Refusal.of(error)
+    return None
+
+
+def by_grpc(
+    caller: Person, channel: grpc.aio.Channel, method: PublicMethod, timeout: float | None
+) -> Awaitable[Refusal | None]:
+    call: Callable[..., Awaitable[bytes]] = channel.unary_unary(method.path)
+    return refusal_of(
+        call(b"", timeout=timeout, metadata=(("authorization", f"Bearer {caller.token}"),))
+    )
+
+
+async def test_a_stalled_service_is_told_in_time(mesh, caller, channel):
+    services = {name.split(".")[1] for name in public_services(UNARY)}
+    # Opens the gateway's connections: to open one to a stalled process fails sooner.
+    await asyncio.gather(
+        *(by_rest(caller, method) for method in UNARY),
+        *(by_grpc(caller, channel, method, 60) for method in UNARY),
+    )
+
+    with ExitStack() as stalls:
+        for service in services:
+            stalls.enter_context(mesh.stalled(service))
+        rest, plain, patient = await asyncio.gather(
+            asyncio.gather(*(timed(by_rest(caller, method)) for method in UNARY)),
+            asyncio.gather(*(timed(by_grpc(caller, channel, each, None)) for each in UNARY)),
+            asyncio.gather(*(timed(by_grpc(caller, channel, each, 3600)) for each in UNARY)),
+        )
+
+    for method, told in zip(UNARY, rest, strict=True):
+        assert told.answer.status_code == 504, (method.path, told.answer.text)
+        assert ApiError(told.answer).reason == "DEADLINE_EXCEEDED", method.path
+    for method, told in zip(UNARY * 2, (*plain, *patient), strict=True):
+        expected = Refusal(grpc.StatusCode.DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED")
+        assert told.answer == expected, method.path
+    late = {
+        method.path: told.seconds
+        for method, told in zip(UNARY * 3, (*rest, *plain, *patient), strict=True)
+        if told.seconds > PROMISED_SECONDS + MARGIN_SECONDS
+    }
+    assert not late
+
+
+async def test_what_a_client_asks_for_does_not_extend_what_the_gateway_promises():
+    call = calls.enter({"x-envoy-expected-rq-timeout-ms": "15000"}, 3600.0)
+
+    assert call.remaining(60.0) <= PROMISED_SECONDS
