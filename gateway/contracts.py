@@ -34,8 +34,10 @@ class PublicMethod:
     # The message that is the REST request's whole body, empty if none is. `name` is its full name,
     # `fields` are its fields, each under both of its names: what it is `called` in the contract,
     # whether it is a list (`many`), and the `name` and `fields` of messages that it holds. True:
-    # nothing is known of what it holds. Empty also for a body that is the bytes of a file.
+    # nothing is known of what it holds.
     body: Mapping[str, object]
+    # Whether the REST request's body is the bytes of a file.
+    takes_file: bool
 
     @property
     def path(self) -> str:
@@ -91,6 +93,7 @@ def _public_method(
             reads=method.options.idempotency_level == method.options.NO_SIDE_EFFECTS,
             streams=method.server_streaming or method.client_streaming,
             body={},
+            takes_file=False,
         )
     verb = rule.WhichOneof("pattern")
     path = getattr(rule, verb or "get")
@@ -106,6 +109,7 @@ def _public_method(
         reads=verb == "get",
         streams=method.server_streaming or method.client_streaming,
         body=_without_bound(messages.describe(method.input_type), path) if rule.body == "*" else {},
+        takes_file=rule.body not in ("", "*"),
     )
 
 

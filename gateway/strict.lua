@@ -1,13 +1,26 @@
 -- Refuses what the transcoder would take: fields that the message does not have (it drops them),
--- JSON that is none (it is lenient), and text that is no UTF-8 (services cannot read it). And
+-- fields that come twice (it merges them), JSON that is none (it is lenient), text that is no UTF-8
+-- (services cannot read it), and bodies of methods that have none (it reads fields from them). And
 -- tells, in answers about malformed requests, which field is meant.
 
 local DEEPEST = 64
+
+-- Values in one body. Reading as many takes about a millisecond.
+local MOST_VALUES = 4096
+
+-- Bytes of a field's name, and of a message that quotes the request.
+local LONGEST_NAME = 128
+local LONGEST_MESSAGE = 1024
+
+local UNREADABLE = "The request cannot be read."
 
 -- Set on Envoy's answers about malformed requests; see gateway/errors.py.
 local MALFORMED_MARK = "x-photomesh-malformed"
 
 local read_value
+
+-- How many values were read of the body at hand.
+local values = 0
 
 local function refuse(message)
   error({ message = message }, 0)
@@ -82,6 +95,10 @@ function read_value(text, at, field, path, depth)
   if depth > DEEPEST then
     refuse("The body is nested too deep.")
   end
+  values = values + 1
+  if values > MOST_VALUES then
+    refuse("The body has more than " .. MOST_VALUES .. " values.")
+  end
   local known = type(field) == "table"
   local first = text:sub(at, at)
   if known and field.many and first ~= "[" and not text:find("^null", at) then
@@ -91,8 +108,12 @@ function read_value(text, at, field, path, depth)
     if known and not field.fields then
       refuse(path .. ": must be no object")
     end
+    local seen = {}
     return read_items(text, at, "}", function(start)
       local name, stop = read_string(text, start)
+      if #name > LONGEST_NAME then
+        refuse("The body has a field whose name is longer than " .. LONGEST_NAME .. " bytes.")
+      end
       local inner_path = below(path, name)
       local inner = true
       if known then
@@ -104,6 +125,11 @@ function read_value(text, at, field, path, depth)
           inner_path = below(path, inner.called)
         end
       end
+      -- Both names of a field make the same path.
+      if seen[inner_path] then
+        refuse(inner_path .. ": must not come twice")
+      end
+      seen[inner_path] = true
       stop = skip_space(text, stop)
       if text:sub(stop, stop) ~= ":" then
         not_json(text, stop)
@@ -132,6 +158,7 @@ function read_value(text, at, field, path, depth)
 end
 
 local function check_body(text, message)
+  values = 0
   local start = skip_space(text, 1)
   if text:sub(start, start) ~= "{" then
     refuse("The body is no JSON object.")
@@ -178,7 +205,7 @@ local function check_path(path)
 end
 
 local function answer(handle, refusal)
-  local text = type(refusal) == "table" and refusal.message or "The request cannot be read."
+  local text = type(refusal) == "table" and refusal.message or UNREADABLE
   handle:respond({ [":status"] = "400" }, text)
 end
 
@@ -192,13 +219,15 @@ function envoy_on_request(handle)
   if not good then
     return answer(handle, refusal)
   end
-  -- An empty table: a request without a body.
-  if not message.fields then
+  if context:get("takes_file") then
     return
   end
   local body = handle:body()
   if not body or body:length() == 0 then
     return
+  end
+  if not message.fields then
+    return answer(handle, { message = "The method takes no body." })
   end
   local text = body:getBytes(0, body:length())
   good, refusal = pcall(check_utf8, text, "The body")
@@ -230,16 +259,21 @@ function envoy_on_response(handle)
   local text = body:getBytes(0, body:length())
     :gsub('("message":"[%w_.]+)%[%d+%](: invalid value )', "%1%2", 1)
   local message = text:match('"message":"(.*)"')
+  if not message then
+    return
+  end
+  local told = #message <= LONGEST_MESSAGE and message or UNREADABLE
+  -- Functions, because % means something in a replacement text.
+  text = text:gsub('"message":".*"', function() return '"message":"' .. told .. '"' end, 1)
   for _, naming in ipairs(NAMING) do
-    local field = message and message:match(naming)
-    if field then
+    local field = message:match(naming)
+    if field and #field <= LONGEST_NAME then
       local violation = '{"@type":"type.googleapis.com/google.rpc.BadRequest",' ..
-        '"fieldViolations":[{"field":"' .. field .. '","description":"' .. message .. '"}]}'
-      -- A function, because % means something in a replacement text.
-      local completed = text:gsub("}%]", function() return "}," .. violation .. "]" end, 1)
-      -- Asked for anew: waiting for the body ended the object from above.
-      handle:headers():replace("content-length", body:setBytes(completed))
-      return
+        '"fieldViolations":[{"field":"' .. field .. '","description":"' .. told .. '"}]}'
+      text = text:gsub("}%]", function() return "}," .. violation .. "]" end, 1)
+      break
     end
   end
+  -- Asked for anew: waiting for the body ended the object from above.
+  handle:headers():replace("content-length", body:setBytes(text))
 end

@@ -105,6 +105,7 @@ def test_a_template_becomes_the_paths_that_fit_it():
 def test_a_file_is_a_body_that_nobody_reads():
     [upload] = [method for method in public_methods(DESCRIPTORS) if method.name == "UploadMedia"]
     assert upload.streams
+    assert upload.takes_file
     assert upload.body == {}
 
 
