@@ -1,5 +1,6 @@
 -- Lets a request through to the cache when its path lies below the prefix that its token names,
 -- and turns it into S3's path without a query: whoever may see a picture shares one cached answer.
+-- Lets nothing but pictures out.
 
 local MEDIA = "/media/"
 local OWN = "photomesh.edge"
@@ -78,12 +79,19 @@ end
 
 local GOOD = { ["200"] = true, ["206"] = true }
 
+-- What says something of the object, and nothing of the refusal that takes its place.
+local OF_THE_OBJECT = {
+  "accept-ranges", "content-encoding", "content-language", "content-range", "etag", "expires",
+  "last-modified", "location",
+}
+
 function envoy_on_response(handle)
   local context = handle:filterContext()
   local answers = context:get("answers")
   local headers = handle:headers()
   headers:replace("access-control-allow-origin", "*")
   headers:replace("x-content-type-options", "nosniff")
+  headers:replace("content-security-policy", "default-src 'none'; sandbox")
   headers:remove("x-envoy-upstream-service-time")
   if headers:get("www-authenticate") then
     -- Envoy repeats the whole URL here, token included.
@@ -95,22 +103,38 @@ function envoy_on_response(handle)
   end
   local status = headers:get(":status")
   if GOOD[status] then
-    -- The edge asks anew before long, in case the picture was deleted; whoever has it, has it.
-    headers:replace("cache-control", context:get("cache_control"))
+    if context:get("types")[headers:get("content-type")] then
+      -- The edge asks anew before long, in case the picture was deleted; whoever has it, has it.
+      headers:replace("cache-control", context:get("cache_control"))
+      return
+    end
+    status = "404"
+    headers:replace(":status", status)
+    for _, name in ipairs(OF_THE_OBJECT) do
+      headers:remove(name)
+    end
+  elseif headers:get("content-type") == "application/json" then
+    -- Envoy's own refusals are JSON already; others are S3's and the cache's.
     return
   end
-  -- Envoy's own refusals are JSON already; these are S3's and the cache's.
   local answer = answers[status]
-  if not answer or headers:get("content-type") == "application/json" then
+  if not answer then
     return
   end
   headers:replace("cache-control", "no-store")
   headers:replace("content-type", "application/json")
+  headers:remove("content-length")
   if own["method"] == "HEAD" then
-    headers:remove("content-length")
-  else
-    -- Also where the answer came without a body.
-    local body = handle:body(true)
-    handle:headers():replace("content-length", body:setBytes(answer))
+    return
+  end
+  -- Piece by piece: what it takes the place of may be larger than fits in memory.
+  local told = false
+  for piece in handle:bodyChunks() do
+    piece:setBytes(told and "" or answer)
+    told = true
+  end
+  if not told then
+    -- The answer came without a body.
+    handle:body(true):setBytes(answer)
   end
 end

@@ -2,7 +2,7 @@
 
 A request is `/media/<key>?token=<JWT>`. The token is checked, the path must lie below the prefix
 that the token names, the query is dropped so that all viewers share one cached answer, and what is
-not cached is fetched from the private bucket with a signed request.
+not cached is fetched from the private bucket with a signed request. Only pictures are passed.
 """
 
 import base64
@@ -74,6 +74,10 @@ _EDGE_LUA = Path(__file__).with_name("edge.lua")
 _ORIGIN_LUA = Path(__file__).with_name("origin.lua")
 
 _CACHE_BYTES = 2 << 30
+
+# The types that the media pipeline writes; all else that lies in the bucket is not shown. Not
+# image/*: an SVG runs scripts.
+IMAGE_TYPES = ("image/jpeg", "image/webp", "image/avif")
 
 # What a key holds never changes: who has it need not ask again.
 _FOR_EVER = "public, max-age=31536000, immutable"
@@ -270,6 +274,7 @@ def _context(settings: EdgeSettings) -> Struct:
             "authority": f"{settings.s3_host}:{settings.s3_port}",
             "bucket": settings.bucket,
             "cache_control": _FOR_EVER,
+            "types": dict.fromkeys(IMAGE_TYPES, True),
             "answers": {
                 str(status): json.dumps(errors.status_json(refusal))
                 for status, refusal in answers.items()
@@ -318,7 +323,11 @@ def _self(settings: EdgeSettings) -> Cluster:
 
 
 def _lifetimes(fresh_seconds: int) -> Lua:
-    source = f"local FRESH_SECONDS = {fresh_seconds}\n{_ORIGIN_LUA.read_text()}"
+    types = ", ".join(f'["{name}"] = true' for name in IMAGE_TYPES)
+    source = (
+        f"local FRESH_SECONDS = {fresh_seconds}\nlocal TYPES = {{ {types} }}\n"
+        + _ORIGIN_LUA.read_text()
+    )
     return Lua(default_source_code=DataSource(inline_string=source))
 
 

@@ -28,6 +28,12 @@ _TYPES = "type.googleapis.com/"
 # Answers that a filter may still complete with the field that its text names; see strict.lua.
 MALFORMED_MARK = "x-photomesh-malformed"
 
+# A refusal may repeat what was sent: no browser shall take it for a page.
+_PASSIVE = (
+    pieces.set_header("content-security-policy", "default-src 'none'; sandbox"),
+    pieces.set_header("x-content-type-options", "nosniff"),
+)
+
 # Envoy's own text, which says what is wrong with the request.
 _TEXT = "%LOCAL_REPLY_BODY%"
 
@@ -164,7 +170,7 @@ def _rest_mapper(refusal: Refusal) -> ResponseMapper:
         body_format_override=SubstitutionFormatString(
             json_format=Struct.from_dict(status_json(refusal))
         ),
-        headers_to_add=[pieces.set_header("cache-control", "no-store"), *mark],
+        headers_to_add=[pieces.set_header("cache-control", "no-store"), *_PASSIVE, *mark],
     )
 
 
