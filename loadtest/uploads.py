@@ -3,6 +3,7 @@
 import asyncio
 import http.client
 import io
+import itertools
 import secrets
 import tempfile
 import time
@@ -27,6 +28,8 @@ _MIB = 1 << 20
 _CHUNK = 256 * 1024
 _ROUNDS = 5
 _AT_ONCE = 50
+_ACCOUNTS = 10
+"""Who take turns: one account alone may not have so many streams open."""
 
 
 @click.command("uploads")
@@ -47,18 +50,23 @@ def uploads(mebibytes: int) -> None:
 async def _measure(stack: Stack, file: bytes) -> None:
     address = f"127.0.0.1:{stack.ports.gateway_http}"
     async with grpc.aio.insecure_channel(address) as channel:
-        signed_up = await AccountServiceStub(channel).CreateAccount(
-            account_pb.CreateAccountRequest(username="bench", password=secrets.token_hex(8))
-        )
-        bearer = f"Bearer {signed_up.session.access_token}"
+        accounts = AccountServiceStub(channel)
+        signed_up = [
+            await accounts.CreateAccount(
+                account_pb.CreateAccountRequest(username=f"bench{n}", password=secrets.token_hex(8))
+            )
+            for n in range(_ACCOUNTS)
+        ]
+        bearers = itertools.cycle(f"Bearer {each.session.access_token}" for each in signed_up)
         media = MediaServiceStub(channel)
 
         async def stream(content: bytes) -> None:
-            await media.UploadMedia(_messages(content), metadata=(("authorization", bearer),))
+            metadata = (("authorization", next(bearers)),)
+            await media.UploadMedia(_messages(content), metadata=metadata)
 
         async def post(content: bytes) -> None:
             loop = asyncio.get_running_loop()
-            await loop.run_in_executor(phones, _post, address, bearer, content)
+            await loop.run_in_executor(phones, _post, address, next(bearers), content)
 
         phones = ThreadPoolExecutor(_AT_ONCE)
         doors = {"gRPC": stream, "REST": post}

@@ -14,9 +14,11 @@ from services.common import client
 from services.common.context import USER_ID
 
 
-def channel_to(stack: Stack, service: str, *, identity: str) -> grpc.aio.Channel:
-    """Returns a channel to a service of the stack."""
-    address = f"127.0.0.1:{getattr(stack.ports, service)}"
+def channel_to(
+    stack: Stack, service: str, *, identity: str, port: int | None = None
+) -> grpc.aio.Channel:
+    """Returns a channel to a service of the stack; `port`: of a line to it."""
+    address = f"127.0.0.1:{port or getattr(stack.ports, service)}"
     return client.channel(service, address, stack.layout.pki / identity)
 
 

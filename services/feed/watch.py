@@ -8,7 +8,6 @@ is lost while the cache is away: whatever is found afterwards and was not told b
 
 import asyncio
 import random
-from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -20,10 +19,10 @@ from photomesh.feed.v1.feed_service_pb2 import WatchFeedEnd
 from services.common import context, logs
 from services.common.errors import Unavailable
 from services.common.ids import least_id
+from services.common.open_streams import OpenStreams
 from services.common.post_cache import CachedPost
 from services.common.timelines import AuthorTimelines, Extent, HomeTimelines, Signature
 from services.feed.authors import HotAuthors
-from services.feed.errors import TooManyWatchers
 from services.feed.hydration import Hydration
 from services.feed.skeleton import Skeletons
 
@@ -230,7 +229,9 @@ class Watches:
         self._skeletons = skeletons
         self._hydration = hydration
         self._limits = limits
-        self._count_of: Counter[int] = Counter()
+        self._open = OpenStreams(
+            "watches of feeds", most=limits.most, of_one_account=limits.of_one_reader
+        )
         self._feeds: dict[int, _Feed] = {}
         self._authors: dict[int, _Author] = {}
         self._authors_at = 0.0
@@ -248,12 +249,12 @@ class Watches:
         The first message tells nothing but where to begin, the last one has `end` set.
 
         Raises:
-            TooManyWatchers: no more watchers are served.
+            TooManyStreams: the reader, or this process, has no room for one more.
             Unavailable: it cannot be told what is new.
         """
         clock = asyncio.get_running_loop().time
         end = clock() + self._limits.seconds * random.uniform(0.9, 1.1)
-        with self._place(reader_id):
+        with self._open.opened_by(reader_id):
             floor = _oldest_new()
             # Also builds the timeline where there is none.
             newest = await self._skeletons.read(reader_id, 0, _WINDOW)
@@ -298,22 +299,6 @@ class Watches:
                 return Told(watcher.resume_after)
         watcher.end(WatchFeedEnd.WATCH_FEED_END_TIME_LIMIT)
         return await watcher.next()
-
-    @contextmanager
-    def _place(self, reader_id: int) -> Iterator[None]:
-        if self._count_of.total() >= self._limits.most:
-            raise TooManyWatchers("Too many people watch their feeds here now; try again.")
-        if self._count_of[reader_id] >= self._limits.of_one_reader:
-            raise TooManyWatchers(
-                f"You watch your feed {self._limits.of_one_reader} times already."
-            )
-        self._count_of[reader_id] += 1
-        try:
-            yield
-        finally:
-            self._count_of[reader_id] -= 1
-            if not self._count_of[reader_id]:
-                del self._count_of[reader_id]
 
     @contextmanager
     def _registered(self, reader_id: int, watcher: _Watcher) -> Iterator[None]:

@@ -57,11 +57,26 @@ class UploadUnknown(MeshError):
         )
 
 
-class TooManyWatchers(MeshError):
-    """As many watch media as one process serves."""
+class UploadLimit(MeshError):
+    """The caller has as many uploads open, and not completed, as one may."""
 
-    code = grpc.StatusCode.RESOURCE_EXHAUSTED
-    reason = "TOO_MANY_STREAMS"
+    code = grpc.StatusCode.FAILED_PRECONDITION
+    reason = "UPLOAD_LIMIT"
 
-    def __init__(self) -> None:
-        super().__init__("Too many watch media now; try again.", retry_after=5.0)
+    def __init__(self, limit: int) -> None:
+        super().__init__(
+            f"You have {limit:,} uploads open, which is the most one may: complete or abort some."
+        )
+
+
+class StreamTooSlow(MeshError):
+    """A stream brought too few bytes for too long."""
+
+    code = grpc.StatusCode.ABORTED
+    reason = "STREAM_TOO_SLOW"
+
+    def __init__(self, bytes_per_second: int) -> None:
+        super().__init__(
+            f"The stream brought fewer than {bytes_per_second:,} bytes a second. Ask "
+            "GetUploadOffset how many bytes are safe, and continue from there."
+        )

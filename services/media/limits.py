@@ -40,10 +40,19 @@ class UploadLimits:
     """How long S3 takes a part's URL."""
     abandoned_after: timedelta = timedelta(hours=24)
     """After how long an upload that is not completed is given up."""
+    open_uploads: int = 1_000
+    """How many uploads of one account may be open, by all doors: a phone's album and what it has
+    left behind within a day. Calls at the same moment may exceed it by their number."""
     streams: int = 64
     """How many files one process takes as streams at a time."""
-    stream_idle: timedelta = timedelta(seconds=60)
-    """How long a stream may be silent."""
+    streams_of_one_account: int = 6
+    """How many of them are one account's. Browsers open no more connections to a host by HTTP/1.1,
+    and fewer already fill a phone's uplink."""
+    stream_bytes_per_second: int = 2 * 1024
+    """How fast a stream is at least, on average. EDGE carries 10 to 20 KiB/s up, so each of six
+    streams at a time has 2 or more."""
+    stream_patience: timedelta = timedelta(seconds=60)
+    """How long a stream may be silent; see `paced` for how both work together."""
 
     def part_count(self, size_bytes: int) -> int:
         """Returns how many parts a file has; at least 1."""

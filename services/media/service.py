@@ -1,6 +1,5 @@
 """The media service's methods, in the order of its contracts."""
 
-import asyncio
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from datetime import UTC, datetime
@@ -17,9 +16,11 @@ from services.common.cdn import UrlSigner
 from services.common.context import signed_in
 from services.common.errors import FieldInvalid, MediaUnknown
 from services.common.ids import created_at
+from services.common.open_streams import OpenStreams
 from services.common.presented_media import present_media
 from services.media.errors import UploadUnknown
 from services.media.limits import LIMITS, UploadLimits
+from services.media.pace import paced
 from services.media.pipeline.outputs import STEPS, Fact
 from services.media.storage import Storage, key_prefix
 from services.media.store import Declaration, Door, Media, MediaStore, State
@@ -50,6 +51,9 @@ class MediaService(MediaServiceServicer):
         self._limits = limits
         self._uploads = uploads
         self._watchers = watchers
+        self._streams = OpenStreams(
+            "streamed uploads", most=limits.streams, of_one_account=limits.streams_of_one_account
+        )
 
     async def GetUploadLimits(
         self, request: pb.GetUploadLimitsRequest, context: Context
@@ -66,8 +70,12 @@ class MediaService(MediaServiceServicer):
                 pb.PictureLimit(content_type=content_type, max_pixels=pixels)
                 for content_type, pixels in self._limits.sure_pixels.items()
             ),
+            max_open_uploads=self._limits.open_uploads,
+            max_streams=self._limits.streams_of_one_account,
+            stream_min_bytes_per_second=self._limits.stream_bytes_per_second,
         )
         response.abandoned_after.FromTimedelta(self._limits.abandoned_after)
+        response.stream_patience.FromTimedelta(self._limits.stream_patience)
         return response
 
     async def CreateUpload(
@@ -146,16 +154,24 @@ class MediaService(MediaServiceServicer):
         self, request_iterator: AsyncIterator[pb.UploadMediaRequest], context: Context
     ) -> pb.UploadMediaResponse:
         owner_id = signed_in()
-        first = await anext(request_iterator, pb.UploadMediaRequest())
-        declaration = Declaration(
-            door=Door.STREAM,
-            size_bytes=first.size_bytes,
-            content_type=content_type_of(first.file.content_type),
-            sha256=bytes.fromhex(first.sha256) or None,
-            request_id=first.request_id or None,
-        )
-        chunks = self._chunks(first, request_iterator)
-        opened = await self._uploads.receive(owner_id, declaration, first.offset, chunks)
+        # Counted before the first message, for which a client can keep us waiting as well.
+        with self._streams.opened_by(owner_id):
+            messages = paced(
+                request_iterator,
+                lambda message: len(message.file.data),
+                bytes_per_second=self._limits.stream_bytes_per_second,
+                patience=self._limits.stream_patience.total_seconds(),
+            )
+            first = await anext(messages, pb.UploadMediaRequest())
+            declaration = Declaration(
+                door=Door.STREAM,
+                size_bytes=first.size_bytes,
+                content_type=content_type_of(first.file.content_type),
+                sha256=bytes.fromhex(first.sha256) or None,
+                request_id=first.request_id or None,
+            )
+            chunks = self._chunks(first, messages)
+            opened = await self._uploads.receive(owner_id, declaration, first.offset, chunks)
         media = await self._own(opened.media.media_id)
         return pb.UploadMediaResponse(media=self._to_pb(media), reused=opened.reused)
 
@@ -169,9 +185,7 @@ class MediaService(MediaServiceServicer):
                     {"file.data": f"must be at most {self._limits.chunk_bytes} bytes"}
                 )
             yield message.file.data
-            # Whoever falls silent gives its memory back.
-            async with asyncio.timeout(self._limits.stream_idle.total_seconds()):
-                message = await anext(rest, None)
+            message = await anext(rest, None)
 
     async def GetUploadOffset(
         self, request: pb.GetUploadOffsetRequest, context: Context
@@ -191,7 +205,10 @@ class MediaService(MediaServiceServicer):
         owned = await self._own(request.media_id)
         async with aclosing(
             self._watchers.watch(
-                owned.media_id, seconds=_WATCH_SECONDS, heartbeat=_HEARTBEAT_SECONDS
+                owned.media_id,
+                owned.owner_id,
+                seconds=_WATCH_SECONDS,
+                heartbeat=_HEARTBEAT_SECONDS,
             )
         ) as changes:
             async for media, last in changes:

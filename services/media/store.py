@@ -42,6 +42,16 @@ _BY_REQUEST = f"""
      WHERE shard = %(shard)s AND owner_id = %(owner_id)s AND request_id = %(request_id)s
 """  # noqa: S608
 
+# Answered by media_open.
+_COUNT_OPEN = """
+    SELECT count(*)
+      FROM (SELECT
+              FROM media
+             WHERE shard = %(shard)s AND owner_id = %(owner_id)s
+               AND state = 'PENDING' AND NOT aborted
+             LIMIT %(most)s) AS open
+"""
+
 # Answered by media_content. What is given up, failed or deleted is not worth to be reused.
 _BY_CONTENT = f"""
     SELECT {_COLUMNS}
@@ -275,6 +285,13 @@ class MediaStore:
             # Aborted in between.
             raise Unavailable("The upload")
         return _media(rows[0])
+
+    async def count_open(self, owner_id: int, *, most: int) -> int:
+        """Returns how many uploads of an owner are open, counted up to `most`."""
+        values = {"shard": shard_of(owner_id), "owner_id": owner_id, "most": most}
+        async with self._database.connection() as connection:
+            [row] = await _rows(connection, _COUNT_OPEN, values)
+        return int(row["count"])
 
     async def requested(self, owner_id: int, request_id: str) -> Media | None:
         """Returns the media item that its owner's request id made."""

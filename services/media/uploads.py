@@ -17,6 +17,7 @@ from services.media.errors import (
     ObjectMismatch,
     ObjectMissing,
     UploadCompleted,
+    UploadLimit,
     UploadNotMultipart,
 )
 from services.media.limits import LIMITS, UNTOLD, UploadLimits
@@ -66,7 +67,6 @@ class Uploads:
         self._storage = storage
         self._limits = limits
         self._completing: dict[int, asyncio.Task[None]] = {}
-        self._streams = 0
 
     async def open(self, owner_id: int, declaration: Declaration) -> Opened:
         """Opens an upload, or returns the one of its request id, or media of the same bytes.
@@ -74,6 +74,7 @@ class Uploads:
         Raises:
             FieldInvalid: the size or the type is outside of the limits.
             RequestIdReused: the request id was used for another file or door.
+            UploadLimit: the owner has too many uploads open.
         """
         self._check(declaration)
         media = None
@@ -86,6 +87,9 @@ class Uploads:
             if same is not None:
                 return Opened(same, reused=True)
         if media is None:
+            most = self._limits.open_uploads
+            if await self._store.count_open(owner_id, most=most) == most:
+                raise UploadLimit(most)
             media = await self._store.add(owner_id, declaration)
         if not _is_of(media, declaration):
             raise RequestIdReused
@@ -281,20 +285,14 @@ class Uploads:
         """Takes a file, or the rest of one from `offset`, and announces it.
 
         Raises:
-            FieldInvalid, RequestIdReused: as for `open`; or the offset is not safe, or more comes
-                than was declared.
+            FieldInvalid, RequestIdReused, UploadLimit: as for `open`; or the offset is not safe,
+                or more comes than was declared.
             ObjectMissing: less came than was declared.
             ObjectMismatch: it is not what was declared; the upload is given up.
         """
-        if self._streams == self._limits.streams:
-            raise Unavailable("Room for another stream")
-        self._streams += 1
-        try:
-            opened = await self.open(owner_id, declaration)
-            if opened.media.state is State.PENDING:
-                await self._receive(opened.media, offset, chunks)
-        finally:
-            self._streams -= 1
+        opened = await self.open(owner_id, declaration)
+        if opened.media.state is State.PENDING:
+            await self._receive(opened.media, offset, chunks)
         return opened
 
     async def _receive(self, media: Media, offset: int, chunks: AsyncIterator[bytes]) -> None:

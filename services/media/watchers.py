@@ -6,11 +6,13 @@ from contextlib import contextmanager
 
 from services.common import context, logs
 from services.common.errors import Unavailable
-from services.media.errors import TooManyWatchers
+from services.common.open_streams import OpenStreams
 from services.media.store import Media, MediaStore, State
 
 _POLL_SECONDS = 0.25
 _MOST_WATCHERS = 2_000
+_OF_ONE_ACCOUNT = 20
+"""Two devices that watch each photo of an album of ten."""
 
 _ENDS = (State.READY, State.FAILED, State.DELETED)
 
@@ -23,12 +25,17 @@ class Watchers:
     So a watcher costs the database nothing of its own, and nothing is asked while nobody watches.
     """
 
-    def __init__(self, store: MediaStore, *, most: int = _MOST_WATCHERS) -> None:
-        """Takes how many may watch at a time."""
+    def __init__(
+        self,
+        store: MediaStore,
+        *,
+        most: int = _MOST_WATCHERS,
+        of_one_account: int = _OF_ONE_ACCOUNT,
+    ) -> None:
+        """Takes how many watches may be open at a time."""
         self._store = store
-        self._most = most
+        self._open = OpenStreams("watches of media", most=most, of_one_account=of_one_account)
         self._watching: dict[int, list[asyncio.Queue[Media | None]]] = {}
-        self._count = 0
         self._somebody = asyncio.Event()
 
     async def run(self, ready: Callable[[], None]) -> None:
@@ -52,20 +59,22 @@ class Watchers:
             await asyncio.sleep(_POLL_SECONDS)
 
     async def watch(
-        self, media_id: int, *, seconds: float, heartbeat: float
+        self, media_id: int, account_id: int, *, seconds: float, heartbeat: float
     ) -> AsyncGenerator[tuple[Media | None, bool], None]:
         """Yields an item whenever it has changed, and whether that is the last of it.
+
+        The watch counts as the account's.
 
         The last one is READY, FAILED or DELETED, or whatever it is after `seconds`, or was when
         its upload was given up. None comes when nothing else did for `heartbeat` seconds.
 
         Raises:
-            TooManyWatchers: this process has no room for one more.
+            TooManyStreams: the account, or this process, has no room for one more.
             Unavailable: the database is away.
         """
         clock = asyncio.get_running_loop().time
         end = clock() + seconds
-        with self._place(media_id) as queue:
+        with self._open.opened_by(account_id), self._queue(media_id) as queue:
             told = await self._store.media(media_id)
             if told is None:
                 return
@@ -91,18 +100,14 @@ class Watchers:
                     beat = clock() + heartbeat
 
     @contextmanager
-    def _place(self, media_id: int) -> Iterator[asyncio.Queue[Media | None]]:
+    def _queue(self, media_id: int) -> Iterator[asyncio.Queue[Media | None]]:
         """Gives a queue for what is asked about an item, until its watcher leaves."""
-        if self._count >= self._most:
-            raise TooManyWatchers
         queue: asyncio.Queue[Media | None] = asyncio.Queue(maxsize=1)
-        self._count += 1
         self._watching.setdefault(media_id, []).append(queue)
         self._somebody.set()
         try:
             yield queue
         finally:
-            self._count -= 1
             queues = self._watching[media_id]
             queues.remove(queue)
             if not queues:

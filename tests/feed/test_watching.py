@@ -8,23 +8,26 @@ from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 
 import pytest
-from photomesh.feed.v1.feed_service_pb2 import WatchFeedEnd
+from grpc.aio import AioRpcError, UnaryStreamCall
+from photomesh.feed.v1.feed_service_pb2 import WatchFeedEnd, WatchFeedRequest
+from photomesh.feed.v1.feed_service_pb2_grpc import FeedServiceStub
 from photomesh.graph.v1.graph_internal_service_pb2_grpc import GraphInternalServiceStub
 from photomesh.post.v1.post_internal_service_pb2_grpc import PostInternalServiceStub
 
 from services.common.cache import Cache, connect
 from services.common.config import CacheSettings
 from services.common.ids import EPOCH_MS
+from services.common.open_streams import TooManyStreams
 from services.common.post_cache import CachedPost, Form, PostCache
 from services.common.timelines import AuthorTimelines, HomeTimelines
 from services.feed.authors import HotAuthors
-from services.feed.errors import TooManyWatchers
 from services.feed.hydration import Hydration
 from services.feed.peers import Peers
 from services.feed.skeleton import Skeletons
 from services.feed.watch import Told, Watches, WatchLimits
-from tests.callers import channel_to
+from tests.callers import Refusal, as_user, channel_to
 from tests.eventually import eventually
+from tests.line import line_to
 
 AUTHOR = 4711
 _readers = itertools.count(3_000_000)
@@ -69,7 +72,7 @@ class Scene:
         finally:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
-            assert (watches._feeds, watches._authors, watches._count_of) == ({}, {}, {})
+            assert (watches._feeds, watches._authors, watches._open.count) == ({}, {}, 0)
 
     async def make(self, *post_ids: int, author: int = AUTHOR) -> None:
         await self.posts.put(
@@ -295,12 +298,44 @@ async def test_so_many_may_watch_and_those_who_leave_make_room(scene):
     one, other, third = [await scene.feed_of() for _ in range(3)]
     watches = scene.watches(most=2, of_one_reader=1)
     async with watching(watches, one), watching(watches, other):
-        with pytest.raises(TooManyWatchers, match="Too many people"):
+        with pytest.raises(TooManyStreams, match="Too many watches"):
             await anext(watches.watch(third, 0))
-    async with watching(watches, one):
-        with pytest.raises(TooManyWatchers, match="1 times already"):
+        # Its own limit is told first: that is what it can do something about.
+        with pytest.raises(TooManyStreams, match="You have 1 watches"):
             await anext(watches.watch(one, 0))
-    assert (watches._feeds, watches._count_of) == ({}, {})
+    async with watching(watches, one):
+        with pytest.raises(TooManyStreams, match="You have 1 watches"):
+            await anext(watches.watch(one, 0))
+        async with watching(watches, third):
+            pass
+    assert (watches._feeds, watches._open.count) == ({}, 0)
+
+
+async def test_clients_that_vanish_make_room(scene, infrastructure):
+    infrastructure.up(["feed"])
+    reader, other = await scene.feed_of(), await scene.feed_of()
+
+    async def begin(stub: FeedServiceStub, who: int) -> UnaryStreamCall:
+        watch = stub.WatchFeed(WatchFeedRequest(), metadata=as_user(who))
+        assert (await watch.read()).resume_after_post_id
+        return watch
+
+    async with (
+        channel_to(infrastructure, "feed", identity="gateway") as direct,
+        line_to(infrastructure.ports.feed) as line,
+        channel_to(infrastructure, "feed", identity="gateway", port=line.port) as vanishing,
+    ):
+        stub = FeedServiceStub(direct)
+        for _ in range(WatchLimits.of_one_reader):
+            await begin(FeedServiceStub(vanishing), reader)
+        with pytest.raises(AioRpcError) as refused:
+            await begin(stub, reader)
+        assert Refusal.of(refused.value).reason == "TOO_MANY_STREAMS"
+        (await begin(stub, other)).cancel()
+        line.cut()
+
+        for _ in range(WatchLimits.of_one_reader):
+            await eventually(lambda: begin(stub, reader), within=60)
 
 
 async def test_a_watch_ends_in_time_with_heartbeats_before(scene):

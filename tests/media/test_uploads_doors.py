@@ -142,6 +142,10 @@ async def test_the_limits_are_told(uploader):
     # S3's own limits for parts.
     assert limits.part_bytes >= 5 * MIB
     assert limits.max_bytes / limits.part_bytes <= 10_000
+    assert limits.max_open_uploads == 1_000
+    assert limits.max_streams == 6
+    assert limits.stream_min_bytes_per_second == 2_048
+    assert limits.stream_patience.seconds == 60
 
 
 @pytest.mark.parametrize(
@@ -168,8 +172,11 @@ async def test_a_stream_may_leave_its_size_to_its_end(uploader, storage):
 @pytest.mark.parametrize("door", [by_form, by_stream])
 async def test_parallel_repeats_of_a_request_make_one_media(uploader, storage, door):
     file = file_of(100_000)
+    at_once = LIMITS.streams_of_one_account if door is by_stream else 50
 
-    uploaded = await asyncio.gather(*(door(uploader, file, request_id="one") for _ in range(50)))
+    uploaded = await asyncio.gather(
+        *(door(uploader, file, request_id="one") for _ in range(at_once))
+    )
 
     assert len({media.media_id for media in uploaded}) == 1
     assert await stored(storage, uploaded[0]) == sha256(file)

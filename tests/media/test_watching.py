@@ -6,7 +6,7 @@ from contextlib import aclosing, asynccontextmanager
 import pytest
 from photomesh.media.v1 import media_service_pb2 as pb
 
-from services.media.errors import TooManyWatchers
+from services.common.open_streams import TooManyStreams
 from services.media.pipeline.outputs import Failure
 from services.media.store import State
 from services.media.watchers import Watchers
@@ -34,13 +34,15 @@ async def running(watchers):
 async def heard(watchers, media, *, seconds=20.0, heartbeat=20.0, into=None):
     """Returns all that a watcher is told; `into` has it as it comes."""
     told = [] if into is None else into
-    async for seen, last in watchers.watch(media.media_id, seconds=seconds, heartbeat=heartbeat):
+    async for seen, last in watchers.watch(
+        media.media_id, media.owner_id, seconds=seconds, heartbeat=heartbeat
+    ):
         told.append((seen and seen.state, last))
     return told
 
 
 async def test_a_thousand_watchers_hear_of_each_step_and_the_end(store, add):
-    watchers = Watchers(store)
+    watchers = Watchers(store, of_one_account=1000)
     media, other = await add(), await add()
     queries = 0
 
@@ -79,7 +81,9 @@ async def test_each_step_is_told(store, add):
     watchers, media, told = Watchers(store), await add(), []
 
     async def watch():
-        async for seen, _ in watchers.watch(media.media_id, seconds=20.0, heartbeat=20.0):
+        async for seen, _ in watchers.watch(
+            media.media_id, media.owner_id, seconds=20.0, heartbeat=20.0
+        ):
             told.append((seen.state, seen.steps_done))
 
     async def has(count):
@@ -138,12 +142,28 @@ async def test_a_watcher_hears_that_nothing_happens(store, add):
 
 
 async def test_there_is_room_for_so_many_and_those_who_leave_make_room(store, add):
-    watchers, media = Watchers(store, most=1), await add()
+    watchers, media, other = Watchers(store, most=1), await add(), await add()
 
-    async with aclosing(watchers.watch(media.media_id, seconds=20, heartbeat=20)) as first:
+    async with aclosing(
+        watchers.watch(media.media_id, media.owner_id, seconds=20, heartbeat=20)
+    ) as first:
         await anext(first)
-        with pytest.raises(TooManyWatchers):
+        with pytest.raises(TooManyStreams, match="Too many watches"):
+            await heard(watchers, other)
+    assert await heard(watchers, other, seconds=0.1)
+
+
+async def test_an_account_has_room_for_so_many_and_others_have_room_beside_it(store, add):
+    watchers = Watchers(store, most=2, of_one_account=1)
+    media, other = await add(), await add()
+
+    async with aclosing(
+        watchers.watch(media.media_id, media.owner_id, seconds=20, heartbeat=20)
+    ) as first:
+        await anext(first)
+        with pytest.raises(TooManyStreams, match="You have 1 watches"):
             await heard(watchers, media)
+        assert await heard(watchers, other, seconds=0.1)
     assert await heard(watchers, media, seconds=0.1)
 
 

@@ -5,12 +5,14 @@ import hashlib
 import os
 import random
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 
 import httpx
 import pytest
 
 from deploy.local.table import ORIGINALS_BUCKET
 from services.common.ids import created_at
+from services.media.limits import LIMITS
 from tests.eventually import eventually
 from tests.mesh.people import ApiError, Person
 from tests.pictures import photo
@@ -95,7 +97,9 @@ async def test_a_photo_as_a_body_becomes_ready(author):
 async def test_parallel_repeats_of_a_request_make_one_media(author, stored):
     file = os.urandom(50_000)
 
-    answers = await asyncio.gather(*(put(author, file, requestId="one") for _ in range(50)))
+    answers = await asyncio.gather(
+        *(put(author, file, requestId="one") for _ in range(LIMITS.streams_of_one_account))
+    )
 
     assert len({answer["media"]["mediaId"] for answer in answers}) == 1
     assert await stored(answers[0]["media"]) == hashlib.sha256(file).hexdigest()
@@ -153,6 +157,67 @@ async def test_a_body_that_is_cut_goes_on_where_it_is_safe(author, stored):
 
     assert await stored(answer["media"]) == query["sha256"]
     assert await offset() == len(file)
+
+
+@asynccontextmanager
+async def begun_body(author: Person) -> AsyncIterator[asyncio.Task[httpx.Response]]:
+    """Gives the answer to a body of which two bytes are told and one is sent.
+
+    Unlike httpx, it is ready for an answer before all is sent.
+    """
+    reader, writer = await asyncio.open_connection(
+        author.http.base_url.host, author.http.base_url.port
+    )
+    writer.write(
+        b"POST /v1/media:upload HTTP/1.1\r\nhost: photomesh\r\ncontent-length: 2\r\n"
+        b"authorization: Bearer %b\r\n\r\na" % author.token.encode()
+    )
+
+    async def read() -> httpx.Response:
+        head = (await reader.readuntil(b"\r\n\r\n")).decode().strip()
+        status, *lines = head.split("\r\n")
+        headers = httpx.Headers([tuple(line.split(": ", 1)) for line in lines])
+        content = await reader.readexactly(int(headers["content-length"]))
+        request = httpx.Request("POST", "/v1/media:upload")
+        return httpx.Response(int(status.split()[1]), content=content, request=request)
+
+    answer = asyncio.create_task(read())
+    try:
+        yield answer
+    finally:
+        answer.cancel()
+        writer.transport.abort()
+
+
+async def test_bodies_that_do_not_go_on_leave_room_for_others(author, person):
+    async with AsyncExitStack() as bodies:
+        answers = [
+            await bodies.enter_async_context(begun_body(author)) for _ in range(LIMITS.streams)
+        ]
+
+        async def refused() -> list[ApiError]:
+            return [ApiError(answer.result()) for answer in answers if answer.done()]
+
+        too_many = LIMITS.streams - LIMITS.streams_of_one_account
+        errors = await eventually(refused, lambda found: len(found) == too_many, within=60)
+        assert {(error.status, error.reason) for error in errors} == {(429, "TOO_MANY_STREAMS")}
+        assert (await put(await person().sign_up(), b"abc"))["media"]["mediaId"]
+
+    # The connections are gone, and all places are free again.
+    await eventually(lambda: put(author, b"abc"), within=60)
+
+
+@pytest.mark.skipif(not PROVING, reason="takes as long as a stream may be slow")
+async def test_a_body_that_trickles_is_ended(author):
+    async def trickle() -> AsyncIterator[bytes]:
+        while True:
+            yield b"a"
+            await asyncio.sleep(1)
+
+    with pytest.raises(ApiError) as refused:
+        await put(author, trickle())
+
+    assert (refused.value.status, refused.value.reason) == (409, "STREAM_TOO_SLOW")
 
 
 async def test_the_limits_are_told(author):

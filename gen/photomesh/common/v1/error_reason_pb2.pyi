@@ -76,6 +76,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """The upload was not opened as one in parts."""
     ERROR_REASON_UPLOAD_UNKNOWN: _ErrorReason.ValueType  # 38
     """No streamed upload has this request id."""
+    ERROR_REASON_UPLOAD_LIMIT: _ErrorReason.ValueType  # 39
+    """The caller has as many uploads open as one may: complete or abort some."""
     ERROR_REASON_POST_UNKNOWN: _ErrorReason.ValueType  # 40
     """There is no such post, or the caller may not see it."""
     ERROR_REASON_POST_NOT_PUBLISHED: _ErrorReason.ValueType  # 41
@@ -87,9 +89,13 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_INTERNAL: _ErrorReason.ValueType  # 52
     """Something that should not happen did; the trace id leads to it in the logs."""
     ERROR_REASON_TOO_MANY_STREAMS: _ErrorReason.ValueType  # 53
-    """Too many streams of this kind are open; open it again in a few seconds."""
+    """The caller, or all callers together, have too many streams of this kind open: end one, or open
+    it again in a few seconds.
+    """
     ERROR_REASON_DEAD_LETTER_UNKNOWN: _ErrorReason.ValueType  # 54
     """There is no dead letter with this id."""
+    ERROR_REASON_STREAM_TOO_SLOW: _ErrorReason.ValueType  # 55
+    """The stream brought too few bytes for too long; what was acknowledged is kept."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Why a call failed, for programs: `google.rpc.ErrorInfo.reason` is one of these names without
@@ -150,6 +156,8 @@ ERROR_REASON_UPLOAD_NOT_MULTIPART: ErrorReason.ValueType  # 37
 """The upload was not opened as one in parts."""
 ERROR_REASON_UPLOAD_UNKNOWN: ErrorReason.ValueType  # 38
 """No streamed upload has this request id."""
+ERROR_REASON_UPLOAD_LIMIT: ErrorReason.ValueType  # 39
+"""The caller has as many uploads open as one may: complete or abort some."""
 ERROR_REASON_POST_UNKNOWN: ErrorReason.ValueType  # 40
 """There is no such post, or the caller may not see it."""
 ERROR_REASON_POST_NOT_PUBLISHED: ErrorReason.ValueType  # 41
@@ -161,7 +169,11 @@ ERROR_REASON_DEADLINE_EXCEEDED: ErrorReason.ValueType  # 51
 ERROR_REASON_INTERNAL: ErrorReason.ValueType  # 52
 """Something that should not happen did; the trace id leads to it in the logs."""
 ERROR_REASON_TOO_MANY_STREAMS: ErrorReason.ValueType  # 53
-"""Too many streams of this kind are open; open it again in a few seconds."""
+"""The caller, or all callers together, have too many streams of this kind open: end one, or open
+it again in a few seconds.
+"""
 ERROR_REASON_DEAD_LETTER_UNKNOWN: ErrorReason.ValueType  # 54
 """There is no dead letter with this id."""
+ERROR_REASON_STREAM_TOO_SLOW: ErrorReason.ValueType  # 55
+"""The stream brought too few bytes for too long; what was acknowledged is kept."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

@@ -237,6 +237,10 @@ class GetUploadLimitsResponse(_message.Message):
     ABANDONED_AFTER_FIELD_NUMBER: _builtins.int
     MAX_PIXELS_FIELD_NUMBER: _builtins.int
     PICTURES_FIELD_NUMBER: _builtins.int
+    MAX_OPEN_UPLOADS_FIELD_NUMBER: _builtins.int
+    MAX_STREAMS_FIELD_NUMBER: _builtins.int
+    STREAM_MIN_BYTES_PER_SECOND_FIELD_NUMBER: _builtins.int
+    STREAM_PATIENCE_FIELD_NUMBER: _builtins.int
     form_max_bytes: _builtins.int
     """The largest file in one form (CreateUpload), in bytes."""
     max_bytes: _builtins.int
@@ -249,6 +253,14 @@ class GetUploadLimitsResponse(_message.Message):
     """How many bytes one message of a stream may carry."""
     max_pixels: _builtins.int
     """The most pixels of a picture that is processed: others end as FAILED, TOO_MANY_PIXELS."""
+    max_open_uploads: _builtins.int
+    """How many uploads the caller may have open, by all doors together. Completing or aborting one
+    makes room.
+    """
+    max_streams: _builtins.int
+    """How many streams (UploadMedia) of the caller one process takes at a time."""
+    stream_min_bytes_per_second: _builtins.int
+    """How fast a stream must be at least on average, in bytes."""
     @_builtins.property
     def content_types(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The types that may be declared."""
@@ -264,6 +276,10 @@ class GetUploadLimitsResponse(_message.Message):
         phone's HEIC of 48 megapixels, and otherwise ends as FAILED, TOO_EXPENSIVE.
         """
 
+    @_builtins.property
+    def stream_patience(self) -> _duration_pb2.Duration:
+        """How long a stream may be silent."""
+
     def __init__(
         self,
         *,
@@ -275,10 +291,14 @@ class GetUploadLimitsResponse(_message.Message):
         abandoned_after: _duration_pb2.Duration | None = ...,
         max_pixels: _builtins.int = ...,
         pictures: _abc.Iterable[Global___PictureLimit] | None = ...,
+        max_open_uploads: _builtins.int = ...,
+        max_streams: _builtins.int = ...,
+        stream_min_bytes_per_second: _builtins.int = ...,
+        stream_patience: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["abandoned_after", b"abandoned_after"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["abandoned_after", b"abandoned_after", "stream_patience", b"stream_patience"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["abandoned_after", b"abandoned_after", "chunk_max_bytes", b"chunk_max_bytes", "content_types", b"content_types", "form_max_bytes", b"form_max_bytes", "max_bytes", b"max_bytes", "max_pixels", b"max_pixels", "part_bytes", b"part_bytes", "pictures", b"pictures"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["abandoned_after", b"abandoned_after", "chunk_max_bytes", b"chunk_max_bytes", "content_types", b"content_types", "form_max_bytes", b"form_max_bytes", "max_bytes", b"max_bytes", "max_open_uploads", b"max_open_uploads", "max_pixels", b"max_pixels", "max_streams", b"max_streams", "part_bytes", b"part_bytes", "pictures", b"pictures", "stream_min_bytes_per_second", b"stream_min_bytes_per_second", "stream_patience", b"stream_patience"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

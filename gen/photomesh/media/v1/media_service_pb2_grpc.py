@@ -138,6 +138,8 @@ class MediaServiceServicer:
         Errors:
         - INVALID_ARGUMENT (FIELD_INVALID): also a size or type outside of the limits.
         - ALREADY_EXISTS (REQUEST_ID_REUSED): the request id was used for another file or door.
+        - FAILED_PRECONDITION (UPLOAD_LIMIT): the caller has the limits' `max_open_uploads` open;
+        complete or abort some.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -153,6 +155,8 @@ class MediaServiceServicer:
         Errors:
         - INVALID_ARGUMENT (FIELD_INVALID): also a size or type outside of the limits.
         - ALREADY_EXISTS (REQUEST_ID_REUSED): the request id was used for another file or door.
+        - FAILED_PRECONDITION (UPLOAD_LIMIT): the caller has the limits' `max_open_uploads` open;
+        complete or abort some.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -226,6 +230,11 @@ class MediaServiceServicer:
         are safe, and a new stream with the same `request_id` and that `offset` sends the rest. A
         repeat after the end returns the same media, at once.
 
+        A stream must keep up the limits' `stream_min_bytes_per_second` on average, and is never silent
+        for longer than `stream_patience`. Only whole messages count: on a slow line send small ones, of
+        64 KiB, say. Time in which the server does not read because its own storage is slow does not
+        count.
+
         Errors:
         - INVALID_ARGUMENT (FIELD_INVALID): a bad first message, a size outside of the limits, more
         bytes than declared, or an `offset` that is not acknowledged.
@@ -233,6 +242,11 @@ class MediaServiceServicer:
         - FAILED_PRECONDITION (OBJECT_MISSING): the stream ended before the declared size; go on.
         - FAILED_PRECONDITION (OBJECT_MISMATCH): the bytes are not those that were declared; the
         upload was given up.
+        - FAILED_PRECONDITION (UPLOAD_LIMIT): as in CreateUpload.
+        - RESOURCE_EXHAUSTED (TOO_MANY_STREAMS): the caller has the limits' `max_streams` open at this
+        process, or as many are open as it takes. Open this one when another has ended, or in a few
+        seconds.
+        - ABORTED (STREAM_TOO_SLOW): too few bytes came for too long. What is safe is kept: continue.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -272,7 +286,8 @@ class MediaServiceServicer:
 
         Errors:
         - NOT_FOUND (MEDIA_UNKNOWN): no such media, or it is not the caller's.
-        - RESOURCE_EXHAUSTED (TOO_MANY_STREAMS): watch again in a few seconds.
+        - RESOURCE_EXHAUSTED (TOO_MANY_STREAMS): the caller has 20 watches open at this process, or as
+        many are open as it serves. End one, or watch again in a few seconds.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -39,6 +39,8 @@ class MediaServiceStub:
     Errors:
     - INVALID_ARGUMENT (FIELD_INVALID): also a size or type outside of the limits.
     - ALREADY_EXISTS (REQUEST_ID_REUSED): the request id was used for another file or door.
+    - FAILED_PRECONDITION (UPLOAD_LIMIT): the caller has the limits' `max_open_uploads` open;
+      complete or abort some.
     """
     CreateMultipartUpload: _aio.UnaryUnaryMultiCallable[_media_service_pb2.CreateMultipartUploadRequest, _media_service_pb2.CreateMultipartUploadResponse]
     """Opens an upload in parts that go straight to S3: in parallel, in any order, each again if need
@@ -50,6 +52,8 @@ class MediaServiceStub:
     Errors:
     - INVALID_ARGUMENT (FIELD_INVALID): also a size or type outside of the limits.
     - ALREADY_EXISTS (REQUEST_ID_REUSED): the request id was used for another file or door.
+    - FAILED_PRECONDITION (UPLOAD_LIMIT): the caller has the limits' `max_open_uploads` open;
+      complete or abort some.
     """
     SignUploadParts: _aio.UnaryUnaryMultiCallable[_media_service_pb2.SignUploadPartsRequest, _media_service_pb2.SignUploadPartsResponse]
     """Returns where to PUT parts of an upload in parts; may be asked again at any time.
@@ -103,6 +107,11 @@ class MediaServiceStub:
     are safe, and a new stream with the same `request_id` and that `offset` sends the rest. A
     repeat after the end returns the same media, at once.
 
+    A stream must keep up the limits' `stream_min_bytes_per_second` on average, and is never silent
+    for longer than `stream_patience`. Only whole messages count: on a slow line send small ones, of
+    64 KiB, say. Time in which the server does not read because its own storage is slow does not
+    count.
+
     Errors:
     - INVALID_ARGUMENT (FIELD_INVALID): a bad first message, a size outside of the limits, more
       bytes than declared, or an `offset` that is not acknowledged.
@@ -110,6 +119,11 @@ class MediaServiceStub:
     - FAILED_PRECONDITION (OBJECT_MISSING): the stream ended before the declared size; go on.
     - FAILED_PRECONDITION (OBJECT_MISMATCH): the bytes are not those that were declared; the
       upload was given up.
+    - FAILED_PRECONDITION (UPLOAD_LIMIT): as in CreateUpload.
+    - RESOURCE_EXHAUSTED (TOO_MANY_STREAMS): the caller has the limits' `max_streams` open at this
+      process, or as many are open as it takes. Open this one when another has ended, or in a few
+      seconds.
+    - ABORTED (STREAM_TOO_SLOW): too few bytes came for too long. What is safe is kept: continue.
     """
     GetUploadOffset: _aio.UnaryUnaryMultiCallable[_media_service_pb2.GetUploadOffsetRequest, _media_service_pb2.GetUploadOffsetResponse]
     """Tells how much of a streamed upload is safe, so that it can go on from there.
@@ -137,7 +151,8 @@ class MediaServiceStub:
 
     Errors:
     - NOT_FOUND (MEDIA_UNKNOWN): no such media, or it is not the caller's.
-    - RESOURCE_EXHAUSTED (TOO_MANY_STREAMS): watch again in a few seconds.
+    - RESOURCE_EXHAUSTED (TOO_MANY_STREAMS): the caller has 20 watches open at this process, or as
+      many are open as it serves. End one, or watch again in a few seconds.
     """
     DeleteMedia: _aio.UnaryUnaryMultiCallable[_media_service_pb2.DeleteMediaRequest, _media_service_pb2.DeleteMediaResponse]
     """Deletes the caller's media: the original and all variants, wherever the media is on its way.
@@ -187,6 +202,8 @@ class MediaServiceServicer(metaclass=_abc_1.ABCMeta):
         Errors:
         - INVALID_ARGUMENT (FIELD_INVALID): also a size or type outside of the limits.
         - ALREADY_EXISTS (REQUEST_ID_REUSED): the request id was used for another file or door.
+        - FAILED_PRECONDITION (UPLOAD_LIMIT): the caller has the limits' `max_open_uploads` open;
+          complete or abort some.
         """
 
     @_abc_1.abstractmethod
@@ -204,6 +221,8 @@ class MediaServiceServicer(metaclass=_abc_1.ABCMeta):
         Errors:
         - INVALID_ARGUMENT (FIELD_INVALID): also a size or type outside of the limits.
         - ALREADY_EXISTS (REQUEST_ID_REUSED): the request id was used for another file or door.
+        - FAILED_PRECONDITION (UPLOAD_LIMIT): the caller has the limits' `max_open_uploads` open;
+          complete or abort some.
         """
 
     @_abc_1.abstractmethod
@@ -287,6 +306,11 @@ class MediaServiceServicer(metaclass=_abc_1.ABCMeta):
         are safe, and a new stream with the same `request_id` and that `offset` sends the rest. A
         repeat after the end returns the same media, at once.
 
+        A stream must keep up the limits' `stream_min_bytes_per_second` on average, and is never silent
+        for longer than `stream_patience`. Only whole messages count: on a slow line send small ones, of
+        64 KiB, say. Time in which the server does not read because its own storage is slow does not
+        count.
+
         Errors:
         - INVALID_ARGUMENT (FIELD_INVALID): a bad first message, a size outside of the limits, more
           bytes than declared, or an `offset` that is not acknowledged.
@@ -294,6 +318,11 @@ class MediaServiceServicer(metaclass=_abc_1.ABCMeta):
         - FAILED_PRECONDITION (OBJECT_MISSING): the stream ended before the declared size; go on.
         - FAILED_PRECONDITION (OBJECT_MISMATCH): the bytes are not those that were declared; the
           upload was given up.
+        - FAILED_PRECONDITION (UPLOAD_LIMIT): as in CreateUpload.
+        - RESOURCE_EXHAUSTED (TOO_MANY_STREAMS): the caller has the limits' `max_streams` open at this
+          process, or as many are open as it takes. Open this one when another has ended, or in a few
+          seconds.
+        - ABORTED (STREAM_TOO_SLOW): too few bytes came for too long. What is safe is kept: continue.
         """
 
     @_abc_1.abstractmethod
@@ -339,7 +368,8 @@ class MediaServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Errors:
         - NOT_FOUND (MEDIA_UNKNOWN): no such media, or it is not the caller's.
-        - RESOURCE_EXHAUSTED (TOO_MANY_STREAMS): watch again in a few seconds.
+        - RESOURCE_EXHAUSTED (TOO_MANY_STREAMS): the caller has 20 watches open at this process, or as
+          many are open as it serves. End one, or watch again in a few seconds.
         """
 
     @_abc_1.abstractmethod
