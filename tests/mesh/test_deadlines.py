@@ -112,6 +112,8 @@ async def test_a_stalled_service_is_told_in_time(mesh, caller, channel):
 
 
 async def test_what_a_client_asks_for_does_not_extend_what_the_gateway_promises():
-    call = calls.enter({"x-envoy-expected-rq-timeout-ms": "15000"}, 3600.0)
+    call = calls.enter(
+        {"x-envoy-expected-rq-timeout-ms": "15000"}, caller="gateway", seconds=3600.0
+    )
 
     assert call.remaining(60.0) <= PROMISED_SECONDS
