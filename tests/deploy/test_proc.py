@@ -71,9 +71,10 @@ def test_a_pid_that_lives_another_life_is_left_alone(start):
 
 
 def test_a_zombie_does_not_live(start):
-    started = start("print('ready', flush=True)")
+    started = start("import time; print('ready', flush=True); time.sleep(600)")
+    started.process.kill()
 
-    assert proc.await_end([started.identity], seconds=5)
+    assert proc.await_end([started.identity], seconds=60)
     assert proc.identify(started.process.pid) is None
 
 
