@@ -6,7 +6,7 @@ import hashlib
 import hmac
 import secrets
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -83,7 +83,7 @@ class RefreshToken:
 
     account_id: int
     session_id: int
-    secret: bytes
+    secret: bytes = field(repr=False)
     """32 random bytes; only their hash is stored."""
 
 

@@ -1,10 +1,12 @@
 """What may be printed of a value: no secret of a contract, and no more than a few kilobytes.
 
-Contracts mark the fields that are secrets: `[debug_redact = true]`. Nothing is turned into text
-only to be cut, so a large value costs no more than a small one.
+Contracts mark the fields that are secrets: `[debug_redact = true]`. In texts, such as those of a
+driver's errors, what grants something is recognised by its form. Nothing is turned into text only
+to be cut, so a large value costs no more than a small one.
 """
 
 import functools
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from itertools import islice
 from typing import Any
@@ -27,6 +29,12 @@ _ROOM = 16 * 1024
 
 _NODE = 4
 """How many characters the punctuation around a value is taken for."""
+
+_GRANTING = re.compile(
+    # The password of a URL, the token or signature of another, a JWT.
+    r"""(://[^/\s:@]*:)[^/\s@]+(?=@)|((?:token|signature)=)[^&\s"']+|eyJ[\w-]+\.[\w-]+\.[\w-]+""",
+    re.IGNORECASE,
+)
 
 
 def printable(message: Message) -> dict[str, Any]:
@@ -132,8 +140,9 @@ class _Printer:
     def _text(self, text: str) -> str:
         kept = text[: max(0, min(_MOST_CHARACTERS, self._room))]
         self._room -= len(kept)
+        shown = _GRANTING.sub(lambda found: (found[1] or found[2] or "") + REDACTED, kept)
         # Half of a surrogate pair, as JSON may bring it, is no UTF-8.
-        whole = kept.encode(errors="replace").decode()
+        whole = shown.encode(errors="replace").decode()
         return whole if len(kept) == len(text) else f"{whole}... ({len(text)} characters)"
 
 

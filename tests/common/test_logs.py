@@ -8,9 +8,12 @@ import sys
 import threading
 import tracemalloc
 from collections.abc import Iterator
+from urllib.parse import parse_qs, urlsplit
 
+import boto3
 import pytest
 import structlog
+from botocore.config import Config
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from photomesh.account.v1 import account_service_pb2 as account_pb
@@ -171,6 +174,51 @@ def test_messages_are_printed_without_their_secrets():
         line = written.line()
         assert line["request"] == {"username": "ann", "password": "[redacted]"}
         assert SECRET not in json.dumps(line)
+
+
+def test_what_grants_something_is_recognised_in_texts():
+    token = "eyJhbGciOiJFZERTQSJ9.eyJpc3MiOiJwaG90b21lc2gifQ.pFQkSzSn3Yb1mHVbnqdF"
+    with configured("INFO") as written:
+        for text, shown in (
+            ("to postgresql://ann:LEAKED@db:5432/x", "to postgresql://ann:[redacted]@db:5432/x"),
+            ("rediss://:LEAKED@cache:6379/0", "rediss://:[redacted]@cache:6379/0"),
+            (
+                "PUT /b?X-Amz-Signature=LEAKED&partNumber=1",
+                "PUT /b?X-Amz-Signature=[redacted]&partNumber=1",
+            ),
+            ('GET "/media/1/?token=LEAKED"', 'GET "/media/1/?token=[redacted]"'),
+            (f"Bearer {token}", "Bearer [redacted]"),
+            (
+                "redis://127.0.0.1:6379/0 for ann@example.org",
+                "redis://127.0.0.1:6379/0 for ann@example.org",
+            ),
+        ):
+            logs.logger("tested").error("failed", text=text, exc_info=ValueError(text))
+            logging.getLogger("library").error("%s", text)
+            ours, library = written.lines()
+
+            assert ours["text"] == ours["exception"][0]["exc_value"] == library["event"] == shown
+
+
+def test_the_s3_client_does_not_tell_what_it_signs():
+    with configured("DEBUG") as written:
+        s3 = boto3.client(
+            "s3",
+            aws_access_key_id="access",
+            aws_secret_access_key=SECRET,
+            region_name="us-east-1",
+            config=Config(signature_version="s3v4"),
+        )
+        url = s3.generate_presigned_url("get_object", {"Bucket": "bucket", "Key": "key"})
+        form = s3.generate_presigned_post("bucket", "key")["fields"]
+        lines = json.dumps(written.lines())
+
+        for secret in (
+            SECRET,
+            parse_qs(urlsplit(url).query)["X-Amz-Signature"][0],
+            form["x-amz-signature"],
+        ):
+            assert secret not in lines
 
 
 def test_a_short_line_is_whole():
