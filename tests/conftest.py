@@ -1,11 +1,18 @@
 """The real parts that tests talk to: each is started once a run, on free ports of its own.
 
-Every test has its own database, cloned from a migrated template, or its own users.
+Every test has its own database, cloned from a migrated template, or its own users. With
+pytest-xdist each worker has parts of its own.
 """
 
 import itertools
+import os
+import secrets
+import subprocess
+import sys
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import httpx
 import psycopg
@@ -17,10 +24,29 @@ from deploy.local.ports import free_ports
 from deploy.local.stack import Stack
 from services.common.cache import Cache, connect
 from services.common.config import CacheSettings, DatabaseSettings, KafkaSettings
+from tests.eventually import PATIENCE_SECONDS
+from tests.guard import RUN, processes_of
 from tests.mesh.people import Person
 from tests.secrets import USED, watch
 
 _TEMPLATE = "template_photomesh"
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Prints how many seconds the tests of each folder took, their fixtures included."""
+    seconds: Counter[str] = Counter()
+    tests: Counter[str] = Counter()
+    for report in itertools.chain.from_iterable(terminalreporter.stats.values()):
+        if isinstance(report, pytest.TestReport):
+            folder = report.nodeid.partition("::")[0].rpartition("/")[0]
+            seconds[folder] += report.duration
+            # Of the three reports of a test, the one that each has whatever becomes of it.
+            tests[folder] += report.when == "teardown"
+    if seconds:
+        terminalreporter.section("seconds by folder")
+        terminalreporter.write_line("seconds  tests  folder")
+        for folder, spent in seconds.most_common():
+            terminalreporter.write_line(f"{spent:7.1f}  {tests[folder]:5}  {folder}")
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -30,6 +56,25 @@ def no_secret_is_written(tmp_path_factory: pytest.TempPathFactory) -> Iterator[N
         yield
     found = USED.search(tmp_path_factory.getbasetemp())
     assert not found, "\n".join(map(str, found))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nothing_runs_on() -> Iterator[None]:
+    """Fails if a process outlives the tests, and ends all if this process dies before."""
+    run = secrets.token_hex(8)
+    # Inherited by whatever tests start. Stacks choose what they inherit and have guards.
+    os.environ[RUN] = run
+    with subprocess.Popen(
+        [sys.executable, "-m", "tests.guard", run],
+        stdin=subprocess.PIPE,
+        start_new_session=True,
+        cwd=Path(__file__).parents[1],
+    ) as guard:
+        yield
+        left = [process for process in processes_of(run) if process.pid != guard.pid]
+        del os.environ[RUN]
+        # The end of its input has the guard kill what is left.
+    assert not left, f"tests left processes running: {left}"
 
 
 @pytest.fixture(scope="session")
@@ -46,7 +91,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 @pytest.fixture(scope="session")
 def infrastructure(stack: Stack) -> Stack:
     """PostgreSQL, Valkey, S3 and the broker, provisioned."""
-    stack.up(["infrastructure", "provision"])
+    stack.up(["infrastructure", "provision"], timeout=PATIENCE_SECONDS)
     return stack
 
 
@@ -59,7 +104,7 @@ def valkey_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
         ephemeral=True,
         cache_cluster=True,
     ) as stack:
-        stack.up(["valkey"])
+        stack.up(["valkey"], timeout=PATIENCE_SECONDS)
         yield stack
 
 
@@ -76,14 +121,15 @@ def cache_url(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(scope="session")
 async def cache(cache_url: str) -> AsyncIterator[Cache]:
     """A client of that Valkey."""
-    async with connect(CacheSettings(valkey_url=cache_url)) as cache:
+    settings = CacheSettings(valkey_url=cache_url, valkey_timeout_seconds=PATIENCE_SECONDS)
+    async with connect(settings) as cache:
         yield cache
 
 
 @pytest.fixture(scope="session")
 def mesh(infrastructure: Stack) -> Stack:
     """Everything: the infrastructure, every service, the gateway and the edge."""
-    infrastructure.up()
+    infrastructure.up(timeout=PATIENCE_SECONDS)
     return infrastructure
 
 
@@ -155,7 +201,7 @@ def kafka(infrastructure: Stack) -> KafkaSettings:
 async def http(mesh: Stack) -> AsyncIterator[httpx.AsyncClient]:
     """A client of the gateway's REST API."""
     base = f"http://127.0.0.1:{mesh.ports.gateway_http}"
-    async with httpx.AsyncClient(base_url=base, timeout=20) as client:
+    async with httpx.AsyncClient(base_url=base, timeout=PATIENCE_SECONDS) as client:
         yield client
 
 

@@ -5,6 +5,9 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
+PATIENCE_SECONDS = 120.0
+"""How long a test waits for an event that must come: so long that no busy machine exceeds it."""
+
 Value = TypeVar("Value")
 
 
@@ -12,7 +15,7 @@ async def eventually(
     ask: Callable[[], Awaitable[Value]],
     holds: Callable[[Value], bool] = bool,
     *,
-    within: float = 15.0,
+    within: float = PATIENCE_SECONDS,
 ) -> Value:
     """Asks until the answer holds and returns it; an AssertionError shows the last one.
 

