@@ -12,6 +12,7 @@ from grpc_status.rpc_status import from_call
 from deploy.local.stack import Stack
 from services.common import client
 from services.common.context import USER_ID
+from tests.eventually import PATIENCE_SECONDS
 
 
 def channel_to(
@@ -27,6 +28,7 @@ def pages_of(stack: Stack, *, identity: str = "gateway") -> httpx.AsyncClient:
     return httpx.AsyncClient(
         base_url=f"https://127.0.0.1:{stack.ports.feed_rest}",
         verify=client_context(stack.layout.pki / identity),
+        timeout=PATIENCE_SECONDS,
     )
 
 

@@ -12,6 +12,7 @@ from services.common.cache import Script, connect
 from services.common.config import CacheSettings
 from services.common.errors import Unavailable
 from services.common.valkey import Address, Login, parse_url
+from tests.eventually import PATIENCE_SECONDS
 
 pytestmark = pytest.mark.prove
 
@@ -135,10 +136,14 @@ def test_an_url_names_servers_a_login_and_a_database(url, addresses, commands):
 async def test_a_database_of_its_own_is_used(stack):
     stack.up(["valkey"])
     key, other = f"test:{next(_ids)}", stack.valkey_url.removesuffix("0") + "3"
-    async with connect(CacheSettings(valkey_url=other)) as cache:
+    async with connect(
+        CacheSettings(valkey_url=other, valkey_timeout_seconds=PATIENCE_SECONDS)
+    ) as cache:
         await cache.put_many({key: b"there"}, seconds=60, only_new=False)
         assert await cache.get_many([key]) == [b"there"]
-    async with connect(CacheSettings(valkey_url=stack.valkey_url)) as cache:
+    async with connect(
+        CacheSettings(valkey_url=stack.valkey_url, valkey_timeout_seconds=PATIENCE_SECONDS)
+    ) as cache:
         assert await cache.get_many([key]) == [None]
 
 

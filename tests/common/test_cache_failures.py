@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Coroutine
 from typing import Any
 
 import pytest
@@ -18,7 +18,7 @@ from services.common.cluster import slot_of
 from services.common.config import CacheSettings
 from services.common.errors import Unavailable
 from services.common.timelines import HomeTimelines
-from tests.eventually import eventually
+from tests.eventually import PATIENCE_SECONDS, eventually
 
 _SET = Script("redis.call('SET', 'value:{' .. ARGV[1] .. '}', ARGV[2])")
 _GET = Script("return redis.call('GET', 'value:{' .. ARGV[1] .. '}')")
@@ -43,35 +43,33 @@ async def test_a_stalled_server_costs_few_callers_the_timeout(stack):
     stack.up(["valkey"])
     settings = CacheSettings(valkey_url=stack.valkey_url, valkey_timeout_seconds=0.2)
     async with connect(settings) as cache:
-        await cache.get_many(["any"])
+        await eventually(lambda: _succeeds(cache.get_many(["any"])))
         with stack.stalled("valkey"):
-            first = await asyncio.gather(*(_timed(cache.get_many(["any"])) for _ in range(50)))
+            first = await asyncio.gather(*(_is_refused(cache.get_many(["any"])) for _ in range(50)))
+            assert all(first)
+            # So long that the server is probed meanwhile.
             began = time.monotonic()
-            later = []
             while time.monotonic() < began + 1:
-                later.append(await _timed(cache.get_many(["any"])))
+                assert _is_refused_at_once(cache.get_many(["any"]))
                 await asyncio.sleep(0.002)
 
-        assert all(failed for failed, _ in first + later)
-        assert sorted(seconds for _, seconds in later)[-len(later) // 20] < 0.05
-        await eventually(lambda: _succeeds(cache.get_many(["any"])), within=5)
+        await eventually(lambda: _succeeds(cache.get_many(["any"])))
 
 
 async def test_a_server_that_was_killed_is_found_again(stack):
     stack.up(["valkey"])
-    async with connect(CacheSettings(valkey_url=stack.valkey_url)) as cache:
+    async with connect(_patient(stack.valkey_url)) as cache:
         await cache.put_many({"any": b"value"}, seconds=60, only_new=False)
         stack.kill("valkey")
-        failed, _ = await _timed(cache.get_many(["any"]))
-        assert failed
+        assert await _is_refused(cache.get_many(["any"]))
         await asyncio.to_thread(stack.start, "valkey")
 
-        await eventually(lambda: _succeeds(cache.get_many(["any"])), within=5)
+        await eventually(lambda: _succeeds(cache.get_many(["any"])))
 
 
 def test_it_works_on_the_event_loop_of_the_services(cache_url):
     async def main() -> list[bytes | None]:
-        async with connect(CacheSettings(valkey_url=cache_url)) as cache:
+        async with connect(_patient(cache_url)) as cache:
             await cache.put_many({"a": b"1" * 10**6, "b": b"2"}, seconds=60, only_new=False)
             return await cache.get_many(["b", "a", "c"])
 
@@ -90,7 +88,7 @@ async def test_keys_are_found_while_their_slot_moves(valkey_cluster):
     moved = [f"moved:{n}:{{42}}" for n in range(5)]
     values = {key: key.encode() for key in (*moved, "stays:{42}", "elsewhere:{43}")}
     owners = range(200)
-    async with connect(CacheSettings(valkey_url=valkey_cluster.valkey_url)) as cache:
+    async with connect(_patient(valkey_cluster.valkey_url)) as cache:
         await cache.put_many(values, seconds=60, only_new=False)
         await cache.run(_SET, 42, [42, "kept"])
 
@@ -122,9 +120,7 @@ async def test_the_replica_of_a_master_that_died_takes_its_place(valkey_cluster)
         if _port(_masters(valkey_cluster, slot_of(str(n)))[0]) != _port(master)
     )
     readers = range(30, 60)
-    timeout = 0.25
-    settings = CacheSettings(valkey_url=valkey_cluster.valkey_url, valkey_timeout_seconds=timeout)
-    async with connect(settings) as cache:
+    async with connect(_patient(valkey_cluster.valkey_url)) as cache:
         await cache.run(_SET, 42, [42, "kept"])
         await cache.run(_SET, elsewhere, [elsewhere, "kept"])
         timelines = HomeTimelines(cache)
@@ -137,18 +133,12 @@ async def test_the_replica_of_a_master_that_died_takes_its_place(valkey_cluster)
         master.execute_command("WAIT", 1, 1000)
 
         valkey_cluster.kill(name)
-        failed, seconds = await _timed(cache.run(_GET, 42, [42]))
-        assert failed
-        assert seconds < 2 * timeout
+        # Without waiting for the replica.
+        assert await _is_refused(cache.run(_GET, 42, [42]))
         # The others are not drawn in.
         assert await cache.run(_GET, elsewhere, [elsewhere]) == b"kept"
 
-        async def read() -> bytes:
-            refused, seconds = await _timed(cache.run(_GET, 42, [42]))
-            assert seconds < 3 * timeout
-            return b"" if refused else await cache.run(_GET, 42, [42])
-
-        assert await eventually(read, within=10) == b"kept"
+        assert await eventually(lambda: cache.run(_GET, 42, [42])) == b"kept"
         assert await timelines.push(readers, [3 << 23]) == len(readers)
 
         # It comes back as a replica, and nobody notices.
@@ -182,14 +172,27 @@ def _id(node: Redis) -> str:
     return node.execute_command("CLUSTER MYID")
 
 
-async def _timed(call: Awaitable[object]) -> tuple[bool, float]:
-    """Returns whether a call was refused, and how many seconds it took."""
-    began = time.monotonic()
+def _patient(valkey_url: str) -> CacheSettings:
+    """Returns settings by which no server that runs is too slow, however busy the machine is."""
+    return CacheSettings(valkey_url=valkey_url, valkey_timeout_seconds=PATIENCE_SECONDS)
+
+
+async def _is_refused(call: Awaitable[object]) -> bool:
     try:
         await call
     except Unavailable:
-        return True, time.monotonic() - began
-    return False, time.monotonic() - began
+        return True
+    return False
+
+
+def _is_refused_at_once(call: Coroutine[Any, Any, object]) -> bool:
+    """Returns whether a call is refused before it waits for anything."""
+    try:
+        call.send(None)
+    except Unavailable:
+        return True
+    call.close()
+    return False
 
 
 async def _succeeds(call: Awaitable[object]) -> bool:

@@ -41,7 +41,6 @@ async def waiting(letters: DeadLetters, count: int):
     return await eventually(
         lambda: letters.open(topic="", after_id=0, limit=100),
         lambda found: len(found) == count,
-        within=30,
     )
 
 

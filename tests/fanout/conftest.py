@@ -39,6 +39,7 @@ from services.fanout.peers import Peers
 from services.fanout.store import FanoutStore
 from services.fanout.walk import Walks
 from services.fanout.worker import Fanout
+from tests.eventually import PATIENCE_SECONDS
 
 CHUNK = 100
 """How many followers a chunk has in these tests: the least that graph cuts."""
@@ -214,7 +215,10 @@ class Parts:
 
 @pytest.fixture(scope="session")
 async def cache(infrastructure) -> AsyncIterator[Cache]:
-    async with connect(CacheSettings(valkey_url=infrastructure.valkey_url)) as cache:
+    settings = CacheSettings(
+        valkey_url=infrastructure.valkey_url, valkey_timeout_seconds=PATIENCE_SECONDS
+    )
+    async with connect(settings) as cache:
         yield cache
 
 

@@ -1,16 +1,19 @@
 """Fan-out, as an engineer with the operator's certificate meets it. The whole process runs."""
 
 import asyncio
+import json
 
 import grpc
 import pytest
 from kafka import KafkaProducer
+from kafka.producer.future import RecordMetadata
 from photomesh.fanout.v1 import fanout_admin_service_pb2 as pb
 from photomesh.fanout.v1.fanout_admin_service_pb2_grpc import FanoutAdminServiceStub
 from photomesh.graph.v1.events_pb2 import FollowChanged
+from photomesh.post.v1.events_pb2 import PostChanged
 
 from tests.callers import Refusal, channel_to
-from tests.eventually import eventually
+from tests.eventually import PATIENCE_SECONDS, eventually
 from tests.fanout.conftest import new_id
 
 
@@ -25,29 +28,51 @@ async def admin(infrastructure):
 def publish(kafka):
     producer = KafkaProducer(bootstrap_servers=kafka.kafka_bootstrap, acks="all")
 
-    async def publish(topic: str, value: bytes, key: bytes = b"1") -> int:
-        sent = await asyncio.to_thread(lambda: producer.send(topic, value, key).get(10))
-        return sent.offset
+    async def publish(topic: str, value: bytes, key: bytes = b"1") -> RecordMetadata:
+        sent = producer.send(topic, value, key)
+        return await asyncio.to_thread(sent.get, PATIENCE_SECONDS)
 
     yield publish
     producer.close()
 
 
-async def lag(admin, topic: str) -> int:
-    answer = await admin.GetLag(pb.GetLagRequest(), timeout=10)
-    return sum(each.lag for each in answer.partitions if each.topic == topic)
+async def partition_of(admin, record: RecordMetadata) -> pb.PartitionLag:
+    """Returns how far the partition of a record is."""
+    answer = await admin.GetLag(pb.GetLagRequest(), timeout=PATIENCE_SECONDS)
+    [told] = [
+        each
+        for each in answer.partitions
+        if (each.topic, each.partition) == (record.topic, record.partition)
+    ]
+    return told
 
 
-async def test_a_paused_topic_waits_and_goes_on_when_it_is_resumed(admin, publish):
+async def is_handled(admin, record: RecordMetadata) -> bool:
+    return (await partition_of(admin, record)).committed_offset > record.offset
+
+
+async def held_topics(stack) -> list[str]:
+    """Returns the topics that the worker said last that it holds."""
+    lines = stack.log("fanout").read_text().splitlines()
+    said = [json.loads(line).get("topics") for line in lines if line.startswith("{")]
+    return [topics for topics in said if topics is not None][-1]
+
+
+async def test_a_paused_topic_waits_and_goes_on_when_it_is_resumed(infrastructure, admin, publish):
     change = FollowChanged(follower_id=new_id(), followee_id=new_id()).SerializeToString()
-    await eventually(lambda: lag(admin, "follow_changed"), lambda count: count == 0)
-
     await admin.PauseTopic(pb.PauseTopicRequest(topic="follow_changed"))
-    # So long it may take, and so long until workers tell what they have handled.
-    await asyncio.sleep(2)
-    await publish("follow_changed", change)
-    await asyncio.sleep(1.5)
-    assert await lag(admin, "follow_changed") == 1
+    await eventually(
+        lambda: held_topics(infrastructure), lambda topics: topics == ["follow_changed"]
+    )
+
+    held = await publish("follow_changed", change)
+    # An event of another topic that came later is handled, and this one is not.
+    other = PostChanged(post_id=new_id(), author_id=new_id()).SerializeToString()
+    later = await publish("post_changed", other)
+    await eventually(lambda: is_handled(admin, later))
+    told = await partition_of(admin, held)
+    assert (told.lag, told.paused) == (1, True)
+    assert not await is_handled(admin, held)
     answer = await admin.GetLag(pb.GetLagRequest())
     assert {each.topic for each in answer.partitions if each.paused} == {"follow_changed"}
     assert {each.topic for each in answer.partitions} == {
@@ -59,7 +84,8 @@ async def test_a_paused_topic_waits_and_goes_on_when_it_is_resumed(admin, publis
     }
 
     await admin.ResumeTopic(pb.ResumeTopicRequest(topic="follow_changed"))
-    await eventually(lambda: lag(admin, "follow_changed"), lambda count: count == 0)
+    await eventually(lambda: is_handled(admin, held))
+    assert (await partition_of(admin, held)).lag == 0
 
 
 async def test_a_topic_that_is_none_is_not_paused(admin):
@@ -70,14 +96,14 @@ async def test_a_topic_that_is_none_is_not_paused(admin):
 
 async def test_what_cannot_be_handled_waits_for_a_decision(admin, publish):
     garbage = b"\xff\xff\xff garbage"
-    offset = await publish("post_changed", garbage)
+    published = await publish("post_changed", garbage)
 
     async def listed():
         answer = await admin.ListDeadLetters(pb.ListDeadLettersRequest(topic="post_changed"))
         return answer.dead_letters
 
     [letter] = await eventually(listed)
-    assert (letter.offset, letter.consumer_group) == (offset, "fanout")
+    assert (letter.offset, letter.consumer_group) == (published.offset, "fanout")
     only = [letter.dead_letter_id]
     seen = await admin.GetDeadLetter(pb.GetDeadLetterRequest(dead_letter_id=only[0]))
     assert seen.dead_letter.payload == garbage

@@ -1,8 +1,7 @@
-"""Changes go through while the cache is away or stalls, nearly as fast as else."""
+"""Changes go through while the cache is away or stalls."""
 
 import asyncio
 import socket
-import time
 from collections.abc import AsyncIterator
 
 import grpc
@@ -15,6 +14,7 @@ from services.common.cache import connect
 from services.common.config import CacheSettings
 from services.common.timelines import HomeTimelines
 from services.graph.service import GraphService
+from tests.eventually import PATIENCE_SECONDS
 from tests.graph.conftest import Graph
 
 
@@ -26,7 +26,10 @@ async def service(request, graph: Graph) -> AsyncIterator[GraphService]:
         if request.param == "away":
             silent.close()
         async with (
-            connect(CacheSettings(valkey_url=f"redis://127.0.0.1:{port}/0")) as cache,
+            connect(
+                # Who waited for the cache's own end would wait for an hour.
+                CacheSettings(valkey_url=f"redis://127.0.0.1:{port}/0", valkey_timeout_seconds=3600)
+            ) as cache,
             grpc.aio.insecure_channel("127.0.0.1:1") as nobody,
         ):
             yield GraphService(
@@ -47,11 +50,8 @@ async def test_who_unfollows_does_not_wait_for_a_cache_that_is_away(service, gra
         context.enter(context.CallContext(trace_id="0" * 32, user_id=fan))
         await service.Unfollow(pb.UnfollowRequest(account_id=star), None)
 
-    began = time.monotonic()
     # A task of its own, for whom it is done must not stay.
-    await asyncio.create_task(unfollow())
+    await asyncio.wait_for(asyncio.create_task(unfollow()), PATIENCE_SECONDS)
 
-    # 0.3 s for the cache, and something for a busy machine.
-    assert time.monotonic() - began < 1.5
     assert await graph.edges() == set()
     assert await graph.events() == {(fan, star): 2}

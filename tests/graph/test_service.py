@@ -20,6 +20,7 @@ from services.common.config import CacheSettings
 from services.common.ids import shard_of
 from services.common.timelines import HomeTimelines
 from tests.callers import Refusal, as_user, channel_to
+from tests.eventually import PATIENCE_SECONDS
 
 PUSHED = internal_pb.AudienceMode.AUDIENCE_MODE_PUSHED
 FOLLOWING = pb.FollowState.FOLLOW_STATE_FOLLOWING
@@ -135,7 +136,7 @@ def events_of(stack: Stack, follower_id: int, count: int) -> list[FollowChanged]
         "follow_changed",
         bootstrap_servers=stack.kafka_bootstrap,
         auto_offset_reset="earliest",
-        consumer_timeout_ms=10_000,
+        consumer_timeout_ms=PATIENCE_SECONDS * 1000,
     )
     events = []
     for record in consumer:
@@ -279,7 +280,9 @@ async def test_what_concerns_an_account_that_is_gone_can_still_be_undone(act, ac
 
 @pytest.fixture
 async def timelines(services: Stack) -> AsyncIterator[HomeTimelines]:
-    async with connect(CacheSettings(valkey_url=services.valkey_url)) as cache:
+    async with connect(
+        CacheSettings(valkey_url=services.valkey_url, valkey_timeout_seconds=PATIENCE_SECONDS)
+    ) as cache:
         yield HomeTimelines(cache)
 
 
@@ -396,7 +399,9 @@ async def test_readers_that_dawdle_hold_up_nobody(internal, star):
         for stream in streams:
             assert len((await stream.read()).follower_ids) == 32_768
 
-        await internal.ListFollowees(internal_pb.ListFolloweesRequest(follower_id=1), timeout=2)
+        await internal.ListFollowees(
+            internal_pb.ListFolloweesRequest(follower_id=1), timeout=PATIENCE_SECONDS
+        )
     finally:
         for stream in streams:
             stream.cancel()

@@ -40,7 +40,7 @@ from services.common import topics
 from services.common.ids import SHARDS
 from services.common.topics import Topic
 from tests.callers import Refusal, as_user, channel_to, pages_of
-from tests.eventually import eventually
+from tests.eventually import PATIENCE_SECONDS, eventually
 from tests.mesh import mishaps
 from tests.mesh.oracle import Oracle
 
@@ -156,7 +156,7 @@ class Crowd:
     """Authors of posts that were seen before their making was answered."""
     pages: int = 0
     """How many were read."""
-    patience: float = 60.0
+    patience: float = PATIENCE_SECONDS
     """For how many seconds whoever finds a service away asks it again."""
 
     async def begin_with(self, edges: Sequence[tuple[int, int]]) -> None:
@@ -180,7 +180,7 @@ class Crowd:
             operation = self.oracle.begin(kind, actor, other)
             try:
                 told = await getattr(stub, method)(
-                    request(**named), metadata=as_user(actor), timeout=10
+                    request(**named), metadata=as_user(actor), timeout=PATIENCE_SECONDS
                 )
             except grpc.aio.AioRpcError as error:
                 if error.code() in _AWAY and time.monotonic() < deadline:
@@ -223,7 +223,9 @@ class Crowd:
     async def set_private(self, actor: int, private: bool) -> None:
         request = graph_pb.SetPrivacyRequest(private=private)
         await self._patiently(
-            lambda: self.graph.SetPrivacy(request, metadata=as_user(actor), timeout=10)
+            lambda: self.graph.SetPrivacy(
+                request, metadata=as_user(actor), timeout=PATIENCE_SECONDS
+            )
         )
 
     async def make_post(self, author: int) -> int:
@@ -232,13 +234,15 @@ class Crowd:
             media_ids=[self.media[author]], request_id=secrets.token_hex(16)
         )
         me = as_user(author)
-        made = await self._patiently(lambda: self.post.CreatePost(request, metadata=me, timeout=10))
+        made = await self._patiently(
+            lambda: self.post.CreatePost(request, metadata=me, timeout=PATIENCE_SECONDS)
+        )
         post_id: int = made.post.post_id
         if made.post.state != post_pb.POST_STATE_PUBLISHED:
             # Media was away for a moment; the sweep publishes it.
             asked = post_pb.GetPostRequest(post_id=post_id)
             await eventually(
-                lambda: self.post.GetPost(asked, metadata=me, timeout=10),
+                lambda: self.post.GetPost(asked, metadata=me, timeout=PATIENCE_SECONDS),
                 lambda answer: answer.post.state == post_pb.POST_STATE_PUBLISHED,
                 within=self.patience,
             )
@@ -317,7 +321,7 @@ class Crowd:
         if self.pages % 2:
             request = GetFeedRequest(page_size=size, page_token=token)
             told = await self._patiently(
-                lambda: self.feed.GetFeed(request, metadata=me, timeout=10)
+                lambda: self.feed.GetFeed(request, metadata=me, timeout=PATIENCE_SECONDS)
             )
             posts = [(post.post_id, post.author.account_id) for post in told.posts]
             degraded = told.state == FeedState.FEED_STATE_DEGRADED
@@ -335,7 +339,7 @@ class Crowd:
                 "/v1/feed",
                 params={"pageSize": size, "pageToken": token},
                 headers=dict(as_user(reader)),
-                timeout=10,
+                timeout=PATIENCE_SECONDS,
             )
         except httpx.TransportError as error:
             raise _NotNow from error
@@ -384,7 +388,6 @@ class Crowd:
                 paging = await eventually(
                     lambda: self.read_all(reader, lambda: rng.randint(1, 100)),
                     lambda paging: not paging.degraded,
-                    within=30,
                 )
                 seen = paging.seen
                 missing = [each for each in wanted if each not in set(seen)]
@@ -415,7 +418,7 @@ class Crowd:
                 request = graph_pb.BatchGetRelationshipsRequest(account_ids=asked)
                 answer = await self._patiently(
                     lambda: self.graph.BatchGetRelationships(
-                        request, metadata=as_user(me), timeout=10
+                        request, metadata=as_user(me), timeout=PATIENCE_SECONDS
                     )
                 )
             for told in answer.relationships:

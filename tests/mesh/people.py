@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx
 
-from tests.eventually import eventually
+from tests.eventually import PATIENCE_SECONDS, eventually
 
 _AWAY = (502, 503, 504)
 _numbers = itertools.count(1)
@@ -102,7 +102,7 @@ class Person:
 
     async def send_file(self, upload: Any, file: bytes) -> httpx.Response:
         """Sends the bytes straight to S3, as the upload says."""
-        async with httpx.AsyncClient(timeout=30) as s3:
+        async with httpx.AsyncClient(timeout=PATIENCE_SECONDS) as s3:
             return await s3.post(
                 upload["uploadUrl"], data=upload["formFields"], files={"file": file}
             )
@@ -125,12 +125,11 @@ class Person:
     async def delete_media(self, media_id: str) -> Any:
         return (await self.call("DELETE", f"/v1/media/{media_id}"))["media"]
 
-    async def processed(self, media_id: str, *, within: float = 15.0) -> Any:
+    async def processed(self, media_id: str) -> Any:
         """Waits until a media item is READY or FAILED and returns it."""
         return await eventually(
             lambda: self.media(media_id),
             lambda media: media["state"] in ("MEDIA_STATE_READY", "MEDIA_STATE_FAILED"),
-            within=within,
         )
 
     async def post(self, *media_ids: str, caption: str = "", request_id: str = "") -> Any:

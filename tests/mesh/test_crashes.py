@@ -12,11 +12,12 @@ from collections.abc import Callable
 import httpx
 import psycopg
 import pytest
-from kafka import KafkaConsumer, TopicPartition
+from kafka import TopicPartition
 
 from deploy.local.table import MEDIA_BUCKET
 from services.common.topics import TOPICS
-from tests.eventually import eventually
+from tests.eventually import PATIENCE_SECONDS, eventually
+from tests.mesh.mishaps import end_offsets
 from tests.mesh.people import Person
 from tests.pictures import photo
 
@@ -83,7 +84,7 @@ async def journey(http: httpx.AsyncClient, begin: Callable[[str], None]) -> tupl
 
     Returns the author's id and the media item.
     """
-    author, follower = Person(http, patience=60), Person(http, patience=60)
+    author, follower = (Person(http, patience=PATIENCE_SECONDS) for _ in range(2))
     begin("sign up")
     await asyncio.gather(author.sign_up(), follower.sign_up())
     begin("follow")
@@ -95,29 +96,26 @@ async def journey(http: httpx.AsyncClient, begin: Callable[[str], None]) -> tupl
     begin("upload")
     file = photo(3000, 2250, orientation=8)
     upload = await author.open_upload(len(file))
-    await eventually(
-        lambda: author.send_file(upload, file), lambda sent: sent.is_success, within=60
-    )
+    await eventually(lambda: author.send_file(upload, file), lambda sent: sent.is_success)
     begin("complete")
     media_id = upload["media"]["mediaId"]
     await author.complete(media_id)
     begin("post")
     post = await author.post(media_id, caption="over a crash")
     begin("process")
-    media = await author.processed(media_id, within=90)
+    media = await author.processed(media_id)
     assert media["state"] == "MEDIA_STATE_READY"
     begin("feed")
-    feed = await eventually(follower.feed, lambda feed: feed["posts"], within=90)
+    feed = await eventually(follower.feed, lambda feed: feed["posts"])
 
     assert [each["postId"] for each in feed["posts"]] == [post["postId"]]
     assert [each["postId"] async for each in author.whole_feed()] == [post["postId"]]
     begin("pictures")
-    async with httpx.AsyncClient() as browser:
+    async with httpx.AsyncClient(timeout=PATIENCE_SECONDS) as browser:
         for variant in feed["posts"][0]["media"][0]["variants"]:
             answer = await eventually(
                 lambda url=variant["url"]: browser.get(url),
                 lambda answer: answer.status_code == 200,
-                within=60,
             )
             assert len(answer.content) == int(variant["sizeBytes"])
     return author.account_id, media
@@ -136,9 +134,5 @@ def assert_nothing_doubled(mesh, author_id: int, media: dict) -> None:
 
 
 def count_dead_letters(mesh) -> int:
-    consumer = KafkaConsumer(bootstrap_servers=mesh.kafka_bootstrap)
-    try:
-        graves = [TopicPartition(topic.name, 0) for topic in TOPICS if topic.name.endswith(".dlq")]
-        return sum(consumer.end_offsets(graves).values())
-    finally:
-        consumer.close()
+    graves = [TopicPartition(topic.name, 0) for topic in TOPICS if topic.name.endswith(".dlq")]
+    return sum(end_offsets(mesh, graves).values())

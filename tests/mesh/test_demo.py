@@ -8,6 +8,7 @@ from pathlib import Path
 
 import httpx
 
+from tests.eventually import PATIENCE_SECONDS
 from tests.pictures import photo
 
 ROOT = Path(__file__).parents[2]
@@ -26,7 +27,7 @@ def demo(mesh, *arguments: str) -> subprocess.CompletedProcess[str]:
         env=environment,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=PATIENCE_SECONDS,
         check=False,
     )
 
@@ -54,7 +55,7 @@ def test_a_folder_of_photos_comes_into_the_feeds_of_a_graph(mesh, tmp_path):
     sources = re.findall(r'<img src="([^"]+)"', page)
     assert len(sources) == 2
     for url in sources:
-        answer = httpx.get(url.replace("&amp;", "&"))
+        answer = httpx.get(url.replace("&amp;", "&"), timeout=PATIENCE_SECONDS)
         assert answer.headers["content-type"] == "image/jpeg"
     # It is meant to hold URLs with their tokens, which no other file of a run may.
     sheet.unlink()

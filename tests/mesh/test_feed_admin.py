@@ -12,6 +12,7 @@ from services.common.cache import connect
 from services.common.config import CacheSettings
 from services.common.timelines import HomeTimelines
 from tests.callers import Refusal, channel_to
+from tests.eventually import PATIENCE_SECONDS
 from tests.mesh.crowd import crowd_of
 from tests.mesh.mishaps import quiet
 
@@ -25,7 +26,9 @@ async def admin(mesh):
 async def test_what_a_timeline_lacks_is_told_and_mended(mesh, admin):
     async with (
         crowd_of(mesh, 3, random.Random(1)) as crowd,
-        connect(CacheSettings(valkey_url=mesh.valkey_url)) as cache,
+        connect(
+            CacheSettings(valkey_url=mesh.valkey_url, valkey_timeout_seconds=PATIENCE_SECONDS)
+        ) as cache,
     ):
         reader, author, muted = crowd.people
         asked = pb.InspectFeedRequest(account_id=reader)

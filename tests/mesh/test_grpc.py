@@ -27,7 +27,7 @@ from photomesh.media.v1.media_service_pb2_grpc import MediaServiceStub
 from photomesh.post.v1 import post_service_pb2 as post_pb
 from photomesh.post.v1.post_service_pb2_grpc import PostServiceStub
 
-from tests.eventually import eventually
+from tests.eventually import PATIENCE_SECONDS, eventually
 from tests.pictures import photo
 
 BUF = Path(sysconfig.get_path("scripts")) / "buf"
@@ -79,7 +79,7 @@ async def test_the_journey_with_stubs(channel):
         media_pb.CreateUploadRequest(content_type="image/jpeg", size_bytes=len(file)),
         metadata=author,
     )
-    async with httpx.AsyncClient() as s3:
+    async with httpx.AsyncClient(timeout=PATIENCE_SECONDS) as s3:
         sent = await s3.post(upload.upload_url, data=dict(upload.form_fields), files={"file": file})
     assert sent.is_success
     media_id = upload.media.media_id
@@ -94,7 +94,7 @@ async def test_the_journey_with_stubs(channel):
     page = await eventually(feed, lambda page: page.posts)
     assert [post.post_id for post in page.posts] == [made.post.post_id]
     assert page.posts[0].author.account_id == author_id
-    async with httpx.AsyncClient() as browser:
+    async with httpx.AsyncClient(timeout=PATIENCE_SECONDS) as browser:
         answer = await browser.get(page.posts[0].media[0].variants[0].url)
     assert answer.status_code == 200
 
@@ -147,7 +147,9 @@ async def test_only_named_services_may_call_an_internal_method(mesh):
     ca_alone = grpc.ssl_channel_credentials((identity / "ca.pem").read_bytes())
     async with grpc.aio.secure_channel(address, ca_alone, options=options) as channel:
         with pytest.raises(grpc.aio.AioRpcError) as refused:
-            await GraphServiceStub(channel).Follow(graph_pb.FollowRequest(account_id=1), timeout=5)
+            await GraphServiceStub(channel).Follow(
+                graph_pb.FollowRequest(account_id=1), timeout=PATIENCE_SECONDS
+            )
     assert refused.value.code() == grpc.StatusCode.UNAVAILABLE
 
 
@@ -207,7 +209,7 @@ async def test_the_journey_by_reflection(mesh, client):
         {"contentType": "image/jpeg", "sizeBytes": str(len(file))},
         author,
     )
-    async with httpx.AsyncClient() as s3:
+    async with httpx.AsyncClient(timeout=PATIENCE_SECONDS) as s3:
         sent = await s3.post(upload["uploadUrl"], data=upload["formFields"], files={"file": file})
     assert sent.is_success
     media_id = upload["media"]["mediaId"]

@@ -1,7 +1,6 @@
 """One photo travels from a phone to a follower's feed, with nothing but HTTP."""
 
 import io
-import time
 
 import boto3
 import httpx
@@ -12,7 +11,7 @@ from botocore.exceptions import ClientError
 from PIL import Image
 
 from deploy.local.table import MEDIA_BUCKET, ORIGINALS_BUCKET
-from tests.eventually import eventually
+from tests.eventually import PATIENCE_SECONDS, eventually
 from tests.pictures import photo
 
 # Of a photo stored as 1600 x 1200 that its orientation turns upright.
@@ -37,11 +36,9 @@ async def test_a_photo_travels_from_a_phone_to_a_followers_feed(person):
     media_id = await author.upload(photo(orientation=6))
     post = await author.post(media_id, caption="Kreuzberg, früh am Morgen 🌅")
     media = await author.processed(media_id)
-    ready = time.monotonic()
     assert media["state"] == "MEDIA_STATE_READY", media
 
-    feed = await eventually(follower.feed, lambda feed: feed["posts"], within=2)
-    assert time.monotonic() - ready < 2
+    feed = await eventually(follower.feed, lambda feed: feed["posts"])
     assert feed["state"] == "FEED_STATE_COMPLETE"
     assert feed["nextPageToken"] == ""
     [seen] = feed["posts"]
@@ -55,7 +52,7 @@ async def test_a_photo_travels_from_a_phone_to_a_followers_feed(person):
     assert (shown["width"], shown["height"]) == (1200, 1600)
 
     found = {}
-    async with httpx.AsyncClient() as browser:
+    async with httpx.AsyncClient(timeout=PATIENCE_SECONDS) as browser:
         for variant in shown["variants"]:
             answer = await browser.get(variant["url"])
             assert answer.status_code == 200

@@ -17,7 +17,7 @@ from services.common.config import CacheSettings
 from services.common.errors import Unavailable
 from services.common.timelines import HomeTimelines
 from tests.callers import as_user
-from tests.eventually import eventually
+from tests.eventually import PATIENCE_SECONDS, eventually
 from tests.mesh.crowd import Crowd, crowd_of
 from tests.mesh.mishaps import quiet
 
@@ -27,13 +27,8 @@ PROVING = "PHOTOMESH_PROVE" in os.environ
 SECONDS = 30.0 if PROVING else 2.0
 READERS = 200 if PROVING else 20
 
-# What readers of warm feeds are told meanwhile, and those whose feeds are cold.
-TOLD = {
-    "graph": ({"COMPLETE"}, {"DEGRADED"}),
-    "post": ({"COMPLETE"}, {"DEGRADED"}),
-    "valkey": ({"DEGRADED"}, {"DEGRADED"}),
-    "postgres": ({"COMPLETE"}, {"DEGRADED"}),
-}
+# What readers of warm feeds are told while a part stalls; those whose feeds are cold: DEGRADED.
+TOLD = {"graph": "COMPLETE", "post": "COMPLETE", "valkey": "DEGRADED", "postgres": "COMPLETE"}
 
 
 @pytest.mark.parametrize("victim", TOLD)
@@ -68,20 +63,27 @@ async def test_every_page_comes_while_a_part_stalls(mesh, victim):
 
         of_warm: Counter[str] = Counter()
         of_cold: Counter[str] = Counter()
+        at_last = (TOLD[victim], newest)
         with mesh.stalled(victim):
             until = asyncio.get_running_loop().time() + SECONDS
             await asyncio.gather(
                 *(read(reader, of_warm, until) for reader in warm),
                 *(read(reader, of_cold, until) for reader in cold),
             )
+            # That long into the stall, too. A page of a machine that is busy may be degraded.
+            for reader in warm:
+                await eventually(
+                    lambda reader=reader: page(crowd, reader), lambda told: told == at_last
+                )
         for reader in readers:
             await eventually(
                 lambda reader=reader: page(crowd, reader),
                 lambda told: told == ("COMPLETE", newest),
-                within=30,
             )
 
-    assert (set(of_warm), set(of_cold)) == TOLD[victim]
+    assert set(of_cold) == {"DEGRADED"}
+    assert TOLD[victim] in of_warm
+    assert set(of_warm) <= {TOLD[victim], "DEGRADED"}
 
 
 async def test_what_is_hidden_while_the_cache_stalls_is_shown_for_three_seconds_at_most(mesh):
@@ -99,25 +101,22 @@ async def test_what_is_hidden_while_the_cache_stalls_is_shown_for_three_seconds_
             await crowd.do("block", blocking, reader)
             hidden_at = asyncio.get_running_loop().time()
             left = ("DEGRADED", kept[::-1])
-            told = None
             # Who reads all the time is answered from memory all the time.
             while asyncio.get_running_loop().time() < hidden_at + 6:
                 began = asyncio.get_running_loop().time()
-                told = await page(crowd, reader)
-                assert told == left or began < hidden_at + 3
+                _, shown = await page(crowd, reader)
+                assert set(shown) <= set(kept) or began < hidden_at + 3
                 await asyncio.sleep(0.1)
-            assert told == left
-        await eventually(
-            lambda: page(crowd, reader),
-            lambda told: told == ("COMPLETE", kept[::-1]),
-            within=30,
-        )
+            await eventually(lambda: page(crowd, reader), lambda told: told == left)
+        await eventually(lambda: page(crowd, reader), lambda told: told == ("COMPLETE", kept[::-1]))
         # What fan-out could not do meanwhile would delay what the next test asks of it.
         await quiet(mesh)
 
 
 async def page(crowd: Crowd, reader: int) -> tuple[str, list[int]]:
     """Returns what a first page is worth, and its posts. There is always one."""
-    answer = await crowd.feed.GetFeed(GetFeedRequest(), metadata=as_user(reader), timeout=5)
+    answer = await crowd.feed.GetFeed(
+        GetFeedRequest(), metadata=as_user(reader), timeout=PATIENCE_SECONDS
+    )
     state = FeedState.Name(answer.state).removeprefix("FEED_STATE_")
     return state, [post.post_id for post in answer.posts]

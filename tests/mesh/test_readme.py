@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.eventually import PATIENCE_SECONDS
 from tests.mesh.people import ApiError
 from tests.pictures import photo
 
@@ -38,7 +39,7 @@ def variables(mesh, tmp_path) -> dict[str, str]:
 
 def run(command: list[str], **options) -> str:
     done = subprocess.run(
-        command, capture_output=True, text=True, timeout=60, check=False, **options
+        command, capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=False, **options
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout

@@ -29,7 +29,7 @@ from services.post.publisher import Publisher
 from services.post.service import PostService
 from services.post.store import PostStore
 from tests.callers import as_user, channel_to
-from tests.eventually import eventually
+from tests.eventually import PATIENCE_SECONDS, eventually
 from tests.pictures import photo
 
 
@@ -60,7 +60,7 @@ class Author:
     async def upload(self, file: bytes) -> int:
         """Uploads and completes a file; returns the media's id."""
         upload = await self.open_upload(file)
-        async with httpx.AsyncClient() as s3:
+        async with httpx.AsyncClient(timeout=PATIENCE_SECONDS) as s3:
             sent = await s3.post(
                 upload.upload_url, data=dict(upload.form_fields), files={"file": file}
             )
@@ -194,8 +194,12 @@ def post_service(replicas: list[Replica], services: Stack) -> PostServiceMaker:
         identity = services.layout.pki / "post"
         graph_address = graph_address or f"127.0.0.1:{services.ports.graph}"
         cdn = CdnSettings(cdn_url="http://cdn", cdn_key_file=services.layout.pki / "cdn.key")
+        # Who waited for the cache's own end would wait for an hour.
+        valkey = CacheSettings(
+            valkey_url=valkey_url or services.valkey_url, valkey_timeout_seconds=3600
+        )
         async with (
-            connect(CacheSettings(valkey_url=valkey_url or services.valkey_url)) as cache,
+            connect(valkey) as cache,
             channel_to(services, "account", identity="post") as account,
             client.channel("graph", graph_address, identity) as graph,
         ):

@@ -2,7 +2,6 @@
 
 import asyncio
 import itertools
-import time
 from collections.abc import AsyncIterator
 
 import pytest
@@ -20,6 +19,7 @@ from services.common.post_cache import CachedPost, PostCache
 from services.post.service import PostService
 from services.post.store import Post, State
 from tests.callers import channel_to
+from tests.eventually import PATIENCE_SECONDS
 from tests.post.conftest import Author, Replica, sign_in
 
 ARCHIVED, PUBLISHED, DELETED = (
@@ -34,7 +34,9 @@ NOWHERE = "127.0.0.1:1"
 
 @pytest.fixture
 async def cache(services) -> AsyncIterator[Cache]:
-    async with connect(CacheSettings(valkey_url=services.valkey_url)) as cache:
+    async with connect(
+        CacheSettings(valkey_url=services.valkey_url, valkey_timeout_seconds=PATIENCE_SECONDS)
+    ) as cache:
         yield cache
 
 
@@ -218,14 +220,12 @@ async def test_authors_do_not_wait_for_a_cache_that_does_not_answer(
     sign_in(author)
     address = NOWHERE if how == "away" else stalled
     async with post_service(valkey_url=f"redis://{address}/0") as service:
-        began = time.monotonic()
-        assert (await archive(service, posts[0])).state == ARCHIVED
-        await delete(service, posts[1])
-        taken = time.monotonic() - began
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            assert (await archive(service, posts[0])).state == ARCHIVED
+            await delete(service, posts[1])
 
     # Fanout withdraws them when the cache is back.
     assert await replicas[0].changes() == [post.post_id for post in posts]
-    assert taken < 1.5, "twice 0.3 s, on a machine that others use, too"
 
 
 async def test_others_see_a_post_if_they_may_see_its_authors_account(

@@ -16,7 +16,7 @@ from photomesh.post.v1.post_service_pb2_grpc import PostServiceStub
 
 from deploy.local.stack import Stack
 from tests.callers import Refusal, channel_to
-from tests.eventually import eventually
+from tests.eventually import PATIENCE_SECONDS, eventually
 from tests.pictures import photo
 from tests.post.conftest import Author
 
@@ -103,7 +103,7 @@ def events_of(stack: Stack, author: Author, count: int) -> list[PostCreated]:
         "post_created",
         bootstrap_servers=stack.kafka_bootstrap,
         auto_offset_reset="earliest",
-        consumer_timeout_ms=10_000,
+        consumer_timeout_ms=PATIENCE_SECONDS * 1000,
     )
     events = []
     for record in consumer:
@@ -203,7 +203,7 @@ async def test_while_account_is_away_posts_are_shown_without_names(
 
     services.kill("account")
     try:
-        answer = await internal.BatchGetPosts(request, timeout=2)
+        answer = await internal.BatchGetPosts(request, timeout=PATIENCE_SECONDS)
     finally:
         services.start("account")
 
