@@ -274,21 +274,22 @@ def connection_limit(most: int) -> OverloadManager:
 
 
 def _access_log() -> AccessLog:
-    # Paths without their query, which carries what people look for.
+    # Paths without their query, which carries what people look for and the tokens of the edge.
+    # Whatever a client writes has a length: that of the longest honest value.
     fields = {
         "time": "%START_TIME%",
-        "verb": "%REQ(x-envoy-original-method?:method)%",
-        "path": "%PATH(NQ:ORIG_OR_PATH)%",
-        "method": "%PATH(NQ:PATH)%",
+        "verb": "%REQ(x-envoy-original-method?:method):8%",
+        "path": "%PATH(NQ:ORIG_OR_PATH):100%",
+        "method": "%PATH(NQ:PATH):100%",
         "status": "%RESPONSE_CODE%",
         "grpc_status": "%GRPC_STATUS%",
         "details": "%RESPONSE_CODE_DETAILS%",
         "flags": "%RESPONSE_FLAGS%",
         "milliseconds": "%DURATION%",
         "bytes_sent": "%BYTES_SENT%",
-        "user_id": f"%REQ({USER_HEADER})%",
-        "request_id": "%REQ(x-request-id)%",
-        "traceparent": "%REQ(traceparent)%",
+        "user_id": f"%REQ({USER_HEADER}):20%",
+        "request_id": "%REQ(x-request-id):36%",
+        "traceparent": "%REQ(traceparent):55%",
         "peer": "%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%",
         "upstream": "%UPSTREAM_HOST%",
     }
