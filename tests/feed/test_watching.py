@@ -26,10 +26,13 @@ from services.feed.peers import Peers
 from services.feed.skeleton import Skeletons
 from services.feed.watch import Told, Watches, WatchLimits
 from tests.callers import Refusal, as_user, channel_to
-from tests.eventually import eventually
+from tests.eventually import PATIENCE_SECONDS, eventually
 from tests.line import line_to
 
 AUTHOR = 4711
+LONG = 10 * PATIENCE_SECONDS
+"""Longer than any test takes."""
+
 _readers = itertools.count(3_000_000)
 _sequence = itertools.count()
 
@@ -60,7 +63,7 @@ class Scene:
             hot,
             Skeletons(self.timelines, hot, self.peers),
             Hydration(self.cache, self.peers, Form.PROTO),
-            WatchLimits(**limits),
+            WatchLimits(**{"heartbeat_seconds": LONG, "patience_seconds": LONG} | limits),
         )
 
     @asynccontextmanager
@@ -122,10 +125,10 @@ class Watch:
         await eventually(self._told)
 
     async def has(self, *post_ids: int) -> None:
-        await eventually(self._posts, lambda posts: posts == list(post_ids), within=5)
+        await eventually(self._posts, lambda posts: posts == list(post_ids))
 
     async def end(self) -> Told:
-        await asyncio.wait_for(self._reading, 5)
+        await asyncio.wait_for(self._reading, PATIENCE_SECONDS)
         assert [bool(told.end) for told in self.told[:-1]] == [False] * (len(self.told) - 1)
         return self.told[-1]
 
@@ -248,7 +251,7 @@ async def test_an_evicted_feed_is_rebuilt(scene):
     reader = next(_readers)
     async with scene.watched() as watches, watching(watches, reader) as watch:
         await scene.timelines.drop(reader)
-        await eventually(lambda: scene.timelines.exists(reader), within=5)
+        await eventually(lambda: scene.timelines.exists(reader))
         new = post_id()
         await scene.post(reader, new)
         await watch.has(new)
@@ -335,18 +338,27 @@ async def test_clients_that_vanish_make_room(scene, infrastructure):
         line.cut()
 
         for _ in range(WatchLimits.of_one_reader):
-            await eventually(lambda: begin(stub, reader), within=60)
+            await eventually(lambda: begin(stub, reader))
 
 
-async def test_a_watch_ends_in_time_with_heartbeats_before(scene):
+async def test_a_watcher_hears_that_nothing_happens(scene):
     newest = post_id(age=60)
     reader = await scene.feed_of(newest)
 
-    watch = Watch(scene.watches(seconds=0.5, heartbeat_seconds=0.1), reader)
+    async with watching(scene.watches(heartbeat_seconds=0.1), reader) as watch:
+        told = await eventually(watch._told, lambda told: len(told) > 3)
+
+    assert told == [Told(newest)] * len(told)
+
+
+async def test_a_watch_ends_in_time(scene):
+    newest = post_id(age=60)
+    reader = await scene.feed_of(newest)
+
+    watch = Watch(scene.watches(seconds=0.1), reader)
 
     assert await watch.end() == Told(newest, end=WatchFeedEnd.WATCH_FEED_END_TIME_LIMIT)
-    assert watch.told[:-1] == [Told(newest)] * (len(watch.told) - 1)
-    assert len(watch.told) > 3
+    assert watch.told[:-1] == [Told(newest)]
 
 
 async def test_a_watch_ends_before_the_process_does(scene):

@@ -15,16 +15,20 @@ from photomesh.media.v1 import media_service_pb2 as pb
 from photomesh.media.v1.media_service_pb2_grpc import MediaServiceStub
 
 from services.common import client, context
-from services.common.config import KafkaSettings, StorageSettings
+from services.common.config import DatabaseSettings, KafkaSettings, StorageSettings
 from services.common.database import Database
 from services.common.ids import EPOCH_MS
 from services.common.outbox import Outbox, Relay
 from services.media.pipeline.renderers import Limits, Renderers
 from services.media.storage import Storage
 from services.media.store import Declaration, Door, MediaStore
+from tests.eventually import PATIENCE_SECONDS
 
 LIMITS = Limits(
-    memory_bytes=320 * 2**20, large_memory_bytes=560 * 2**20, cpu_seconds=30, wall_seconds=60
+    memory_bytes=320 * 2**20,
+    large_memory_bytes=560 * 2**20,
+    cpu_seconds=30,
+    wall_seconds=PATIENCE_SECONDS,
 )
 
 _users = itertools.count()
@@ -69,16 +73,32 @@ def storage(storage_settings) -> Storage:
     return Storage(storage_settings)
 
 
-@pytest.fixture
-async def database(database_of: Callable) -> AsyncIterator[Database]:
-    async with Database(database_of("media")) as database:
+@pytest.fixture(scope="package")
+def database_settings(shared_database_of: Callable) -> DatabaseSettings:
+    return shared_database_of("media").model_copy(
+        update={"database_timeout_seconds": PATIENCE_SECONDS}
+    )
+
+
+@pytest.fixture(scope="package")
+async def database_of_all(database_settings: DatabaseSettings) -> AsyncIterator[Database]:
+    async with Database(database_settings) as database:
         yield database
 
 
 @pytest.fixture
-def store(database, database_of, kafka: KafkaSettings) -> MediaStore:
-    """A store of this test's own. Its relay does not run: what is published stays to be counted."""
-    return MediaStore(database, Outbox(database, Relay(database_of("media"), kafka)))
+async def database(database_of_all: Database) -> Database:
+    """A database that holds nothing."""
+    async with database_of_all.connection() as connection:
+        # Quicker than to truncate them, when they hold next to nothing.
+        await connection.execute("DELETE FROM media; DELETE FROM outbox")
+    return database_of_all
+
+
+@pytest.fixture
+def store(database, database_settings, kafka: KafkaSettings) -> MediaStore:
+    """A store over it. Its relay does not run: what is published stays to be counted."""
+    return MediaStore(database, Outbox(database, Relay(database_settings, kafka)))
 
 
 @dataclass(frozen=True)
@@ -123,7 +143,7 @@ class Uploader:
 
     async def _call(self, method: Any, request: Any) -> Any:
         metadata = [(context.USER_ID, str(self.user_id))] if self.user_id else []
-        return await method(request, metadata=metadata, timeout=20)
+        return await method(request, metadata=metadata, timeout=PATIENCE_SECONDS)
 
 
 @pytest.fixture(scope="session")
@@ -143,7 +163,7 @@ def uploader(gateway_channel) -> Uploader:
 async def send(upload: pb.CreateUploadResponse, file: bytes, **changed: str) -> httpx.Response:
     """POSTs a file with the form that CreateUpload gave, perhaps with fields changed."""
     # The address is plain HTTP: certificates need not be loaded.
-    async with httpx.AsyncClient(timeout=20, verify=False) as phone:
+    async with httpx.AsyncClient(timeout=PATIENCE_SECONDS, verify=False) as phone:
         return await phone.post(
             upload.upload_url, data={**upload.form_fields, **changed}, files={"file": file}
         )

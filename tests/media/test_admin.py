@@ -10,7 +10,7 @@ from photomesh.media.v1.events_pb2 import MediaUploaded
 from photomesh.media.v1.media_admin_service_pb2_grpc import MediaAdminServiceStub
 
 from tests.callers import Refusal, channel_to
-from tests.eventually import eventually
+from tests.eventually import PATIENCE_SECONDS, eventually
 
 
 @pytest.fixture
@@ -23,16 +23,16 @@ async def admin(infrastructure):
 async def test_a_message_that_is_none_waits_for_a_decision(admin, kafka):
     producer = KafkaProducer(bootstrap_servers=kafka.kafka_bootstrap)
     garbage = b"\xff\xff\xff garbage"
-    await asyncio.to_thread(lambda: producer.send("media_uploaded", garbage).get(10))
+    await asyncio.to_thread(lambda: producer.send("media_uploaded", garbage).get(PATIENCE_SECONDS))
     good = MediaUploaded(media_id=1, owner_id=1).SerializeToString()
-    await asyncio.to_thread(lambda: producer.send("media_uploaded.dlq", good).get(10))
+    await asyncio.to_thread(lambda: producer.send("media_uploaded.dlq", good).get(PATIENCE_SECONDS))
     producer.close()
 
     async def listed():
         answer = await admin.ListDeadLetters(pb.ListDeadLettersRequest(topic="media_uploaded"))
         return answer.dead_letters
 
-    letters = await eventually(listed, lambda found: len(found) >= 2, within=30)
+    letters = await eventually(listed, lambda found: len(found) >= 2)
     by_reason = {letter.reason.partition(":")[0]: letter for letter in letters}
     bad = by_reason["DecodeError"]
     assert bad.consumer_group == "media-worker"

@@ -25,7 +25,7 @@ from services.media.service import MediaService
 from services.media.uploads import Uploads
 from services.media.watchers import Watchers
 from tests.callers import channel_to
-from tests.eventually import eventually
+from tests.eventually import PATIENCE_SECONDS, eventually
 from tests.line import line_to
 from tests.media.conftest import Uploader, refusal
 from tests.pictures import photo
@@ -56,7 +56,7 @@ class IdleStream:
         """Waits until the service has begun to receive it."""
         request = pb.GetUploadOffsetRequest(request_id=self._request_id)
         stub, metadata = self._uploader.stub, [(context.USER_ID, str(self._uploader.user_id))]
-        await eventually(lambda: stub.GetUploadOffset(request, metadata=metadata), within=60)
+        await eventually(lambda: stub.GetUploadOffset(request, metadata=metadata))
 
     def send(self, content: bytes) -> None:
         self._more.put_nowait(pb.UploadMediaRequest(file=HttpBody(data=content)))
@@ -84,7 +84,7 @@ async def test_idle_streams_of_one_account_leave_room_for_others(uploader):
             return [each for each in ended if await each.code() is not grpc.StatusCode.OK]
 
         too_many = LIMITS.streams - LIMITS.streams_of_one_account
-        calls = await eventually(refused, lambda found: len(found) == too_many, within=60)
+        calls = await eventually(refused, lambda found: len(found) == too_many)
         for call in calls:
             assert await refusal(call) == "TOO_MANY_STREAMS"
         assert retry_seconds(await error_of(calls[0])) > 0
@@ -145,7 +145,7 @@ async def test_a_stream_makes_room_however_it_ends(uploader, end):
         await stream.is_open()
         await end(stream)
 
-    await eventually(lambda: completed(uploader, "last"), within=60)
+    await eventually(lambda: completed(uploader, "last"))
 
 
 async def test_clients_that_vanish_make_room(uploader, infrastructure):
@@ -159,7 +159,7 @@ async def test_clients_that_vanish_make_room(uploader, infrastructure):
         assert await refusal(IdleStream(uploader, "next").call) == "TOO_MANY_STREAMS"
         line.cut()
 
-        await eventually(lambda: completed(uploader, "next"), within=60)
+        await eventually(lambda: completed(uploader, "next"))
         for stream in idle:
             stream.call.cancel()
 
@@ -190,7 +190,7 @@ def impatient(store, storage, tmp_path) -> Callable[..., MediaService]:
 
 async def upload_in_process(service: MediaService, user_id: int, messages) -> pb.Media:
     context.enter(context.CallContext(trace_id="0" * 32, user_id=user_id))
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(PATIENCE_SECONDS):
         return (await service.UploadMedia(messages, None)).media
 
 
@@ -327,13 +327,11 @@ async def test_watches_of_one_account_leave_room_for_others(uploader, infrastruc
         assert await refusal(uploader.watch(media_id).read()) == "TOO_MANY_STREAMS"
         (await watched(other, others)).cancel()
         watches[0].cancel()
-        again = await eventually(lambda: watched(uploader, media_id), within=60)
+        again = await eventually(lambda: watched(uploader, media_id))
         assert await refusal(uploader.watch(media_id).read()) == "TOO_MANY_STREAMS"
         again.cancel()
 
         line.cut()
-        fresh = [
-            await eventually(lambda: watched(uploader, media_id), within=60) for _ in range(WATCHES)
-        ]
+        fresh = [await eventually(lambda: watched(uploader, media_id)) for _ in range(WATCHES)]
         for watch in fresh:
             watch.cancel()

@@ -15,7 +15,7 @@ from photomesh.media.v1.media_internal_service_pb2_grpc import MediaInternalServ
 
 from services.common import client, topics
 from services.common.ids import created_at, shard_of
-from tests.eventually import eventually
+from tests.eventually import PATIENCE_SECONDS, eventually
 from tests.media.conftest import Uploader, new_user, refusal, send
 from tests.pictures import photo
 
@@ -47,7 +47,7 @@ async def test_an_upload_is_opened_sent_and_completed(uploader):
     day = created_at(media.media_id).strftime("%Y/%m/%d")
     assert opened.form_fields["key"] == f"{day}/{uploader.user_id}/{media.media_id}/original"
     life = opened.expire_time.ToMilliseconds() - media.create_time.ToMilliseconds()
-    assert 599_000 < life < 620_000
+    assert 599_000 < life < 600_000 + PATIENCE_SECONDS * 1000
     assert (await uploader.get(media.media_id)) == media
 
     assert (await send(opened, PHOTO)).is_success
@@ -147,7 +147,7 @@ def announced(bootstrap: str, owner_id: int, last_id: int) -> list[int]:
         topics.MEDIA_UPLOADED.name,
         bootstrap_servers=bootstrap,
         auto_offset_reset="earliest",
-        consumer_timeout_ms=15_000,
+        consumer_timeout_ms=PATIENCE_SECONDS * 1000,
     )
     try:
         for record in consumer:

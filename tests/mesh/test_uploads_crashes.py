@@ -20,6 +20,7 @@ from photomesh.media.v1.media_service_pb2_grpc import MediaServiceStub
 
 from deploy.local.table import ORIGINALS_BUCKET
 from services.common.ids import created_at
+from tests.eventually import PATIENCE_SECONDS
 from tests.mesh.people import ApiError, Person
 
 pytestmark = pytest.mark.prove
@@ -30,7 +31,6 @@ SEED = int(os.environ.get("PHOTOMESH_SEED", "1"))
 # S3 takes up to half a minute until it finds its objects again, so only `make prove` kills it.
 VICTIMS = ["media", "s3"] if os.environ.get("PHOTOMESH_PROVE") else ["media"]
 
-_WITHIN_SECONDS = 60.0
 _PIECE_BYTES = 256 * 1024
 _ENDED_WHILE_WRITING = (grpc.StatusCode.INTERNAL, "Internal error from Core")
 
@@ -44,7 +44,7 @@ class Broken(Exception):
 async def test_streams_go_on_over_a_crash(mesh, http, victim, number):
     rng = random.Random(f"{SEED} {victim} {number}")
     files = [rng.randbytes(rng.randint(11 * MIB, 24 * MIB)) for _ in range(2)]
-    ann, bob = Person(http, patience=_WITHIN_SECONDS), Person(http, patience=_WITHIN_SECONDS)
+    ann, bob = Person(http, patience=PATIENCE_SECONDS), Person(http, patience=PATIENCE_SECONDS)
     await asyncio.gather(ann.sign_up(), bob.sign_up())
     crash = Crash(mesh, victim, after_bytes=rng.randrange(sum(map(len, files))))
 
@@ -130,7 +130,7 @@ def by_grpc(stub: MediaServiceStub, crash: Crash) -> Send:
 
         token = (("authorization", f"Bearer {author.token}"),)
         try:
-            answer = await stub.UploadMedia(messages(), metadata=token, timeout=_WITHIN_SECONDS)
+            answer = await stub.UploadMedia(messages(), metadata=token, timeout=PATIENCE_SECONDS)
         except grpc.aio.AioRpcError as error:
             # The second is what the library makes of a stream that ended under its pen.
             told = error.code(), error.details()
@@ -156,7 +156,7 @@ def by_rest(crash: Crash) -> Send:
                 content=crash.pieces(file[offset:]),
                 params=query,
                 headers={"authorization": f"Bearer {author.token}"},
-                timeout=_WITHIN_SECONDS,
+                timeout=PATIENCE_SECONDS,
             )
         except httpx.TransportError as error:
             raise Broken from error

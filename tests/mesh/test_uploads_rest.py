@@ -13,7 +13,7 @@ import pytest
 from deploy.local.table import ORIGINALS_BUCKET
 from services.common.ids import created_at
 from services.media.limits import LIMITS
-from tests.eventually import eventually
+from tests.eventually import PATIENCE_SECONDS, eventually
 from tests.mesh.people import ApiError, Person
 from tests.pictures import photo
 
@@ -23,7 +23,7 @@ MIB = 2**20
 
 # `make prove` sends large files, and cuts more often.
 PROVING = bool(os.environ.get("PHOTOMESH_PROVE"))
-SIZES = [1, 5 * MIB - 1, 5 * MIB, 32 * MIB] + ([300 * MIB] if PROVING else [])
+SIZES = [1, 5 * MIB - 1, 5 * MIB, 16 * MIB] + ([32 * MIB, 300 * MIB] if PROVING else [])
 CUTS = 10 if PROVING else 2
 
 
@@ -56,7 +56,7 @@ async def put(author: Person, content, content_type="", **query) -> dict:
     if content_type:
         headers["content-type"] = content_type
     answer = await author.http.post(
-        "/v1/media:upload", content=content, params=query, headers=headers, timeout=120
+        "/v1/media:upload", content=content, params=query, headers=headers, timeout=PATIENCE_SECONDS
     )
     if answer.is_error:
         raise ApiError(answer)
@@ -199,12 +199,12 @@ async def test_bodies_that_do_not_go_on_leave_room_for_others(author, person):
             return [ApiError(answer.result()) for answer in answers if answer.done()]
 
         too_many = LIMITS.streams - LIMITS.streams_of_one_account
-        errors = await eventually(refused, lambda found: len(found) == too_many, within=60)
+        errors = await eventually(refused, lambda found: len(found) == too_many)
         assert {(error.status, error.reason) for error in errors} == {(429, "TOO_MANY_STREAMS")}
         assert (await put(await person().sign_up(), b"abc"))["media"]["mediaId"]
 
     # The connections are gone, and all places are free again.
-    await eventually(lambda: put(author, b"abc"), within=60)
+    await eventually(lambda: put(author, b"abc"))
 
 
 @pytest.mark.skipif(not PROVING, reason="takes as long as a stream may be slow")
@@ -237,7 +237,7 @@ async def test_parts_go_through_the_gateway_as_well(author, stored):
     )
     path = f"/v1/media/{opened['media']['mediaId']}"
     signed = await author.call("POST", f"{path}/parts:sign", {"partNumbers": [2, 1]})
-    async with httpx.AsyncClient(timeout=30) as phone:
+    async with httpx.AsyncClient(timeout=PATIENCE_SECONDS) as phone:
         for part in signed["parts"]:
             begin = (part["partNumber"] - 1) * int(opened["partBytes"])
             content = file[begin : begin + int(part["sizeBytes"])]
