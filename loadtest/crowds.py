@@ -18,6 +18,7 @@ from services.common.cache import connect
 from services.common.config import CacheSettings
 from services.common.ids import EPOCH_MS, SHARDS, shard_of
 from services.common.timelines import CAP, HomeTimelines
+from services.common.timelines.layout import FEED, RULES
 
 _FIRST = time.time_ns() // 1_000_000 - EPOCH_MS - 10**9
 _STRIDE = 7919
@@ -251,8 +252,8 @@ async def fill_feeds(stack: Stack, reader_ids: Sequence[int], post_ids: Sequence
     with Pipelines(stack.valkey_url) as pipelines:
         for number, model in enumerate(models):
             others = reader_ids[_MODELS + number :: _MODELS]
-            for kind in ("feed", "rules"):
-                copy_key(pipelines, f"{kind}:{{{model}}}", model, others)
+            for space in (FEED, RULES):
+                copy_key(pipelines, f"{space}:{{{model}}}", model, others)
 
 
 def copy_key(pipelines: Pipelines, key: str, owner_id: int, others: Sequence[int]) -> None:

@@ -19,6 +19,7 @@ from loadtest.pipelines import Pipelines
 from services.common.cache import connect
 from services.common.config import CacheSettings
 from services.common.timelines import CAP, HomeTimelines
+from services.common.timelines.layout import FEED
 
 _FEEDS_OF_MANY = 500_000_000
 _GOAL_BYTES = 20
@@ -69,7 +70,7 @@ async def _fill_feeds(stack: Stack, readers: Sequence[int], posts: Sequence[int]
 
 def _fill_sorted_sets(pipelines: Pipelines, readers: Sequence[int], posts: Sequence[int]) -> None:
     first, *others = readers
-    key = f"feed:{{{first}}}"
+    key = f"{FEED}:{{{first}}}"
     # All have one score, which takes fewer bytes than a time: the members make the order.
     pipelines.run([(first, ("ZADD", key, 0, (1 << 63) - 1 - post)) for post in posts])
     crowds.copy_key(pipelines, key, first, others)

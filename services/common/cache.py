@@ -1,14 +1,13 @@
-"""Valkey or Redis: scripts that run beside the data of one owner, and plain values.
+"""The client of Valkey or Redis: scripts that run next to the data of one owner, and plain values.
 
-All keys of an owner (an account, say) carry its id in braces, as `feed:{17}` does, so that in a
-cluster they lie on one node, in the slot of the text `17`.
+The keys of an owner, such as an account, contain its id in braces: `feed1:{17}`. So in a cluster
+they are on one node, in the slot of the text `17`.
 """
 
 import asyncio
-import hashlib
 from collections.abc import AsyncIterator, Coroutine, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, cast
 
 from hiredis import ReplyError
@@ -16,79 +15,53 @@ from hiredis import ReplyError
 from services.common.cluster import Cluster, OneServer, slot_of
 from services.common.config import CacheSettings
 from services.common.errors import Unavailable
+from services.common.scripts import Script, load
 from services.common.valkey import PART, Address, Command, Server, Word, parse_url
 
-_MOST_TRIES = 4
-"""How often a command is sent that servers refuse because its slot is not theirs."""
+_MAX_ATTEMPTS = 4
+"""How often a command is sent while servers refuse it because they do not own its slot."""
 
-# A script makes its keys itself, so that one call may touch many owners of one node; the server
-# still refuses keys that are not there.
-_SHEBANG = "#!lua flags=allow-cross-slot-keys\n"
-
-
-@dataclass(frozen=True)
-class Script:
-    """A Lua script. It gets no KEYS: it makes them from the ids in ARGV, as `feed:{<id>}`."""
-
-    text: str
-    source: str = field(init=False, repr=False)
-    """The whole program as the server gets it."""
-    sha: str = field(init=False, repr=False)
-    """Its SHA-1 in hexadecimal, by which the server knows it."""
-
-    def __post_init__(self) -> None:
-        source = _SHEBANG + self.text
-        object.__setattr__(self, "source", source)
-        object.__setattr__(self, "sha", hashlib.sha1(source.encode()).hexdigest())  # noqa: S324
-
-
-# MGET takes keys of one slot only, and as many GETs cost this process half as much again.
-_GET_MANY = Script("""
-    local values = {}
-    for index, key in ipairs(ARGV) do
-        values[index] = redis.call('GET', key)
-    end
-    return values
-""")
+# MGET accepts only keys of one slot. A GET for each key would cost this process half as much again.
+_GET_MANY = load(Path(__file__).with_name("get_many.lua"))
 
 
 class Cache:
-    """One Valkey or a cluster.
+    """One Valkey, or a cluster.
 
-    Every method raises Unavailable when it is away, slow, loading or full. ReplyError means that
-    a script or a command is wrong.
+    Every method raises Unavailable if a server is unreachable, slow, loading or full, and
+    ReplyError if a script or a command is wrong.
     """
 
     def __init__(self, servers: OneServer | Cluster) -> None:
         self._servers = servers
 
-    async def run(self, script: Script, owner_id: int, args: Sequence[Word]) -> Any:
-        """Runs a script on the server that has the owner's keys, and returns what it returns.
-
-        The id decides only where: a script that needs it gets it in `args`.
-        """
+    async def run(
+        self, script: Script, owner_id: int, /, **arguments: Word | Sequence[Word]
+    ) -> Any:
+        """Runs a script on the server that holds the owner's keys; returns the script's result."""
         slot = slot_of(str(owner_id))
         server = self._servers.owners[slot] or await self._servers.owner_of(slot)
-        reply = await self._evaluate(server, script, args)
+        words = [owner_id, *script.pack(arguments)]
+        reply = await self._evaluate(server, script, words)
         if _is_misplaced(reply):
-            # With a key that is declared the servers tell where it is.
-            declared = ("EVAL", script.source, 1, f"{{{owner_id}}}", *args)
+            # Servers only redirect calls that declare a key.
+            declared = ("EVAL", script.source, 1, f"{{{owner_id}}}", *words)
             [reply] = await self._ask_owners([(slot, declared)])
         return _checked(reply)
 
     async def run_on_owners(
-        self, script: Script, owner_ids: Sequence[int], args: Sequence[Word]
+        self, script: Script, owner_ids: Sequence[int], /, **arguments: Word | Sequence[Word]
     ) -> list[Any]:
-        """Runs a script once on each server that has some of the owners.
+        """Runs a script once on each server that holds keys of some of the owners.
 
-        Its ARGV are `args` and then the ids of that server's owners. Returns a result per call
-        that was made: one per server, and more while slots move, or when a server has just been
-        replaced. Then a script may run again on owners that it had reached, and when a server
-        fails, others have run it: it must be idempotent.
+        Returns one result per call: one per server, or more while slots move or a server fails
+        over. In these cases the script may run twice for an owner, and if a server fails, it has
+        run on others: it must be idempotent.
         """
+        words = script.pack(arguments)
         groups = await self._by_server(owner_ids)
         replies = await _all(
-            self._evaluate(server, script, [*args, *group]) for server, group in groups.items()
+            self._evaluate(server, script, [*group, *words]) for server, group in groups.items()
         )
         alone: list[tuple[int, Command]] = []
         results = []
@@ -97,7 +70,7 @@ class Cache:
                 alone += [
                     (
                         slot_of(str(owner_id)),
-                        ("EVAL", script.source, 1, f"{{{owner_id}}}", *args, owner_id),
+                        ("EVAL", script.source, 1, f"{{{owner_id}}}", owner_id, *words),
                     )
                     for owner_id in group
                 ]
@@ -108,7 +81,7 @@ class Cache:
         return results
 
     async def get_many(self, keys: Sequence[str]) -> list[bytes | None]:
-        """Returns the values of the keys in their order; None where there is none."""
+        """Returns the values of the keys, in their order; None for a key that does not exist."""
         if not keys:
             return []
         if isinstance(self._servers, OneServer):
@@ -135,7 +108,7 @@ class Cache:
         return values
 
     async def put_many(self, values: Mapping[str, bytes], *, seconds: int, only_new: bool) -> None:
-        """Sets values that live for `seconds`; with `only_new`, leaves those that exist."""
+        """Sets values with a TTL of `seconds`; with `only_new`, keeps values that exist."""
         condition = ("NX",) if only_new else ()
         replies = await self._ask_owners(
             [
@@ -153,7 +126,7 @@ class Cache:
 
     async def _by_server(self, owner_ids: Sequence[int]) -> Mapping[Server, Sequence[int]]:
         if isinstance(self._servers, OneServer):
-            # To find slots takes longer than all else that a call does here.
+            # Computing slots would take longer than the rest of the call.
             return {await self._servers.owner_of(0): owner_ids} if owner_ids else {}
         groups: dict[Server, list[int]] = {}
         for owner_id in owner_ids:
@@ -162,27 +135,27 @@ class Cache:
             groups.setdefault(server, []).append(owner_id)
         return groups
 
-    async def _evaluate(self, server: Server, script: Script, args: Sequence[Word]) -> Any:
-        [reply] = await self._ask(server, [("EVALSHA", script.sha, 0, *args)])
+    async def _evaluate(self, server: Server, script: Script, words: Sequence[Word]) -> Any:
+        [reply] = await self._ask(server, [("EVALSHA", script.sha, 0, *words)])
         if isinstance(reply, ReplyError) and _code(reply) == "NOSCRIPT":
-            [reply] = await self._ask(server, [("EVAL", script.source, 0, *args)])
+            [reply] = await self._ask(server, [("EVAL", script.source, 0, *words)])
         return reply
 
     async def _ask_owners(self, commands: Sequence[tuple[int, Command]]) -> list[Any]:
-        """Sends commands to the servers of their slots, and follows where they point."""
+        """Sends commands to the servers that own their slots, and follows redirections."""
         replies: list[Any] = [None] * len(commands)
         left: Sequence[int] = range(len(commands))
-        told: dict[int, Server] = {}
-        for attempt in range(_MOST_TRIES):
-            if len(told) < len(left) and attempt:
-                # A slot is under way, or a replica takes over.
+        redirected: dict[int, Server] = {}
+        for attempt in range(_MAX_ATTEMPTS):
+            if len(redirected) < len(left) and attempt:
+                # A slot is being moved, or a replica is being promoted.
                 await self._servers.relearn()
                 await asyncio.sleep(0.01 * attempt)
             groups: dict[Server, list[int]] = {}
             for index in left:
                 slot = commands[index][0]
                 server = (
-                    told.get(index)
+                    redirected.get(index)
                     or self._servers.owners[slot]
                     or await self._servers.owner_of(slot)
                 )
@@ -191,16 +164,16 @@ class Cache:
                 self._ask(server, [commands[index][1] for index in group])
                 for server, group in groups.items()
             )
-            told = {}
+            redirected = {}
             for group, answer in zip(groups.values(), answers, strict=True):
                 for index, reply in zip(group, answer, strict=True):
                     replies[index] = reply
                     if isinstance(reply, ReplyError) and isinstance(self._servers, Cluster):
                         slot, command = commands[index]
                         if _code(reply) == "MOVED":
-                            told[index] = self._servers.moved(slot, _address(reply))
+                            redirected[index] = self._servers.moved(slot, _address(reply))
                         elif _code(reply) == "ASK":
-                            # Of this one time only, while the slot is moved key by key.
+                            # Valid once: the slot is being moved key by key.
                             server = self._servers.at(_address(reply))
                             _, replies[index] = await self._ask(server, [("ASKING",), command])
             left = [index for index in left if _is_misplaced(replies[index])]
@@ -218,10 +191,10 @@ class Cache:
 
 @asynccontextmanager
 async def connect(settings: CacheSettings) -> AsyncIterator[Cache]:
-    """Yields a bounded client; it connects when it is first used.
+    """Yields a client, which connects on first use.
 
     Raises:
-        ValueError: `valkey_url` cannot be understood.
+        ValueError: `valkey_url` is malformed.
     """
     addresses, login = parse_url(settings.valkey_url)
     timeout = settings.valkey_timeout_seconds
@@ -237,7 +210,7 @@ async def connect(settings: CacheSettings) -> AsyncIterator[Cache]:
 
 
 async def _all(calls: Iterable[Coroutine[Any, Any, Any]]) -> list[Any]:
-    """Awaits all calls, also when one fails, and returns what they return."""
+    """Awaits all calls, even if one fails, and returns their results."""
     every = list(calls)
     if len(every) == 1:
         return [await every[0]]
@@ -259,7 +232,7 @@ def _address(redirection: ReplyError) -> Address:
 
 
 def _is_misplaced(reply: Any) -> bool:
-    """Tells whether a server refused because the keys are not its own, or not for the moment."""
+    """Reports whether a server refused because it does not own the keys, or not at present."""
     return isinstance(reply, ReplyError) and (
         _code(reply) in ("MOVED", "ASK", "TRYAGAIN", "READONLY")
         or "a non local key in a cluster" in str(reply)
@@ -270,8 +243,8 @@ def _checked(reply: Any) -> Any:
     """Returns a reply, unless it is an error.
 
     Raises:
-        Unavailable: the server cannot do it now: OOM, LOADING, CLUSTERDOWN and the like.
-        ReplyError: it never can.
+        Unavailable: the error is temporary, such as OOM, LOADING or CLUSTERDOWN.
+        ReplyError: the error is permanent.
     """
     if isinstance(reply, ReplyError):
         if _code(reply) in ("ERR", "WRONGTYPE") and "cluster is down" not in str(reply):

@@ -8,9 +8,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from services.common.cache import Script, connect
+from services.common.cache import connect
 from services.common.config import CacheSettings
 from services.common.errors import Unavailable
+from services.common.scripts import Script
 from services.common.valkey import Address, Login, parse_url
 from tests.eventually import PATIENCE_SECONDS
 
@@ -20,31 +21,33 @@ EXAMPLES = int(os.environ.get("PHOTOMESH_EXAMPLES", "40"))
 
 _ids = itertools.count(5_000_000)
 
-_COUNT = Script("""
+_COUNT_TEXT = """
+    --!arguments owners[]
     local counts = {}
-    for _, id in ipairs(ARGV) do
+    for _, id in ipairs(owners) do
         table.insert(counts, redis.call('INCR', 'count:{' .. id .. '}'))
     end
     return counts
-""")
+"""
+_COUNT = Script(_COUNT_TEXT)
 
 
 async def test_a_script_runs_also_where_it_is_not_known_yet(cache):
     owner = next(_ids)
-    unknown = Script(_COUNT.text + f"-- {owner}")
+    unknown = Script(f"{_COUNT_TEXT}-- {owner}")
 
-    assert await cache.run(unknown, owner, [owner]) == [1]
-    assert await cache.run(unknown, owner, [owner]) == [2]
+    assert await cache.run(unknown, owner) == [1]
+    assert await cache.run(unknown, owner) == [2]
 
 
 async def test_a_script_reaches_every_owner_once(cache):
     owners = [next(_ids) for _ in range(100)]
 
-    results = await cache.run_on_owners(_COUNT, owners, [])
+    results = await cache.run_on_owners(_COUNT, owners)
 
     assert [count for result in results for count in result] == [1] * len(owners)
-    assert await cache.run(_COUNT, owners[50], [owners[50]]) == [2]
-    assert await cache.run_on_owners(_COUNT, [], []) == []
+    assert await cache.run(_COUNT, owners[50]) == [2]
+    assert await cache.run_on_owners(_COUNT, []) == []
 
 
 async def test_values_come_back_in_the_order_of_their_keys(cache):
@@ -74,8 +77,8 @@ async def test_only_new_leaves_what_is_there(cache):
 async def test_a_cache_that_is_away_is_told():
     async with connect(CacheSettings(valkey_url="redis://127.0.0.1:1/0")) as nowhere:
         for attempt in (
-            nowhere.run(_COUNT, 1, []),
-            nowhere.run_on_owners(_COUNT, [1], []),
+            nowhere.run(_COUNT, 1),
+            nowhere.run_on_owners(_COUNT, [1]),
             nowhere.get_many(["a"]),
             nowhere.put_many({"a": b""}, seconds=1, only_new=True),
             nowhere.delete("a"),

@@ -13,20 +13,28 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 from deploy.local.stack import Stack
-from services.common.cache import Script, connect
+from services.common.cache import connect
 from services.common.cluster import slot_of
 from services.common.config import CacheSettings
 from services.common.errors import Unavailable
+from services.common.scripts import Script
 from services.common.timelines import HomeTimelines
 from tests.eventually import PATIENCE_SECONDS, eventually
 
-_SET = Script("redis.call('SET', 'value:{' .. ARGV[1] .. '}', ARGV[2])")
-_GET = Script("return redis.call('GET', 'value:{' .. ARGV[1] .. '}')")
+_SET = Script("""
+    --!arguments value, owner
+    redis.call('SET', 'value:{' .. owner .. '}', value)
+""")
+_GET = Script("""
+    --!arguments owner
+    return redis.call('GET', 'value:{' .. owner .. '}')
+""")
 _TOUCH = Script("""
-    for _, id in ipairs(ARGV) do
-        redis.call('SET', 'touched:{' .. id .. '}', 1)
+    --!arguments owners[]
+    for _, owner in ipairs(owners) do
+        redis.call('SET', 'touched:{' .. owner .. '}', 1)
     end
-    return #ARGV
+    return #owners
 """)
 
 
@@ -36,7 +44,7 @@ def test_owners_and_their_keys_share_a_slot():
     assert slot_of("{user1000}.following") == slot_of("{user1000}.followers") == slot_of("user1000")
     assert slot_of("foo{{bar}}zap") == slot_of("{bar")
     assert slot_of("foo{}{bar}") != slot_of("bar")
-    assert slot_of("feed:{17}") == slot_of("rules:{17}") == slot_of("17")
+    assert slot_of("feed1:{17}") == slot_of("rules1:{17}") == slot_of("17")
 
 
 async def test_a_stalled_server_costs_few_callers_the_timeout(stack):
@@ -78,7 +86,7 @@ def test_it_works_on_the_event_loop_of_the_services(cache_url):
 
 async def test_a_script_or_a_command_that_is_wrong_is_no_outage(cache):
     with pytest.raises(ReplyError, match="nosuchcommand"):
-        await cache.run(Script("error('nosuchcommand')"), 1, [])
+        await cache.run(Script("error('nosuchcommand')"), 1)
 
 
 async def test_keys_are_found_while_their_slot_moves(valkey_cluster):
@@ -90,24 +98,24 @@ async def test_keys_are_found_while_their_slot_moves(valkey_cluster):
     owners = range(200)
     async with connect(_patient(valkey_cluster.valkey_url)) as cache:
         await cache.put_many(values, seconds=60, only_new=False)
-        await cache.run(_SET, 42, [42, "kept"])
+        await cache.run(_SET, 42, value="kept")
 
         target.execute_command("CLUSTER SETSLOT", slot, "IMPORTING", _id(source))
         source.execute_command("CLUSTER SETSLOT", slot, "MIGRATING", _id(target))
         source.migrate("127.0.0.1", _port(target), [*moved, "value:{42}"], 0, 1000)
 
         assert await cache.get_many(list(values)) == list(values.values())
-        assert await cache.run(_GET, 42, [42]) == b"kept"
+        assert await cache.run(_GET, 42) == b"kept"
         await cache.put_many({"new:{42}": b"there"}, seconds=60, only_new=True)
-        assert sum(await cache.run_on_owners(_TOUCH, owners, [])) == len(owners)
+        assert sum(await cache.run_on_owners(_TOUCH, owners)) == len(owners)
 
         source.migrate("127.0.0.1", _port(target), ["stays:{42}"], 0, 1000)
         for node in (target, source):
             node.execute_command("CLUSTER SETSLOT", slot, "NODE", _id(target))
 
-        assert await cache.run(_GET, 42, [42]) == b"kept"
+        assert await cache.run(_GET, 42) == b"kept"
         assert await cache.get_many(["new:{42}", *values]) == [b"there", *values.values()]
-        assert sum(await cache.run_on_owners(_TOUCH, owners, [])) == len(owners)
+        assert sum(await cache.run_on_owners(_TOUCH, owners)) == len(owners)
 
 
 async def test_the_replica_of_a_master_that_died_takes_its_place(valkey_cluster):
@@ -121,8 +129,8 @@ async def test_the_replica_of_a_master_that_died_takes_its_place(valkey_cluster)
     )
     readers = range(30, 60)
     async with connect(_patient(valkey_cluster.valkey_url)) as cache:
-        await cache.run(_SET, 42, [42, "kept"])
-        await cache.run(_SET, elsewhere, [elsewhere, "kept"])
+        await cache.run(_SET, 42, value="kept")
+        await cache.run(_SET, elsewhere, value="kept")
         timelines = HomeTimelines(cache)
         for reader in readers:
             await timelines.drop(reader)
@@ -134,11 +142,11 @@ async def test_the_replica_of_a_master_that_died_takes_its_place(valkey_cluster)
 
         valkey_cluster.kill(name)
         # Without waiting for the replica.
-        assert await _is_refused(cache.run(_GET, 42, [42]))
+        assert await _is_refused(cache.run(_GET, 42))
         # The others are not drawn in.
-        assert await cache.run(_GET, elsewhere, [elsewhere]) == b"kept"
+        assert await cache.run(_GET, elsewhere) == b"kept"
 
-        assert await eventually(lambda: cache.run(_GET, 42, [42])) == b"kept"
+        assert await eventually(lambda: cache.run(_GET, 42)) == b"kept"
         assert await timelines.push(readers, [3 << 23]) == len(readers)
 
         # It comes back as a replica, and nobody notices.

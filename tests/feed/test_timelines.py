@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import re
 from collections.abc import AsyncIterator
 
 import pytest
@@ -12,7 +13,8 @@ from redis.asyncio import Redis, RedisCluster
 from services.common.cache import connect
 from services.common.config import CacheSettings
 from services.common.errors import Unavailable
-from services.common.timelines import CAP, AuthorTimelines, Extent, HomeTimelines, Slice
+from services.common.timelines import CAP, AuthorTimelines, Extent, HomeSlice, HomeTimelines, Slice
+from services.common.timelines.layout import AUTHOR, FEED, RULES
 
 EXAMPLES = int(os.environ.get("PHOTOMESH_EXAMPLES", "10"))
 
@@ -92,7 +94,7 @@ async def test_an_entry_takes_13_bytes_at_most(timelines, valkey, reader):
 
     held = await every_page(timelines, reader, 100)
     assert CAP <= len(held) < 1.1 * CAP
-    assert await valkey.memory_usage(f"feed:{{{reader}}}") <= 13 * len(held)
+    assert await valkey.memory_usage(f"{FEED}:{{{reader}}}") <= 13 * len(held)
 
 
 async def test_nothing_is_put_below_a_gap(timelines, reader):
@@ -138,7 +140,7 @@ async def test_a_rebuild_that_was_given_up_ends_by_itself(timelines, valkey, rea
     await timelines.push([reader], [post_id(1)])
     await timelines.read(reader, 0, 10)
 
-    assert 0 < await valkey.ttl(f"feed:{{{reader}}}") <= 10
+    assert 0 < await valkey.ttl(f"{FEED}:{{{reader}}}") <= 10
 
 
 async def test_what_is_retracted_is_gone(timelines, reader):
@@ -256,7 +258,7 @@ async def test_an_author_is_pulled_by_all_who_do_not_hide_it(timelines, reader):
     assert (await timelines.read(reader, 0, 10)).hidden == {71}
 
 
-@pytest.mark.parametrize("lost", ["feed", "rules"])
+@pytest.mark.parametrize("lost", [FEED, RULES])
 async def test_a_timeline_and_its_rules_count_only_together(timelines, valkey, reader, lost):
     """The cache may evict either of them."""
     await fill(timelines, reader, [post_id(1)], whole=True)
@@ -320,7 +322,7 @@ async def test_timelines_have_no_gaps_whatever_happens_to_them(timelines, valkey
             posts.difference_update(ids)
             await timelines.retract([reader], ids)
         else:
-            await valkey.delete(f"feed:{{{reader}}}")
+            await valkey.delete(f"{FEED}:{{{reader}}}")
 
         held = await every_page(timelines, reader, chance.choice([7, 100, 1000]))
         assert held == sorted(posts, reverse=True)[: len(held)]
@@ -354,6 +356,53 @@ async def test_pages_meet_without_gap_or_repeat(timelines, ages, size, data):
         await timelines.push([reader], ids[start : start + 7])
 
     assert await every_page(timelines, reader, size) == ids[::-1]
+
+
+async def test_keys_of_other_versions_are_neither_read_nor_changed(
+    timelines, valkey, cache, reader
+):
+    """Releases with different layouts run side by side."""
+    authors = AuthorTimelines(cache)
+    spaces = {FEED, RULES, AUTHOR}
+    foreign = {
+        f"{space.rstrip('0123456789')}{version}:{{{reader}}}"
+        for space in spaces
+        for version in ("", 0, 1, 2, 9, 10, 99)
+    } - {f"{space}:{{{reader}}}" for space in spaces}
+    for key in foreign:
+        # Scripts would fail on this type.
+        await valkey.set(key, "of another release")
+
+    assert (await timelines.read(reader, 0, 10)).extent is Extent.ABSENT
+    assert await timelines.push([reader], [post_id(2)]) == 0
+    await fill(timelines, reader, [post_id(1)], whole=True)
+    assert await timelines.push([reader], [post_id(2), post_id(3)]) == 1
+    await timelines.retract([reader], [post_id(3)])
+    assert await timelines.pull(reader, 72, version=1)
+    assert await timelines.hide(reader, 71, version=1)
+    await timelines.pull_all([reader], 73)
+    held = await timelines.read(reader, 0, 10)
+    assert (held.post_ids, held.hidden) == ([post_id(2), post_id(1)], {71})
+    assert set(held.pulled) == {72, 73}
+    assert await timelines.newer([reader], post_id(1)) == {
+        reader: HomeSlice([post_id(2)], Extent.WHOLE, held.pulled, held.hidden)
+    }
+    marker = await authors.begin_rebuild(reader)
+    assert await authors.finish_rebuild(reader, marker, [post_id(5)], whole=True)
+    assert (await authors.read([reader], 0, 10))[reader].post_ids == [post_id(5)]
+
+    keys = {key.decode() async for key in valkey.scan_iter(f"*{{{reader}}}")}
+    assert keys - foreign == {f"{space}:{{{reader}}}" for space in spaces}
+    await timelines.drop(reader)
+    await authors.drop(reader)
+    assert {key.decode() async for key in valkey.scan_iter(f"*{{{reader}}}")} == foreign
+    for key in foreign:
+        assert await valkey.get(key) == b"of another release"
+
+
+def test_every_key_space_carries_a_version():
+    for space in (FEED, RULES, AUTHOR):
+        assert re.fullmatch(r"[a-z]+[1-9][0-9]*", space)
 
 
 async def test_a_cache_that_is_away_is_told(reader):

@@ -35,6 +35,7 @@ from hypothesis.stateful import (
 from redis.asyncio import Redis
 
 from deploy.local.stack import Stack
+from services.common.timelines.layout import FEED
 from services.feed.authors import FRESH_SECONDS
 from tests.eventually import eventually
 from tests.mesh import mishaps
@@ -343,6 +344,6 @@ async def test_a_flushed_cache_costs_no_reader_an_error_and_each_one_rebuild(mes
             over.set()
             await asyncio.gather(*readers)
             watch.cancel()
-        assert set(rebuilds.counts) >= {f"feed:{{{reader}}}" for reader in crowd.people}
+        assert set(rebuilds.counts) >= {f"{FEED}:{{{reader}}}" for reader in crowd.people}
         assert max(rebuilds.counts.values()) <= flushes + 1
         await check_all(crowd, rng)

@@ -1,0 +1,17 @@
+-- Creates a timeline that holds only a rebuild marker; returns 0 if there is a timeline already.
+--
+-- Removes rules left from a timeline that is gone.
+
+--!include keys.lua
+--!arguments space, marker, seconds, owner
+
+local key = key_of(space, owner)
+if call('EXISTS', key) == 1 then
+    return 0
+end
+if space == FEED then
+    call('UNLINK', key_of(RULES, owner))
+end
+call('RPUSH', key, marker)
+call('EXPIRE', key, seconds)
+return 1
