@@ -9,8 +9,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from services.common.cache import Script
-from services.common.post_cache import CachedPost, PostCache
+from services.common import post_cache
+from services.common.post_cache import VERSION, CachedPost, Form, PostCache
+from services.common.scripts import Script
 
 pytestmark = pytest.mark.prove
 
@@ -24,6 +25,10 @@ _AUTHOR = 2**62 + 17
 @pytest.fixture(scope="session")
 def posts(cache) -> PostCache:
     return PostCache(cache)
+
+
+def key_of(post_id: int, space: str = Form.PROTO) -> str:
+    return f"{space}:{{{post_id}}}"
 
 
 def copy(version: int = 1) -> CachedPost:
@@ -52,7 +57,7 @@ async def test_a_copy_that_comes_late_replaces_neither_a_tombstone_nor_a_marker(
 
     assert await posts.get([withdrawn, changed]) == {withdrawn: None}
     # What the marker's end does.
-    await cache.delete(f"post:{{{changed}}}")
+    await cache.delete(key_of(changed))
     await posts.put({changed: copy(2)})
     assert await posts.get([changed]) == {changed: copy(2)}
 
@@ -62,10 +67,95 @@ async def test_a_withdrawal_that_came_too_late_ends_by_itself(posts, cache):
     await posts.withdraw([withdrawn])
     await posts.put({asked: None})
 
-    ttl = Script("return redis.call('TTL', 'post:{' .. ARGV[1] .. '}')")
+    ttl = Script(f"""
+        --!arguments owner
+        return redis.call('TTL', '{Form.PROTO}:{{' .. owner .. '}}')
+    """)
     # Longer than any question, shorter than anybody's patience.
-    assert 10 < await cache.run(ttl, withdrawn, [withdrawn]) <= 60
-    assert await cache.run(ttl, asked, [asked]) > 60
+    assert 10 < await cache.run(ttl, withdrawn) <= 60
+    assert await cache.run(ttl, asked) > 60
+
+
+@pytest.mark.parametrize("form", Form)
+async def test_a_copy_of_another_version_is_a_miss(cache, form):
+    posts = PostCache(cache, form)
+    older, newer = next(_ids), next(_ids)
+    planted = {
+        key_of(older, form): bytes([VERSION - 1]) + b"in another layout",
+        key_of(newer, form): bytes([VERSION + 1]),
+    }
+    await cache.put_many(planted, seconds=60, only_new=False)
+
+    assert await posts.get([older, newer]) == {}
+
+    await posts.put({older: copy(), newer: copy()})
+    assert await posts.get([older, newer]) == {older: copy()}
+    # The newer release goes on with its own.
+    assert await cache.get_many([key_of(newer, form)]) == [planted[key_of(newer, form)]]
+
+
+async def test_withdrawals_reach_readers_of_other_versions(posts, cache):
+    withdrawn, changed = next(_ids), next(_ids)
+    keys = {post_id: [key_of(post_id, form) for form in Form] for post_id in (withdrawn, changed)}
+    for version in (VERSION - 1, VERSION + 1):
+        values = dict.fromkeys([*keys[withdrawn], *keys[changed]], bytes([version]) + b"a copy")
+        await cache.put_many(values, seconds=60, only_new=False)
+
+        await posts.withdraw([withdrawn])
+        await posts.forget([changed])
+
+        assert await cache.get_many(keys[withdrawn]) == [b""] * len(Form)
+        assert await cache.get_many(keys[changed]) == [b"?"] * len(Form)
+
+
+async def test_tombstones_and_markers_are_not_taken_for_outdated_copies(posts, cache, monkeypatch):
+    """Not even by the last version, which is next to a marker."""
+    withdrawn, changed, cached = next(_ids), next(_ids), next(_ids)
+    await posts.put({cached: copy()})
+    await posts.withdraw([withdrawn])
+    await posts.forget([changed])
+    monkeypatch.setattr(post_cache, "VERSION", 62)
+
+    # As when they replace an outdated copy just after it was read.
+    await cache.run_on_owners(
+        post_cache._DISCARD_OUTDATED,
+        [withdrawn, changed, cached],
+        space=Form.PROTO,
+        version=post_cache.VERSION,
+    )
+
+    assert await posts.get([withdrawn, changed, cached]) == {withdrawn: None}
+    await posts.put({changed: copy(2), cached: copy(2)})
+    assert await posts.get([withdrawn, changed, cached]) == {withdrawn: None, cached: copy(2)}
+
+
+async def test_keys_of_other_key_spaces_are_neither_read_nor_changed(cache):
+    """Releases with other tombstones and markers run side by side."""
+    plant = Script("""
+        --!arguments space, owner
+        redis.call('RPUSH', space .. ':{' .. owner .. '}', 'of another release')
+    """)
+    length = Script("""
+        --!arguments space, owner
+        return redis.call('LLEN', space .. ':{' .. owner .. '}')
+    """)
+    post_id = next(_ids)
+    spaces = {f"{form.rstrip('0123456789')}{n}" for form in Form for n in ("", 0, 1, 2, 10)}
+    foreign = spaces - set(Form)
+    assert len(spaces) - len(foreign) == len(Form)
+    for space in foreign:
+        await cache.run(plant, post_id, space=space)
+
+    for form in Form:
+        posts = PostCache(cache, form)
+        assert await posts.get([post_id]) == {}
+        await posts.put({post_id: copy()})
+        assert await posts.get([post_id]) == {post_id: copy()}
+    await PostCache(cache).withdraw([post_id])
+    assert await PostCache(cache).get([post_id]) == {post_id: None}
+
+    for space in foreign:
+        assert await cache.run(length, post_id, space=space) == 1
 
 
 @dataclass
@@ -161,7 +251,7 @@ async def test_in_any_order_nobody_is_given_what_is_hidden_and_nothing_shown_is_
 
     # At rest, once a marker has ended, the next reader finds what holds.
     if post.post_id not in await posts.get([post.post_id]):
-        await cache.delete(f"post:{{{post.post_id}}}")
+        await cache.delete(key_of(post.post_id))
         async for _ in post.read(posts):
             pass
     found = await posts.get([post.post_id])
