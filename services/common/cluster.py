@@ -1,8 +1,8 @@
-"""Which server has which key: all of them one server, or each of a cluster's masters a share.
+"""Maps keys to servers: one server holds all keys, or each master of a cluster holds some.
 
-In a cluster a key's slot is CRC16 of what stands in its first braces, modulo 16,384; masters own
-slots. When a master dies a replica takes its place, and slots can be moved at any time, so what
-is known here is only a good guess, which servers correct.
+In a cluster a key's slot is the CRC16 of the text in its first braces, modulo 16,384, and each slot
+belongs to a master. Replicas can be promoted and slots moved at any time. So the map here may be
+outdated, and servers correct it with redirections.
 """
 
 import asyncio
@@ -22,11 +22,11 @@ _log = logs.logger(__name__)
 
 _SLOTS = 16_384
 _RELEARN_SECONDS = 0.1
-"""How often the cluster is asked at most, when something seems to have changed."""
+"""The shortest time between two refreshes of the map in the background."""
 
 
 def slot_of(key: str) -> int:
-    """Returns the slot of a key, or of an owner's id alone, which is what its keys' braces hold."""
+    """Returns the slot of a key, or of an owner's id, which is the text in its keys' braces."""
     _, brace, behind = key.partition("{")
     if brace:
         tag, closing, _ = behind.partition("}")
@@ -36,10 +36,10 @@ def slot_of(key: str) -> int:
 
 
 class OneServer:
-    """A single server has every slot."""
+    """A single server, which owns every slot."""
 
     def __init__(self, address: Address, login: Login, timeout: float) -> None:
-        """Takes how many seconds the server may take to answer."""
+        """Takes the timeout of a command, in seconds."""
         self._server = Server(address, login, timeout)
         self.owners: list[Server | None] = [self._server] * _SLOTS
 
@@ -48,35 +48,35 @@ class OneServer:
         return self._server
 
     def suspect(self) -> None:
-        """Nothing else is to be found."""
+        """Does nothing: the map is fixed."""
 
     async def relearn(self) -> None:
-        """Nothing else is to be found."""
+        """Does nothing: the map is fixed."""
 
     async def close(self) -> None:
-        """Ends the connection."""
+        """Closes the connection."""
         await self._server.close()
 
 
 class Cluster:
-    """The masters of a cluster, found through the servers that are configured."""
+    """The masters of a cluster, discovered through the configured servers."""
 
     def __init__(self, seeds: Sequence[Address], login: Login, timeout: float) -> None:
-        """Takes some of the servers, and how many seconds a server may take to answer."""
+        """Takes some of the servers, and the timeout of a command in seconds."""
         self._seeds = seeds
         self._login = login
         self._timeout = timeout
         self._servers: dict[Address, Server] = {}
         self.owners: list[Server | None] = [None] * _SLOTS
-        """The server that has each slot, where it is known."""
+        """The owner of each slot; None if unknown."""
         self._learning: asyncio.Task[None] | None = None
         self._learned_at = -_RELEARN_SECONDS
 
     async def owner_of(self, slot: int) -> Server:
-        """Returns the server that has a slot.
+        """Returns the server that owns a slot.
 
         Raises:
-            Unavailable: none is known to.
+            Unavailable: the owner cannot be discovered.
         """
         owner = self.owners[slot]
         if owner is None:
@@ -87,7 +87,7 @@ class Cluster:
         return owner
 
     def moved(self, slot: int, address: Address) -> Server:
-        """Believes a server that says where a slot is now; others may have moved, too."""
+        """Records a slot's new owner, and refreshes the map: other slots may have moved, too."""
         server = self.owners[slot] = self.at(address)
         self.suspect()
         return server
@@ -99,17 +99,17 @@ class Cluster:
         return self._servers[address]
 
     def suspect(self) -> None:
-        """Asks the cluster anew, by and by, for something seems to have changed."""
+        """Refreshes the map in the background, because it may be outdated."""
         elapsed = asyncio.get_running_loop().time() - self._learned_at
         if self._learning is None and elapsed > _RELEARN_SECONDS:
             self._start_learning()
 
     async def relearn(self) -> None:
-        """Asks the cluster anew; returns when it is known, or no server answers soon."""
+        """Refreshes the map; returns when that is done, or after the timeout."""
         await asyncio.wait({self._learning or self._start_learning()}, timeout=self._timeout)
 
     async def close(self) -> None:
-        """Ends all connections."""
+        """Closes all connections."""
         if self._learning:
             self._learning.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -134,7 +134,7 @@ class Cluster:
             except Unavailable:
                 continue
             if isinstance(ranges, hiredis.ReplyError):
-                _log.warning("a server tells nothing of its cluster", why=str(ranges))
+                _log.warning("cluster.slots_refused", error=str(ranges))
             else:
                 await self._apply(ranges, asked=address)
                 return
@@ -143,18 +143,18 @@ class Cluster:
         before = set(self._masters())
         owners: list[Server | None] = [None] * _SLOTS
         for first, last, (host, port, *_), *_replicas in ranges:
-            # Without a host it is the one that answered.
+            # An empty host means the server that answered.
             master = self.at(Address(host.decode() if host else asked.host, port))
             owners[first : last + 1] = [master] * (last + 1 - first)
         self.owners = owners
         masters = set(self._masters())
         if before != masters:
             _log.info(
-                "the cache's masters are known",
+                "cluster.masters_changed",
                 masters=sorted(f"{m.address.host}:{m.address.port}" for m in masters),
             )
         for address in [a for a, server in self._servers.items() if server not in masters]:
-            # Whoever still waits for an answer of its gets it.
+            # Connected ones are kept: callers may be waiting for replies.
             if not self._servers[address].is_connected:
                 await self._servers.pop(address).close()
 

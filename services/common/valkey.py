@@ -1,8 +1,8 @@
-"""One Valkey or Redis server: a connection that all callers share, and what keeps it up.
+"""One Valkey or Redis server, over one connection that all callers share.
 
-Commands of all callers of one turn of the event loop leave in one write, and replies come back in
-their order, so a command costs a few microseconds where a pool of connections spends hundreds.
-Only the protocol itself comes from a library: hiredis packs commands and parses replies.
+Commands that callers send in the same iteration of the event loop leave in one write, and replies
+arrive in their order. So a command costs a few microseconds, where a pool of connections takes
+hundreds. Only the protocol comes from a library: hiredis packs commands and parses replies.
 """
 
 import asyncio
@@ -20,13 +20,13 @@ from services.common.breaker import Breaker
 from services.common.errors import Unavailable
 
 PART = "The cache"
-"""What error messages call it."""
+"""The name of the cache in error messages."""
 
 _READ_BYTES = 256 * 1024
 _MOST_WAITING = 10_000
-"""How many callers may wait for one server."""
+"""The most callers that may wait for replies of one server."""
 _MOST_UNSENT_BYTES = 32 * 2**20
-"""How much may lie here because the server does not read it."""
+"""The most data buffered for a server that does not read it."""
 
 Word = bytes | str | int | float
 Command = tuple[Word, ...]
@@ -34,7 +34,7 @@ Command = tuple[Word, ...]
 
 @dataclass(frozen=True)
 class Address:
-    """Where a server listens."""
+    """The address that a server listens on."""
 
     host: str
     port: int
@@ -42,7 +42,7 @@ class Address:
 
 @dataclass(frozen=True)
 class Login:
-    """What every connection begins with."""
+    """What every new connection sends first."""
 
     commands: tuple[Command, ...]
     tls: ssl.SSLContext | None
@@ -52,7 +52,7 @@ def parse_url(url: str) -> tuple[list[Address], Login]:
     """Parses `redis[s]://[[user]:password@]host:port[,host:port...][/database]`.
 
     Raises:
-        ValueError: it is not of this form.
+        ValueError: the URL is malformed.
     """
     parts = urlsplit(url)
     if parts.scheme not in ("redis", "rediss"):
@@ -75,28 +75,28 @@ def parse_url(url: str) -> tuple[list[Address], Login]:
 
 
 class Server:
-    """One server, connected when first needed, and behind a circuit breaker."""
+    """One server, behind a circuit breaker. Connects on first use."""
 
     def __init__(self, address: Address, login: Login, timeout: float) -> None:
-        """Takes how many seconds the server may take to answer."""
+        """Takes the timeout of a command, in seconds."""
         self.address = address
         self._login = login
         self._timeout = timeout
-        # A stalled connection is noticed by itself, and at once for all who wait on it.
+        # The connection itself times out, at once for all callers that wait for it.
         self.breaker = Breaker(f"{PART} at {address.host}:{address.port}", patience=timeout)
         self._connection: _Connection | None = None
         self._connecting: asyncio.Task[_Connection] | None = None
 
     @property
     def is_connected(self) -> bool:
-        """Whether it could be asked without connecting first."""
+        """Whether there is a connection."""
         return self._connection is not None and not self._connection.is_lost
 
     async def ask(self, commands: Sequence[Command]) -> list[Any]:
-        """Sends commands together, and returns their replies: a refusal as a ReplyError.
+        """Sends commands in one batch and returns their replies; an error reply is a ReplyError.
 
         Raises:
-            Unavailable: the server is away, slow or loading. It may have run the commands.
+            Unavailable: the server is unreachable, slow or loading. It may have run the commands.
         """
         with self.breaker.call(find_out=self._ping):
             return await self._ask(commands)
@@ -111,7 +111,7 @@ class Server:
         return await connection.ask(commands)
 
     async def close(self) -> None:
-        """Ends the connection; who still waits hears Unavailable."""
+        """Closes the connection. Callers that still wait get Unavailable."""
         if self._connecting:
             self._connecting.cancel()
             with contextlib.suppress(asyncio.CancelledError, Unavailable):
@@ -123,7 +123,7 @@ class Server:
         if self._connecting is None:
             self._connecting = asyncio.create_task(self._connect())
             self._connecting.add_done_callback(self._stop_connecting)
-        # Shared by all who wait for it, so the end of one of them must not be its end.
+        # Several callers share the task, so a cancelled caller must not cancel it.
         return await asyncio.shield(self._connecting)
 
     def _stop_connecting(self, done: "asyncio.Task[_Connection]") -> None:
@@ -142,7 +142,7 @@ class Server:
                 )
         except (OSError, TimeoutError) as error:
             raise Unavailable(PART) from error
-        # The kernel accepts connections for a stalled process, too; only an answer counts.
+        # The kernel accepts connections for a stalled process, too; only a reply proves it works.
         try:
             for reply in await connection.ask([*self._login.commands, ("PING",)]):
                 if isinstance(reply, hiredis.ReplyError):
@@ -155,7 +155,7 @@ class Server:
 
 @dataclass(slots=True)
 class _Batch:
-    """Commands of one caller that are under way."""
+    """Commands of one caller whose replies are outstanding."""
 
     due: float
     count: int
@@ -164,9 +164,9 @@ class _Batch:
 
 
 class _Connection(asyncio.BufferedProtocol):
-    """The life of one connection.
+    """One connection.
 
-    A reply that is overdue ends it, for all that were asked later would come later still.
+    An overdue reply closes it, because the replies to later commands would be later still.
     """
 
     def __init__(self, timeout: float) -> None:
@@ -185,10 +185,10 @@ class _Connection(asyncio.BufferedProtocol):
     def ask(self, commands: Sequence[Command]) -> asyncio.Future[list[Any]]:
         if self.is_lost or self._paused or len(self._waiting) >= _MOST_WAITING:
             raise Unavailable(PART)
-        # hiredis' own types allow one word only.
+        # The type annotations of hiredis allow only one word.
         packed = [hiredis.pack_command(cast(Any, command)) for command in commands]
         if not self._unsent:
-            # At the end of this turn of the loop, together with what others ask in it.
+            # At the end of this iteration of the loop, with what other callers send in it.
             self._loop.call_soon(self._send)
         self._unsent += packed
         due = self._loop.time() + self._timeout
@@ -199,7 +199,7 @@ class _Connection(asyncio.BufferedProtocol):
         return batch.done
 
     def lose(self) -> None:
-        """Ends the connection and tells all who wait."""
+        """Closes the connection. All callers that wait get Unavailable."""
         if not self.is_lost:
             self.is_lost = True
             self._transport.abort()
@@ -223,17 +223,17 @@ class _Connection(asyncio.BufferedProtocol):
         if self._loop.time() < oldest.due:
             self._timer = self._loop.call_at(oldest.due, self._look_for_overdue)
         elif oldest is not self._suspect:
-            # Perhaps it was this process that had no time: what has come is read before the next
-            # look.
+            # This process may have been too busy to read: replies that have arrived are read before
+            # the next check.
             self._suspect = oldest
             self._timer = self._loop.call_later(0.001, self._look_for_overdue)
         else:
             self.lose()
 
-    # What the event loop tells.
+    # Callbacks of the event loop.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        # uvloop's has another base.
+        # The transport of uvloop has another base class.
         self._transport = cast(asyncio.Transport, transport)
         self._transport.set_write_buffer_limits(high=_MOST_UNSENT_BYTES)
 
@@ -251,7 +251,7 @@ class _Connection(asyncio.BufferedProtocol):
                     if not batch.done.done():
                         batch.done.set_result(batch.replies)
         except (hiredis.ProtocolError, IndexError):
-            # It speaks another protocol, or says what nobody asked for.
+            # A protocol error, or a reply without a command.
             self.lose()
 
     def pause_writing(self) -> None:
