@@ -32,7 +32,7 @@ _COUNT_TEXT = """
 _COUNT = Script(_COUNT_TEXT)
 
 
-async def test_a_script_runs_also_where_it_is_not_known_yet(cache):
+async def test_a_script_runs_on_a_server_that_has_not_loaded_it(cache):
     owner = next(_ids)
     unknown = Script(f"{_COUNT_TEXT}-- {owner}")
 
@@ -63,7 +63,7 @@ async def test_values_come_back_in_the_order_of_their_keys(cache):
     await cache.put_many({}, seconds=60, only_new=False)
 
 
-async def test_only_new_leaves_what_is_there(cache):
+async def test_only_new_keeps_values_that_exist(cache):
     there, new = (f"test:{next(_ids)}" for _ in range(2))
     await cache.put_many({there: b""}, seconds=60, only_new=False)
 
@@ -74,7 +74,7 @@ async def test_only_new_leaves_what_is_there(cache):
     assert await cache.get_many([there]) == [b"other"]
 
 
-async def test_a_cache_that_is_away_is_told():
+async def test_an_unreachable_cache_is_unavailable():
     async with connect(CacheSettings(valkey_url="redis://127.0.0.1:1/0")) as nowhere:
         for attempt in (
             nowhere.run(_COUNT, 1),
@@ -96,8 +96,8 @@ async def test_a_cache_that_is_away_is_told():
     sizes=st.lists(st.integers(0, 400_000), min_size=1, max_size=30),
     given_up=st.sets(st.integers(0, 29)),
 )
-async def test_everyone_gets_the_own_reply_whoever_goes_away(cache, sizes, given_up):
-    """All share a connection, and replies come in pieces."""
+async def test_every_caller_gets_its_own_reply_even_if_others_are_cancelled(cache, sizes, given_up):
+    """All share one connection, and replies arrive in pieces."""
     keys = [f"test:{next(_ids)}" for _ in sizes]
     values = {key: key.encode() + bytes(size) for key, size in zip(keys, sizes, strict=True)}
     await asyncio.gather(
@@ -132,11 +132,11 @@ async def test_everyone_gets_the_own_reply_whoever_goes_away(cache, sizes, given
         ),
     ],
 )
-def test_an_url_names_servers_a_login_and_a_database(url, addresses, commands):
+def test_a_url_names_servers_a_login_and_a_database(url, addresses, commands):
     assert parse_url(url) == (addresses, Login(commands, None))
 
 
-async def test_a_database_of_its_own_is_used(stack):
+async def test_the_database_of_the_url_is_used(stack):
     stack.up(["valkey"])
     key, other = f"test:{next(_ids)}", stack.valkey_url.removesuffix("0") + "3"
     async with connect(
@@ -151,12 +151,12 @@ async def test_a_database_of_its_own_is_used(stack):
 
 
 @pytest.mark.parametrize("url", ["h:1", "http://h:1", "redis://h", "redis://h:1,i", "redis://h:1,"])
-def test_an_url_that_cannot_be_understood_stops_the_start(url):
+def test_a_malformed_url_is_refused(url):
     with pytest.raises(ValueError, match="must"):
         CacheSettings(valkey_url=url)
 
 
-def test_a_server_that_wants_tls_gets_it():
+def test_rediss_means_tls():
     (address,), login = parse_url("rediss://localhost:1")
     assert address == Address("localhost", 1)
     assert login.tls is not None

@@ -1,4 +1,4 @@
-"""What becomes of calls while servers of the cache stall, die or hand over what they have."""
+"""Calls while servers of the cache stall, die or hand over slots."""
 
 import asyncio
 import contextlib
@@ -64,7 +64,7 @@ async def test_a_stalled_server_costs_few_callers_the_timeout(stack):
         await eventually(lambda: _succeeds(cache.get_many(["any"])))
 
 
-async def test_a_server_that_was_killed_is_found_again(stack):
+async def test_the_client_reconnects_to_a_restarted_server(stack):
     stack.up(["valkey"])
     async with connect(_patient(stack.valkey_url)) as cache:
         await cache.put_many({"any": b"value"}, seconds=60, only_new=False)
@@ -75,7 +75,7 @@ async def test_a_server_that_was_killed_is_found_again(stack):
         await eventually(lambda: _succeeds(cache.get_many(["any"])))
 
 
-def test_it_works_on_the_event_loop_of_the_services(cache_url):
+def test_the_client_works_on_uvloop(cache_url):
     async def main() -> list[bytes | None]:
         async with connect(_patient(cache_url)) as cache:
             await cache.put_many({"a": b"1" * 10**6, "b": b"2"}, seconds=60, only_new=False)
@@ -84,13 +84,13 @@ def test_it_works_on_the_event_loop_of_the_services(cache_url):
     assert uvloop.run(main()) == [b"2", b"1" * 10**6, None]
 
 
-async def test_a_script_or_a_command_that_is_wrong_is_no_outage(cache):
+async def test_a_wrong_script_is_not_an_outage(cache):
     with pytest.raises(ReplyError, match="nosuchcommand"):
         await cache.run(Script("error('nosuchcommand')"), 1)
 
 
 async def test_keys_are_found_while_their_slot_moves(valkey_cluster):
-    """Key by key, as operators move slots: for a while half of them are here and half there."""
+    """Slots are moved key by key, so for a while each server has some of the keys."""
     slot = slot_of("42")
     source, target, *_ = _masters(valkey_cluster, slot)
     moved = [f"moved:{n}:{{42}}" for n in range(5)]
@@ -118,7 +118,7 @@ async def test_keys_are_found_while_their_slot_moves(valkey_cluster):
         assert sum(await cache.run_on_owners(_TOUCH, owners)) == len(owners)
 
 
-async def test_the_replica_of_a_master_that_died_takes_its_place(valkey_cluster):
+async def test_the_replica_of_a_killed_master_takes_over(valkey_cluster):
     ports = [port for port, _ in valkey_cluster.ports.valkey_nodes]
     master = _masters(valkey_cluster, slot_of("42"))[0]
     name = f"valkey-{ports.index(_port(master)) + 1}"
@@ -137,19 +137,19 @@ async def test_the_replica_of_a_master_that_died_takes_its_place(valkey_cluster)
             marker = await timelines.begin_rebuild(reader)
             await timelines.finish_rebuild(reader, marker, [1 << 23], whole=True, version=1)
         assert await timelines.push(readers, [2 << 23]) == len(readers)
-        # Replicas lag, and what they lack is lost; this test is about what is there.
+        # A failover loses writes that the replica lacks; this test is about the others.
         master.execute_command("WAIT", 1, 1000)
 
         valkey_cluster.kill(name)
         # Without waiting for the replica.
         assert await _is_refused(cache.run(_GET, 42))
-        # The others are not drawn in.
+        # Other servers are not affected.
         assert await cache.run(_GET, elsewhere) == b"kept"
 
         assert await eventually(lambda: cache.run(_GET, 42)) == b"kept"
         assert await timelines.push(readers, [3 << 23]) == len(readers)
 
-        # It comes back as a replica, and nobody notices.
+        # It returns as a replica, without effect on callers.
         await asyncio.to_thread(valkey_cluster.start, name)
         assert await timelines.push(readers, [4 << 23]) == len(readers)
         for reader in readers:
@@ -158,7 +158,7 @@ async def test_the_replica_of_a_master_that_died_takes_its_place(valkey_cluster)
 
 
 def _masters(cluster: Stack, slot: int) -> list[Redis]:
-    """Returns a client of each master; the first has the slot."""
+    """Returns a client for each master; the first owns the slot."""
     ranges = next(ranges for port, _ in cluster.ports.valkey_nodes if (ranges := _slots(port)))
     ordered = sorted(ranges, key=lambda r: not r[0] <= slot <= r[1])
     ports = dict.fromkeys(master[1] for _, _, master, *_ in ordered)

@@ -1,4 +1,4 @@
-"""Home timelines against a real Valkey: no gaps, no lost posts, whatever happens at once."""
+"""Timelines in a real Valkey have no gaps and lose no posts, whatever runs concurrently."""
 
 import itertools
 import os
@@ -28,7 +28,7 @@ def timelines(cache) -> HomeTimelines:
 
 @pytest.fixture
 async def valkey(cache_url) -> AsyncIterator[Redis | RedisCluster]:
-    """Looks at what is there."""
+    """Yields a client that inspects keys directly."""
     async with (RedisCluster if "," in cache_url else Redis).from_url(first(cache_url)) as valkey:
         yield valkey
 
@@ -89,7 +89,7 @@ async def test_an_entry_takes_13_bytes_at_most(timelines, valkey, reader):
     await fill(timelines, reader, [post_id(now + n) for n in range(CAP, 0, -1)], whole=False)
     for n in range(1, 2 * CAP):
         await timelines.push([reader], [post_id(now + CAP + n)])
-    # Between those that are there.
+    # In the middle of the list.
     await timelines.push([reader], [post_id(now + 2 * CAP, shard) for shard in range(8, 1000)])
 
     held = await every_page(timelines, reader, 100)
@@ -97,8 +97,8 @@ async def test_an_entry_takes_13_bytes_at_most(timelines, valkey, reader):
     assert await valkey.memory_usage(f"{FEED}:{{{reader}}}") <= 13 * len(held)
 
 
-async def test_nothing_is_put_below_a_gap(timelines, reader):
-    """A timeline that is not whole ends where the database goes on; below it nothing may stand."""
+async def test_posts_below_a_gap_are_not_added(timelines, reader):
+    """Readers of a partial timeline continue in the database from its oldest member."""
     await fill(timelines, reader, [post_id(20), post_id(10)], whole=False)
 
     await timelines.push([reader], [post_id(5), post_id(15)])
@@ -123,7 +123,7 @@ async def test_what_is_pushed_during_a_rebuild_is_kept(timelines, reader):
     assert held.extent is Extent.WHOLE
 
 
-async def test_a_rebuild_that_was_overtaken_by_a_drop_is_refused(timelines, reader):
+async def test_a_drop_makes_a_rebuild_outdated(timelines, reader):
     outdated = await timelines.begin_rebuild(reader)
     await timelines.drop(reader)
     current = await timelines.begin_rebuild(reader)
@@ -135,7 +135,7 @@ async def test_a_rebuild_that_was_overtaken_by_a_drop_is_refused(timelines, read
     assert (await timelines.read(reader, 0, 10)).post_ids == [post_id(1)]
 
 
-async def test_a_rebuild_that_was_given_up_ends_by_itself(timelines, valkey, reader):
+async def test_a_rebuild_that_never_finishes_expires(timelines, valkey, reader):
     await timelines.begin_rebuild(reader)
     await timelines.push([reader], [post_id(1)])
     await timelines.read(reader, 0, 10)
@@ -143,7 +143,7 @@ async def test_a_rebuild_that_was_given_up_ends_by_itself(timelines, valkey, rea
     assert 0 < await valkey.ttl(f"{FEED}:{{{reader}}}") <= 10
 
 
-async def test_what_is_retracted_is_gone(timelines, reader):
+async def test_retracted_posts_are_gone(timelines, reader):
     await fill(timelines, reader, [post_id(3), post_id(2), post_id(1)], whole=True)
 
     await timelines.retract([reader, next(_readers)], [post_id(2), post_id(7)])
@@ -151,8 +151,8 @@ async def test_what_is_retracted_is_gone(timelines, reader):
     assert (await timelines.read(reader, 0, 10)).post_ids == [post_id(3), post_id(1)]
 
 
-async def test_a_timeline_ends_where_the_posts_brought_from_an_author_do(timelines, reader):
-    """Else the author's older posts would be missing between those of others."""
+async def test_a_timeline_is_cut_below_an_incomplete_push(timelines, reader):
+    """Otherwise the author's older posts would be missing between those of others."""
     await fill(timelines, reader, [post_id(9), post_id(3), post_id(1)], whole=True)
 
     await timelines.push([reader], [post_id(8), post_id(4)], complete_from=post_id(4))
@@ -162,7 +162,7 @@ async def test_a_timeline_ends_where_the_posts_brought_from_an_author_do(timelin
     assert held.extent is Extent.PARTIAL
 
 
-async def test_a_rebuild_is_given_up_when_part_of_an_authors_posts_are_brought(timelines, reader):
+async def test_an_incomplete_push_abandons_a_rebuild(timelines, reader):
     marker = await timelines.begin_rebuild(reader)
 
     await timelines.push([reader], [post_id(8)], complete_from=post_id(8))
@@ -184,7 +184,7 @@ async def test_authors_are_hidden_shown_and_pulled(timelines, reader):
     assert (held.hidden, held.pulled) == (frozenset(), [])
 
 
-async def test_who_was_hidden_is_not_shown_by_what_was_read_before(timelines, reader):
+async def test_relations_read_before_a_hide_cannot_show(timelines, reader):
     await fill(timelines, reader, [], whole=True)
     await timelines.hide(reader, 71, version=5)
 
@@ -194,8 +194,8 @@ async def test_who_was_hidden_is_not_shown_by_what_was_read_before(timelines, re
     assert (await timelines.read(reader, 0, 10)).hidden == {71}
 
 
-async def test_who_is_shown_is_not_hidden_by_what_was_read_before(timelines, reader):
-    """Such a command may have waited in a cache that stalled."""
+async def test_relations_read_before_a_show_cannot_hide(timelines, reader):
+    """A stalled cache may have delayed such a command."""
     await fill(timelines, reader, [], whole=True)
     assert await timelines.show(reader, 71, version=5)
 
@@ -206,7 +206,7 @@ async def test_who_is_shown_is_not_hidden_by_what_was_read_before(timelines, rea
     assert (await timelines.read(reader, 0, 10)).hidden == {71}
 
 
-async def test_a_rebuild_is_as_a_show_and_a_hide(timelines, reader):
+async def test_a_rebuild_counts_as_a_show_and_a_hide(timelines, reader):
     marker = await timelines.begin_rebuild(reader)
     assert await timelines.hide(reader, 71, version=3)
     assert await timelines.finish_rebuild(
@@ -220,8 +220,8 @@ async def test_a_rebuild_is_as_a_show_and_a_hide(timelines, reader):
     assert (held.hidden, held.pulled) == ({73}, [71])
 
 
-async def test_hiding_an_author_gives_a_rebuild_up(timelines, reader):
-    """It may have read that the author is shown."""
+async def test_hiding_an_author_makes_a_rebuild_outdated(timelines, reader):
+    """It may have read the relations before the hide."""
     marker = await timelines.begin_rebuild(reader)
 
     assert await timelines.hide(reader, 71, version=5)
@@ -231,8 +231,8 @@ async def test_hiding_an_author_gives_a_rebuild_up(timelines, reader):
     assert (await timelines.read(reader, 0, 10)).hidden == frozenset()
 
 
-async def test_showing_an_author_gives_a_rebuild_up(timelines, reader):
-    """It may have read that the author is hidden."""
+async def test_showing_an_author_makes_a_rebuild_outdated(timelines, reader):
+    """It may have read the relations before the show."""
     marker = await timelines.begin_rebuild(reader)
 
     assert await timelines.show(reader, 71, version=5)
@@ -259,8 +259,8 @@ async def test_an_author_is_pulled_by_all_who_do_not_hide_it(timelines, reader):
 
 
 @pytest.mark.parametrize("lost", [FEED, RULES])
-async def test_a_timeline_and_its_rules_count_only_together(timelines, valkey, reader, lost):
-    """The cache may evict either of them."""
+async def test_a_timeline_is_rebuilt_if_either_of_its_keys_is_lost(timelines, valkey, reader, lost):
+    """The cache may evict one without the other."""
     await fill(timelines, reader, [post_id(1)], whole=True)
     await timelines.hide(reader, 71, version=1)
     await valkey.delete(f"{lost}:{{{reader}}}")
@@ -291,31 +291,31 @@ async def test_authors_timelines_are_read_together(cache):
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(data=st.data())
-async def test_timelines_have_no_gaps_whatever_happens_to_them(timelines, valkey, data):
+async def test_timelines_have_no_gaps_after_any_sequence_of_changes(timelines, valkey, data):
     reader = next(_readers)
     chance = data.draw(st.randoms(use_true_random=False))
-    # What the database has. Nothing that is pushed is as old as the first.
+    # The posts in the database. No pushed post is older than the first.
     posts = {post_id(age, 3) for age in range(1, data.draw(st.integers(1, CAP)))}
     await fill(timelines, reader, sorted(posts, reverse=True), whole=True)
     for _ in range(data.draw(st.integers(1, 12))):
         newest = max(posts, default=0) >> 23
-        what = data.draw(st.sampled_from(["new", "late", "old", "brought", "retract", "evict"]))
+        what = data.draw(st.sampled_from(["new", "late", "old", "incomplete", "retract", "evict"]))
         if what == "new":
             for age in range(data.draw(st.integers(1, 200))):
                 posts.add(post_id(newest + age + 1))
                 await timelines.push([reader], [post_id(newest + age + 1)])
         elif what == "late":
-            # Some places behind the newest, one by one.
+            # One by one, some places after the newest.
             for _ in range(data.draw(st.integers(1, 40))):
                 late = post_id(max(newest - chance.randint(0, 30), 1), chance.randint(4, 9))
                 posts.add(late)
                 await timelines.push([reader], [late])
-        elif what in ("old", "brought"):
+        elif what in ("old", "incomplete"):
             ids = [
                 post_id(chance.randint(1, newest + 1), 9, n) for n in range(chance.randint(1, 60))
             ]
             posts.update(ids)
-            complete_from = min(ids) if what == "brought" else 0
+            complete_from = min(ids) if what == "incomplete" else 0
             await timelines.push([reader], ids, complete_from=complete_from)
         elif what == "retract":
             ids = chance.sample(sorted(posts), min(len(posts), 30))
@@ -405,7 +405,7 @@ def test_every_key_space_carries_a_version():
         assert re.fullmatch(r"[a-z]+[1-9][0-9]*", space)
 
 
-async def test_a_cache_that_is_away_is_told(reader):
+async def test_an_unreachable_cache_is_unavailable(reader):
     async with connect(CacheSettings(valkey_url="redis://127.0.0.1:1/0")) as nowhere:
         with pytest.raises(Unavailable):
             await HomeTimelines(nowhere).read(reader, 0, 10)

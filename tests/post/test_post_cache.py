@@ -1,4 +1,4 @@
-"""Cached posts against a real Valkey: what is hidden stays so, in whatever order things arrive."""
+"""Cached posts in a real Valkey: hidden posts stay hidden, whatever the order of commands."""
 
 import itertools
 import os
@@ -35,7 +35,7 @@ def copy(version: int = 1) -> CachedPost:
     return CachedPost(_AUTHOR, b"version %d" % version)
 
 
-async def test_what_is_kept_comes_back_and_who_is_absent_is_asked_for(posts):
+async def test_cached_posts_are_returned_and_misses_are_absent(posts):
     kept, empty, withdrawn, gone, changed, unknown = (next(_ids) for _ in range(6))
     await posts.put({kept: copy(), empty: CachedPost(1, b""), gone: None, changed: copy()})
 
@@ -47,7 +47,7 @@ async def test_what_is_kept_comes_back_and_who_is_absent_is_asked_for(posts):
     assert await posts.get([]) == {}
 
 
-async def test_a_copy_that_comes_late_replaces_neither_a_tombstone_nor_a_marker(posts, cache):
+async def test_a_late_copy_replaces_neither_a_tombstone_nor_a_marker(posts, cache):
     withdrawn, changed = next(_ids), next(_ids)
     await posts.put({withdrawn: copy(), changed: copy()})
     await posts.withdraw([withdrawn])
@@ -56,13 +56,13 @@ async def test_a_copy_that_comes_late_replaces_neither_a_tombstone_nor_a_marker(
     await posts.put({withdrawn: copy(), changed: copy()})
 
     assert await posts.get([withdrawn, changed]) == {withdrawn: None}
-    # What the marker's end does.
+    # The marker expires.
     await cache.delete(key_of(changed))
     await posts.put({changed: copy(2)})
     assert await posts.get([changed]) == {changed: copy(2)}
 
 
-async def test_a_withdrawal_that_came_too_late_ends_by_itself(posts, cache):
+async def test_the_tombstone_of_a_withdrawal_expires_soon(posts, cache):
     withdrawn, asked = next(_ids), next(_ids)
     await posts.withdraw([withdrawn])
     await posts.put({asked: None})
@@ -71,7 +71,7 @@ async def test_a_withdrawal_that_came_too_late_ends_by_itself(posts, cache):
         --!arguments owner
         return redis.call('TTL', '{Form.PROTO}:{{' .. owner .. '}}')
     """)
-    # Longer than any question, shorter than anybody's patience.
+    # Longer than any request to post takes, but not for long.
     assert 10 < await cache.run(ttl, withdrawn) <= 60
     assert await cache.run(ttl, asked) > 60
 
@@ -90,7 +90,7 @@ async def test_a_copy_of_another_version_is_a_miss(cache, form):
 
     await posts.put({older: copy(), newer: copy()})
     assert await posts.get([older, newer]) == {older: copy()}
-    # The newer release goes on with its own.
+    # Readers of the newer release still use theirs.
     assert await cache.get_many([key_of(newer, form)]) == [planted[key_of(newer, form)]]
 
 
@@ -160,18 +160,18 @@ async def test_keys_of_other_key_spaces_are_neither_read_nor_changed(cache):
 
 @dataclass
 class Post:
-    """What post would tell, and how far its changes have come. All steps are atomic."""
+    """A post in the post service, and the progress of its changes. Steps are atomic."""
 
     post_id: int
     shown: bool = True
     deleted: bool = False
     version: int = 1
     hides: int = 0
-    """How many times it was hidden."""
+    """How often it was hidden."""
     withdrawn: int = 0
-    """The last of them whose withdrawal has returned."""
+    """The last hide whose withdrawal has returned."""
     renewed: int = 1
-    """The version since which no older one may be given out."""
+    """The oldest version that readers may still get."""
 
     @property
     def visible(self) -> bool:
@@ -215,7 +215,7 @@ class Post:
         await posts.put({self.post_id: answer})
 
 
-# Reading is what happens most, and deletion ends it all.
+# Mostly reads. A deletion is final.
 _VERBS = st.sampled_from(["read"] * 4 + ["archive", "unarchive", "change"] * 2 + ["delete"])
 
 
@@ -225,10 +225,10 @@ _VERBS = st.sampled_from(["read"] * 4 + ["archive", "unarchive", "change"] * 2 +
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(steps=st.lists(st.one_of(_VERBS, st.integers(0, 5)), max_size=40), data=st.data())
-async def test_in_any_order_nobody_is_given_what_is_hidden_and_nothing_shown_is_lost(
+async def test_in_any_order_hidden_posts_stay_hidden_and_visible_ones_are_found(
     posts, cache, steps, data
 ):
-    """A step begins one of the verbs, or takes one that is under way a step further."""
+    """A step starts one of the verbs, or advances one that is in progress."""
     post = Post(next(_ids))
     under_way: list[AsyncIterator[None]] = []
 
@@ -237,7 +237,7 @@ async def test_in_any_order_nobody_is_given_what_is_hidden_and_nothing_shown_is_
             del under_way[index]
         found = (await posts.get([post.post_id])).get(post.post_id)
         if found is not None:
-            assert post.visible or post.withdrawn < post.hides, "a withdrawn post is given out"
+            assert post.visible or post.withdrawn < post.hides, "a withdrawn post was returned"
             assert found in [copy(v) for v in range(post.renewed, post.version + 1)]
 
     for step in steps:
@@ -249,7 +249,7 @@ async def test_in_any_order_nobody_is_given_what_is_hidden_and_nothing_shown_is_
     while under_way:
         await advance(data.draw(st.integers(0, len(under_way) - 1)))
 
-    # At rest, once a marker has ended, the next reader finds what holds.
+    # Finally, after the marker has expired, the next reader finds the current state.
     if post.post_id not in await posts.get([post.post_id]):
         await cache.delete(key_of(post.post_id))
         async for _ in post.read(posts):
