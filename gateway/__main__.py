@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from deploy.processes import MESH, variable
 from gateway import edge, envoy
 from gateway.contracts import public_methods, public_services
 
@@ -20,9 +21,9 @@ PHOTOMESH_JWKS_FILE           the keys of access tokens
 PHOTOMESH_PUBLIC_CERTIFICATE, PHOTOMESH_PUBLIC_KEY
                               what the TLS listener shows, PEM files
 PHOTOMESH_TLS_DIR             folder of the identity `gateway`: ca.pem, cert.pem, key.pem
-PHOTOMESH_PEER_ACCOUNT, _MEDIA, _POST, _GRAPH, _FEED, _REFLECTION
-                              host:port of each process; its certificate must be for that name
-PHOTOMESH_PEER_FEED_REST      host:port where the process `feed` answers REST itself
+PHOTOMESH_PEER_<NAME>         host:port of each process (deploy/processes.py) with public methods,
+                              and of `reflection`; its certificate must be for that name
+PHOTOMESH_PEER_<NAME>_REST    host:port where a process answers REST itself
 PHOTOMESH_CORS_ORIGINS        origins of web pages that may call, separated by spaces (optional)
 """
 
@@ -55,7 +56,11 @@ def _gateway(environment: Mapping[str, str]) -> str:
                 service: _peer(service.split(".")[1], environment)
                 for service in public_services(public_methods(descriptors))
             },
-            pages={"/photomesh.feed.v1.FeedService/GetFeed": _peer("feed", environment, "_REST")},
+            pages={
+                method: _peer(process.name, environment, "_REST")
+                for process in MESH
+                for method in process.rest_methods
+            },
             reflection=_peer("reflection", environment),
             cors_origins=tuple(environment.get("PHOTOMESH_CORS_ORIGINS", "").split()),
         )
@@ -63,7 +68,7 @@ def _gateway(environment: Mapping[str, str]) -> str:
 
 
 def _peer(identity: str, environment: Mapping[str, str], door: str = "") -> envoy.Peer:
-    host, _, port = environment[f"PHOTOMESH_PEER_{identity.upper()}{door}"].rpartition(":")
+    host, _, port = environment[f"{variable(identity)}{door}"].rpartition(":")
     return envoy.Peer(host, int(port), identity)
 
 

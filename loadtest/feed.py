@@ -177,7 +177,7 @@ def _floor(stack: Stack, answer: bytes) -> Iterator[int]:
     """Runs the handler in the place of account, which has no part in this; gives its pid."""
     file = stack.layout.data / "answer"
     file.write_bytes(answer)
-    address, tls_dir = f"127.0.0.1:{stack.ports.account}", str(stack.layout.pki / "account")
+    address, tls_dir = stack.ports.address("account"), str(stack.layout.pki / "account")
     command = [sys.executable, "-m", "loadtest.floor", address, tls_dir, str(file)]
     with subprocess.Popen(command) as process:
         try:
@@ -187,7 +187,7 @@ def _floor(stack: Stack, answer: bytes) -> Iterator[int]:
 
 
 async def _until_answered(stack: Stack) -> None:
-    address = f"127.0.0.1:{stack.ports.account}"
+    address = stack.ports.address("account")
     async with client.channel("account", address, stack.layout.pki / "gateway") as channel:
         call: Any = channel.unary_unary(floor.METHOD)
         await call(b"", wait_for_ready=True, timeout=20)

@@ -60,7 +60,7 @@ def followers(count: int) -> None:
 
 
 async def _measure(stack: Stack, count: int) -> None:
-    address = f"127.0.0.1:{stack.ports.graph}"
+    address = stack.ports.address("graph")
     own_database = stack.superuser_url.rpartition("/")[0] + "/photomesh"
     async with client.channel("graph", address, stack.layout.pki / "fanout") as channel:
         graph = GraphInternalServiceStub(channel)

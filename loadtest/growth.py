@@ -89,7 +89,7 @@ def growth(most: int, plot: Path) -> None:
 
 async def _measure(stack: Stack, most: int) -> Sequence[Chart]:
     settings = CacheSettings(valkey_url=stack.valkey_url, valkey_timeout_seconds=60)
-    address = f"127.0.0.1:{stack.ports.feed}"
+    address = stack.ports.address("feed")
     with contextlib.closing(KafkaProducer(bootstrap_servers=stack.kafka_bootstrap)) as producer:
         async with (
             client.channel("feed", address, stack.layout.pki / "gateway") as channel,

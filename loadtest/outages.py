@@ -160,7 +160,7 @@ class _Readers:
 async def _measure(
     stack: Stack, reader_ids: Sequence[int], stalled: float, killed: float, victims: Sequence[str]
 ) -> None:
-    address = f"127.0.0.1:{stack.ports.feed}"
+    address = stack.ports.address("feed")
     settings = CacheSettings(valkey_url=stack.valkey_url)
     async with (
         client.channel("feed", address, stack.layout.pki / "gateway") as channel,

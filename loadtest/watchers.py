@@ -59,7 +59,7 @@ def watchers(count: int, posts: int) -> None:
 
 def _more_feeds(stack: Stack, count: int) -> dict[str, int]:
     """Adds feed processes to the table; returns the ports of all."""
-    ports = {"feed": stack.ports.feed}
+    ports = {"feed": stack.ports.grpc["feed"]}
     for number in range(2, count + 1):
         free = free_ports()
         usual = stack.processes["feed"]
@@ -67,15 +67,15 @@ def _more_feeds(stack: Stack, count: int) -> dict[str, int]:
         stack.processes[name] = dataclasses.replace(
             usual,
             name=name,
-            ports={"gRPC": free.feed, "REST": free.feed_rest},
-            ready=GrpcReady(free.feed, "feed", stack.operator),
+            ports={"gRPC": free.grpc["feed"], "REST": free.rest["feed"]},
+            ready=GrpcReady(free.grpc["feed"], "feed", stack.operator),
             environment={
                 **usual.environment,
-                "PHOTOMESH_LISTEN": f"127.0.0.1:{free.feed}",
-                "PHOTOMESH_REST_LISTEN": f"127.0.0.1:{free.feed_rest}",
+                "PHOTOMESH_LISTEN": free.address("feed"),
+                "PHOTOMESH_REST_LISTEN": f"127.0.0.1:{free.rest['feed']}",
             },
         )
-        ports[name] = free.feed
+        ports[name] = free.grpc["feed"]
     return ports
 
 

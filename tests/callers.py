@@ -19,14 +19,14 @@ def channel_to(
     stack: Stack, service: str, *, identity: str, port: int | None = None
 ) -> grpc.aio.Channel:
     """Returns a channel to a service of the stack; `port`: of a line to it."""
-    address = f"127.0.0.1:{port or getattr(stack.ports, service)}"
+    address = f"127.0.0.1:{port or stack.ports.grpc[service]}"
     return client.channel(service, address, stack.layout.pki / identity)
 
 
 def pages_of(stack: Stack, *, identity: str = "gateway") -> httpx.AsyncClient:
     """Returns a client of the pages that feed serves as REST."""
     return httpx.AsyncClient(
-        base_url=f"https://127.0.0.1:{stack.ports.feed_rest}",
+        base_url=f"https://127.0.0.1:{stack.ports.rest['feed']}",
         verify=client_context(stack.layout.pki / identity),
         timeout=PATIENCE_SECONDS,
     )

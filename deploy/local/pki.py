@@ -29,20 +29,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-IDENTITIES = (
-    "account",
-    "media",
-    "media-worker",
-    "post",
-    "graph",
-    "feed",
-    "fanout",
-    "gateway",
-    "reflection",
-    "operator",
-)
-
-DATABASE_ROLES = ("account", "media", "post", "graph", "fanout")
+from deploy.processes import DATABASE_ROLES, IDENTITIES
 
 _AUTHORITY_LIFE = dt.timedelta(days=3650)
 _LEAF_LIFE = dt.timedelta(days=365)

@@ -4,26 +4,20 @@ import dataclasses
 import random
 import socket
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Self
 
-# The offsets leave the well-known last digits readable: 18432 is PostgreSQL, 18379 Valkey.
+from deploy.processes import MESH
+
+# The offsets leave the well-known last digits readable: 18432 is PostgreSQL, 18379 Valkey. Those
+# from 101 to 199 belong to the mesh's own processes.
 _OFFSETS = {
     "gateway_http": 80,
     "edge": 81,
     "gateway_admin": 90,
     "edge_admin": 91,
     "kafka": 92,
-    "account": 101,
-    "media": 102,
-    "media_worker": 103,
-    "post": 104,
-    "graph": 105,
-    "feed": 106,
-    "fanout": 107,
-    "reflection": 108,
-    "feed_rest": 109,
     "s3": 333,
     "s3_grpc": 340,
     "filer": 341,
@@ -96,22 +90,31 @@ class Ports:
     s3_admin: int
     s3_admin_grpc: int
     kafka: int
-    account: int
-    media: int
-    media_worker: int
-    post: int
-    graph: int
-    feed: int
-    fanout: int
-    reflection: int
-    feed_rest: int
+    grpc: Mapping[str, int]
+    """Where each of the mesh's own processes answers gRPC."""
+    rest: Mapping[str, int]
+    """Where those that answer REST themselves do."""
 
     @classmethod
     def block(cls, base: int) -> Self:
         """The ports of the block that begins at `base` (1024 to 64535)."""
         if not 1_024 <= base <= 65_535 - _BLOCK:
             raise ValueError(f"a port block cannot begin at {base}: give 1024 to 64535")
-        return cls(**{name: base + offset for name, offset in _OFFSETS.items()})
+        return cls._of(base + offset for offset in _all_offsets())
+
+    @classmethod
+    def _of(cls, numbers: Iterable[int]) -> Self:
+        """Gives the ports, in the order of `_all_offsets`, their names."""
+        left = iter(numbers)
+        return cls(
+            **dict(zip(_OFFSETS, left, strict=False)),
+            grpc={process.name: next(left) for process in MESH},
+            rest={process.name: next(left) for process in MESH if process.rest_port},
+        )
+
+    def address(self, process: str) -> str:
+        """Returns where a process answers gRPC, such as "127.0.0.1:18105"."""
+        return f"127.0.0.1:{self.grpc[process]}"
 
     @property
     def valkey_nodes(self) -> tuple[tuple[int, int], ...]:
@@ -126,8 +129,10 @@ class Ports:
         )
 
     def named(self) -> Iterator[tuple[str, int]]:
-        for field in dataclasses.fields(self):
-            yield field.name, getattr(self, field.name)
+        for name in _OFFSETS:
+            yield name, getattr(self, name)
+        yield from self.grpc.items()
+        yield from ((f"{name} REST", port) for name, port in self.rest.items())
 
 
 def free_ports() -> Ports:
@@ -138,7 +143,7 @@ def free_ports() -> Ports:
     Raises:
         OSError: every run of ports from 10000 to 18000 is drawn or has too many taken ports.
     """
-    names = [field.name for field in dataclasses.fields(Ports)]
+    most = len(_all_offsets())
     runs = _FREE_RANGE[::_RUN]
     # Seeded by the system, not by the test run: two runs with one seed must not draw alike.
     for first in random.SystemRandom().sample(runs, len(runs)):
@@ -146,12 +151,20 @@ def free_ports() -> Ports:
         if claim is None:
             continue
         free = [port for port in range(first, first + _RUN) if is_free(port)]
-        if len(free) >= len(names):
-            ports = Ports(**dict(zip(names, free, strict=False)))
+        if len(free) >= most:
+            ports = Ports._of(free)
             weakref.finalize(ports, claim.close)
             return ports
         claim.close()
     raise OSError(f"no run of ports is free from {_FREE_RANGE.start} to {_FREE_RANGE.stop}")
+
+
+def _all_offsets() -> list[int]:
+    return [
+        *_OFFSETS.values(),
+        *(process.port for process in MESH),
+        *(process.rest_port for process in MESH if process.rest_port),
+    ]
 
 
 def _claim(first: int) -> socket.socket | None:

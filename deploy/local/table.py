@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 
-from deploy.local.pki import DATABASE_ROLES, Credentials, KeyPair
+from deploy.local.pki import Credentials, KeyPair
 from deploy.local.ports import Ports
 from deploy.local.readiness import (
     GrpcReady,
@@ -26,6 +26,7 @@ from deploy.local.readiness import (
     Running,
     ValkeyReady,
 )
+from deploy.processes import DATABASE_ROLES, MESH, Kind, MeshProcess, Need, variable
 
 ROOT = Path(__file__).parents[2]
 
@@ -39,15 +40,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "infrastructure": ("postgres", "valkey", "s3", "kafka"),
         "provision": ("provision-storage", "provision-database", "provision-topics"),
-        "services": (
-            "account",
-            "media",
-            "media-worker",
-            "post",
-            "graph",
-            "feed",
-            "fanout",
-        ),
+        "services": tuple(row.name for row in MESH if row.kind is not Kind.PART),
     }
 )
 """Short names for several processes."""
@@ -137,8 +130,7 @@ def processes(
         _s3(layout, ports, credentials),
         _kafka(ports, credentials),
         *_provisioning(ports, credentials),
-        *_services(layout, ports, credentials, cache),
-        _reflection(layout, ports),
+        *(_mesh_process(row, layout, ports, credentials, cache) for row in MESH),
         _gateway(layout, ports, cache),
         _edge(layout, ports, credentials),
     )
@@ -453,122 +445,43 @@ def _provisioning(ports: Ports, credentials: Credentials) -> tuple[Process, ...]
     return storage, database, topics
 
 
-def _services(
-    layout: Layout, ports: Ports, credentials: Credentials, cache: str
-) -> tuple[Process, ...]:
-    database, topics, storage = "provision-database", "provision-topics", "provision-storage"
-    s3_keys = {
-        "PHOTOMESH_S3_ACCESS_KEY": credentials.s3_media.access_key,
-        "PHOTOMESH_S3_SECRET_KEY": credentials.s3_media.secret_key,
-    }
-    token_key, page_key, cdn_key = (
-        layout.pki / name for name in ("token/key.pem", "page.key", "cdn.key")
-    )
-
-    def service(
-        name: str,
-        port: int,
-        *,
-        needs: tuple[str, ...],
-        rest_port: int = 0,
-        module: str = "",
-        role: str = "",
-        workers: tuple[str, ...] = (),
-        secrets: Mapping[str, str] = MappingProxyType({}),
-        key_files: Mapping[str, Path] = MappingProxyType({}),
-    ) -> Process:
-        package = (module or name).partition(".")[0]
-        environment = {
-            **_mesh_environment(name, port, layout),
-            **addresses(ports, cache),
-            # A consumer joins its group after half a session, and is missed after a whole one.
-            "PHOTOMESH_KAFKA_SESSION_SECONDS": "3",
-            **secrets,
-            **{variable: str(path) for variable, path in key_files.items()},
-        }
-        if role:
-            environment["PHOTOMESH_DATABASE_URL"] = role_url(role, ports, credentials)
-        if rest_port:
-            environment["PHOTOMESH_REST_LISTEN"] = f"127.0.0.1:{rest_port}"
-        return Process(
-            name=name,
-            command=_python(f"services.{module or name}"),
-            depends_on=needs,
-            ports={"gRPC": port} | ({"REST": rest_port} if rest_port else {}),
-            ready=GrpcReady(port, name, layout.pki / "operator", workers),
-            environment=environment,
-            sources=(
-                ROOT / "services" / package,
-                ROOT / "services/common",
-                # All generated code follows from it.
-                ROOT / "gen/photomesh.binpb",
-                layout.pki / name,
-                *key_files.values(),
-            ),
-        )
-
-    return (
-        service(
-            "account",
-            ports.account,
-            needs=(database,),
-            role="account",
-            key_files={"PHOTOMESH_TOKEN_KEY_FILE": token_key},
-        ),
-        service(
-            "media",
-            ports.media,
-            needs=(database, topics, storage),
-            role="media",
-            secrets=s3_keys,
-            key_files={"PHOTOMESH_CDN_KEY_FILE": cdn_key},
-        ),
-        service(
-            "media-worker",
-            ports.media_worker,
-            module="media.worker",
-            needs=(database, topics, storage),
-            role="media",
-            workers=("consumer",),
-            secrets=s3_keys,
-        ),
-        service(
-            "post",
-            ports.post,
-            needs=(database, topics, "valkey"),
-            role="post",
-            workers=("consumer",),
-            key_files={"PHOTOMESH_CDN_KEY_FILE": cdn_key},
-        ),
-        service(
-            "graph",
-            ports.graph,
-            needs=(database, topics, "valkey"),
-            role="graph",
-            key_files={"PHOTOMESH_PAGE_KEY_FILE": page_key},
-        ),
-        service(
-            "feed",
-            ports.feed,
-            needs=("valkey",),
-            rest_port=ports.feed_rest,
-            key_files={"PHOTOMESH_PAGE_KEY_FILE": page_key},
-        ),
-        service(
-            "fanout",
-            ports.fanout,
-            needs=(database, topics, "valkey"),
-            role="fanout",
-            workers=("consumer", "pauses"),
-        ),
-    )
-
-
-def _mesh_environment(identity: str, port: int, layout: Layout) -> dict[str, str]:
-    return {
+def _mesh_process(
+    row: MeshProcess, layout: Layout, ports: Ports, credentials: Credentials, cache: str
+) -> Process:
+    port, rest_port = ports.grpc[row.name], ports.rest.get(row.name)
+    key_files = {variable: layout.pki / file for variable, file in (key.value for key in row.keys)}
+    environment = {
         "PHOTOMESH_LISTEN": f"127.0.0.1:{port}",
-        "PHOTOMESH_TLS_DIR": str(layout.pki / identity),
+        "PHOTOMESH_TLS_DIR": str(layout.pki / row.name),
+        **addresses(ports, cache),
+        # A consumer joins its group after half a session, and is missed after a whole one.
+        "PHOTOMESH_KAFKA_SESSION_SECONDS": "3",
+        **{variable: str(path) for variable, path in key_files.items()},
     }
+    if row.role:
+        environment["PHOTOMESH_DATABASE_URL"] = role_url(row.role, ports, credentials)
+    if Need.STORAGE in row.needs:
+        environment["PHOTOMESH_S3_ACCESS_KEY"] = credentials.s3_media.access_key
+        environment["PHOTOMESH_S3_SECRET_KEY"] = credentials.s3_media.secret_key
+    if rest_port:
+        environment["PHOTOMESH_REST_LISTEN"] = f"127.0.0.1:{rest_port}"
+    return Process(
+        name=row.name,
+        command=_python(row.program),
+        depends_on=tuple(row.needs),
+        ports={"gRPC": port} | ({"REST": rest_port} if rest_port else {}),
+        ready=GrpcReady(port, row.name, layout.pki / "operator", row.ready),
+        environment=environment,
+        sources=(
+            # The folder of the service, or of the gateway.
+            ROOT.joinpath(*row.program.split(".")[: 2 if row.kind is not Kind.PART else 1]),
+            ROOT / "services/common",
+            # All generated code follows from it.
+            ROOT / "gen/photomesh.binpb",
+            layout.pki / row.name,
+            *key_files.values(),
+        ),
+    )
 
 
 def valkey_url(ports: Ports, *, cluster: bool) -> str:
@@ -586,31 +499,9 @@ def addresses(ports: Ports, cache: str) -> dict[str, str]:
         "PHOTOMESH_ORIGINALS_BUCKET": ORIGINALS_BUCKET,
         "PHOTOMESH_MEDIA_BUCKET": MEDIA_BUCKET,
         "PHOTOMESH_CDN_URL": f"http://127.0.0.1:{ports.edge}",
-        "PHOTOMESH_PEER_ACCOUNT": f"127.0.0.1:{ports.account}",
-        "PHOTOMESH_PEER_MEDIA": f"127.0.0.1:{ports.media}",
-        "PHOTOMESH_PEER_POST": f"127.0.0.1:{ports.post}",
-        "PHOTOMESH_PEER_GRAPH": f"127.0.0.1:{ports.graph}",
-        "PHOTOMESH_PEER_FEED": f"127.0.0.1:{ports.feed}",
-        "PHOTOMESH_PEER_FEED_REST": f"127.0.0.1:{ports.feed_rest}",
-        "PHOTOMESH_PEER_FANOUT": f"127.0.0.1:{ports.fanout}",
+        **{variable(name): f"127.0.0.1:{port}" for name, port in ports.grpc.items()},
+        **{f"{variable(name)}_REST": f"127.0.0.1:{port}" for name, port in ports.rest.items()},
     }
-
-
-def _reflection(layout: Layout, ports: Ports) -> Process:
-    identity = "reflection"
-    return Process(
-        name=identity,
-        command=_python("gateway.reflection"),
-        ports={"gRPC": ports.reflection},
-        ready=GrpcReady(ports.reflection, identity, layout.pki / "operator"),
-        environment=_mesh_environment(identity, ports.reflection, layout),
-        sources=(
-            ROOT / "gateway",
-            ROOT / "services/common",
-            ROOT / "gen/photomesh.binpb",
-            layout.pki / identity,
-        ),
-    )
 
 
 def _gateway(layout: Layout, ports: Ports, cache: str) -> Process:
@@ -624,7 +515,6 @@ def _gateway(layout: Layout, ports: Ports, cache: str) -> Process:
         "PHOTOMESH_PUBLIC_CERTIFICATE": str(layout.pki / "public/cert.pem"),
         "PHOTOMESH_PUBLIC_KEY": str(layout.pki / "public/key.pem"),
         "PHOTOMESH_TLS_DIR": str(layout.pki / "gateway"),
-        "PHOTOMESH_PEER_REFLECTION": f"127.0.0.1:{ports.reflection}",
     }
     return _envoy(
         "gateway",

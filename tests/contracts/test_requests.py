@@ -8,7 +8,7 @@ from buf.validate import validate_pb2
 from google.protobuf import descriptor_pb2
 from google.protobuf.descriptor import FieldDescriptor
 
-from deploy.local.pki import IDENTITIES
+from deploy.processes import IDENTITIES
 from services.common.callers import callers_of
 from services.common.calls import MOST_REQUEST_BYTES
 from tests.contracts.test_contracts import ROOT

@@ -11,6 +11,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from deploy.local import pki
+from deploy.processes import IDENTITIES
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +64,7 @@ def test_what_is_good_is_never_written_again(folder):
 
 def test_every_identity_is_proven_both_ways(folder):
     authority = certificate(folder, "ca")
-    for identity in pki.IDENTITIES:
+    for identity in IDENTITIES:
         certificate(folder, identity).verify_directly_issued_by(authority)
         assert names(folder, identity).get_values_for_type(x509.DNSName) == [identity]
         assert names(folder, identity).get_values_for_type(x509.UniformResourceIdentifier) == [
@@ -104,7 +105,7 @@ def test_leaves_are_renewed_in_their_last_30_days(folder):
     assert contents(folder) == before
 
     pki.ensure(folder, now=now + dt.timedelta(days=336))
-    assert changed(before, contents(folder)) == {*pki.IDENTITIES, "public", "storage"}
+    assert changed(before, contents(folder)) == {*IDENTITIES, "public", "storage"}
 
 
 def test_a_new_authority_signs_everything_anew(folder):

@@ -11,9 +11,9 @@ import grpc
 import httpx
 import pytest
 
-from deploy.local import pki
 from deploy.local.stack import Stack
 from deploy.local.table import ORIGINALS_BUCKET
+from deploy.processes import IDENTITIES
 
 _METHODS = ("GET", "HEAD", "OPTIONS", "PUT", "POST", "DELETE")
 # Which of SeaweedFS's parts serve HTTP and which serve gRPC does not matter here: every request
@@ -74,7 +74,7 @@ def stored_as(content: bytes, folder: Path) -> str:
 
 def mesh_contexts(stack: Stack) -> Iterator[ssl.SSLContext]:
     """TLS clients that believe any server: without a certificate, and as each of the mesh."""
-    for identity in (None, "public", *pki.IDENTITIES):
+    for identity in (None, "public", *IDENTITIES):
         context = ssl.create_default_context()
         context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
         if identity:

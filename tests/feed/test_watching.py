@@ -325,7 +325,7 @@ async def test_clients_that_vanish_make_room(scene, infrastructure):
 
     async with (
         channel_to(infrastructure, "feed", identity="gateway") as direct,
-        line_to(infrastructure.ports.feed) as line,
+        line_to(infrastructure.ports.grpc["feed"]) as line,
         channel_to(infrastructure, "feed", identity="gateway", port=line.port) as vanishing,
     ):
         stub = FeedServiceStub(direct)

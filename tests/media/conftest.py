@@ -150,7 +150,7 @@ class Uploader:
 async def gateway_channel(infrastructure) -> AsyncIterator[grpc.aio.Channel]:
     """The media service, called with the gateway's identity."""
     infrastructure.up(["media"])
-    address = f"127.0.0.1:{infrastructure.ports.media}"
+    address = infrastructure.ports.address("media")
     async with client.channel("media", address, infrastructure.layout.pki / "gateway") as channel:
         yield channel
 

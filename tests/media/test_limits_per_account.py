@@ -69,7 +69,7 @@ class IdleStream:
 async def over_a_line(uploader: Uploader, infrastructure):
     """Gives the uploader behind a line that can be cut, and the line."""
     async with (
-        line_to(infrastructure.ports.media) as line,
+        line_to(infrastructure.ports.grpc["media"]) as line,
         channel_to(infrastructure, "media", identity="gateway", port=line.port) as channel,
     ):
         yield replace(uploader, stub=MediaServiceStub(channel)), line

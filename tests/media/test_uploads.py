@@ -25,7 +25,7 @@ PHOTO = photo(300, 200)
 @pytest.fixture(scope="session")
 async def internal(infrastructure, gateway_channel):
     """MediaInternalService, called with the identity of the post service."""
-    address = f"127.0.0.1:{infrastructure.ports.media}"
+    address = infrastructure.ports.address("media")
     async with client.channel("media", address, infrastructure.layout.pki / "post") as channel:
         yield MediaInternalServiceStub(channel)
 

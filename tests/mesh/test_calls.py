@@ -14,7 +14,7 @@ from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 
-from deploy.local.pki import IDENTITIES
+from deploy.processes import IDENTITIES
 from services.common.callers import callers_of
 from tests.callers import Refusal, as_user, channel_to
 from tests.mesh.people import ApiError

@@ -136,7 +136,7 @@ async def test_only_named_services_may_call_an_internal_method(mesh):
         *((identity / f"{part}.pem").read_bytes() for part in ("ca", "key", "cert"))
     )
     options = [("grpc.ssl_target_name_override", "graph")]
-    address = f"127.0.0.1:{mesh.ports.graph}"
+    address = mesh.ports.address("graph")
     async with grpc.aio.secure_channel(address, credentials, options=options) as channel:
         with pytest.raises(grpc.aio.AioRpcError) as refused:
             await GraphInternalServiceStub(channel).ListFollowees(

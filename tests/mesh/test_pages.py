@@ -46,7 +46,7 @@ async def test_a_page_is_the_same_whichever_way_it_takes(person, mesh):
         token = as_it_is.json()["nextPageToken"]
     assert token == ""
 
-    ports = {f"127.0.0.1:{mesh.ports.feed}", f"127.0.0.1:{mesh.ports.feed_rest}"}
+    ports = {mesh.ports.address("feed"), f"127.0.0.1:{mesh.ports.rest['feed']}"}
     await eventually(lambda: _upstreams(mesh, "/v1/feed"), lambda found: found >= ports)
 
 

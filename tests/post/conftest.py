@@ -192,7 +192,7 @@ def post_service(replicas: list[Replica], services: Stack) -> PostServiceMaker:
         *, publisher: Publisher | None = None, valkey_url: str = "", graph_address: str = ""
     ) -> AsyncIterator[PostService]:
         identity = services.layout.pki / "post"
-        graph_address = graph_address or f"127.0.0.1:{services.ports.graph}"
+        graph_address = graph_address or services.ports.address("graph")
         cdn = CdnSettings(cdn_url="http://cdn", cdn_key_file=services.layout.pki / "cdn.key")
         # Who waited for the cache's own end would wait for an hour.
         valkey = CacheSettings(

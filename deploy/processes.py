@@ -1,0 +1,140 @@
+"""The mesh's own processes: one row each, and nothing else lists them.
+
+Identities and certificates, database roles and schemas, ports, addresses of peers, readiness and
+the order of starting derive from the rows; what a method or an event needs is in its contract.
+"""
+
+from dataclasses import dataclass
+from enum import Enum, StrEnum
+
+
+class Kind(StrEnum):
+    """What a process is for."""
+
+    SERVICE = "service"
+    """Answers the methods of its contract."""
+    WORKER = "worker"
+    """Handles events or jobs; what it answers is for operators."""
+    PART = "part"
+    """Belongs to the gateway, and starts after the services."""
+
+
+class Need(StrEnum):
+    """A part that must be prepared before a process starts."""
+
+    DATABASE = "provision-database"
+    EVENTS = "provision-topics"
+    STORAGE = "provision-storage"
+    CACHE = "valkey"
+
+
+class Key(Enum):
+    """A key that a process is given: the variable that names its file, and the file."""
+
+    ACCESS_TOKENS = ("PHOTOMESH_TOKEN_KEY_FILE", "token/key.pem")
+    MEDIA_URLS = ("PHOTOMESH_CDN_KEY_FILE", "cdn.key")
+    PAGE_TOKENS = ("PHOTOMESH_PAGE_KEY_FILE", "page.key")
+
+
+@dataclass(frozen=True)
+class MeshProcess:
+    """One process of the mesh."""
+
+    name: str
+    """Its identity, as its certificate proves it."""
+    kind: Kind
+    port: int
+    """Where it answers gRPC: an offset in the stack's block of ports."""
+    module: str = ""
+    """What `python -m` runs; empty: services.<name>."""
+    rest_port: int = 0
+    """Where it answers REST itself; 0: it does not."""
+    rest_methods: tuple[str, ...] = ()
+    """The gRPC paths of the methods that it also answers as REST."""
+    role: str = ""
+    """The database role and schema that it uses; empty: none."""
+    needs: tuple[Need, ...] = ()
+    keys: tuple[Key, ...] = ()
+    ready: tuple[str, ...] = ()
+    """The workers, by their names in grpc.health.v1, that must be ready before it is."""
+
+    @property
+    def program(self) -> str:
+        """The module that `python -m` runs."""
+        return self.module or f"services.{self.name}"
+
+
+MESH = (
+    MeshProcess(
+        "account",
+        Kind.SERVICE,
+        port=101,
+        role="account",
+        needs=(Need.DATABASE,),
+        keys=(Key.ACCESS_TOKENS,),
+    ),
+    MeshProcess(
+        "media",
+        Kind.SERVICE,
+        port=102,
+        role="media",
+        needs=(Need.DATABASE, Need.EVENTS, Need.STORAGE),
+        keys=(Key.MEDIA_URLS,),
+    ),
+    MeshProcess(
+        "media-worker",
+        Kind.WORKER,
+        port=103,
+        module="services.media.worker",
+        role="media",
+        needs=(Need.DATABASE, Need.EVENTS, Need.STORAGE),
+        ready=("consumer",),
+    ),
+    MeshProcess(
+        "post",
+        Kind.SERVICE,
+        port=104,
+        role="post",
+        needs=(Need.DATABASE, Need.EVENTS, Need.CACHE),
+        keys=(Key.MEDIA_URLS,),
+        ready=("consumer",),
+    ),
+    MeshProcess(
+        "graph",
+        Kind.SERVICE,
+        port=105,
+        role="graph",
+        needs=(Need.DATABASE, Need.EVENTS, Need.CACHE),
+        keys=(Key.PAGE_TOKENS,),
+    ),
+    MeshProcess(
+        "feed",
+        Kind.SERVICE,
+        port=106,
+        rest_port=109,
+        rest_methods=("/photomesh.feed.v1.FeedService/GetFeed",),
+        needs=(Need.CACHE,),
+        keys=(Key.PAGE_TOKENS,),
+    ),
+    MeshProcess(
+        "fanout",
+        Kind.WORKER,
+        port=107,
+        role="fanout",
+        needs=(Need.DATABASE, Need.EVENTS, Need.CACHE),
+        ready=("consumer", "pauses"),
+    ),
+    MeshProcess("reflection", Kind.PART, port=108, module="gateway.reflection"),
+)
+"""In the order in which people should see them."""
+
+IDENTITIES = (*(process.name for process in MESH), "gateway", "operator")
+"""Whom a certificate of the mesh may belong to."""
+
+DATABASE_ROLES = tuple(dict.fromkeys(process.role for process in MESH if process.role))
+"""Each owns the schema of its name."""
+
+
+def variable(peer: str) -> str:
+    """Returns the variable that tells where a process is, such as PHOTOMESH_PEER_MEDIA_WORKER."""
+    return f"PHOTOMESH_PEER_{peer.upper().replace('-', '_')}"
