@@ -37,7 +37,7 @@ from services.common import context, kafka_classes, logs
 from services.common.config import KafkaSettings
 from services.common.errors import Unavailable
 from services.common.threads import run_in_thread
-from services.common.topics import Topic, dead_letters
+from services.common.topics import Topic, dead_letters, topic_of
 
 _log = logs.logger(__name__)
 
@@ -75,15 +75,19 @@ class Rejected(Exception):
 
 @dataclass(frozen=True)
 class Subscription:
-    """A topic, what its messages are, and what to do with each."""
+    """A type of events, and what to do with each."""
 
-    topic: Topic
     message: type[Message]
     handle: Callable[[Any], Awaitable[None]]
     in_order: bool = True
     """Whether a message waits for the one before it with the same key."""
     at_a_time: int = _AT_A_TIME
     """How many messages are handled at a time."""
+
+    @property
+    def topic(self) -> Topic:
+        """The topic that the contract names."""
+        return topic_of(self.message)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ stores its event. What was settled is kept for a while, then purged.
 
 import asyncio
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -30,7 +30,7 @@ from services.common.consumer import (
 from services.common.database import Database
 from services.common.errors import DeadLetterUnknown, Unavailable
 from services.common.outbox import Outbox
-from services.common.topics import Topic, dead_letters
+from services.common.topics import Topic, dead_letters, topic_of
 
 _ADD = """
     INSERT INTO dead_letters (topic, dlq_offset, bury_time, source_partition, source_offset,
@@ -119,19 +119,18 @@ class DeadLetters:
     """The dead letters of a service's topics. Every method may raise Unavailable."""
 
     def __init__(
-        self, database: Database, outbox: Outbox, topics: Mapping[Topic, type[Message]]
+        self, database: Database, outbox: Outbox, messages: Sequence[type[Message]]
     ) -> None:
-        """Takes the topics, and what their events are."""
+        """Takes the types of the events."""
         self._database = database
         self._outbox = outbox
-        self._topics = topics
-        self._messages = {topic.name: message for topic, message in topics.items()}
+        self._messages = {topic_of(message).name: message for message in messages}
 
     def subscriptions(self) -> list[RawSubscription]:
         """Returns what a consumer needs to fill the table."""
         return [
             RawSubscription(dead_letters(topic), _adder(self._database, topic))
-            for topic in self._topics
+            for topic in map(topic_of, self._messages.values())
         ]
 
     async def open(self, *, topic: str, after_id: int, limit: int) -> list[DeadLetterPb]:
@@ -166,7 +165,7 @@ class DeadLetters:
             await cursor.execute(_REPLAY, {"ids": list(ids)})
             letters = sorted(await cursor.fetchall(), key=lambda letter: letter.dead_letter_id)
             for letter in letters:
-                await tx.publish_again(
+                tx.publish_again(
                     letter.topic,
                     key=_owner(letter.key),
                     payload=letter.payload,

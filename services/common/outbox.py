@@ -2,7 +2,7 @@
 
     async with outbox.transaction() as tx:
         await tx.connection.execute(...)
-        await tx.publish(topics.POST_CREATED, key=author_id, event=PostCreated(...))
+        tx.publish(PostCreated(...))
 
 Either both hold or neither does. The relay publishes every stored event at least once, in the
 order of their ids, and deletes it only when the broker has acknowledged it.
@@ -29,15 +29,20 @@ from tenacity import (
 
 from services.common import context, kafka_classes, logs
 from services.common.config import DatabaseSettings, KafkaSettings
-from services.common.database import Database
+from services.common.database import Database, int_array
 from services.common.threads import run_in_thread
-from services.common.topics import Topic
+from services.common.topics import key_of, topic_of
 
 _log = logs.logger(__name__)
 
+# Ids follow the order in which the transaction added its events.
 _ADD = """
     INSERT INTO outbox (topic, key, payload, traceparent)
-    VALUES (%(topic)s, %(key)s, %(payload)s, %(traceparent)s)
+    SELECT topic, key, payload, traceparent
+      FROM unnest(%(topics)s::text[], %(keys)s::bigint[], %(payloads)s::bytea[],
+                  %(traceparents)s::text[])
+           WITH ORDINALITY AS events (topic, key, payload, traceparent, number)
+     ORDER BY number
 """
 
 # One relay at a time for each schema, whichever process it runs in, so that events go out in the
@@ -61,30 +66,48 @@ _ACK_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
+class _Event:
+    topic: str
+    key: int
+    payload: bytes
+    traceparent: str
+
+
 class Transaction:
     """A database transaction that can also publish."""
 
-    connection: AsyncConnection
+    def __init__(self, connection: AsyncConnection) -> None:
+        self.connection = connection
+        self._events: list[_Event] = []
 
-    async def publish(self, topic: Topic, *, key: int, event: Message) -> None:
-        """Stores an event that becomes true with this transaction.
+    def publish(self, event: Message) -> None:
+        """Adds an event, which is stored right before this transaction commits.
 
-        Events with the same key, the id of the owner, are handled in their order.
+        Its contract names the topic and the key. Events with the same key are published in order.
         """
-        await self.publish_again(
-            topic.name,
-            key=key,
+        self.publish_again(
+            topic_of(event).name,
+            key=key_of(event),
             payload=event.SerializeToString(),
             traceparent=context.current().traceparent(),
         )
 
-    async def publish_again(
-        self, topic: str, *, key: int, payload: bytes, traceparent: str
-    ) -> None:
-        """Stores an event as it was published before, with the trace that it had."""
-        await self.connection.execute(
-            _ADD, {"topic": topic, "key": key, "payload": payload, "traceparent": traceparent}
-        )
+    def publish_again(self, topic: str, *, key: int, payload: bytes, traceparent: str) -> None:
+        """Adds an event that was published before, with the trace that it had."""
+        self._events.append(_Event(topic, key, payload, traceparent))
+
+    async def store_events(self) -> None:
+        """Stores the events that were added, with one statement."""
+        if self._events:
+            await self.connection.execute(
+                _ADD,
+                {
+                    "topics": [event.topic for event in self._events],
+                    "keys": int_array(event.key for event in self._events),
+                    "payloads": [event.payload for event in self._events],
+                    "traceparents": [event.traceparent for event in self._events],
+                },
+            )
 
 
 class Relay:
@@ -179,5 +202,7 @@ class Outbox:
             Unavailable: the database is away or overloaded.
         """
         async with self._database.transaction() as connection:
-            yield Transaction(connection)
+            transaction = Transaction(connection)
+            yield transaction
+            await transaction.store_events()
         self._relay.wake()

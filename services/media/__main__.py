@@ -9,7 +9,7 @@ from photomesh.media.v1.media_internal_service_pb2_grpc import (
 )
 from photomesh.media.v1.media_service_pb2_grpc import add_MediaServiceServicer_to_server
 
-from services.common import cdn, config, logs, topics
+from services.common import cdn, config, logs
 from services.common.consumer import Consumer
 from services.common.database import Database
 from services.common.dead_letters import DeadLetters
@@ -40,11 +40,7 @@ async def main() -> None:
         dead_letters = DeadLetters(
             database,
             outbox,
-            {
-                topics.MEDIA_UPLOADED: MediaUploaded,
-                topics.MEDIA_PROCESSED: MediaProcessed,
-                topics.MEDIA_DELETED: MediaDeleted,
-            },
+            [MediaUploaded, MediaProcessed, MediaDeleted],
         )
         admin = MediaAdminService(dead_letters)
         burials = Consumer(

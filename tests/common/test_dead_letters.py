@@ -5,36 +5,34 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from photomesh.graph.v1.events_pb2 import FollowChanged
 
 from services.common.consumer import Consumer
 from services.common.database import Database
 from services.common.dead_letters import KEPT_SETTLED, DeadLetters
 from services.common.errors import DeadLetterUnknown
 from services.common.outbox import Outbox, Relay
-from tests.common.test_events import consuming, publish, quick_kafka, running, topic
+from services.common.topics import topic_of
+from tests.common.test_events import consuming, event_type, publish, quick_kafka, running
 from tests.eventually import eventually
 
-__all__ = ["quick_kafka", "topic"]
+__all__ = ["event_type", "quick_kafka"]
 
 
 @pytest.fixture
-async def parts(database_of: Callable, quick_kafka, topic):
+async def parts(database_of: Callable, quick_kafka, event_type):
     """An outbox that is relayed, and the dead letters of the topic, which are read in."""
     settings = database_of("graph")
     relay = Relay(settings, quick_kafka)
     async with Database(settings) as database, running(relay.run):
         outbox = Outbox(database, relay)
-        letters = DeadLetters(database, outbox, {topic: FollowChanged})
+        letters = DeadLetters(database, outbox, [event_type])
         reader = Consumer(
-            quick_kafka, group=f"reader-{topic.name}", subscriptions=letters.subscriptions()
+            quick_kafka,
+            group=f"reader-{topic_of(event_type).name}",
+            subscriptions=letters.subscriptions(),
         )
         async with running(reader.run):
             yield outbox, letters
-
-
-def event(followee_id: int) -> FollowChanged:
-    return FollowChanged(follower_id=7, followee_id=followee_id)
 
 
 async def waiting(letters: DeadLetters, count: int):
@@ -45,30 +43,32 @@ async def waiting(letters: DeadLetters, count: int):
     )
 
 
-async def test_what_was_given_up_is_looked_at_replayed_and_dropped(parts, topic, quick_kafka):
+async def test_what_was_given_up_is_looked_at_replayed_and_dropped(parts, event_type, quick_kafka):
     outbox, letters = parts
     broken, handled = True, []
 
     async def handle(seen):
         if broken:
-            raise ValueError(f"no way with \0 {seen.followee_id}")
-        handled.append(seen.followee_id)
+            raise ValueError(f"no way with \0 {seen.number}")
+        handled.append(seen.number)
 
-    async with consuming(quick_kafka, topic, handle):
-        await publish(outbox, topic, event(1))
-        await publish(outbox, topic, event(2))
+    async with consuming(quick_kafka, event_type, handle):
+        await publish(outbox, event_type(owner_id=7, number=1))
+        await publish(outbox, event_type(owner_id=7, number=2))
         first, second = await waiting(letters, 2)
 
-        assert (first.topic, first.key, first.partition) == (topic.name, b"7", 0)
+        assert (first.topic, first.key, first.partition) == (topic_of(event_type).name, b"7", 0)
         assert {first.offset, second.offset} == {0, 1}
-        assert first.consumer_group == f"group-of-{topic.name}"
+        assert first.consumer_group == f"group-of-{topic_of(event_type).name}"
         assert "no way" in first.reason
         assert len(first.trace_id) == 32
         assert not first.payload
         seen = await letters.get(first.dead_letter_id)
-        assert FollowChanged.FromString(seen.payload) == event(1)
-        assert '"followeeId": "1"' in seen.payload_json
-        page = await letters.open(topic=topic.name, after_id=first.dead_letter_id, limit=1)
+        assert event_type.FromString(seen.payload) == event_type(owner_id=7, number=1)
+        assert '"number": "1"' in seen.payload_json
+        page = await letters.open(
+            topic=topic_of(event_type).name, after_id=first.dead_letter_id, limit=1
+        )
         assert page == [second]
         assert await letters.open(topic="other", after_id=0, limit=1) == []
 
@@ -87,14 +87,14 @@ async def test_what_was_given_up_is_looked_at_replayed_and_dropped(parts, topic,
         assert (await letters.get(second.dead_letter_id)).dead_letter_id
 
 
-async def test_one_that_fails_again_is_a_new_dead_letter(parts, topic, quick_kafka):
+async def test_one_that_fails_again_is_a_new_dead_letter(parts, event_type, quick_kafka):
     outbox, letters = parts
 
     async def handle(_):
         raise ValueError("never")
 
-    async with consuming(quick_kafka, topic, handle):
-        await publish(outbox, topic, event(1))
+    async with consuming(quick_kafka, event_type, handle):
+        await publish(outbox, event_type(owner_id=7, number=1))
         [first] = await waiting(letters, 1)
         await letters.replay([first.dead_letter_id])
         [again] = await waiting(letters, 1)
@@ -103,14 +103,14 @@ async def test_one_that_fails_again_is_a_new_dead_letter(parts, topic, quick_kaf
     assert again.trace_id == first.trace_id
 
 
-async def test_a_log_that_is_read_again_brings_nothing_back(parts, topic, quick_kafka):
+async def test_a_log_that_is_read_again_brings_nothing_back(parts, event_type, quick_kafka):
     outbox, letters = parts
 
     async def handle(_):
         raise ValueError("never")
 
-    async with consuming(quick_kafka, topic, handle):
-        await publish(outbox, topic, event(1))
+    async with consuming(quick_kafka, event_type, handle):
+        await publish(outbox, event_type(owner_id=7, number=1))
         [letter] = await waiting(letters, 1)
     await letters.drop([letter.dead_letter_id])
     added = []
@@ -125,7 +125,7 @@ async def test_a_log_that_is_read_again_brings_nothing_back(parts, topic, quick_
 
     reader = Consumer(
         quick_kafka,
-        group=f"again-{topic.name}",
+        group=f"again-{topic_of(event_type).name}",
         subscriptions=[type(subscription)(subscription.topic, add)],
     )
     async with running(reader.run):
@@ -142,7 +142,7 @@ async def test_an_unknown_one_is_told(parts):
 async def test_what_was_settled_long_ago_is_purged_and_nothing_else(database_of, quick_kafka):
     settings = database_of("graph")
     async with Database(settings) as database:
-        letters = DeadLetters(database, Outbox(database, Relay(settings, quick_kafka)), {})
+        letters = DeadLetters(database, Outbox(database, Relay(settings, quick_kafka)), [])
         async with database.connection() as connection:
             await connection.execute(
                 """

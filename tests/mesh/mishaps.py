@@ -8,11 +8,13 @@ from contextlib import contextmanager
 import psycopg
 from google.protobuf.message import Message
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
+from photomesh.fanout.v1.events_pb2 import ChunkReady
+from photomesh.graph.v1.events_pb2 import CelebrityChanged, FollowChanged
+from photomesh.post.v1.events_pb2 import PostChanged, PostCreated
 from redis import Redis
 
 from deploy.local.stack import Stack
-from services.common import topics
-from services.common.topics import Topic
+from services.common.topics import dead_letters, key_of, topic_of
 from tests.eventually import eventually
 
 
@@ -41,22 +43,23 @@ def crash(mesh: Stack, name: str) -> None:
     mesh.start(name)
 
 
-_EVENTS = (
-    topics.POST_CREATED,
-    topics.POST_CHANGED,
-    topics.FOLLOW_CHANGED,
-    topics.CELEBRITY_CHANGED,
-    topics.FANOUT_CHUNKS,
-)
+_TOPICS = [
+    topic_of(event)
+    for event in (PostCreated, PostChanged, FollowChanged, CelebrityChanged, ChunkReady)
+]
 
 
-def repeat(mesh: Stack, events: Iterable[tuple[Topic, int, Message]]) -> None:
-    """Publishes events with their keys once more, of which somebody knows that they were before."""
+def repeat(mesh: Stack, events: Iterable[Message]) -> None:
+    """Publishes events once more, of which somebody knows that they were before."""
     producer = KafkaProducer(bootstrap_servers=mesh.kafka_bootstrap, acks="all")
     try:
         sent = [
-            producer.send(topic.name, key=str(key).encode(), value=event.SerializeToString())
-            for topic, key, event in events
+            producer.send(
+                topic_of(event).name,
+                key=str(key_of(event)).encode(),
+                value=event.SerializeToString(),
+            )
+            for event in events
         ]
         for future in sent:
             future.get(timeout=60)
@@ -68,7 +71,7 @@ def count_buried(mesh: Stack) -> int:
     """Returns how many events fan-out ever gave up."""
     consumer = KafkaConsumer(bootstrap_servers=mesh.kafka_bootstrap)
     try:
-        graves = [TopicPartition(topics.dead_letters(topic).name, 0) for topic in _EVENTS]
+        graves = [TopicPartition(dead_letters(topic).name, 0) for topic in _TOPICS]
         return sum(consumer.end_offsets(graves).values())
     finally:
         consumer.close()
@@ -77,7 +80,7 @@ def count_buried(mesh: Stack) -> int:
 def _partitions(consumer: KafkaConsumer) -> list[TopicPartition]:
     return [
         TopicPartition(topic.name, partition)
-        for topic in _EVENTS
+        for topic in _TOPICS
         for partition in range(topic.partitions)
     ]
 

@@ -15,7 +15,7 @@ import pytest
 from kafka import KafkaConsumer, TopicPartition
 
 from deploy.local.table import MEDIA_BUCKET
-from services.common.topics import TOPICS
+from services.common.topics import all_topics
 from tests.eventually import eventually
 from tests.mesh.people import Person
 from tests.pictures import photo
@@ -138,7 +138,8 @@ def assert_nothing_doubled(mesh, author_id: int, media: dict) -> None:
 def count_dead_letters(mesh) -> int:
     consumer = KafkaConsumer(bootstrap_servers=mesh.kafka_bootstrap)
     try:
-        graves = [TopicPartition(topic.name, 0) for topic in TOPICS if topic.name.endswith(".dlq")]
+        names = [topic.name for topic in all_topics()]
+        graves = [TopicPartition(name, 0) for name in names if name.endswith(".dlq")]
         return sum(consumer.end_offsets(graves).values())
     finally:
         consumer.close()

@@ -2,7 +2,7 @@
 
 from photomesh.media.v1.events_pb2 import MediaDeleted, MediaUploaded
 
-from services.common import config, logs, topics
+from services.common import config, logs
 from services.common.consumer import Consumer, Subscription
 from services.common.database import Database
 from services.common.outbox import Outbox, Relay
@@ -44,15 +44,12 @@ async def main() -> None:
             group="media-worker",
             subscriptions=[
                 Subscription(
-                    topics.MEDIA_UPLOADED,
                     MediaUploaded,
                     processor.process,
                     # The photos of one album are rendered side by side.
                     in_order=False,
                 ),
-                Subscription(
-                    topics.MEDIA_DELETED, MediaDeleted, eraser.on_media_deleted, in_order=False
-                ),
+                Subscription(MediaDeleted, eraser.on_media_deleted, in_order=False),
             ],
         )
         await serve(
