@@ -27,17 +27,17 @@ from google.protobuf.message import DecodeError, Message
 from kafka import (
     ConsumerRebalanceListener,
     KafkaConsumer,
-    KafkaProducer,
     OffsetAndMetadata,
     TopicPartition,
 )
 from kafka.errors import CommitFailedError, KafkaError
 
 from services.common import context, kafka_classes, logs
+from services.common.burials import ONLY_GROUP, Burials
 from services.common.config import KafkaSettings
 from services.common.errors import Unavailable
 from services.common.threads import run_in_thread
-from services.common.topics import Topic, dead_letters, topic_of
+from services.common.topics import Topic, topic_of
 
 _log = logs.logger(__name__)
 
@@ -61,12 +61,6 @@ with 500 ms one came 120 ms later than with 200, and with 100 none came sooner, 
 used twice as much when idle."""
 
 _COMMIT_SECONDS = 1.0
-
-# Headers of a dead letter: why, whose, and which record of the topic it was.
-DLQ_REASON = "dlq-reason"
-DLQ_GROUP = "dlq-group"
-DLQ_PARTITION = "dlq-partition"
-DLQ_OFFSET = "dlq-offset"
 
 
 class Rejected(Exception):
@@ -160,7 +154,7 @@ class Consumer:
     async def run(self, ready: Callable[[], None]) -> None:
         """Consumes until cancelled; calls `ready` when the group has given out partitions."""
         loop = asyncio.get_running_loop()
-        self._dead_letters = _DeadLetters(self._bootstrap, self._group)
+        self._burials = Burials(self._bootstrap, self._group)
         try:
             await run_in_thread(
                 "kafka-consumer", lambda: self._consume(loop, ready), self._stopping
@@ -168,7 +162,7 @@ class Consumer:
         finally:
             for task in list(self._tasks):
                 task.cancel()
-            await asyncio.to_thread(self._dead_letters.close)
+            await asyncio.to_thread(self._burials.close)
 
     # -- In the thread ---------------------------------------------------------------------
 
@@ -233,9 +227,16 @@ class Consumer:
     ) -> None:
         with self._lock:
             partition = self._partitions.setdefault(key, _Partition())
-            partition.in_flight.update(record.offset for record in records)
             partition.position = records[-1].offset + 1
-        loop.call_soon_threadsafe(self._queue, records, partition)
+            records = [record for record in records if self._is_for_us(record)]
+            partition.in_flight.update(record.offset for record in records)
+        if records:
+            loop.call_soon_threadsafe(self._queue, records, partition)
+
+    def _is_for_us(self, record: Any) -> bool:
+        """Tells whether a record is for all groups, or a dead letter of this one, replayed."""
+        group = self._group.encode()
+        return all(value == group for name, value in record.headers if name == ONLY_GROUP)
 
     def commit(self, consumer: KafkaConsumer) -> None:
         """Commits what is done. A failure is harmless: the records come again."""
@@ -354,7 +355,7 @@ class Consumer:
         while True:
             try:
                 await asyncio.to_thread(
-                    self._dead_letters.send, self._subscriptions[record.topic].topic, record, error
+                    self._burials.bury, self._subscriptions[record.topic].topic, record, error
                 )
                 return
             except KafkaError as trouble:
@@ -377,44 +378,6 @@ class _Rebalance(ConsumerRebalanceListener):  # type: ignore[misc]  # kafka-pyth
 
     def on_partitions_assigned(self, assigned: Sequence[TopicPartition]) -> None:
         self._assigned.set()
-
-
-class _DeadLetters:
-    """Writes dead letters; connects when there is the first one."""
-
-    def __init__(self, bootstrap: Sequence[str], group: str) -> None:
-        self._bootstrap = bootstrap
-        self._group = group
-        self._lock = threading.Lock()
-        self._producer: KafkaProducer | None = None
-
-    def send(self, topic: Topic, record: Any, error: Exception) -> None:
-        """Returns when the broker has the record.
-
-        Raises:
-            KafkaError: it does not.
-        """
-        with self._lock:
-            if self._producer is None:
-                self._producer = KafkaProducer(
-                    bootstrap_servers=self._bootstrap, acks="all", max_block_ms=5_000
-                )
-        self._producer.send(
-            dead_letters(topic).name,
-            key=record.key,
-            value=record.value,
-            headers=[
-                *record.headers,
-                (DLQ_REASON, f"{type(error).__name__}: {error}"[:1000].encode()),
-                (DLQ_GROUP, self._group.encode()),
-                (DLQ_PARTITION, str(record.partition).encode()),
-                (DLQ_OFFSET, str(record.offset).encode()),
-            ],
-        ).get(timeout=10)
-
-    def close(self) -> None:
-        if self._producer is not None:
-            self._producer.close(timeout=1)
 
 
 def _take_back(consumer: KafkaConsumer) -> None:

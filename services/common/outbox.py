@@ -34,6 +34,7 @@ from tenacity import (
 )
 
 from services.common import context, kafka_classes, logs
+from services.common.burials import ONLY_GROUP
 from services.common.config import DatabaseSettings, KafkaSettings
 from services.common.database import Database, int_array
 from services.common.threads import run_in_thread
@@ -43,11 +44,11 @@ _log = logs.logger(__name__)
 
 # Ids follow the order in which the transaction added its events.
 _ADD = """
-    INSERT INTO outbox (topic, key, payload, traceparent)
-    SELECT topic, key, payload, traceparent
+    INSERT INTO outbox (topic, key, payload, traceparent, consumer_group)
+    SELECT topic, key, payload, traceparent, consumer_group
       FROM unnest(%(topics)s::text[], %(keys)s::bigint[], %(payloads)s::bytea[],
-                  %(traceparents)s::text[])
-           WITH ORDINALITY AS events (topic, key, payload, traceparent, number)
+                  %(traceparents)s::text[], %(groups)s::text[])
+           WITH ORDINALITY AS events (topic, key, payload, traceparent, consumer_group, number)
      ORDER BY number
 """
 
@@ -72,10 +73,10 @@ _LOCK = """
 # Answered by outbox_oldest. It comes after the locks, in a statement of its own: it must see what
 # the previous holder of a bucket deleted.
 _OLDEST = """
-    SELECT id, topic, key, payload, traceparent
+    SELECT id, topic, key, payload, traceparent, consumer_group
       FROM unnest(%(buckets)s::integer[]) AS bucket
            CROSS JOIN LATERAL (
-               SELECT id, topic, key, payload, traceparent
+               SELECT id, topic, key, payload, traceparent, consumer_group
                  FROM outbox
                 WHERE shard %% 16 = bucket
                 ORDER BY id
@@ -102,6 +103,7 @@ class _Event:
     key: int
     payload: bytes
     traceparent: str
+    consumer_group: str | None = None
 
 
 class Transaction:
@@ -116,16 +118,20 @@ class Transaction:
 
         Its contract names the topic and the key. Events with the same key are published in order.
         """
-        self.publish_again(
-            topic_of(event).name,
-            key=key_of(event),
-            payload=event.SerializeToString(),
-            traceparent=context.current().traceparent(),
+        self._events.append(
+            _Event(
+                topic_of(event).name,
+                key_of(event),
+                event.SerializeToString(),
+                context.current().traceparent(),
+            )
         )
 
-    def publish_again(self, topic: str, *, key: int, payload: bytes, traceparent: str) -> None:
-        """Adds an event that was published before, with the trace that it had."""
-        self._events.append(_Event(topic, key, payload, traceparent))
+    def replay(
+        self, topic: str, *, key: int, payload: bytes, traceparent: str, consumer_group: str
+    ) -> None:
+        """Adds an event that was published before, for one consumer group, with its old trace."""
+        self._events.append(_Event(topic, key, payload, traceparent, consumer_group))
 
     async def store_events(self) -> None:
         """Stores the events that were added, with one statement."""
@@ -137,6 +143,7 @@ class Transaction:
                     "keys": int_array(event.key for event in self._events),
                     "payloads": [event.payload for event in self._events],
                     "traceparents": [event.traceparent for event in self._events],
+                    "groups": [event.consumer_group for event in self._events],
                 },
             )
 
@@ -237,13 +244,20 @@ def _publish(producer: KafkaProducer, rows: Sequence[tuple[Any, ...]]) -> None:
             topic,
             key=str(key).encode(),
             value=payload,
-            headers=[(context.TRACEPARENT, traceparent.encode())],
+            headers=_headers(traceparent, consumer_group),
         )
-        for _, topic, key, payload, traceparent in rows
+        for _, topic, key, payload, traceparent, consumer_group in rows
     ]
     producer.flush(timeout=_ACK_SECONDS)
     for future in sent:
         future.get(timeout=0)
+
+
+def _headers(traceparent: str, consumer_group: str | None) -> list[tuple[str, bytes]]:
+    headers = [(context.TRACEPARENT, traceparent.encode())]
+    if consumer_group is not None:
+        headers.append((ONLY_GROUP, consumer_group.encode()))
+    return headers
 
 
 class Outbox:

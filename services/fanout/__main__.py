@@ -66,7 +66,12 @@ async def main() -> None:
         consumer = Consumer(settings, group=_GROUP, subscriptions=subscriptions)
         # Until it is known what is paused.
         consumer.hold([each.topic.name for each in subscriptions])
-        dead_letters = DeadLetters(database, outbox, [each.message for each in subscriptions])
+        dead_letters = DeadLetters(
+            database,
+            outbox,
+            group=_GROUP,
+            messages=[each.message for each in subscriptions],
+        )
         burials = Consumer(
             settings,
             group="fanout-dead-letters",

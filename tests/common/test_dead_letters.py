@@ -25,14 +25,16 @@ async def parts(database_of: Callable, quick_kafka, event_type):
     relay = Relay(settings, quick_kafka)
     async with Database(settings) as database, running(relay.run):
         outbox = Outbox(database, relay)
-        letters = DeadLetters(database, outbox, [event_type])
-        reader = Consumer(
-            quick_kafka,
-            group=f"reader-{topic_of(event_type).name}",
-            subscriptions=letters.subscriptions(),
-        )
-        async with running(reader.run):
+        group = f"group-of-{topic_of(event_type).name}"
+        letters = DeadLetters(database, outbox, group=group, messages=[event_type])
+        async with reading(quick_kafka, letters, f"reader-{topic_of(event_type).name}"):
             yield outbox, letters
+
+
+def reading(quick_kafka, letters: DeadLetters, group: str):
+    """Runs the consumer that fills the table."""
+    reader = Consumer(quick_kafka, group=group, subscriptions=letters.subscriptions())
+    return running(reader.run)
 
 
 async def waiting(letters: DeadLetters, count: int):
@@ -85,6 +87,74 @@ async def test_what_was_given_up_is_looked_at_replayed_and_dropped(parts, event_
         assert handled == [1]
         assert await waiting(letters, 0) == []
         assert (await letters.get(second.dead_letter_id)).dead_letter_id
+
+
+async def test_a_replay_reaches_only_the_group_that_could_not_handle_the_event(
+    parts, event_type, quick_kafka, database_of
+):
+    outbox, letters = parts
+    topic = topic_of(event_type)
+    broken = True
+    handled = {"mine": [], "other": []}
+
+    async def handle_mine(seen):
+        if broken:
+            raise ValueError("mine")
+        handled["mine"].append(seen.number)
+
+    async def handle_other(seen):
+        handled["other"].append(seen.number)
+        if broken:
+            raise ValueError("other")
+
+    # Another service, with a table of its own.
+    async with Database(database_of("media")) as database:
+        others = DeadLetters(database, outbox, group="other", messages=[event_type])
+        async with (
+            reading(quick_kafka, others, f"other-reader-{topic.name}"),
+            consuming(quick_kafka, event_type, handle_mine),
+            consuming(quick_kafka, event_type, handle_other, group="other"),
+        ):
+            await publish(outbox, event_type(owner_id=7, number=1))
+            [mine] = await waiting(letters, 1)
+            [other] = await waiting(others, 1)
+            assert mine.consumer_group == f"group-of-{topic.name}"
+            assert other.consumer_group == "other"
+
+            broken = False
+            tries = len(handled["other"])
+            await letters.replay([mine.dead_letter_id])
+            # What comes after the replay in its partition tells that it was read.
+            await publish(outbox, event_type(owner_id=7, number=2))
+            for group in handled.values():
+
+                async def numbers(group=group):
+                    return group
+
+                await eventually(numbers, lambda seen: seen[-1:] == [2])
+
+    assert handled["mine"] == [1, 2]
+    assert handled["other"] == [1] * tries + [2]
+
+
+async def test_dead_letters_of_another_group_are_unknown(parts):
+    outbox, letters = parts
+    async with outbox.transaction() as tx:
+        cursor = await tx.connection.execute(
+            """
+            INSERT INTO dead_letters (topic, dlq_offset, bury_time, consumer_group, reason,
+                                      payload, traceparent)
+            VALUES ('old', 1, now(), 'other', 'reason', '', '')
+            RETURNING dead_letter_id
+            """
+        )
+        [[other]] = await cursor.fetchall()
+
+    assert await letters.open(topic="", after_id=0, limit=10) == []
+    assert await letters.drop([other]) == []
+    assert await letters.replay([other]) == []
+    with pytest.raises(DeadLetterUnknown):
+        await letters.get(other)
 
 
 async def test_one_that_fails_again_is_a_new_dead_letter(parts, event_type, quick_kafka):
@@ -142,7 +212,9 @@ async def test_an_unknown_one_is_told(parts):
 async def test_what_was_settled_long_ago_is_purged_and_nothing_else(database_of, quick_kafka):
     settings = database_of("graph")
     async with Database(settings) as database:
-        letters = DeadLetters(database, Outbox(database, Relay(settings, quick_kafka)), [])
+        letters = DeadLetters(
+            database, Outbox(database, Relay(settings, quick_kafka)), group="group", messages=[]
+        )
         async with database.connection() as connection:
             await connection.execute(
                 """

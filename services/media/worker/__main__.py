@@ -11,6 +11,7 @@ from services.media.config import MediaWorkerSettings
 from services.media.pipeline.renderers import Limits, Renderers
 from services.media.storage import Storage
 from services.media.store import MediaStore
+from services.media.worker import GROUP
 from services.media.worker.eraser import Eraser
 from services.media.worker.processor import Processor
 
@@ -41,7 +42,7 @@ async def main() -> None:
         )
         consumer = Consumer(
             settings,
-            group="media-worker",
+            group=GROUP,
             subscriptions=[
                 Subscription(
                     MediaUploaded,
