@@ -9,6 +9,7 @@ the same program prepares a laptop and a production cluster.
 import logging
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import timedelta
 from typing import TYPE_CHECKING, Protocol
 
 from pydantic import SecretStr
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from mypy_boto3_s3.type_defs import LifecycleRuleTypeDef
 
 log = logging.getLogger("provision")
+
+_MILLISECOND = timedelta(milliseconds=1)
 
 
 class Storage(BaseSettings):
@@ -54,6 +57,8 @@ class Topic(Protocol):
     def name(self) -> str: ...
     @property
     def partitions(self) -> int: ...
+    @property
+    def retention(self) -> timedelta: ...
 
 
 class TopicMismatch(Exception):
@@ -162,7 +167,14 @@ def provision_topics(settings: Topics, topics: Sequence[Topic]) -> None:
             try:
                 # -1: as many replicas as the cluster's default.
                 admin.create_topics(
-                    [NewTopic(topic.name, num_partitions=topic.partitions, replication_factor=-1)]
+                    [
+                        NewTopic(
+                            topic.name,
+                            num_partitions=topic.partitions,
+                            replication_factor=-1,
+                            topic_configs={"retention.ms": str(topic.retention // _MILLISECOND)},
+                        )
+                    ]
                 )
             except TopicAlreadyExistsError:
                 continue
@@ -197,10 +209,10 @@ def _database() -> None:
 
 
 def _topics() -> None:
-    from services.common.topics import TOPICS
+    from services.common.topics import all_topics
 
     try:
-        provision_topics(load(Topics), TOPICS)
+        provision_topics(load(Topics), all_topics())
     except TopicMismatch as error:
         raise SystemExit(f"provision topics: {error}") from error
 

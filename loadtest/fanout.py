@@ -29,10 +29,10 @@ from deploy.local.ports import free_ports
 from deploy.local.stack import Stack
 from loadtest import crowds
 from loadtest.pipelines import Pipelines
-from services.common import topics
 from services.common.cache import connect
 from services.common.config import CacheSettings
 from services.common.timelines import CAP, HomeTimelines
+from services.common.topics import topic_of
 from services.fanout.config import FanoutSettings
 
 _AUTHORS = 4
@@ -179,7 +179,7 @@ class Pushes:
         for post_id, author_id in posts:
             event = PostCreated(post_id=post_id, author_id=author_id)
             self._producer.send(
-                topics.POST_CREATED.name,
+                topic_of(PostCreated).name,
                 key=str(author_id).encode(),
                 value=event.SerializeToString(),
             )

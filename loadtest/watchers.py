@@ -25,9 +25,10 @@ from deploy.local.ports import free_ports
 from deploy.local.readiness import GrpcReady
 from deploy.local.stack import Stack
 from loadtest import crowds
-from services.common import client, topics
+from services.common import client
 from services.common.context import USER_ID
 from services.common.timelines import CAP
+from services.common.topics import topic_of
 
 _EACH = 2_500
 """How many watch at one process, which serves no more."""
@@ -170,7 +171,7 @@ class _Crowd:
         self._all_told.clear()
         began = time.monotonic()
         producer.send(
-            topics.POST_CREATED.name,
+            topic_of(PostCreated).name,
             key=str(author_id).encode(),
             value=PostCreated(post_id=post_id, author_id=author_id).SerializeToString(),
         )

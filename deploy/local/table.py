@@ -439,7 +439,7 @@ def _provisioning(ports: Ports, credentials: Credentials) -> tuple[Process, ...]
         command=_python("deploy.provision", "topics"),
         depends_on=("kafka",),
         environment={"PHOTOMESH_KAFKA_BOOTSTRAP": f"127.0.0.1:{ports.kafka}"},
-        sources=(program, ROOT / "services/common/topics.py"),
+        sources=(program, ROOT / "services/common/topics.py", ROOT / "gen/photomesh.binpb"),
         prepares="s3",
     )
     return storage, database, topics

@@ -1,14 +1,14 @@
-"""Dead letters: what consumers could not handle, to be looked at, replayed or dropped.
+"""Dead letters: events that a consumer group could not handle. They wait to be replayed or dropped.
 
-Consumers write them to `<topic>.dlq`; see consumer.py. A log cannot give up single records, so the
-service that owns a topic reads that log into a table of its schema, which remembers what became
-of each. A replay goes through the outbox: the dead letter is settled in the transaction that
-stores its event. What was settled is kept for a while, then purged.
+Consumers write them to the topic `<topic>.dlq`, see burials.py. Single records of a topic cannot be
+removed, so each service copies the dead letters of its own consumer group into a table, which
+records what became of each. A replay goes through the outbox, in the transaction that settles the
+dead letter, and reaches no other consumer group. Settled dead letters are purged after a while.
 """
 
 import asyncio
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -20,17 +20,12 @@ from photomesh.common.v1.dead_letter_pb2 import DeadLetter as DeadLetterPb
 from psycopg.rows import class_row, scalar_row
 
 from services.common import context, logs
-from services.common.consumer import (
-    DLQ_GROUP,
-    DLQ_OFFSET,
-    DLQ_PARTITION,
-    DLQ_REASON,
-    RawSubscription,
-)
+from services.common.burials import DLQ_GROUP, DLQ_OFFSET, DLQ_PARTITION, DLQ_REASON
+from services.common.consumer import RawSubscription
 from services.common.database import Database
 from services.common.errors import DeadLetterUnknown, Unavailable
 from services.common.outbox import Outbox
-from services.common.topics import Topic, dead_letters
+from services.common.topics import Topic, dead_letters, topic_of
 
 _ADD = """
     INSERT INTO dead_letters (topic, dlq_offset, bury_time, source_partition, source_offset,
@@ -49,30 +44,34 @@ _COLUMNS = """
 _LIST = f"""
     SELECT {_COLUMNS}
       FROM dead_letters
-     WHERE state = 'OPEN' AND dead_letter_id > %(after_id)s
+     WHERE state = 'OPEN' AND dead_letter_id > %(after_id)s AND consumer_group = %(group)s
        AND (%(topic)s = '' OR topic = %(topic)s)
      ORDER BY dead_letter_id
      LIMIT %(limit)s
 """  # noqa: S608 -- Only constants are put in, here and below.
 
-_ONE = f"SELECT {_COLUMNS} FROM dead_letters WHERE dead_letter_id = %(dead_letter_id)s"  # noqa: S608
+_ONE = f"""
+    SELECT {_COLUMNS}
+      FROM dead_letters
+     WHERE dead_letter_id = %(dead_letter_id)s AND consumer_group = %(group)s
+"""  # noqa: S608
 
-# Of several that settle one at once, the first changes the row and the others find it changed.
+# Of several transactions that settle one dead letter, the first changes the row.
 _REPLAY = f"""
     UPDATE dead_letters
        SET state = 'REPLAYED', settle_time = now()
-     WHERE dead_letter_id = ANY(%(ids)s) AND state = 'OPEN'
+     WHERE dead_letter_id = ANY(%(ids)s) AND state = 'OPEN' AND consumer_group = %(group)s
     RETURNING {_COLUMNS}
 """  # noqa: S608
 
 _DROP = """
     UPDATE dead_letters
        SET state = 'DROPPED', settle_time = now()
-     WHERE dead_letter_id = ANY(%(ids)s) AND state = 'OPEN'
+     WHERE dead_letter_id = ANY(%(ids)s) AND state = 'OPEN' AND consumer_group = %(group)s
     RETURNING dead_letter_id
 """
 
-# Answered by dead_letters_settled. Several that purge at once take other rows.
+# Answered by dead_letters_settled. Concurrent purges take different rows.
 _PURGE = """
     DELETE FROM dead_letters
      WHERE dead_letter_id IN (
@@ -86,22 +85,22 @@ _PURGE = """
 """
 
 KEPT_SETTLED = timedelta(days=30)
-"""How long one that was replayed or dropped can still be looked at. It must be longer than brokers
-keep `<topic>.dlq`, a week by default: what is purged here and still lies there would be OPEN anew
-if that log were ever read from its beginning."""
+"""How long a settled dead letter is kept. It must be longer than the retention of the topics: a
+purged dead letter that is still in `<topic>.dlq` would be open again if that topic were read from
+its beginning."""
 
 _PURGE_BATCH = 1000
-"""How many are purged in one transaction."""
+"""How many dead letters one transaction purges at most."""
 
 _PURGE_PAUSE_SECONDS = (1800.0, 5400.0)
-"""Drawn anew each time, so that the processes of a service spread out."""
+"""Random, so that the processes of a service do not purge at the same time."""
 
 _log = logs.logger(__name__)
 
 
 @dataclass(frozen=True)
 class DeadLetter:
-    """An event that could not be handled."""
+    """An event that a consumer group could not handle."""
 
     dead_letter_id: int
     topic: str
@@ -116,27 +115,35 @@ class DeadLetter:
 
 
 class DeadLetters:
-    """The dead letters of a service's topics. Every method may raise Unavailable."""
+    """The dead letters of one consumer group. Every method may raise Unavailable."""
 
     def __init__(
-        self, database: Database, outbox: Outbox, topics: Mapping[Topic, type[Message]]
+        self,
+        database: Database,
+        outbox: Outbox,
+        *,
+        group: str,
+        messages: Sequence[type[Message]],
     ) -> None:
-        """Takes the topics, and what their events are."""
+        """Takes the group, and the types of the events that it handles."""
         self._database = database
         self._outbox = outbox
-        self._topics = topics
-        self._messages = {topic.name: message for topic, message in topics.items()}
+        self._group = group
+        self._messages = {topic_of(message).name: message for message in messages}
 
     def subscriptions(self) -> list[RawSubscription]:
         """Returns what a consumer needs to fill the table."""
         return [
-            RawSubscription(dead_letters(topic), _adder(self._database, topic))
-            for topic in self._topics
+            RawSubscription(dead_letters(topic), self._adder(topic))
+            for topic in map(topic_of, self._messages.values())
         ]
 
     async def open(self, *, topic: str, after_id: int, limit: int) -> list[DeadLetterPb]:
-        """Returns dead letters that wait for a decision, oldest first, without their events."""
-        values = {"topic": topic, "after_id": after_id, "limit": limit}
+        """Returns open dead letters above `after_id`, oldest first, without their events.
+
+        An empty topic stands for all topics.
+        """
+        values = {"topic": topic, "after_id": after_id, "limit": limit, "group": self._group}
         async with self._database.connection() as connection:
             cursor = connection.cursor(row_factory=class_row(DeadLetter))
             await cursor.execute(_LIST, values)
@@ -146,11 +153,11 @@ class DeadLetters:
         """Returns a dead letter with its event.
 
         Raises:
-            DeadLetterUnknown: there is none.
+            DeadLetterUnknown: this group has no such dead letter.
         """
         async with self._database.connection() as connection:
             cursor = connection.cursor(row_factory=class_row(DeadLetter))
-            await cursor.execute(_ONE, {"dead_letter_id": dead_letter_id})
+            await cursor.execute(_ONE, {"dead_letter_id": dead_letter_id, "group": self._group})
             letter = await cursor.fetchone()
         if letter is None:
             raise DeadLetterUnknown(dead_letter_id)
@@ -160,33 +167,34 @@ class DeadLetters:
         return message
 
     async def replay(self, ids: Sequence[int]) -> list[int]:
-        """Publishes the events of those that are open once more; returns which they were."""
+        """Publishes the events of open dead letters to this group again; returns their ids."""
         async with self._outbox.transaction() as tx:
             cursor = tx.connection.cursor(row_factory=class_row(DeadLetter))
-            await cursor.execute(_REPLAY, {"ids": list(ids)})
+            await cursor.execute(_REPLAY, {"ids": list(ids), "group": self._group})
             letters = sorted(await cursor.fetchall(), key=lambda letter: letter.dead_letter_id)
             for letter in letters:
-                await tx.publish_again(
+                tx.replay(
                     letter.topic,
-                    key=_owner(letter.key),
+                    key=_id_in(letter.key),
                     payload=letter.payload,
                     traceparent=letter.traceparent,
+                    consumer_group=self._group,
                 )
         replayed = [letter.dead_letter_id for letter in letters]
-        _log.warning("dead letters are replayed", dead_letter_ids=replayed)
+        _log.warning("dead_letters.replayed", dead_letter_ids=replayed)
         return replayed
 
     async def drop(self, ids: Sequence[int]) -> list[int]:
-        """Gives up those that are open; returns which they were."""
+        """Gives up open dead letters; returns their ids."""
         async with self._database.connection() as connection:
             cursor = connection.cursor(row_factory=scalar_row)
-            await cursor.execute(_DROP, {"ids": list(ids)})
+            await cursor.execute(_DROP, {"ids": list(ids), "group": self._group})
             dropped = sorted(await cursor.fetchall())
-        _log.warning("dead letters are dropped", dead_letter_ids=dropped)
+        _log.warning("dead_letters.dropped", dead_letter_ids=dropped)
         return dropped
 
     async def purge(self, now: datetime) -> int:
-        """Removes those that were settled long before `now`; returns how many."""
+        """Removes dead letters settled longer than KEPT_SETTLED before `now`; returns how many."""
         values = {"before": now - KEPT_SETTLED, "most": _PURGE_BATCH}
         purged = 0
         while True:
@@ -197,16 +205,39 @@ class DeadLetters:
                 return purged
 
     async def run_purge(self, ready: Callable[[], None]) -> None:
-        """Purges about once an hour until it is cancelled; any number may do so at a time."""
+        """Purges about once an hour until cancelled. Several processes may do so."""
         ready()
         while True:
             context.enter(context.CallContext(trace_id=context.trace_id_of(None)))
             try:
                 if purged := await self.purge(datetime.now(UTC)):
-                    _log.info("settled dead letters are purged", dead_letters=purged)
+                    _log.info("dead_letters.purged", dead_letters=purged)
             except Unavailable:
-                _log.warning("the purge of dead letters waits", exc_info=True)
+                _log.warning("purge.failed", exc_info=True)
             await asyncio.sleep(random.uniform(*_PURGE_PAUSE_SECONDS))
+
+    def _adder(self, topic: Topic) -> Callable[[Any], Awaitable[None]]:
+        async def add(record: Any) -> None:
+            headers = {name: value.decode("utf-8", "replace") for name, value in record.headers}
+            if headers.get(DLQ_GROUP) != self._group:
+                return
+            values = {
+                "topic": topic.name,
+                "dlq_offset": record.offset,
+                "bury_time": datetime.fromtimestamp(record.timestamp / 1000, UTC),
+                "partition": _number(headers.get(DLQ_PARTITION)),
+                "offset": _number(headers.get(DLQ_OFFSET)),
+                "group": self._group,
+                # PostgreSQL does not store NUL characters.
+                "reason": headers.get(DLQ_REASON, "").replace("\0", "\N{SYMBOL FOR NULL}"),
+                "key": record.key,
+                "payload": record.value or b"",
+                "traceparent": headers.get(context.TRACEPARENT, "").replace("\0", ""),
+            }
+            async with self._database.connection() as connection:
+                await connection.execute(_ADD, values)
+
+        return add
 
     def _json(self, letter: DeadLetter) -> str:
         try:
@@ -216,34 +247,12 @@ class DeadLetters:
         return MessageToJson(event, indent=None)
 
 
-def _adder(database: Database, topic: Topic) -> Any:
-    async def add(record: Any) -> None:
-        headers = {name: value.decode("utf-8", "replace") for name, value in record.headers}
-        values = {
-            "topic": topic.name,
-            "dlq_offset": record.offset,
-            "bury_time": datetime.fromtimestamp(record.timestamp / 1000, UTC),
-            "partition": _number(headers.get(DLQ_PARTITION)),
-            "offset": _number(headers.get(DLQ_OFFSET)),
-            "group": headers.get(DLQ_GROUP, ""),
-            # PostgreSQL has no character for NUL.
-            "reason": headers.get(DLQ_REASON, "").replace("\0", "\N{SYMBOL FOR NULL}"),
-            "key": record.key,
-            "payload": record.value or b"",
-            "traceparent": headers.get(context.TRACEPARENT, "").replace("\0", ""),
-        }
-        async with database.connection() as connection:
-            await connection.execute(_ADD, values)
-
-    return add
-
-
 def _number(text: str | None) -> int | None:
     return int(text) if text and text.isascii() and text.isdigit() else None
 
 
-def _owner(key: bytes | None) -> int:
-    """Returns the id in a key; 0 for one that the outbox did not make."""
+def _id_in(key: bytes | None) -> int:
+    """Returns the id in the key of a record; 0 if the outbox did not make it."""
     return _number((key or b"").decode("ascii", "replace")) or 0
 
 

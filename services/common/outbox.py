@@ -1,17 +1,23 @@
-"""The transactional outbox: an event is stored with what makes it true, then relayed to Kafka.
+"""The transactional outbox: an event is stored in the transaction that makes it true, then relayed.
 
     async with outbox.transaction() as tx:
         await tx.connection.execute(...)
-        await tx.publish(topics.POST_CREATED, key=author_id, event=PostCreated(...))
+        tx.publish(PostCreated(...))
 
-Either both hold or neither does. The relay publishes every stored event at least once, in the
-order of their ids, and deletes it only when the broker has acknowledged it.
+Either both are committed or neither is. Relays publish every stored event to Kafka at least once,
+those with the same key in the order of their ids, and delete an event only after the broker
+acknowledged it.
+
+Events lie in 16 buckets by the shard of their key, and a relay locks the buckets that it works on.
+So the relays of all replicas work side by side, while one at a time publishes the events of a key.
 """
 
+import random
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import psycopg
 from google.protobuf.message import Message
@@ -28,67 +34,122 @@ from tenacity import (
 )
 
 from services.common import context, kafka_classes, logs
+from services.common.burials import ONLY_GROUP
 from services.common.config import DatabaseSettings, KafkaSettings
-from services.common.database import Database
+from services.common.database import Database, int_array
 from services.common.threads import run_in_thread
-from services.common.topics import Topic
+from services.common.topics import key_of, topic_of
 
 _log = logs.logger(__name__)
 
+# Ids follow the order in which the transaction added its events.
 _ADD = """
-    INSERT INTO outbox (topic, key, payload, traceparent)
-    VALUES (%(topic)s, %(key)s, %(payload)s, %(traceparent)s)
+    INSERT INTO outbox (topic, key, payload, traceparent, consumer_group)
+    SELECT topic, key, payload, traceparent, consumer_group
+      FROM unnest(%(topics)s::text[], %(keys)s::bigint[], %(payloads)s::bytea[],
+                  %(traceparents)s::text[], %(groups)s::text[])
+           WITH ORDINALITY AS events (topic, key, payload, traceparent, consumer_group, number)
+     ORDER BY number
 """
 
-# One relay at a time for each schema, whichever process it runs in, so that events go out in the
-# order of their ids. The lock ends with the transaction, also when the process dies.
-_LOCK = "SELECT pg_advisory_xact_lock('outbox'::regclass::oid::bigint)"
+# Answered by outbox_oldest.
+_WAITING = """
+    SELECT bucket, events
+      FROM generate_series(0, 15) AS bucket
+           CROSS JOIN LATERAL (
+               SELECT count(*) AS events
+                 FROM (SELECT FROM outbox WHERE shard %% 16 = bucket ORDER BY id LIMIT %(limit)s)
+           )
+     WHERE events > 0
+"""
 
+# Relays of releases before migration 0005 lock the whole outbox; the first lock excludes them.
+# Both end with the transaction, also when the process or its connection dies.
+_LOCK = """
+    SELECT pg_try_advisory_xact_lock_shared('outbox'::regclass::oid::bigint)
+       AND pg_try_advisory_xact_lock('outbox'::regclass::oid::integer, %(bucket)s)
+"""
+
+# Answered by outbox_oldest. It comes after the locks, in a statement of its own: it must see what
+# the previous holder of a bucket deleted.
 _OLDEST = """
-    SELECT id, topic, key, payload, traceparent
-      FROM outbox
+    SELECT id, topic, key, payload, traceparent, consumer_group
+      FROM unnest(%(buckets)s::integer[]) AS bucket
+           CROSS JOIN LATERAL (
+               SELECT id, topic, key, payload, traceparent, consumer_group
+                 FROM outbox
+                WHERE shard %% 16 = bucket
+                ORDER BY id
+                LIMIT %(limit)s
+           )
      ORDER BY id
-     LIMIT 500
 """
 
 # By id, never "all up to": a smaller id may have been committed after the batch was read.
-_DELETE = "DELETE FROM outbox WHERE id = ANY(%(ids)s)"
+_DELETE = "DELETE FROM outbox WHERE id = ANY(%(ids)s::bigint[])"
+
+_BATCH = 1000
+"""How many events of one bucket are relayed at a time."""
 
 _IDLE_SECONDS = 1.0
-"""How long an event waits at most whose own process died before relaying it."""
+"""How long an event waits at most if its process dies before it relays the event."""
 
 _ACK_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
+class _Event:
+    topic: str
+    key: int
+    payload: bytes
+    traceparent: str
+    consumer_group: str | None = None
+
+
 class Transaction:
     """A database transaction that can also publish."""
 
-    connection: AsyncConnection
+    def __init__(self, connection: AsyncConnection) -> None:
+        self.connection = connection
+        self._events: list[_Event] = []
 
-    async def publish(self, topic: Topic, *, key: int, event: Message) -> None:
-        """Stores an event that becomes true with this transaction.
+    def publish(self, event: Message) -> None:
+        """Adds an event, which is stored right before this transaction commits.
 
-        Events with the same key, the id of the owner, are handled in their order.
+        Its contract names the topic and the key. Events with the same key are published in order.
         """
-        await self.publish_again(
-            topic.name,
-            key=key,
-            payload=event.SerializeToString(),
-            traceparent=context.current().traceparent(),
+        self._events.append(
+            _Event(
+                topic_of(event).name,
+                key_of(event),
+                event.SerializeToString(),
+                context.current().traceparent(),
+            )
         )
 
-    async def publish_again(
-        self, topic: str, *, key: int, payload: bytes, traceparent: str
+    def replay(
+        self, topic: str, *, key: int, payload: bytes, traceparent: str, consumer_group: str
     ) -> None:
-        """Stores an event as it was published before, with the trace that it had."""
-        await self.connection.execute(
-            _ADD, {"topic": topic, "key": key, "payload": payload, "traceparent": traceparent}
-        )
+        """Adds an event that was published before, for one consumer group, with its old trace."""
+        self._events.append(_Event(topic, key, payload, traceparent, consumer_group))
+
+    async def store_events(self) -> None:
+        """Stores the events that were added, with one statement."""
+        if self._events:
+            await self.connection.execute(
+                _ADD,
+                {
+                    "topics": [event.topic for event in self._events],
+                    "keys": int_array(event.key for event in self._events),
+                    "payloads": [event.payload for event in self._events],
+                    "traceparents": [event.traceparent for event in self._events],
+                    "groups": [event.consumer_group for event in self._events],
+                },
+            )
 
 
 class Relay:
-    """Publishes stored events from a thread of its own: the Kafka client blocks."""
+    """Publishes stored events, in a thread of its own because the Kafka client blocks."""
 
     def __init__(self, database: DatabaseSettings, kafka: KafkaSettings) -> None:
         kafka_classes.make_all()
@@ -98,17 +159,17 @@ class Relay:
         self._stopping = threading.Event()
 
     def wake(self) -> None:
-        """Tells that an event was stored."""
+        """Tells the relay that events were committed."""
         self._wake.set()
 
     async def run(self, ready: Callable[[], None]) -> None:
-        """Relays until it is cancelled; a database or broker that is away is waited for."""
+        """Relays until cancelled; retries while the database or the broker is unavailable."""
         again = Retrying(
             retry=retry_if_exception_type((psycopg.Error, KafkaError)),
             wait=wait_random(0.2, 2.0),
             sleep=sleep_using_event(self._stopping),
             stop=stop_when_event_set(self._stopping),
-            before_sleep=_tell,
+            before_sleep=_log_blocked,
             reraise=True,
         )
         await run_in_thread(
@@ -116,13 +177,14 @@ class Relay:
         )
 
     def _relay_until_stopped(self, ready: Callable[[], None]) -> None:
-        # A producer that failed once may have lost its place in the sequence of its messages,
-        # so each attempt begins with a new one.
+        # After an error a producer may have lost its place in the sequence of its messages, so
+        # each attempt starts with a new one.
         producer = KafkaProducer(
             bootstrap_servers=self._bootstrap.split(","),
             acks="all",
             enable_idempotence=True,
-            linger_ms=0,
+            # Full record batches: what is left of a batch of events is sent by flush().
+            linger_ms=1000,
             max_block_ms=int(_ACK_SECONDS * 1000),
         )
         try:
@@ -138,34 +200,68 @@ class Relay:
             producer.close(timeout=1)
 
 
-def _tell(state: RetryCallState) -> None:
+def _log_blocked(state: RetryCallState) -> None:
     error = state.outcome.exception() if state.outcome else None
-    _log.warning("the outbox waits for the database or the broker", error=repr(error))
+    _log.warning("outbox.blocked", error=repr(error))
 
 
-def _relay_batch(database: psycopg.Connection, producer: KafkaProducer) -> int:
-    """Publishes the oldest events and deletes them; returns how many."""
-    with database.transaction():
-        database.execute(_LOCK)
-        rows = database.execute(_OLDEST).fetchall()
-        sent = [
-            producer.send(
-                topic,
-                key=str(key).encode(),
-                value=payload,
-                headers=[(context.TRACEPARENT, traceparent.encode())],
-            )
-            for _, topic, key, payload, traceparent in rows
-        ]
-        for future in sent:
-            future.get(timeout=_ACK_SECONDS)
-        if rows:
-            database.execute(_DELETE, {"ids": [row[0] for row in rows]})
-    return len(rows)
+def _relay_batch(database: psycopg.Connection, producer: KafkaProducer) -> bool:
+    """Publishes the oldest events of some buckets and deletes them.
+
+    Returns False if every bucket is empty or locked by another relay. After True the caller calls
+    again: another relay may have failed to lock a bucket meanwhile, and relies on this one to find
+    the events that were committed after it read.
+    """
+    waiting = database.execute(_WAITING, {"limit": _BATCH}).fetchall()
+    if not waiting:
+        return False
+    # Random order shares the buckets fairly. A relay takes no more than fill a batch and leaves the
+    # rest to others.
+    random.shuffle(waiting)
+    with database.transaction(), database.cursor(binary=True) as cursor:
+        buckets: list[int] = []
+        found = 0
+        for bucket, events in waiting:
+            if found < _BATCH and cursor.execute(_LOCK, {"bucket": bucket}).fetchone() == (True,):
+                buckets.append(bucket)
+                found += events
+        if not buckets:
+            return False
+        rows = cursor.execute(_OLDEST, {"buckets": buckets, "limit": _BATCH}).fetchall()
+        _publish(producer, rows)
+        cursor.execute(_DELETE, {"ids": int_array(row[0] for row in rows)})
+    return True
+
+
+def _publish(producer: KafkaProducer, rows: Sequence[tuple[Any, ...]]) -> None:
+    """Publishes events; returns when the broker has acknowledged all of them.
+
+    Raises:
+        KafkaError: it has not; some may have been published.
+    """
+    sent = [
+        producer.send(
+            topic,
+            key=str(key).encode(),
+            value=payload,
+            headers=_headers(traceparent, consumer_group),
+        )
+        for _, topic, key, payload, traceparent, consumer_group in rows
+    ]
+    producer.flush(timeout=_ACK_SECONDS)
+    for future in sent:
+        future.get(timeout=0)
+
+
+def _headers(traceparent: str, consumer_group: str | None) -> list[tuple[str, bytes]]:
+    headers = [(context.TRACEPARENT, traceparent.encode())]
+    if consumer_group is not None:
+        headers.append((ONLY_GROUP, consumer_group.encode()))
+    return headers
 
 
 class Outbox:
-    """Gives transactions that can publish."""
+    """Opens transactions that can publish."""
 
     def __init__(self, database: Database, relay: Relay) -> None:
         self._database = database
@@ -173,11 +269,13 @@ class Outbox:
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Transaction]:
-        """Gives a transaction; what it publishes is relayed as soon as it is committed.
+        """Opens a transaction; its events are relayed as soon as it is committed.
 
         Raises:
-            Unavailable: the database is away or overloaded.
+            Unavailable: the database is unavailable or overloaded.
         """
         async with self._database.transaction() as connection:
-            yield Transaction(connection)
+            transaction = Transaction(connection)
+            yield transaction
+            await transaction.store_events()
         self._relay.wake()

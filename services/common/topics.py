@@ -1,41 +1,77 @@
-"""The Kafka topics: one place that names them all."""
+"""Kafka topics, as the contracts declare them: see `Topic` in photomesh/common/v1/options.proto."""
 
+import functools
 from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+from google.protobuf.descriptor import Descriptor
+from google.protobuf.descriptor_pb2 import FileDescriptorSet, MessageOptions
+from google.protobuf.message import Message
+from photomesh.common.v1 import options_pb2
+
+_CONTRACTS = Path(__file__).parents[2] / "gen/photomesh.binpb"
 
 
 @dataclass(frozen=True)
 class Topic:
-    """A topic and its number of partitions."""
+    """A topic."""
 
     name: str
     partitions: int = 8
+    retention: timedelta = timedelta(weeks=1)
+    """How long the broker keeps a record."""
 
 
-MEDIA_UPLOADED = Topic("media_uploaded")
-MEDIA_PROCESSED = Topic("media_processed")
-MEDIA_DELETED = Topic("media_deleted")
-POST_CREATED = Topic("post_created")
-POST_CHANGED = Topic("post_changed")
-FOLLOW_CHANGED = Topic("follow_changed")
-CELEBRITY_CHANGED = Topic("celebrity_changed")
-FANOUT_CHUNKS = Topic("fanout_chunks")
+def topic_of(event: type[Message] | Message) -> Topic:
+    """Returns the topic of an event or of a type of events.
+
+    Raises:
+        KeyError: the message's contract names no topic.
+    """
+    return _declared(event.DESCRIPTOR)[0]
+
+
+def key_of(event: Message) -> int:
+    """Returns the key of an event.
+
+    Raises:
+        KeyError: the message's contract names no topic.
+    """
+    key: int = getattr(event, _declared(event.DESCRIPTOR)[1])
+    return key
 
 
 def dead_letters(topic: Topic) -> Topic:
-    """Returns where events of `topic` go that cannot be handled."""
-    return Topic(f"{topic.name}.dlq", partitions=1)
+    """Returns the topic of those events of `topic` that a consumer could not handle."""
+    return Topic(f"{topic.name}.dlq", partitions=1, retention=topic.retention)
 
 
-_EVENTS = (
-    MEDIA_UPLOADED,
-    MEDIA_PROCESSED,
-    MEDIA_DELETED,
-    POST_CREATED,
-    POST_CHANGED,
-    FOLLOW_CHANGED,
-    CELEBRITY_CHANGED,
-    FANOUT_CHUNKS,
-)
+def all_topics() -> list[Topic]:
+    """Returns every topic that a contract declares, each followed by its dead letters."""
+    contracts = FileDescriptorSet.FromString(_CONTRACTS.read_bytes())
+    declared = [
+        _topic(message.options)
+        for file in contracts.file
+        for message in file.message_type
+        if message.options.HasExtension(options_pb2.topic)
+    ]
+    return [each for topic in declared for each in (topic, dead_letters(topic))]
 
-TOPICS = (*_EVENTS, *(dead_letters(topic) for topic in _EVENTS))
-"""Every topic that provisioning makes."""
+
+@functools.cache
+def _declared(message: Descriptor) -> tuple[Topic, str]:
+    """Returns the topic of a type of events, and the name of its key field."""
+    options = message.GetOptions()
+    if not options.HasExtension(options_pb2.topic):
+        raise KeyError(f"{message.full_name} has no option (photomesh.common.v1.topic)")
+    return _topic(options), options.Extensions[options_pb2.topic].key
+
+
+def _topic(options: MessageOptions) -> Topic:
+    declared = options.Extensions[options_pb2.topic]
+    return Topic(
+        declared.name,
+        partitions=declared.partitions or Topic.partitions,
+        retention=timedelta(hours=declared.retention_hours) or Topic.retention,
+    )

@@ -9,7 +9,7 @@ from photomesh.graph.v1.graph_internal_service_pb2_grpc import GraphInternalServ
 from photomesh.post.v1.events_pb2 import PostChanged, PostCreated
 from photomesh.post.v1.post_internal_service_pb2_grpc import PostInternalServiceStub
 
-from services.common import config, logs, topics
+from services.common import config, logs
 from services.common.cache import connect
 from services.common.client import channel
 from services.common.consumer import Consumer, Subscription
@@ -53,12 +53,11 @@ async def main() -> None:
         homes, walks = HomeTimelines(cache), Walks(peers)
         fanout = Fanout(homes, AuthorTimelines(cache), PostCache(cache), peers, walks, store)
         subscriptions = [
-            Subscription(topics.POST_CREATED, PostCreated, fanout.on_post_created),
-            Subscription(topics.POST_CHANGED, PostChanged, fanout.on_post_changed),
-            Subscription(topics.FOLLOW_CHANGED, FollowChanged, fanout.on_follow_changed),
-            Subscription(topics.CELEBRITY_CHANGED, CelebrityChanged, fanout.on_celebrity_changed),
+            Subscription(PostCreated, fanout.on_post_created),
+            Subscription(PostChanged, fanout.on_post_changed),
+            Subscription(FollowChanged, fanout.on_follow_changed),
+            Subscription(CelebrityChanged, fanout.on_celebrity_changed),
             Subscription(
-                topics.FANOUT_CHUNKS,
                 ChunkReady,
                 chunks.Chunks(homes, peers, walks, store).on_chunk_ready,
                 at_a_time=chunks.AT_A_TIME,
@@ -68,7 +67,10 @@ async def main() -> None:
         # Until it is known what is paused.
         consumer.hold([each.topic.name for each in subscriptions])
         dead_letters = DeadLetters(
-            database, outbox, {each.topic: each.message for each in subscriptions}
+            database,
+            outbox,
+            group=_GROUP,
+            messages=[each.message for each in subscriptions],
         )
         burials = Consumer(
             settings,

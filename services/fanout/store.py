@@ -20,7 +20,6 @@ from enum import StrEnum
 from photomesh.fanout.v1.events_pb2 import ChunkReady
 from psycopg.rows import class_row, scalar_row
 
-from services.common import topics
 from services.common.database import Database
 from services.common.outbox import Outbox, Transaction
 
@@ -212,7 +211,7 @@ class FanoutStore:
                 return
             cuts = {"after_ids": [after, *bounds], "until_ids": [*bounds, 0]}
             await cursor.execute(_ADD_CHUNKS, {"fanout_id": fanout_id, **cuts})
-            await _publish(tx, account_id, fanout_id, range(min(chunks, _AHEAD)))
+            _publish(tx, account_id, fanout_id, range(min(chunks, _AHEAD)))
 
     async def chunk(self, fanout_id: int, chunk: int) -> Chunk | None:
         """Returns a chunk; None: it was purged."""
@@ -235,7 +234,7 @@ class FanoutStore:
             if cursor.rowcount:
                 chunks = await (await cursor.execute(_COUNT_CHUNK, _of(chunk))).fetchone() or 0
                 following = range(chunk.chunk + _AHEAD, min(chunk.chunk + _AHEAD + 1, chunks))
-                await _publish(tx, chunk.account_id, chunk.fanout_id, following)
+                _publish(tx, chunk.account_id, chunk.fanout_id, following)
 
     async def ended_change(self, account_id: int) -> int | None:
         """Returns the newest change of an account's mode, if all that was to be done for it is."""
@@ -288,15 +287,12 @@ class FanoutStore:
             await connection.execute(_RESUME, {"topic": topic})
 
 
-async def _publish(tx: Transaction, account_id: int, fanout_id: int, chunks: Iterable[int]) -> None:
+def _publish(tx: Transaction, account_id: int, fanout_id: int, chunks: Iterable[int]) -> None:
     for chunk in chunks:
         # Ids that differ only in their last two bits are of one shard and one millisecond: no two
         # accounts meet in a lane.
-        await tx.publish(
-            topics.FANOUT_CHUNKS,
-            key=account_id ^ (chunk % _LANES),
-            event=ChunkReady(fanout_id=fanout_id, chunk=chunk),
-        )
+        lane_id = account_id ^ (chunk % _LANES)
+        tx.publish(ChunkReady(fanout_id=fanout_id, chunk=chunk, lane_id=lane_id))
 
 
 def _of(chunk: Chunk) -> dict[str, int]:

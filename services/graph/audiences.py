@@ -14,7 +14,6 @@ from photomesh.graph.v1.events_pb2 import CelebrityChanged
 from psycopg import AsyncConnection
 from psycopg.rows import scalar_row
 
-from services.common import topics
 from services.common.database import Database
 from services.common.ids import shard_of
 from services.common.outbox import Outbox
@@ -177,8 +176,7 @@ class Audiences:
             mode = self._due(await _audience(tx.connection, account_id))
             if mode is not None:
                 await tx.connection.execute(_BEGIN_CHANGE, {**_of(account_id), "mode": mode})
-                event = CelebrityChanged(account_id=account_id)
-                await tx.publish(topics.CELEBRITY_CHANGED, key=account_id, event=event)
+                tx.publish(CelebrityChanged(account_id=account_id))
 
     async def finish(self, account_id: int, change_id: int) -> None:
         """Ends a change of mode; one that was ended, or taken back, before is left as it is."""

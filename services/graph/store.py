@@ -20,7 +20,6 @@ from photomesh.graph.v1.events_pb2 import FollowChanged
 from psycopg import AsyncConnection
 from psycopg.rows import class_row, scalar_row
 
-from services.common import topics
 from services.common.database import Database, int_array
 from services.common.errors import AccountUnknown
 from services.common.ids import shard_of
@@ -655,8 +654,7 @@ async def _disconnect(tx: Transaction, edges: Sequence[_Edge]) -> None:
 async def _change(tx: Transaction, edge: _Edge) -> None:
     """Tells that what the follower gets from the followee changed."""
     await tx.connection.execute(_NEXT_VERSION, edge.values)
-    event = FollowChanged(follower_id=edge.follower_id, followee_id=edge.followee_id)
-    await tx.publish(topics.FOLLOW_CHANGED, key=edge.follower_id, event=event)
+    tx.publish(FollowChanged(follower_id=edge.follower_id, followee_id=edge.followee_id))
 
 
 async def _losses(tx: Transaction, edges: Sequence[_Edge]) -> list[Loss]:

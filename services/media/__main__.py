@@ -1,6 +1,6 @@
 """`python -m services.media`: wires the media service and serves it."""
 
-from photomesh.media.v1.events_pb2 import MediaDeleted, MediaProcessed, MediaUploaded
+from photomesh.media.v1.events_pb2 import MediaDeleted, MediaUploaded
 from photomesh.media.v1.media_admin_service_pb2_grpc import (
     add_MediaAdminServiceServicer_to_server,
 )
@@ -9,12 +9,13 @@ from photomesh.media.v1.media_internal_service_pb2_grpc import (
 )
 from photomesh.media.v1.media_service_pb2_grpc import add_MediaServiceServicer_to_server
 
-from services.common import cdn, config, logs, topics
+from services.common import cdn, config, logs
 from services.common.consumer import Consumer
 from services.common.database import Database
 from services.common.dead_letters import DeadLetters
 from services.common.outbox import Outbox, Relay
 from services.common.server import Service, Worker, run, serve
+from services.media import worker
 from services.media.admin import MediaAdminService
 from services.media.config import MediaSettings
 from services.media.service import MediaInternalService, MediaService
@@ -40,11 +41,8 @@ async def main() -> None:
         dead_letters = DeadLetters(
             database,
             outbox,
-            {
-                topics.MEDIA_UPLOADED: MediaUploaded,
-                topics.MEDIA_PROCESSED: MediaProcessed,
-                topics.MEDIA_DELETED: MediaDeleted,
-            },
+            group=worker.GROUP,
+            messages=[MediaUploaded, MediaDeleted],
         )
         admin = MediaAdminService(dead_letters)
         burials = Consumer(

@@ -12,7 +12,6 @@ from psycopg import AsyncConnection
 from psycopg.rows import dict_row
 from psycopg.types.json import Jsonb
 
-from services.common import topics
 from services.common.database import Database, int_array
 from services.common.errors import Unavailable
 from services.common.ids import shard_of
@@ -342,11 +341,7 @@ class MediaStore:
         async with self._outbox.transaction() as tx:
             updated = await tx.connection.execute(_UPLOADED, _key(media.media_id) | values)
             if updated.rowcount == 1:
-                await tx.publish(
-                    topics.MEDIA_UPLOADED,
-                    key=media.owner_id,
-                    event=MediaUploaded(media_id=media.media_id, owner_id=media.owner_id),
-                )
+                tx.publish(MediaUploaded(media_id=media.media_id, owner_id=media.owner_id))
 
     async def abort(self, media: Media) -> bool:
         """Gives a PENDING upload up; False: it is not PENDING any more."""
@@ -414,8 +409,7 @@ class MediaStore:
                 },
             )
             for row in rows:
-                event = MediaUploaded(media_id=row["media_id"], owner_id=row["owner_id"])
-                await tx.publish(topics.MEDIA_UPLOADED, key=row["owner_id"], event=event)
+                tx.publish(MediaUploaded(media_id=row["media_id"], owner_id=row["owner_id"]))
         return len(rows), (rows[-1]["shard"], rows[-1]["media_id"]) if rows else after
 
     async def mark_ready(self, media: Media, rendition: Rendition) -> None:
@@ -442,11 +436,7 @@ class MediaStore:
             values = _key(media.media_id) | {"erase_after": _ERASE_AFTER}
             deleted = await tx.connection.execute(_DELETED, values)
             if deleted.rowcount == 1:
-                await tx.publish(
-                    topics.MEDIA_DELETED,
-                    key=media.owner_id,
-                    event=MediaDeleted(media_id=media.media_id, owner_id=media.owner_id),
-                )
+                tx.publish(MediaDeleted(media_id=media.media_id, owner_id=media.owner_id))
 
     async def take_to_erase(self, limit: int) -> list[Media]:
         """Returns up to `limit` items whose files are to be removed for good, longest due first.
@@ -468,12 +458,8 @@ class MediaStore:
         async with self._outbox.transaction() as tx:
             updated = await tx.connection.execute(statement, _key(media.media_id) | values)
             if updated.rowcount == 1:
-                await tx.publish(
-                    topics.MEDIA_PROCESSED,
-                    key=media.owner_id,
-                    event=MediaProcessed(
-                        media_id=media.media_id, owner_id=media.owner_id, state=state
-                    ),
+                tx.publish(
+                    MediaProcessed(media_id=media.media_id, owner_id=media.owner_id, state=state)
                 )
 
 

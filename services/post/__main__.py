@@ -9,7 +9,7 @@ from photomesh.post.v1.post_internal_service_pb2_grpc import (
 )
 from photomesh.post.v1.post_service_pb2_grpc import add_PostServiceServicer_to_server
 
-from services.common import cdn, client, config, logs, topics
+from services.common import cdn, client, config, logs
 from services.common.cache import connect
 from services.common.consumer import Consumer, Subscription
 from services.common.database import Database
@@ -47,8 +47,8 @@ async def main() -> None:
             settings,
             group="post",
             subscriptions=[
-                Subscription(topics.MEDIA_PROCESSED, MediaProcessed, publisher.on_media_processed),
-                Subscription(topics.MEDIA_DELETED, MediaDeleted, publisher.on_media_deleted),
+                Subscription(MediaProcessed, publisher.on_media_processed),
+                Subscription(MediaDeleted, publisher.on_media_deleted),
             ],
         )
         await serve(

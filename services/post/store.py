@@ -10,10 +10,9 @@ from photomesh.media.v1.media_internal_service_pb2 import StoredMedia
 from photomesh.post.v1.events_pb2 import PostChanged, PostCreated
 from psycopg.rows import kwargs_row, scalar_row
 
-from services.common import topics
 from services.common.database import Database, int_array
 from services.common.ids import shard_of
-from services.common.outbox import Outbox, Transaction
+from services.common.outbox import Outbox
 
 _ADD_POST = """
     INSERT INTO posts (shard, post_id, author_id, caption, state, request_id, settle_time)
@@ -301,11 +300,7 @@ class PostStore:
                 _KEEP_SNAPSHOTS,
                 {**row, "snapshots": [item.SerializeToString() for item in media]},
             )
-            await tx.publish(
-                topics.POST_CREATED,
-                key=post.author_id,
-                event=PostCreated(post_id=post.post_id, author_id=post.author_id),
-            )
+            tx.publish(PostCreated(post_id=post.post_id, author_id=post.author_id))
         return True
 
     async def fail(self, post: Post) -> None:
@@ -337,7 +332,7 @@ class PostStore:
             if deleted.rowcount == 0:
                 return
             await tx.connection.execute(_DELETE_MEDIA, row)
-            await _publish_change(tx, post.post_id, post.author_id)
+            tx.publish(PostChanged(post_id=post.post_id, author_id=post.author_id))
 
     async def shown_media(self, media_id: int) -> list[StoredMedia]:
         """Returns what posts show of a media item; posts of different times may differ."""
@@ -398,7 +393,7 @@ class PostStore:
         async with self._outbox.transaction() as tx:
             moved = await tx.connection.execute(_MOVE, {**row, "before": before, "after": after})
             if moved.rowcount:
-                await _publish_change(tx, post.post_id, post.author_id)
+                tx.publish(PostChanged(post_id=post.post_id, author_id=post.author_id))
 
     async def _show(self, query: LiteralString, parameters: dict[str, object]) -> list[int]:
         """Changes what posts show; tells of those that were published; returns all their ids."""
@@ -411,7 +406,7 @@ class PostStore:
                 {"shards": int_array(map(shard_of, post_ids)), "post_ids": int_array(post_ids)},
             )
             for post_id, author_id in await published.fetchall():
-                await _publish_change(tx, post_id, author_id)
+                tx.publish(PostChanged(post_id=post_id, author_id=author_id))
         return post_ids
 
     async def _posts(self, query: LiteralString, parameters: dict[str, object]) -> list[Post]:
@@ -420,14 +415,6 @@ class PostStore:
             cursor = connection.cursor(row_factory=kwargs_row(_to_post), binary=True)
             await cursor.execute(query, parameters)
             return await cursor.fetchall()
-
-
-async def _publish_change(tx: Transaction, post_id: int, author_id: int) -> None:
-    await tx.publish(
-        topics.POST_CHANGED,
-        key=author_id,
-        event=PostChanged(post_id=post_id, author_id=author_id),
-    )
 
 
 def _to_post(

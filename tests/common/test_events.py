@@ -1,26 +1,23 @@
 """The outbox, its relay and the consumer, against a real database and a real broker."""
 
 import asyncio
-import itertools
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
 import pytest
+from google.protobuf.message import Message
 from kafka import KafkaConsumer, KafkaProducer
-from kafka.admin import KafkaAdminClient, NewTopic
 from kafka.protocol.api_header import ResponseClassRegistry
-from photomesh.graph.v1.events_pb2 import FollowChanged
 
 from services.common import context
 from services.common.config import KafkaSettings
-from services.common.consumer import Consumer, Rejected, Subscription
+from services.common.consumer import BatchSubscription, Consumer, Rejected, Subscription
 from services.common.database import Database
 from services.common.errors import Unavailable
 from services.common.outbox import Outbox, Relay
-from services.common.topics import Topic, dead_letters
+from services.common.topics import Topic, dead_letters, key_of, topic_of
+from tests.common.events import make_event_type
 from tests.eventually import PATIENCE_SECONDS, eventually
-
-_numbers = itertools.count(1)
 
 
 @pytest.fixture
@@ -30,22 +27,9 @@ def quick_kafka(kafka: KafkaSettings) -> KafkaSettings:
 
 
 @pytest.fixture
-def topic(kafka: KafkaSettings) -> Topic:
-    """A topic of this test's own, with its dead letters."""
-    return make_topic(kafka)
-
-
-def make_topic(kafka: KafkaSettings, partitions: int = 1) -> Topic:
-    topic = Topic(f"test_events_{next(_numbers)}", partitions=partitions)
-    admin = KafkaAdminClient(bootstrap_servers=kafka.kafka_bootstrap)
-    admin.create_topics(
-        [
-            NewTopic(each.name, num_partitions=each.partitions, replication_factor=-1)
-            for each in (topic, dead_letters(topic))
-        ]
-    )
-    admin.close()
-    return topic
+def event_type(kafka: KafkaSettings) -> type[Message]:
+    """A type of events that only this test uses."""
+    return make_event_type(kafka)
 
 
 @pytest.fixture
@@ -70,21 +54,44 @@ async def running(run: Callable) -> AsyncIterator[asyncio.Task]:
         await asyncio.gather(task, return_exceptions=True)
 
 
+def batched(event_type: type[Message], handle: Callable) -> BatchSubscription:
+    """Subscribes a batch handler that handles one event after the other."""
+
+    async def handle_batch(events: list[Message]) -> None:
+        for event in events:
+            await handle(event)
+
+    return BatchSubscription(event_type, handle_batch)
+
+
+@pytest.fixture(params=[Subscription, batched], ids=["single", "batch"])
+def subscribe(request: pytest.FixtureRequest) -> Callable:
+    """Subscribes a handler: what is tested holds for single and batch handlers."""
+    return request.param
+
+
 @asynccontextmanager
-async def consuming(settings: KafkaSettings, topic: Topic, handle: Callable) -> AsyncIterator:
+async def consuming(
+    settings: KafkaSettings,
+    event_type: type[Message],
+    handle: Callable,
+    *,
+    group: str = "",
+    subscribe: Callable = Subscription,
+) -> AsyncIterator[asyncio.Task]:
     consumer = Consumer(
         settings,
-        group=f"group-of-{topic.name}",
-        subscriptions=[Subscription(topic, FollowChanged, handle)],
+        group=group or f"group-of-{topic_of(event_type).name}",
+        subscriptions=[subscribe(event_type, handle)],
     )
     async with running(consumer.run) as task:
         yield task
 
 
-async def publish(outbox: Outbox, topic: Topic, *events: FollowChanged) -> None:
+async def publish(outbox: Outbox, *events: Message) -> None:
     async with outbox.transaction() as tx:
         for event in events:
-            await tx.publish(topic, key=event.follower_id, event=event)
+            tx.publish(event)
 
 
 async def stored(outbox: Outbox) -> int:
@@ -95,175 +102,262 @@ async def stored(outbox: Outbox) -> int:
 
 
 async def test_what_is_rolled_back_is_never_published_and_what_is_committed_once(
-    outbox, topic, quick_kafka
+    outbox, event_type, quick_kafka
 ):
     seen = []
 
     async def handle(event):
-        seen.append((event.follower_id, event.followee_id, context.current().trace_id))
+        seen.append((event.owner_id, event.number, context.current().trace_id))
 
     async def publish_and_fail():
         async with outbox.transaction() as tx:
-            await tx.publish(topic, key=1, event=FollowChanged(follower_id=1, followee_id=666))
+            tx.publish(event_type(owner_id=1, number=666))
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
         await publish_and_fail()
     context.enter(context.CallContext(trace_id="ab" * 16))
-    await publish(
-        outbox, topic, *(FollowChanged(follower_id=1, followee_id=n) for n in range(1, 51))
-    )
+    await publish(outbox, *(event_type(owner_id=1, number=n) for n in range(1, 51)))
 
-    async with consuming(quick_kafka, topic, handle):
+    async with consuming(quick_kafka, event_type, handle):
         await eventually(lambda: as_answer(seen), lambda _: len(seen) >= 50)
 
     assert seen == [(1, n, "ab" * 16) for n in range(1, 51)]
     assert await stored(outbox) == 0
 
 
+async def test_events_of_one_transaction_are_stored_by_one_statement(outbox, event_type):
+    async with outbox.transaction() as tx:
+        await tx.connection.execute(
+            """
+            CREATE TABLE statements (events bigint);
+            CREATE FUNCTION count_events() RETURNS trigger LANGUAGE plpgsql AS
+                'BEGIN INSERT INTO statements SELECT count(*) FROM added; RETURN NULL; END';
+            CREATE TRIGGER count_events AFTER INSERT ON outbox REFERENCING NEW TABLE AS added
+                EXECUTE FUNCTION count_events();
+            """
+        )
+    await publish(outbox, *(event_type(owner_id=n, number=n) for n in range(1, 101)))
+    # No event, no statement.
+    await publish(outbox)
+
+    async with outbox.transaction() as tx:
+        counts = await (await tx.connection.execute("SELECT events FROM statements")).fetchall()
+    assert counts == [(100,)]
+
+
 async def test_a_message_that_fails_goes_to_the_dead_letters_and_blocks_nobody(
-    outbox, topic, quick_kafka
+    outbox, event_type, quick_kafka
 ):
-    done, tries = [], []
-    other_is_done = asyncio.Event()
+    done, tries, other_is_done = [], [], asyncio.Event()
 
     async def handle(event):
-        if event.followee_id == 13:
-            # It fails on and on only once the other key is done: that one does not wait for it.
-            await other_is_done.wait()
-            tries.append(event.follower_id)
+        if event.number == 13:
+            tries.append(event.owner_id)
+            if len(tries) > 1:
+                await other_is_done.wait()
             raise ValueError("thirteen")
-        if event.followee_id == 14:
+        if event.number == 14:
             raise Rejected("fourteen")
-        done.append((event.follower_id, event.followee_id))
+        done.append((event.owner_id, event.number))
+        if event.owner_id == 3:
+            other_is_done.set()
 
-    async with consuming(quick_kafka, topic, handle):
+    async with consuming(quick_kafka, event_type, handle):
         await publish(
             outbox,
-            topic,
-            FollowChanged(follower_id=1, followee_id=13),
-            FollowChanged(follower_id=1, followee_id=15),
-            FollowChanged(follower_id=2, followee_id=14),
-            FollowChanged(follower_id=3, followee_id=16),
+            event_type(owner_id=1, number=13),
+            event_type(owner_id=1, number=15),
+            event_type(owner_id=2, number=14),
+            event_type(owner_id=3, number=16),
         )
-        # Another key does not wait for the one that fails; the same key does, and then goes on.
-        await eventually(lambda: as_answer(done), lambda _: (3, 16) in done)
-        assert (1, 15) not in done
-        other_is_done.set()
-        await eventually(lambda: as_answer(done), lambda _: (1, 15) in done)
-        letters = await asyncio.to_thread(read_all, quick_kafka, dead_letters(topic), 2)
+        await eventually(lambda: as_answer(done), lambda _: len(done) == 2)
+        letters = await asyncio.to_thread(
+            read_all, quick_kafka, dead_letters(topic_of(event_type)), 2
+        )
 
+    # Another key does not wait for the retries; the same key does, and then goes on.
+    assert done == [(3, 16), (1, 15)]
     assert tries == [1] * 5
-    reasons = {FollowChanged.FromString(value).followee_id: reason for value, reason in letters}
+    reasons = {event_type.FromString(value).number: reason for value, reason in letters}
     assert reasons == {13: b"ValueError: thirteen", 14: b"Rejected: fourteen"}
 
 
-async def test_a_part_that_is_away_is_waited_for_longer_than_any_message_is_retried(
-    outbox, topic, quick_kafka
+async def test_an_unavailable_dependency_is_waited_for_longer_than_any_event_is_retried(
+    outbox, event_type, quick_kafka, subscribe
 ):
     attempts = []
 
     async def handle(event):
-        attempts.append(event.followee_id)
+        attempts.append(event.number)
         if len(attempts) <= 6:
             raise Unavailable("The cache")
 
-    async with consuming(quick_kafka, topic, handle):
-        await publish(outbox, topic, FollowChanged(follower_id=1, followee_id=7))
+    async with consuming(quick_kafka, event_type, handle, subscribe=subscribe):
+        await publish(outbox, event_type(owner_id=1, number=7))
         await eventually(lambda: as_answer(attempts), lambda _: len(attempts) == 7)
 
 
-async def test_a_consumer_that_stops_in_the_middle_loses_nothing(outbox, topic, quick_kafka):
+async def test_a_consumer_that_stops_in_the_middle_loses_nothing(
+    outbox, event_type, quick_kafka, subscribe
+):
     handled = []
     stuck = asyncio.Event()
 
     async def handle_some(event):
-        if event.follower_id % 2:
+        if event.owner_id % 2:
             stuck.set()
             await asyncio.Event().wait()
-        handled.append(event.follower_id)
+        handled.append(event.owner_id)
 
     async def handle_all(event):
-        handled.append(event.follower_id)
+        handled.append(event.owner_id)
 
-    await publish(
-        outbox, topic, *(FollowChanged(follower_id=n, followee_id=1) for n in range(1, 41))
-    )
-    async with consuming(quick_kafka, topic, handle_some):
+    await publish(outbox, *(event_type(owner_id=n, number=1) for n in range(1, 41)))
+    async with consuming(quick_kafka, event_type, handle_some, subscribe=subscribe):
         await asyncio.wait_for(stuck.wait(), PATIENCE_SECONDS)
-    async with consuming(quick_kafka, topic, handle_all):
+    async with consuming(quick_kafka, event_type, handle_all, subscribe=subscribe):
         await eventually(lambda: as_answer(handled), lambda _: len(set(handled)) == 40)
 
 
-async def test_a_burst_of_one_key_does_not_keep_others_waiting(topic, quick_kafka):
+async def test_a_burst_of_one_key_does_not_keep_others_waiting(event_type, quick_kafka):
     seen, other_is_done = [], asyncio.Event()
 
     async def handle(event):
-        if event.follower_id == 1:
+        if event.owner_id == 1:
             await other_is_done.wait()
         else:
             other_is_done.set()
-        seen.append(event.follower_id)
+        seen.append(event.owner_id)
 
-    burst = [FollowChanged(follower_id=1, followee_id=n) for n in range(500)]
-    await asyncio.to_thread(send, quick_kafka, topic, [*burst, FollowChanged(follower_id=2)])
+    burst = [event_type(owner_id=1, number=n) for n in range(500)]
+    await asyncio.to_thread(send, quick_kafka, [*burst, event_type(owner_id=2)])
 
-    async with consuming(quick_kafka, topic, handle):
+    async with consuming(quick_kafka, event_type, handle):
         await eventually(lambda: as_answer(seen), lambda _: len(seen) == 501)
 
     assert seen[0] == 2
 
 
-async def test_a_burst_beyond_all_bounds_stops_only_its_own_partition(kafka, quick_kafka):
-    topic = make_topic(kafka, partitions=2)
+async def test_a_burst_beyond_all_bounds_stops_only_its_own_partition(
+    kafka, quick_kafka, subscribe
+):
+    event_type = make_event_type(kafka, partitions=2)
     handled, other_is_done = [], asyncio.Event()
 
     async def handle(event):
-        if event.follower_id == 1:
+        if event.owner_id == 1:
             await other_is_done.wait()
         handled.append(event)
 
-    burst = [FollowChanged(follower_id=1, followee_id=n) for n in range(1, 2501)]
-    await asyncio.to_thread(send, quick_kafka, topic, burst, 0)
+    burst = [event_type(owner_id=1, number=n) for n in range(1, 2501)]
+    await asyncio.to_thread(send, quick_kafka, burst, 0)
     consumer = Consumer(
         quick_kafka,
-        group=topic.name,
-        subscriptions=[Subscription(topic, FollowChanged, handle)],
+        group=topic_of(event_type).name,
+        subscriptions=[subscribe(event_type, handle)],
     )
     async with running(consumer.run):
-        for followee_id in range(1, 4):
-            other = FollowChanged(follower_id=2, followee_id=followee_id)
-            await asyncio.to_thread(send, quick_kafka, topic, [other], 1)
+        for number in range(1, 4):
+            other = event_type(owner_id=2, number=number)
+            await asyncio.to_thread(send, quick_kafka, [other], 1)
             await eventually(lambda: as_answer(handled), lambda _, other=other: other in handled)
         assert len(handled) == 3
         other_is_done.set()
         await eventually(lambda: as_answer(handled), lambda _: len(handled) >= 2503)
 
-    assert [event for event in handled if event.follower_id == 1] == burst
+    assert [event for event in handled if event.owner_id == 1] == burst
 
 
-async def test_a_topic_that_is_held_waits_while_others_go_on(kafka, quick_kafka):
-    held, other = make_topic(kafka), make_topic(kafka)
+async def test_a_topic_that_is_held_waits_while_others_go_on(kafka, quick_kafka, subscribe):
+    held, other = make_event_type(kafka), make_event_type(kafka)
     handled = []
 
     async def handle(event):
-        handled.append(event.followee_id)
+        handled.append(event.number)
 
     consumer = Consumer(
         quick_kafka,
-        group=held.name,
-        subscriptions=[Subscription(each, FollowChanged, handle) for each in (held, other)],
+        group=topic_of(held).name,
+        subscriptions=[subscribe(each, handle) for each in (held, other)],
     )
-    consumer.hold([held.name])
-    await asyncio.to_thread(send, quick_kafka, held, [FollowChanged(follower_id=1, followee_id=1)])
+    consumer.hold([topic_of(held).name])
+    await asyncio.to_thread(send, quick_kafka, [held(owner_id=1, number=1)])
     async with running(consumer.run):
-        for followee_id in (2, 3):
-            later = FollowChanged(follower_id=1, followee_id=followee_id)
-            await asyncio.to_thread(send, quick_kafka, other, [later])
-            await eventually(lambda: as_answer(handled), lambda _, n=followee_id: n in handled)
+        for number in (2, 3):
+            later = other(owner_id=1, number=number)
+            await asyncio.to_thread(send, quick_kafka, [later])
+            await eventually(lambda: as_answer(handled), lambda _, n=number: n in handled)
         assert handled == [2, 3]
         consumer.hold([])
         await eventually(lambda: as_answer(handled), lambda _: 1 in handled)
+
+
+async def test_a_batch_handler_gets_many_events_at_once_in_the_order_of_each_key(
+    kafka, quick_kafka
+):
+    event_type = make_event_type(kafka, partitions=2)
+    batches = []
+
+    async def handle(events):
+        batches.append(events)
+
+    events = [event_type(owner_id=n % 10, number=n) for n in range(1000)]
+    await asyncio.to_thread(send, quick_kafka, events)
+    subscription = BatchSubscription(event_type, handle, batch=100)
+    consumer = Consumer(quick_kafka, group=topic_of(event_type).name, subscriptions=[subscription])
+    async with running(consumer.run):
+        await eventually(lambda: as_answer(batches), lambda found: sum(map(len, found)) >= 1000)
+
+    assert max(map(len, batches)) == 100
+    handled = [event for batch in batches for event in batch]
+    for owner_id in range(10):
+        own = [event.number for event in handled if event.owner_id == owner_id]
+        assert own == list(range(owner_id, 1000, 10))
+    # Everything is committed: who comes next gets nothing of it again.
+    batches.clear()
+    later = event_type(owner_id=1, number=1000)
+    async with consuming(
+        quick_kafka,
+        event_type,
+        as_list(batches),
+        group=topic_of(event_type).name,
+    ):
+        await asyncio.to_thread(send, quick_kafka, [later])
+        await eventually(lambda: as_answer(batches))
+    assert batches == [later]
+
+
+async def test_an_event_that_fails_is_found_by_halving_its_batch_and_buried_alone(
+    event_type, quick_kafka
+):
+    done, sizes = [], []
+
+    async def handle(events):
+        sizes.append(len(events))
+        if any(event.number == 13 for event in events):
+            raise ValueError("thirteen")
+        if any(event.number == 14 for event in events):
+            raise Rejected("fourteen")
+        done.extend(event.number for event in events)
+
+    events = [event_type(owner_id=1, number=n) for n in range(64)]
+    topic = topic_of(event_type)
+    await asyncio.to_thread(send, quick_kafka, events[:40])
+    await asyncio.to_thread(send_raw, quick_kafka, topic, b"\xff\xff no event")
+    await asyncio.to_thread(send, quick_kafka, events[40:])
+    consumer = Consumer(
+        quick_kafka, group=topic.name, subscriptions=[BatchSubscription(event_type, handle)]
+    )
+    async with running(consumer.run):
+        await eventually(lambda: as_answer(done), lambda done: 63 in done, within=40)
+        letters = await asyncio.to_thread(read_all, quick_kafka, dead_letters(topic), 3)
+
+    assert done == [n for n in range(64) if n not in (13, 14)]
+    reasons = [reason.partition(b":")[0] for _, reason in letters]
+    assert reasons == [b"ValueError", b"Rejected", b"DecodeError"]
+    # The one that could be tried again was, alone.
+    assert sizes.count(1) >= 5
 
 
 async def as_answer(value):
@@ -272,17 +366,31 @@ async def as_answer(value):
 
 def send(
     settings: KafkaSettings,
-    topic: Topic,
-    events: Sequence[FollowChanged],
+    events: Sequence[Message],
     partition: int | None = None,
 ) -> None:
     """Publishes events in their order."""
     producer = KafkaProducer(bootstrap_servers=settings.kafka_bootstrap, linger_ms=20)
     for event in events:
-        key, value = str(event.follower_id).encode(), event.SerializeToString()
-        producer.send(topic.name, value, key, partition=partition)
+        key, value = str(key_of(event)).encode(), event.SerializeToString()
+        producer.send(topic_of(event).name, value, key, partition=partition)
     producer.flush()
     producer.close()
+
+
+def send_raw(settings: KafkaSettings, topic: Topic, value: bytes) -> None:
+    producer = KafkaProducer(bootstrap_servers=settings.kafka_bootstrap)
+    producer.send(topic.name, value, b"1").get(10)
+    producer.close()
+
+
+def as_list(seen: list) -> Callable:
+    """Returns a handler that only remembers."""
+
+    async def handle(event: Message) -> None:
+        seen.append(event)
+
+    return handle
 
 
 def read_all(settings: KafkaSettings, topic: Topic, count: int) -> list[tuple[bytes, bytes]]:
@@ -303,19 +411,19 @@ def read_all(settings: KafkaSettings, topic: Topic, count: int) -> list[tuple[by
 
 
 async def test_messages_of_one_key_wait_for_each_other_only_where_order_matters(
-    outbox, topic, quick_kafka
+    outbox, event_type, quick_kafka
 ):
     seen = []
 
     async def handle(event):
-        if event.followee_id == 1:
+        if event.number == 1:
             # Until the second, which was published later, is done.
             await eventually(lambda: as_answer(seen), lambda seen: 2 in seen)
-        seen.append(event.followee_id)
+        seen.append(event.number)
 
-    await publish(outbox, topic, *(FollowChanged(follower_id=1, followee_id=n) for n in (1, 2)))
-    subscription = Subscription(topic, FollowChanged, handle, in_order=False)
-    consumer = Consumer(quick_kafka, group=topic.name, subscriptions=[subscription])
+    await publish(outbox, *(event_type(owner_id=1, number=n) for n in (1, 2)))
+    subscription = Subscription(event_type, handle, in_order=False)
+    consumer = Consumer(quick_kafka, group=topic_of(event_type).name, subscriptions=[subscription])
     async with running(consumer.run):
         await eventually(lambda: as_answer(seen), lambda seen: len(seen) == 2)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from google.api import annotations_pb2
 from google.protobuf import descriptor_pb2
+from photomesh.common.v1 import options_pb2
 from photomesh.common.v1.error_reason_pb2 import ErrorReason
 
 ROOT = Path(__file__).parents[2]
@@ -86,3 +87,23 @@ def test_every_reason_that_is_listed_is_given_by_somebody():
 
     for name in ErrorReason.keys()[1:]:
         assert f'"{name.removeprefix("ERROR_REASON_")}"' in sources, name
+
+
+def test_every_event_declares_a_topic_of_its_own_and_an_int64_key():
+    image = descriptor_pb2.FileDescriptorSet.FromString((ROOT / "gen/photomesh.binpb").read_bytes())
+    topics = []
+    for file in image.file:
+        for message in file.message_type:
+            is_event = file.name.endswith("/events.proto")
+            assert message.options.HasExtension(options_pb2.topic) == is_event, message.name
+            if is_event:
+                topic = message.options.Extensions[options_pb2.topic]
+                topics.append(topic.name)
+                keys = [field for field in message.field if field.name == topic.key]
+                assert [key.type for key in keys] == [
+                    descriptor_pb2.FieldDescriptorProto.TYPE_INT64
+                ], message.name
+
+    assert topics
+    assert all(topics)
+    assert len(set(topics)) == len(topics)

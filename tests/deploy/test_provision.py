@@ -14,7 +14,7 @@ from deploy.local.pki import KeyPair
 from deploy.local.stack import Stack
 from deploy.local.table import BROKER_BUCKET, MEDIA_BUCKET, ORIGINALS_BUCKET
 from deploy.provision import Storage, TopicMismatch, Topics, provision_storage, provision_topics
-from services.common.topics import TOPICS, Topic
+from services.common.topics import Topic, all_topics
 
 COMMON = {"0001.ids.sql": "CREATE SEQUENCE ids;"}
 ACCOUNT = {
@@ -258,8 +258,8 @@ def test_a_browser_may_post_originals(infrastructure):
 def test_topics_can_be_provisioned_again(infrastructure):
     settings = Topics(kafka_bootstrap=infrastructure.kafka_bootstrap)
 
-    provision_topics(settings, TOPICS)
-    provision_topics(settings, (*TOPICS, Topic("provision_new", partitions=3)))
+    provision_topics(settings, all_topics())
+    provision_topics(settings, (*all_topics(), Topic("provision_new", partitions=3)))
 
 
 def test_a_topic_with_other_partitions_is_refused_not_changed(infrastructure):

@@ -13,8 +13,8 @@ from photomesh.media.v1.media_service_pb2 import MEDIA_STATE_FAILED, MEDIA_STATE
 from PIL import Image
 from psycopg.rows import scalar_row
 
-from services.common import topics
 from services.common.errors import Unavailable
+from services.common.topics import topic_of
 from services.media.pipeline.outputs import STEPS, Failure
 from services.media.storage import Storage, key_prefix
 from services.media.store import Media, MediaStore, State
@@ -69,7 +69,7 @@ async def ends(database) -> list[tuple[int, int]]:
         cursor = connection.cursor(row_factory=scalar_row)
         await cursor.execute(
             "SELECT payload FROM outbox WHERE topic = %s ORDER BY id",
-            (topics.MEDIA_PROCESSED.name,),
+            (topic_of(MediaProcessed).name,),
         )
         events = [MediaProcessed.FromString(payload) for payload in await cursor.fetchall()]
     return [(event.media_id, event.state) for event in events]

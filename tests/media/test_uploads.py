@@ -13,8 +13,9 @@ from photomesh.media.v1 import media_service_pb2 as pb
 from photomesh.media.v1.events_pb2 import MediaUploaded
 from photomesh.media.v1.media_internal_service_pb2_grpc import MediaInternalServiceStub
 
-from services.common import client, topics
+from services.common import client
 from services.common.ids import created_at, shard_of
+from services.common.topics import topic_of
 from tests.eventually import PATIENCE_SECONDS, eventually
 from tests.media.conftest import Uploader, new_user, refusal, send
 from tests.pictures import photo
@@ -144,7 +145,7 @@ def announced(bootstrap: str, owner_id: int, last_id: int) -> list[int]:
     """Returns the media that were announced for an owner, up to one."""
     seen = []
     consumer = KafkaConsumer(
-        topics.MEDIA_UPLOADED.name,
+        topic_of(MediaUploaded).name,
         bootstrap_servers=bootstrap,
         auto_offset_reset="earliest",
         consumer_timeout_ms=PATIENCE_SECONDS * 1000,

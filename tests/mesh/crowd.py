@@ -36,9 +36,7 @@ from photomesh.post.v1.events_pb2 import PostChanged, PostCreated
 from photomesh.post.v1.post_service_pb2_grpc import PostServiceStub
 
 from deploy.local.stack import Stack
-from services.common import topics
 from services.common.ids import SHARDS
-from services.common.topics import Topic
 from tests.callers import Refusal, as_user, channel_to, pages_of
 from tests.eventually import PATIENCE_SECONDS, eventually
 from tests.mesh import mishaps
@@ -255,26 +253,23 @@ class Crowd:
         events = list(self._old_events(rng, count))
         await asyncio.to_thread(mishaps.repeat, self.mesh, events)
 
-    def _old_events(self, rng: random.Random, count: int) -> Iterator[tuple[Topic, int, Message]]:
-        """Yields events that have been published, with their topics and keys."""
+    def _old_events(self, rng: random.Random, count: int) -> Iterator[Message]:
+        """Yields events that have been published."""
         posts, pairs = sorted(self.oracle.authors.items()), self.oracle.pairs()
         for _ in range(count):
             match rng.randrange(4):
                 case 0 if posts:
                     post, author = rng.choice(posts)
-                    created = PostCreated(post_id=post, author_id=author)
-                    yield topics.POST_CREATED, author, created
+                    yield PostCreated(post_id=post, author_id=author)
                 case 1 if posts:
                     post, author = rng.choice(posts)
-                    changed = PostChanged(post_id=post, author_id=author)
-                    yield topics.POST_CHANGED, author, changed
+                    yield PostChanged(post_id=post, author_id=author)
                 case 2 if pairs:
                     one, other = rng.sample(rng.choice(pairs), 2)
-                    follow = FollowChanged(follower_id=one, followee_id=other)
-                    yield topics.FOLLOW_CHANGED, one, follow
+                    yield FollowChanged(follower_id=one, followee_id=other)
                 case 3:
                     person = rng.choice(self.people)
-                    yield topics.CELEBRITY_CHANGED, person, CelebrityChanged(account_id=person)
+                    yield CelebrityChanged(account_id=person)
 
     async def read(self, reader: int, size: int) -> None:
         """Reads the next page of a feed, from the newest post again behind the last page."""

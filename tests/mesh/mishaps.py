@@ -9,11 +9,13 @@ from contextlib import contextmanager
 import psycopg
 from google.protobuf.message import Message
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
+from photomesh.fanout.v1.events_pb2 import ChunkReady
+from photomesh.graph.v1.events_pb2 import CelebrityChanged, FollowChanged
+from photomesh.post.v1.events_pb2 import PostChanged, PostCreated
 from redis import Redis
 
 from deploy.local.stack import Stack
-from services.common import topics
-from services.common.topics import Topic
+from services.common.topics import dead_letters, key_of, topic_of
 from tests.eventually import PATIENCE_SECONDS, eventually
 
 
@@ -42,22 +44,23 @@ def crash(mesh: Stack, name: str) -> None:
     mesh.start(name)
 
 
-_EVENTS = (
-    topics.POST_CREATED,
-    topics.POST_CHANGED,
-    topics.FOLLOW_CHANGED,
-    topics.CELEBRITY_CHANGED,
-    topics.FANOUT_CHUNKS,
-)
+_TOPICS = [
+    topic_of(event)
+    for event in (PostCreated, PostChanged, FollowChanged, CelebrityChanged, ChunkReady)
+]
 
 
-def repeat(mesh: Stack, events: Iterable[tuple[Topic, int, Message]]) -> None:
-    """Publishes events with their keys once more, of which somebody knows that they were before."""
+def repeat(mesh: Stack, events: Iterable[Message]) -> None:
+    """Publishes events once more, of which somebody knows that they were before."""
     producer = KafkaProducer(bootstrap_servers=mesh.kafka_bootstrap, acks="all")
     try:
         sent = [
-            producer.send(topic.name, key=str(key).encode(), value=event.SerializeToString())
-            for topic, key, event in events
+            producer.send(
+                topic_of(event).name,
+                key=str(key_of(event)).encode(),
+                value=event.SerializeToString(),
+            )
+            for event in events
         ]
         for future in sent:
             future.get(timeout=PATIENCE_SECONDS)
@@ -67,7 +70,7 @@ def repeat(mesh: Stack, events: Iterable[tuple[Topic, int, Message]]) -> None:
 
 def count_buried(mesh: Stack) -> int:
     """Returns how many events fan-out ever gave up."""
-    graves = [TopicPartition(topics.dead_letters(topic).name, 0) for topic in _EVENTS]
+    graves = [TopicPartition(dead_letters(topic).name, 0) for topic in _TOPICS]
     return sum(end_offsets(mesh, graves).values())
 
 
@@ -110,7 +113,7 @@ def _under_way(mesh: Stack) -> str:
                 return f"{events} events in the outbox of {role}"
     partitions = [
         TopicPartition(topic.name, partition)
-        for topic in _EVENTS
+        for topic in _TOPICS
         for partition in range(topic.partitions)
     ]
     admin = KafkaAdminClient(bootstrap_servers=mesh.kafka_bootstrap)

@@ -15,7 +15,7 @@ import pytest
 from kafka import TopicPartition
 
 from deploy.local.table import MEDIA_BUCKET
-from services.common.topics import TOPICS
+from services.common.topics import all_topics
 from tests.eventually import PATIENCE_SECONDS, eventually
 from tests.mesh.mishaps import end_offsets
 from tests.mesh.people import Person
@@ -134,5 +134,6 @@ def assert_nothing_doubled(mesh, author_id: int, media: dict) -> None:
 
 
 def count_dead_letters(mesh) -> int:
-    graves = [TopicPartition(topic.name, 0) for topic in TOPICS if topic.name.endswith(".dlq")]
+    names = [topic.name for topic in all_topics()]
+    graves = [TopicPartition(name, 0) for name in names if name.endswith(".dlq")]
     return sum(end_offsets(mesh, graves).values())

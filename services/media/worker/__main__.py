@@ -2,7 +2,7 @@
 
 from photomesh.media.v1.events_pb2 import MediaDeleted, MediaUploaded
 
-from services.common import config, logs, topics
+from services.common import config, logs
 from services.common.consumer import Consumer, Subscription
 from services.common.database import Database
 from services.common.outbox import Outbox, Relay
@@ -11,6 +11,7 @@ from services.media.config import MediaWorkerSettings
 from services.media.pipeline.renderers import Limits, Renderers
 from services.media.storage import Storage
 from services.media.store import MediaStore
+from services.media.worker import GROUP
 from services.media.worker.eraser import Eraser
 from services.media.worker.processor import Processor
 
@@ -41,18 +42,15 @@ async def main() -> None:
         )
         consumer = Consumer(
             settings,
-            group="media-worker",
+            group=GROUP,
             subscriptions=[
                 Subscription(
-                    topics.MEDIA_UPLOADED,
                     MediaUploaded,
                     processor.process,
                     # The photos of one album are rendered side by side.
                     in_order=False,
                 ),
-                Subscription(
-                    topics.MEDIA_DELETED, MediaDeleted, eraser.on_media_deleted, in_order=False
-                ),
+                Subscription(MediaDeleted, eraser.on_media_deleted, in_order=False),
             ],
         )
         await serve(

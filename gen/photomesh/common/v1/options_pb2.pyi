@@ -5,14 +5,63 @@ isort:skip_file
 
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import descriptor_pb2 as _descriptor_pb2
+from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import extension_dict as _extension_dict
 import builtins as _builtins
+import sys
+import typing as _typing
+
+if sys.version_info >= (3, 11):
+    from typing import TypeAlias as _TypeAlias, Never as _Never
+else:
+    from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+@_typing.final
+class Topic(_message.Message):
+    """The Kafka topic that carries the events of one message type. Events that a consumer cannot handle
+    go to a second topic, `<name>.dlq`, with one partition.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    KEY_FIELD_NUMBER: _builtins.int
+    PARTITIONS_FIELD_NUMBER: _builtins.int
+    RETENTION_HOURS_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """The topic's name, unique among all contracts."""
+    key: _builtins.str
+    """The int64 field of the message whose value is the record's key: an id that carries the owner's
+    shard. Events with the same key are published and handled in order.
+    """
+    partitions: _builtins.int
+    """The number of partitions; 0: 8. It is fixed once the topic exists: another number would send
+    later events of a key to another partition, out of order.
+    """
+    retention_hours: _builtins.int
+    """How long the broker keeps a record, in hours; 0: 168, one week."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        key: _builtins.str = ...,
+        partitions: _builtins.int = ...,
+        retention_hours: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "name", b"name", "partitions", b"partitions", "retention_hours", b"retention_hours"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Topic: _TypeAlias = Topic  # noqa: Y015
+
 DEFAULT_CALLERS_FIELD_NUMBER: _builtins.int
 CALLERS_FIELD_NUMBER: _builtins.int
+TOPIC_FIELD_NUMBER: _builtins.int
 default_callers: _extension_dict._ExtensionFieldDescriptor[_descriptor_pb2.ServiceOptions, _containers.RepeatedScalarFieldContainer[_builtins.str]]
 """Who may call the methods of a service: the identities that a caller's certificate may prove,
 such as "gateway". A method that names its own callers ignores these.
@@ -21,3 +70,5 @@ callers: _extension_dict._ExtensionFieldDescriptor[_descriptor_pb2.MethodOptions
 """Who may call a method. A method without callers, of a service without default callers, refuses
 everybody.
 """
+topic: _extension_dict._ExtensionFieldDescriptor[_descriptor_pb2.MessageOptions, Global___Topic]
+"""The topic of an event message. Every message in an events.proto has one."""

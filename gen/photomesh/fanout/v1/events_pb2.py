@@ -22,15 +22,18 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from photomesh.common.v1 import options_pb2 as photomesh_dot_common_dot_v1_dot_options__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n photomesh/fanout/v1/events.proto\x12\x13photomesh.fanout.v1\".\n\nChunkReady\x12\x11\n\tfanout_id\x18\x01 \x01(\x03\x12\r\n\x05\x63hunk\x18\x02 \x01(\x05\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n photomesh/fanout/v1/events.proto\x12\x13photomesh.fanout.v1\x1a!photomesh/common/v1/options.proto\"]\n\nChunkReady\x12\x11\n\tfanout_id\x18\x01 \x01(\x03\x12\r\n\x05\x63hunk\x18\x02 \x01(\x05\x12\x0f\n\x07lane_id\x18\x03 \x01(\x03:\x1c\x8a\xb5\x18\x18\n\rfanout_chunks\x12\x07lane_idb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'photomesh.fanout.v1.events_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_CHUNKREADY']._serialized_start=57
-  _globals['_CHUNKREADY']._serialized_end=103
+  _globals['_CHUNKREADY']._loaded_options = None
+  _globals['_CHUNKREADY']._serialized_options = b'\212\265\030\030\n\rfanout_chunks\022\007lane_id'
+  _globals['_CHUNKREADY']._serialized_start=92
+  _globals['_CHUNKREADY']._serialized_end=185
 # @@protoc_insertion_point(module_scope)

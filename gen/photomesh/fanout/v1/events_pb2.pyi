@@ -18,27 +18,31 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class ChunkReady(_message.Message):
-    """A chunk of a large audience waits to be brought in line. Topic `fanout_chunks`; the key spreads
-    the chunks of one account over 4 lanes, see services/fanout/store.py.
-    """
+    """A chunk of a large audience is ready to be processed."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     FANOUT_ID_FIELD_NUMBER: _builtins.int
     CHUNK_FIELD_NUMBER: _builtins.int
+    LANE_ID_FIELD_NUMBER: _builtins.int
     fanout_id: _builtins.int
     """The fan-out."""
     chunk: _builtins.int
     """Which of its chunks, from 0 on."""
+    lane_id: _builtins.int
+    """Which of the account's 4 lanes the chunk belongs to: the account's id with the last two bits
+    replaced. One chunk of a lane is processed at a time, see services/fanout/store.py.
+    """
     def __init__(
         self,
         *,
         fanout_id: _builtins.int = ...,
         chunk: _builtins.int = ...,
+        lane_id: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "fanout_id", b"fanout_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "fanout_id", b"fanout_id", "lane_id", b"lane_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

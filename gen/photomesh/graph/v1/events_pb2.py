@@ -22,17 +22,22 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from photomesh.common.v1 import options_pb2 as photomesh_dot_common_dot_v1_dot_options__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fphotomesh/graph/v1/events.proto\x12\x12photomesh.graph.v1\"9\n\rFollowChanged\x12\x13\n\x0b\x66ollower_id\x18\x01 \x01(\x03\x12\x13\n\x0b\x66ollowee_id\x18\x02 \x01(\x03\"&\n\x10\x43\x65lebrityChanged\x12\x12\n\naccount_id\x18\x01 \x01(\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fphotomesh/graph/v1/events.proto\x12\x12photomesh.graph.v1\x1a!photomesh/common/v1/options.proto\"\\\n\rFollowChanged\x12\x13\n\x0b\x66ollower_id\x18\x01 \x01(\x03\x12\x13\n\x0b\x66ollowee_id\x18\x02 \x01(\x03:!\x8a\xb5\x18\x1d\n\x0e\x66ollow_changed\x12\x0b\x66ollower_id\"K\n\x10\x43\x65lebrityChanged\x12\x12\n\naccount_id\x18\x01 \x01(\x03:#\x8a\xb5\x18\x1f\n\x11\x63\x65lebrity_changed\x12\naccount_idb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'photomesh.graph.v1.events_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_FOLLOWCHANGED']._serialized_start=55
-  _globals['_FOLLOWCHANGED']._serialized_end=112
-  _globals['_CELEBRITYCHANGED']._serialized_start=114
-  _globals['_CELEBRITYCHANGED']._serialized_end=152
+  _globals['_FOLLOWCHANGED']._loaded_options = None
+  _globals['_FOLLOWCHANGED']._serialized_options = b'\212\265\030\035\n\016follow_changed\022\013follower_id'
+  _globals['_CELEBRITYCHANGED']._loaded_options = None
+  _globals['_CELEBRITYCHANGED']._serialized_options = b'\212\265\030\037\n\021celebrity_changed\022\naccount_id'
+  _globals['_FOLLOWCHANGED']._serialized_start=90
+  _globals['_FOLLOWCHANGED']._serialized_end=182
+  _globals['_CELEBRITYCHANGED']._serialized_start=184
+  _globals['_CELEBRITYCHANGED']._serialized_end=259
 # @@protoc_insertion_point(module_scope)

@@ -18,11 +18,10 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class FollowChanged(_message.Message):
-    """What an account gets from another changed: it began or ceased to follow it, or to mute it. Topic
-    `follow_changed`, key `follower_id`.
+    """An account started or stopped following or muting another one.
 
-    It says that something changed, not what holds now: a consumer asks graph, so that events that
-    come twice or late do no harm. A block is told by one event for each direction that it cut.
+    The event says that something changed, not what holds now: consumers ask graph, so that repeated
+    and late events are harmless. A block publishes one event for each direction that it cut.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -49,11 +48,11 @@ Global___FollowChanged: _TypeAlias = FollowChanged  # noqa: Y015
 
 @_typing.final
 class CelebrityChanged(_message.Message):
-    """How an account's posts reach its followers began to change: its number of followers crossed a
-    threshold. Topic `celebrity_changed`, key `account_id`.
+    """An account's number of followers crossed a threshold, so the way in which its posts reach them
+    started to change.
 
-    A consumer asks graph for the mode that holds now, brings the followers' feeds in line with it,
-    and then calls FinishModeChange.
+    A consumer asks graph for the current mode, updates the followers' feeds accordingly, and then
+    calls FinishModeChange.
     """
 
     DESCRIPTOR: _descriptor.Descriptor

@@ -22,20 +22,27 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from photomesh.common.v1 import options_pb2 as photomesh_dot_common_dot_v1_dot_options__pb2
 from photomesh.media.v1 import media_service_pb2 as photomesh_dot_media_dot_v1_dot_media__service__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fphotomesh/media/v1/events.proto\x12\x12photomesh.media.v1\x1a&photomesh/media/v1/media_service.proto\"3\n\rMediaUploaded\x12\x10\n\x08media_id\x18\x01 \x01(\x03\x12\x10\n\x08owner_id\x18\x02 \x01(\x03\"c\n\x0eMediaProcessed\x12\x10\n\x08media_id\x18\x01 \x01(\x03\x12\x10\n\x08owner_id\x18\x02 \x01(\x03\x12-\n\x05state\x18\x03 \x01(\x0e\x32\x1e.photomesh.media.v1.MediaState\"2\n\x0cMediaDeleted\x12\x10\n\x08media_id\x18\x01 \x01(\x03\x12\x10\n\x08owner_id\x18\x02 \x01(\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fphotomesh/media/v1/events.proto\x12\x12photomesh.media.v1\x1a!photomesh/common/v1/options.proto\x1a&photomesh/media/v1/media_service.proto\"S\n\rMediaUploaded\x12\x10\n\x08media_id\x18\x01 \x01(\x03\x12\x10\n\x08owner_id\x18\x02 \x01(\x03:\x1e\x8a\xb5\x18\x1a\n\x0emedia_uploaded\x12\x08owner_id\"\x84\x01\n\x0eMediaProcessed\x12\x10\n\x08media_id\x18\x01 \x01(\x03\x12\x10\n\x08owner_id\x18\x02 \x01(\x03\x12-\n\x05state\x18\x03 \x01(\x0e\x32\x1e.photomesh.media.v1.MediaState:\x1f\x8a\xb5\x18\x1b\n\x0fmedia_processed\x12\x08owner_id\"Q\n\x0cMediaDeleted\x12\x10\n\x08media_id\x18\x01 \x01(\x03\x12\x10\n\x08owner_id\x18\x02 \x01(\x03:\x1d\x8a\xb5\x18\x19\n\rmedia_deleted\x12\x08owner_idb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'photomesh.media.v1.events_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_MEDIAUPLOADED']._serialized_start=95
-  _globals['_MEDIAUPLOADED']._serialized_end=146
-  _globals['_MEDIAPROCESSED']._serialized_start=148
-  _globals['_MEDIAPROCESSED']._serialized_end=247
-  _globals['_MEDIADELETED']._serialized_start=249
-  _globals['_MEDIADELETED']._serialized_end=299
+  _globals['_MEDIAUPLOADED']._loaded_options = None
+  _globals['_MEDIAUPLOADED']._serialized_options = b'\212\265\030\032\n\016media_uploaded\022\010owner_id'
+  _globals['_MEDIAPROCESSED']._loaded_options = None
+  _globals['_MEDIAPROCESSED']._serialized_options = b'\212\265\030\033\n\017media_processed\022\010owner_id'
+  _globals['_MEDIADELETED']._loaded_options = None
+  _globals['_MEDIADELETED']._serialized_options = b'\212\265\030\031\n\rmedia_deleted\022\010owner_id'
+  _globals['_MEDIAUPLOADED']._serialized_start=130
+  _globals['_MEDIAUPLOADED']._serialized_end=213
+  _globals['_MEDIAPROCESSED']._serialized_start=216
+  _globals['_MEDIAPROCESSED']._serialized_end=348
+  _globals['_MEDIADELETED']._serialized_start=350
+  _globals['_MEDIADELETED']._serialized_end=431
 # @@protoc_insertion_point(module_scope)

@@ -19,18 +19,16 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class MediaUploaded(_message.Message):
-    """An original is stored and checked, and waits to be processed. Topic `media_uploaded`, key
-    `owner_id`.
-    """
+    """An original is stored and checked, and is ready to be processed."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     MEDIA_ID_FIELD_NUMBER: _builtins.int
     OWNER_ID_FIELD_NUMBER: _builtins.int
     media_id: _builtins.int
-    """The media."""
+    """The media item."""
     owner_id: _builtins.int
-    """Who uploaded it."""
+    """The account that uploaded it."""
     def __init__(
         self,
         *,
@@ -47,9 +45,7 @@ Global___MediaUploaded: _TypeAlias = MediaUploaded  # noqa: Y015
 
 @_typing.final
 class MediaProcessed(_message.Message):
-    """A media item reached its end, READY or FAILED, or was READY and got other variants. Topic
-    `media_processed`, key `owner_id`.
-    """
+    """A media item became READY or FAILED, or is READY and its variants were replaced."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -57,9 +53,9 @@ class MediaProcessed(_message.Message):
     OWNER_ID_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
     media_id: _builtins.int
-    """The media."""
+    """The media item."""
     owner_id: _builtins.int
-    """Who uploaded it."""
+    """The account that uploaded it."""
     state: _media_service_pb2.MediaState.ValueType
     """READY or FAILED."""
     def __init__(
@@ -79,18 +75,16 @@ Global___MediaProcessed: _TypeAlias = MediaProcessed  # noqa: Y015
 
 @_typing.final
 class MediaDeleted(_message.Message):
-    """A media item was deleted by its owner; its files are removed after this event. Topic
-    `media_deleted`, key `owner_id`.
-    """
+    """A media item was deleted by its owner; its files are removed after this event."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     MEDIA_ID_FIELD_NUMBER: _builtins.int
     OWNER_ID_FIELD_NUMBER: _builtins.int
     media_id: _builtins.int
-    """The media."""
+    """The media item."""
     owner_id: _builtins.int
-    """Who uploaded it."""
+    """The account that uploaded it."""
     def __init__(
         self,
         *,

@@ -22,17 +22,22 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from photomesh.common.v1 import options_pb2 as photomesh_dot_common_dot_v1_dot_options__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ephotomesh/post/v1/events.proto\x12\x11photomesh.post.v1\"1\n\x0bPostCreated\x12\x0f\n\x07post_id\x18\x01 \x01(\x03\x12\x11\n\tauthor_id\x18\x02 \x01(\x03\"1\n\x0bPostChanged\x12\x0f\n\x07post_id\x18\x01 \x01(\x03\x12\x11\n\tauthor_id\x18\x02 \x01(\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ephotomesh/post/v1/events.proto\x12\x11photomesh.post.v1\x1a!photomesh/common/v1/options.proto\"P\n\x0bPostCreated\x12\x0f\n\x07post_id\x18\x01 \x01(\x03\x12\x11\n\tauthor_id\x18\x02 \x01(\x03:\x1d\x8a\xb5\x18\x19\n\x0cpost_created\x12\tauthor_id\"P\n\x0bPostChanged\x12\x0f\n\x07post_id\x18\x01 \x01(\x03\x12\x11\n\tauthor_id\x18\x02 \x01(\x03:\x1d\x8a\xb5\x18\x19\n\x0cpost_changed\x12\tauthor_idb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'photomesh.post.v1.events_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_POSTCREATED']._serialized_start=53
-  _globals['_POSTCREATED']._serialized_end=102
-  _globals['_POSTCHANGED']._serialized_start=104
-  _globals['_POSTCHANGED']._serialized_end=153
+  _globals['_POSTCREATED']._loaded_options = None
+  _globals['_POSTCREATED']._serialized_options = b'\212\265\030\031\n\014post_created\022\tauthor_id'
+  _globals['_POSTCHANGED']._loaded_options = None
+  _globals['_POSTCHANGED']._serialized_options = b'\212\265\030\031\n\014post_changed\022\tauthor_id'
+  _globals['_POSTCREATED']._serialized_start=88
+  _globals['_POSTCREATED']._serialized_end=168
+  _globals['_POSTCHANGED']._serialized_start=170
+  _globals['_POSTCHANGED']._serialized_end=250
 # @@protoc_insertion_point(module_scope)

@@ -18,7 +18,7 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class PostCreated(_message.Message):
-    """A post was published. Topic `post_created`, key `author_id`."""
+    """A post was published."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -27,7 +27,7 @@ class PostCreated(_message.Message):
     post_id: _builtins.int
     """The post."""
     author_id: _builtins.int
-    """Who posted."""
+    """The account that posted it."""
     def __init__(
         self,
         *,
@@ -44,9 +44,8 @@ Global___PostCreated: _TypeAlias = PostCreated  # noqa: Y015
 
 @_typing.final
 class PostChanged(_message.Message):
-    """A post is no longer what it was: it was archived, shown again or deleted, or one of its media was
-    deleted or made anew after it was published. Ask post what holds now. Topic `post_changed`, key
-    `author_id`.
+    """A published post changed: it was archived, unarchived or deleted, or one of its media items was
+    deleted or processed again. Consumers ask post for the current state.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -56,7 +55,7 @@ class PostChanged(_message.Message):
     post_id: _builtins.int
     """The post."""
     author_id: _builtins.int
-    """Who posted it."""
+    """The account that posted it."""
     def __init__(
         self,
         *,
