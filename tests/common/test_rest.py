@@ -30,7 +30,7 @@ def identities(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def port() -> int:
-    return free_ports().feed_rest
+    return free_ports().rest["feed"]
 
 
 class Served:

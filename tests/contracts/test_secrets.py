@@ -36,6 +36,8 @@ NOT_SECRET = {
     "photomesh.account.v1.Session.access_token_expire_time": "a time",
     "photomesh.account.v1.Session.refresh_token_expire_time": "a time",
     "photomesh.common.v1.DeadLetter.key": "the id of an account",
+    "photomesh.common.v1.Topic.key": "the name of a field",
+    "photomesh.common.v1.Topic.partitions": "a number",
     "photomesh.media.v1.CreateUploadRequest.size_bytes": "a size",
     "photomesh.media.v1.CreateUploadResponse.expire_time": "a time",
     "photomesh.media.v1.GetUploadLimitsResponse.form_max_bytes": "a size",
