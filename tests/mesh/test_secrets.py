@@ -57,7 +57,7 @@ class Everybody:
         author = await Person(self._http, patience=30).sign_up()
         await self._reader.follow(author)
         media_id = await author.upload(FILE)
-        await author.processed(media_id, within=60)
+        await author.processed(media_id)
         for _ in range(3):
             await author.post(media_id)
         page = await eventually(
@@ -282,7 +282,7 @@ async def test_no_secret_is_written_while_a_part_breaks(mesh, everybody, break_e
     async with busy(everybody):
         await break_each(mesh)
     # What was told late is written then, too.
-    await eventually(everybody.prepare, lambda _: True, within=120)
+    await eventually(everybody.prepare, lambda _: True)
 
     assert everybody.succeeded
     assert everybody.failed
