@@ -69,9 +69,9 @@ def nothing_runs_on() -> Iterator[None]:
         stdin=subprocess.PIPE,
         start_new_session=True,
         cwd=Path(__file__).parents[1],
-    ) as guard:
+    ):
         yield
-        left = [process for process in processes_of(run) if process.pid != guard.pid]
+        left = processes_of(run)
         del os.environ[RUN]
         # The end of its input has the guard kill what is left.
     assert not left, f"tests left processes running: {left}"
