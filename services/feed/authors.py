@@ -134,6 +134,8 @@ class HotAuthors:
 
     async def _fetch(self, author_ids: Sequence[int]) -> bool:
         """Copies timelines; returns whether all could be."""
+        # A copy is as old as the question: on a busy machine the answer may take a second itself.
+        asked = self._clock()
         found = dict(await self._timelines.read(author_ids, 0, _KEPT))
         absent = [
             author_id
@@ -141,12 +143,11 @@ class HotAuthors:
             if part.extent in (Extent.ABSENT, Extent.REBUILDING)
         ]
         rebuilt = await asyncio.gather(*(self._rebuilt(each) for each in absent))
-        now = self._clock()
         for author_id, part in (found | dict(zip(absent, rebuilt, strict=True))).items():
             if part is None:
                 continue
             extent = Extent.PARTIAL if len(part.post_ids) == _KEPT else part.extent
-            self._copies[author_id] = _Copy(Slice(part.post_ids, extent), now)
+            self._copies[author_id] = _Copy(Slice(part.post_ids, extent), asked)
             self._copies.move_to_end(author_id)
         while len(self._copies) > _MOST_AUTHORS:
             self._copies.popitem(last=False)
