@@ -160,16 +160,18 @@ async def test_a_body_that_is_cut_goes_on_where_it_is_safe(author, stored):
 
 
 @asynccontextmanager
-async def begun_body(author: Person) -> AsyncIterator[asyncio.Task[httpx.Response]]:
-    """Gives the answer to a body of which two bytes are told and one is sent.
+async def begun_body(
+    author: Person,
+) -> AsyncIterator[tuple[asyncio.Task[httpx.Response], asyncio.StreamWriter]]:
+    """Gives the answer to a body of 1,000 bytes of which one is sent, and where the rest goes.
 
-    Unlike httpx, it is ready for an answer before all is sent.
+    Unlike httpx, it reads an answer that comes before all is sent.
     """
     reader, writer = await asyncio.open_connection(
         author.http.base_url.host, author.http.base_url.port
     )
     writer.write(
-        b"POST /v1/media:upload HTTP/1.1\r\nhost: photomesh\r\ncontent-length: 2\r\n"
+        b"POST /v1/media:upload HTTP/1.1\r\nhost: photomesh\r\ncontent-length: 1000\r\n"
         b"authorization: Bearer %b\r\n\r\na" % author.token.encode()
     )
 
@@ -183,7 +185,7 @@ async def begun_body(author: Person) -> AsyncIterator[asyncio.Task[httpx.Respons
 
     answer = asyncio.create_task(read())
     try:
-        yield answer
+        yield answer, writer
     finally:
         answer.cancel()
         writer.transport.abort()
@@ -191,9 +193,10 @@ async def begun_body(author: Person) -> AsyncIterator[asyncio.Task[httpx.Respons
 
 async def test_bodies_that_do_not_go_on_leave_room_for_others(author, person):
     async with AsyncExitStack() as bodies:
-        answers = [
+        begun = [
             await bodies.enter_async_context(begun_body(author)) for _ in range(LIMITS.streams)
         ]
+        answers = [answer for answer, _ in begun]
 
         async def refused() -> list[ApiError]:
             return [ApiError(answer.result()) for answer in answers if answer.done()]
@@ -209,15 +212,13 @@ async def test_bodies_that_do_not_go_on_leave_room_for_others(author, person):
 
 @pytest.mark.skipif(not PROVING, reason="takes as long as a stream may be slow")
 async def test_a_body_that_trickles_is_ended(author):
-    async def trickle() -> AsyncIterator[bytes]:
-        while True:
-            yield b"a"
-            await asyncio.sleep(1)
+    async with begun_body(author) as (answer, writer):
+        while not answer.done():
+            writer.write(b"a")
+            await asyncio.wait([answer], timeout=1)
+        refused = ApiError(await answer)
 
-    with pytest.raises(ApiError) as refused:
-        await put(author, trickle())
-
-    assert (refused.value.status, refused.value.reason) == (409, "STREAM_TOO_SLOW")
+    assert (refused.status, refused.reason) == (409, "STREAM_TOO_SLOW")
 
 
 async def test_the_limits_are_told(author):
