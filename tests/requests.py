@@ -12,6 +12,8 @@ from google.protobuf.descriptor import FieldDescriptor, MethodDescriptor
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 
+from deploy.processes import MESH
+
 _GEN = Path(__file__).parents[1] / "gen"
 
 # What a field is tried with, until its rules are kept.
@@ -21,12 +23,15 @@ _CANDIDATES = {
 }
 _NUMBERS = (1, 2, 100, 1000)
 
+_CONSUMERS = [process.name for process in MESH if "consumer" in process.ready]
+
 
 @dataclass(frozen=True)
 class Method:
-    """One method of a contract."""
+    """One method of a contract, in one of the processes that serve it."""
 
     descriptor: MethodDescriptor
+    process: str
 
     @property
     def path(self) -> str:
@@ -35,15 +40,15 @@ class Method:
         return f"/{service}/{self.descriptor.name}"
 
     @property
-    def process(self) -> str:
-        """The process that serves it."""
-        return self.path.split(".")[1]
+    def is_for_operators(self) -> bool:
+        return self.descriptor.containing_service.name.endswith(
+            ("AdminService", "DeadLetterService")
+        )
 
     @property
     def is_public(self) -> bool:
-        return self._rule is not None or not self.descriptor.containing_service.name.endswith(
-            ("InternalService", "AdminService")
-        )
+        internal = self.descriptor.containing_service.name.endswith("InternalService")
+        return not internal and not self.is_for_operators
 
     @property
     def writes(self) -> bool:
@@ -66,17 +71,20 @@ class Method:
         return GetMessageClass(self.descriptor.input_type)
 
     def __str__(self) -> str:
-        return self.path.rpartition(".")[2]
+        return f"{self.path.rpartition('.')[2]} of {self.process}"
 
 
 def all_methods() -> list[Method]:
-    """Returns every method of every contract."""
+    """Returns every method of every contract; what several processes serve, once for each."""
     methods = []
     for path in sorted(_GEN.glob("photomesh/*/v1/*_service_pb2.py")):
         name = ".".join(path.relative_to(_GEN).with_suffix("").parts)
         contract = importlib.import_module(name).DESCRIPTOR
         for service in contract.services_by_name.values():
-            methods += [Method(method) for method in service.methods]
+            package = contract.package.split(".")[1]
+            # Every process that consumes events has dead letters.
+            served_by = _CONSUMERS if package == "common" else [package]
+            methods += [Method(each, process) for process in served_by for each in service.methods]
     assert methods
     return methods
 

@@ -14,7 +14,7 @@ from services.common.cache import connect
 from services.common.client import channel
 from services.common.consumer import Consumer, Subscription
 from services.common.database import Database
-from services.common.dead_letters import DeadLetters
+from services.common.dead_letter_service import dead_letters_of
 from services.common.outbox import Outbox, Relay
 from services.common.post_cache import PostCache
 from services.common.server import Service, Worker, run, serve
@@ -66,36 +66,25 @@ async def main() -> None:
         consumer = Consumer(settings, group=_GROUP, subscriptions=subscriptions)
         # Until it is known what is paused.
         consumer.hold([each.topic.name for each in subscriptions])
-        dead_letters = DeadLetters(
-            database,
-            outbox,
-            group=_GROUP,
-            messages=[each.message for each in subscriptions],
+        dead_letters, dead_letter_workers = dead_letters_of(
+            settings, database, outbox, group=_GROUP, subscriptions=subscriptions
         )
-        burials = Consumer(
-            settings,
-            group="fanout-dead-letters",
-            subscriptions=dead_letters.subscriptions(),
-            fetch_wait_ms=1000,
-        )
-        admin = FanoutAdminService(
-            settings, _GROUP, [each.topic for each in subscriptions], store, dead_letters
-        )
+        admin = FanoutAdminService(settings, _GROUP, [each.topic for each in subscriptions], store)
         await serve(
             settings,
             [
                 Service(
                     "photomesh.fanout.v1.FanoutAdminService",
                     lambda server: add_FanoutAdminServiceServicer_to_server(admin, server),
-                )
+                ),
+                dead_letters,
             ],
             [
                 Worker("consumer", consumer.run),
                 Worker("relay", relay.run),
                 Worker("pauses", Pauses(store, consumer).run),
                 Worker("purge", Purger(store).run),
-                Worker("dead-letters", burials.run),
-                Worker("dead-letters-purge", dead_letters.run_purge),
+                *dead_letter_workers,
             ],
         )
 

@@ -11,7 +11,6 @@ from photomesh.fanout.v1.fanout_admin_service_pb2_grpc import FanoutAdminService
 
 from services.common import logs
 from services.common.config import KafkaSettings
-from services.common.dead_letters import DeadLetters
 from services.common.errors import FieldInvalid
 from services.common.topics import Topic
 from services.fanout.lag import read_lag
@@ -25,7 +24,7 @@ _log = logs.logger(__name__)
 
 
 class FanoutAdminService(FanoutAdminServiceServicer):
-    """Lag, progress, pauses and dead letters of fan-out."""
+    """Lag, progress and pauses of fan-out."""
 
     def __init__(
         self,
@@ -33,14 +32,12 @@ class FanoutAdminService(FanoutAdminServiceServicer):
         group: str,
         topics: Sequence[Topic],
         store: FanoutStore,
-        dead_letters: DeadLetters,
     ) -> None:
         """Takes the group of consumers that handles fan-out's topics."""
         self._kafka = kafka
         self._group = group
         self._topics = topics
         self._store = store
-        self._dead_letters = dead_letters
 
     async def GetLag(self, request: pb.GetLagRequest, context: Context) -> pb.GetLagResponse:
         paused = await self._store.paused_topics()
@@ -82,32 +79,6 @@ class FanoutAdminService(FanoutAdminServiceServicer):
         await self._store.resume(request.topic)
         _log.warning("a topic is resumed", topic=request.topic)
         return pb.ResumeTopicResponse()
-
-    async def ListDeadLetters(
-        self, request: pb.ListDeadLettersRequest, context: Context
-    ) -> pb.ListDeadLettersResponse:
-        found = await self._dead_letters.open(
-            topic=request.topic, after_id=request.after_id, limit=request.page_size or _PAGE
-        )
-        return pb.ListDeadLettersResponse(dead_letters=found)
-
-    async def GetDeadLetter(
-        self, request: pb.GetDeadLetterRequest, context: Context
-    ) -> pb.GetDeadLetterResponse:
-        found = await self._dead_letters.get(request.dead_letter_id)
-        return pb.GetDeadLetterResponse(dead_letter=found)
-
-    async def ReplayDeadLetters(
-        self, request: pb.ReplayDeadLettersRequest, context: Context
-    ) -> pb.ReplayDeadLettersResponse:
-        replayed = await self._dead_letters.replay(request.dead_letter_ids)
-        return pb.ReplayDeadLettersResponse(replayed_ids=replayed)
-
-    async def DropDeadLetters(
-        self, request: pb.DropDeadLettersRequest, context: Context
-    ) -> pb.DropDeadLettersResponse:
-        dropped = await self._dead_letters.drop(request.dead_letter_ids)
-        return pb.DropDeadLettersResponse(dropped_ids=dropped)
 
     def _check(self, topic: str) -> None:
         names = [each.name for each in self._topics]

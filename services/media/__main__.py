@@ -1,22 +1,14 @@
 """`python -m services.media`: wires the media service and serves it."""
 
-from photomesh.media.v1.events_pb2 import MediaDeleted, MediaUploaded
-from photomesh.media.v1.media_admin_service_pb2_grpc import (
-    add_MediaAdminServiceServicer_to_server,
-)
 from photomesh.media.v1.media_internal_service_pb2_grpc import (
     add_MediaInternalServiceServicer_to_server,
 )
 from photomesh.media.v1.media_service_pb2_grpc import add_MediaServiceServicer_to_server
 
 from services.common import cdn, config, logs
-from services.common.consumer import Consumer
 from services.common.database import Database
-from services.common.dead_letters import DeadLetters
 from services.common.outbox import Outbox, Relay
 from services.common.server import Service, Worker, run, serve
-from services.media import worker
-from services.media.admin import MediaAdminService
 from services.media.config import MediaSettings
 from services.media.service import MediaInternalService, MediaService
 from services.media.storage import Storage
@@ -38,19 +30,6 @@ async def main() -> None:
         watchers = Watchers(store)
         public = MediaService(store, storage, cdn.signer(settings), uploads, watchers)
         internal = MediaInternalService(store)
-        dead_letters = DeadLetters(
-            database,
-            outbox,
-            group=worker.GROUP,
-            messages=[MediaUploaded, MediaDeleted],
-        )
-        admin = MediaAdminService(dead_letters)
-        burials = Consumer(
-            settings,
-            group="media-dead-letters",
-            subscriptions=dead_letters.subscriptions(),
-            fetch_wait_ms=1000,
-        )
         await serve(
             settings,
             [
@@ -62,17 +41,11 @@ async def main() -> None:
                     "photomesh.media.v1.MediaInternalService",
                     lambda server: add_MediaInternalServiceServicer_to_server(internal, server),
                 ),
-                Service(
-                    "photomesh.media.v1.MediaAdminService",
-                    lambda server: add_MediaAdminServiceServicer_to_server(admin, server),
-                ),
             ],
             [
                 Worker("relay", relay.run),
                 Worker("sweeper", Sweeper(store, uploads).run),
                 Worker("watchers", watchers.run),
-                Worker("dead-letters", burials.run),
-                Worker("dead-letters-purge", dead_letters.run_purge),
             ],
         )
 

@@ -13,6 +13,7 @@ from services.common import cdn, client, config, logs
 from services.common.cache import connect
 from services.common.consumer import Consumer, Subscription
 from services.common.database import Database
+from services.common.dead_letter_service import dead_letters_of
 from services.common.outbox import Outbox, Relay
 from services.common.post_cache import PostCache
 from services.common.server import Service, Worker, run, serve
@@ -21,6 +22,8 @@ from services.post.presenter import Presenter
 from services.post.publisher import Publisher
 from services.post.service import PostInternalService, PostService
 from services.post.store import PostStore
+
+_GROUP = "post"
 
 
 async def main() -> None:
@@ -34,7 +37,8 @@ async def main() -> None:
         client.channel("media", settings.peer_media, settings.tls_dir) as media,
         client.channel("graph", settings.peer_graph, settings.tls_dir) as graph,
     ):
-        store = PostStore(database, Outbox(database, relay))
+        outbox = Outbox(database, relay)
+        store = PostStore(database, outbox)
         publisher = Publisher(
             store, MediaInternalServiceStub(media), sweep_seconds=settings.sweep_seconds
         )
@@ -43,13 +47,13 @@ async def main() -> None:
             store, publisher, presenter, PostCache(cache), GraphInternalServiceStub(graph)
         )
         internal = PostInternalService(store, presenter)
-        consumer = Consumer(
-            settings,
-            group="post",
-            subscriptions=[
-                Subscription(MediaProcessed, publisher.on_media_processed),
-                Subscription(MediaDeleted, publisher.on_media_deleted),
-            ],
+        subscriptions = [
+            Subscription(MediaProcessed, publisher.on_media_processed),
+            Subscription(MediaDeleted, publisher.on_media_deleted),
+        ]
+        consumer = Consumer(settings, group=_GROUP, subscriptions=subscriptions)
+        dead_letters, dead_letter_workers = dead_letters_of(
+            settings, database, outbox, group=_GROUP, subscriptions=subscriptions
         )
         await serve(
             settings,
@@ -62,11 +66,13 @@ async def main() -> None:
                     "photomesh.post.v1.PostInternalService",
                     lambda server: add_PostInternalServiceServicer_to_server(internal, server),
                 ),
+                dead_letters,
             ],
             [
                 Worker("consumer", consumer.run),
                 Worker("relay", relay.run),
                 Worker("sweep", publisher.sweep_until_cancelled),
+                *dead_letter_workers,
             ],
         )
 

@@ -376,7 +376,7 @@ def test_a_value_that_cannot_be_printed_is_told():
 def test_audit_events_are_written_at_every_level():
     early = logs.audit("early")
     with configured("CRITICAL") as written:
-        early.info("operator.called", method="/photomesh.media.v1.MediaAdminService/GetDeadLetter")
+        early.info("operator.called", method="/photomesh.common.v1.DeadLetterService/GetDeadLetter")
         logs.audit("late").warning("operator.refused")
         logs.logger("tested").error("failed")
         lines = written.lines()

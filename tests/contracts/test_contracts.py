@@ -13,6 +13,8 @@ from photomesh.common.v1 import options_pb2
 from photomesh.common.v1.error_reason_pb2 import ErrorReason
 
 ROOT = Path(__file__).parents[2]
+# What no REST path leads to.
+_INSIDE = ("InternalService", "AdminService", "DeadLetterService")
 BUF = Path(sysconfig.get_path("scripts")) / "buf"
 
 
@@ -73,7 +75,7 @@ def test_public_and_internal_methods_are_in_different_services():
         for service in file.service:
             for method in service.method:
                 has_rest_path = method.options.HasExtension(annotations_pb2.http)
-                inside = service.name.endswith(("InternalService", "AdminService"))
+                inside = service.name.endswith(_INSIDE)
                 assert has_rest_path != inside, method.name
 
 

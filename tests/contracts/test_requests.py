@@ -28,7 +28,7 @@ def test_every_method_names_its_callers(method):
 
     if method.is_public:
         assert callers == {"gateway"}
-    elif "AdminService/" in method.path:
+    elif method.is_for_operators:
         assert callers == {"operator"}
     else:
         assert callers

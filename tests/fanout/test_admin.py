@@ -7,6 +7,8 @@ import grpc
 import pytest
 from kafka import KafkaProducer
 from kafka.producer.future import RecordMetadata
+from photomesh.common.v1 import dead_letter_service_pb2 as letters_pb
+from photomesh.common.v1.dead_letter_service_pb2_grpc import DeadLetterServiceStub
 from photomesh.fanout.v1 import fanout_admin_service_pb2 as pb
 from photomesh.fanout.v1.fanout_admin_service_pb2_grpc import FanoutAdminServiceStub
 from photomesh.graph.v1.events_pb2 import FollowChanged
@@ -22,6 +24,12 @@ async def admin(infrastructure):
     infrastructure.up(["graph", "post", "fanout"])
     async with channel_to(infrastructure, "fanout", identity="operator") as channel:
         yield FanoutAdminServiceStub(channel)
+
+
+@pytest.fixture
+async def dead_letters(infrastructure, admin):
+    async with channel_to(infrastructure, "fanout", identity="operator") as channel:
+        yield DeadLetterServiceStub(channel)
 
 
 @pytest.fixture
@@ -94,25 +102,31 @@ async def test_a_topic_that_is_none_is_not_paused(admin):
     assert Refusal.of(refused.value).fields == ("topic",)
 
 
-async def test_what_cannot_be_handled_waits_for_a_decision(admin, publish):
+async def test_what_cannot_be_handled_waits_for_a_decision(dead_letters, publish):
     garbage = b"\xff\xff\xff garbage"
     published = await publish("post_changed", garbage)
 
     async def listed():
-        answer = await admin.ListDeadLetters(pb.ListDeadLettersRequest(topic="post_changed"))
+        answer = await dead_letters.ListDeadLetters(
+            letters_pb.ListDeadLettersRequest(topic="post_changed")
+        )
         return answer.dead_letters
 
     [letter] = await eventually(listed)
     assert (letter.offset, letter.consumer_group) == (published.offset, "fanout")
     only = [letter.dead_letter_id]
-    seen = await admin.GetDeadLetter(pb.GetDeadLetterRequest(dead_letter_id=only[0]))
+    seen = await dead_letters.GetDeadLetter(letters_pb.GetDeadLetterRequest(dead_letter_id=only[0]))
     assert seen.dead_letter.payload == garbage
-    replayed = await admin.ReplayDeadLetters(pb.ReplayDeadLettersRequest(dead_letter_ids=only))
+    replayed = await dead_letters.ReplayDeadLetters(
+        letters_pb.ReplayDeadLettersRequest(dead_letter_ids=only)
+    )
     assert list(replayed.replayed_ids) == only
     [again] = await eventually(listed)
     assert again.dead_letter_id != only[0]
     only = [again.dead_letter_id]
-    dropped = await admin.DropDeadLetters(pb.DropDeadLettersRequest(dead_letter_ids=only))
+    dropped = await dead_letters.DropDeadLetters(
+        letters_pb.DropDeadLettersRequest(dead_letter_ids=only)
+    )
     assert list(dropped.dropped_ids) == only
     assert not await listed()
 

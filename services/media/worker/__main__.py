@@ -5,15 +5,17 @@ from photomesh.media.v1.events_pb2 import MediaDeleted, MediaUploaded
 from services.common import config, logs
 from services.common.consumer import Consumer, Subscription
 from services.common.database import Database
+from services.common.dead_letter_service import dead_letters_of
 from services.common.outbox import Outbox, Relay
 from services.common.server import Worker, run, serve
 from services.media.config import MediaWorkerSettings
 from services.media.pipeline.renderers import Limits, Renderers
 from services.media.storage import Storage
 from services.media.store import MediaStore
-from services.media.worker import GROUP
 from services.media.worker.eraser import Eraser
 from services.media.worker.processor import Processor
+
+_GROUP = "media-worker"
 
 
 async def main() -> None:
@@ -30,7 +32,8 @@ async def main() -> None:
         Database(settings) as database,
         Renderers(settings.renderers, limits) as renderers,
     ):
-        store, storage = MediaStore(database, Outbox(database, relay)), Storage(settings)
+        outbox = Outbox(database, relay)
+        store, storage = MediaStore(database, outbox), Storage(settings)
         eraser = Eraser(store, storage)
         processor = Processor(
             store,
@@ -40,26 +43,23 @@ async def main() -> None:
             at_a_time=2 * settings.renderers,
             progress_seconds=settings.progress_seconds,
         )
-        consumer = Consumer(
-            settings,
-            group=GROUP,
-            subscriptions=[
-                Subscription(
-                    MediaUploaded,
-                    processor.process,
-                    # The photos of one album are rendered side by side.
-                    in_order=False,
-                ),
-                Subscription(MediaDeleted, eraser.on_media_deleted, in_order=False),
-            ],
+        subscriptions = [
+            # The photos of one album are rendered side by side.
+            Subscription(MediaUploaded, processor.process, in_order=False),
+            Subscription(MediaDeleted, eraser.on_media_deleted, in_order=False),
+        ]
+        consumer = Consumer(settings, group=_GROUP, subscriptions=subscriptions)
+        dead_letters, dead_letter_workers = dead_letters_of(
+            settings, database, outbox, group=_GROUP, subscriptions=subscriptions
         )
         await serve(
             settings,
-            [],
+            [dead_letters],
             [
                 Worker("consumer", consumer.run),
                 Worker("relay", relay.run),
                 Worker("eraser", eraser.sweep_until_cancelled),
+                *dead_letter_workers,
             ],
         )
 

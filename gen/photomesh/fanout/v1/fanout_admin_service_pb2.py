@@ -24,11 +24,10 @@ _sym_db = _symbol_database.Default()
 
 from buf.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
-from photomesh.common.v1 import dead_letter_pb2 as photomesh_dot_common_dot_v1_dot_dead__letter__pb2
 from photomesh.common.v1 import options_pb2 as photomesh_dot_common_dot_v1_dot_options__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n.photomesh/fanout/v1/fanout_admin_service.proto\x12\x13photomesh.fanout.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a%photomesh/common/v1/dead_letter.proto\x1a!photomesh/common/v1/options.proto\"\x0f\n\rGetLagRequest\"G\n\x0eGetLagResponse\x12\x35\n\npartitions\x18\x01 \x03(\x0b\x32!.photomesh.fanout.v1.PartitionLag\"{\n\x0cPartitionLag\x12\r\n\x05topic\x18\x01 \x01(\t\x12\x11\n\tpartition\x18\x02 \x01(\x05\x12\x12\n\nend_offset\x18\x03 \x01(\x03\x12\x18\n\x10\x63ommitted_offset\x18\x04 \x01(\x03\x12\x0b\n\x03lag\x18\x05 \x01(\x03\x12\x0e\n\x06paused\x18\x06 \x01(\x08\"N\n\x12ListFanoutsRequest\x12\x19\n\x08\x61\x66ter_id\x18\x01 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00\x12\x1d\n\tpage_size\x18\x02 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xf4\x03(\x00\"K\n\x13ListFanoutsResponse\x12\x34\n\x07\x66\x61nouts\x18\x01 \x03(\x0b\x32#.photomesh.fanout.v1.FanoutInFlight\"\xf2\x01\n\x0e\x46\x61noutInFlight\x12\x11\n\tfanout_id\x18\x01 \x01(\x03\x12\x12\n\naccount_id\x18\x02 \x01(\x03\x12\x11\n\x07post_id\x18\x03 \x01(\x03H\x00\x12\x18\n\x0emode_change_id\x18\x04 \x01(\x03H\x00\x12.\n\nbegin_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06\x63hunks\x18\x06 \x01(\x05\x12\x13\n\x0b\x63hunks_done\x18\x07 \x01(\x05\x12\x11\n\tfollowers\x18\x08 \x01(\x03\x12\x19\n\x11\x66ollowers_reached\x18\t \x01(\x03\x42\t\n\x07subject\".\n\x11PauseTopicRequest\x12\x19\n\x05topic\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xf9\x01\"\x14\n\x12PauseTopicResponse\"/\n\x12ResumeTopicRequest\x12\x19\n\x05topic\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xf9\x01\"\x15\n\x13ResumeTopicResponse\"k\n\x16ListDeadLettersRequest\x12\x17\n\x05topic\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\x18\xf9\x01\x12\x19\n\x08\x61\x66ter_id\x18\x02 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00\x12\x1d\n\tpage_size\x18\x03 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xf4\x03(\x00\"P\n\x17ListDeadLettersResponse\x12\x35\n\x0c\x64\x65\x61\x64_letters\x18\x01 \x03(\x0b\x32\x1f.photomesh.common.v1.DeadLetter\"7\n\x14GetDeadLetterRequest\x12\x1f\n\x0e\x64\x65\x61\x64_letter_id\x18\x01 \x01(\x03\x42\x07\xbaH\x04\"\x02 \x00\"M\n\x15GetDeadLetterResponse\x12\x34\n\x0b\x64\x65\x61\x64_letter\x18\x01 \x01(\x0b\x32\x1f.photomesh.common.v1.DeadLetter\"B\n\x18ReplayDeadLettersRequest\x12&\n\x0f\x64\x65\x61\x64_letter_ids\x18\x01 \x03(\x03\x42\r\xbaH\n\x92\x01\x07\x08\x01\x10\xf4\x03\x18\x01\"1\n\x19ReplayDeadLettersResponse\x12\x14\n\x0creplayed_ids\x18\x01 \x03(\x03\"@\n\x16\x44ropDeadLettersRequest\x12&\n\x0f\x64\x65\x61\x64_letter_ids\x18\x01 \x03(\x03\x42\r\xbaH\n\x92\x01\x07\x08\x01\x10\xf4\x03\x18\x01\".\n\x17\x44ropDeadLettersResponse\x12\x13\n\x0b\x64ropped_ids\x18\x01 \x03(\x03\x32\xd0\x06\n\x12\x46\x61noutAdminService\x12Q\n\x06GetLag\x12\".photomesh.fanout.v1.GetLagRequest\x1a#.photomesh.fanout.v1.GetLagResponse\x12`\n\x0bListFanouts\x12\'.photomesh.fanout.v1.ListFanoutsRequest\x1a(.photomesh.fanout.v1.ListFanoutsResponse\x12]\n\nPauseTopic\x12&.photomesh.fanout.v1.PauseTopicRequest\x1a\'.photomesh.fanout.v1.PauseTopicResponse\x12`\n\x0bResumeTopic\x12\'.photomesh.fanout.v1.ResumeTopicRequest\x1a(.photomesh.fanout.v1.ResumeTopicResponse\x12l\n\x0fListDeadLetters\x12+.photomesh.fanout.v1.ListDeadLettersRequest\x1a,.photomesh.fanout.v1.ListDeadLettersResponse\x12\x66\n\rGetDeadLetter\x12).photomesh.fanout.v1.GetDeadLetterRequest\x1a*.photomesh.fanout.v1.GetDeadLetterResponse\x12r\n\x11ReplayDeadLetters\x12-.photomesh.fanout.v1.ReplayDeadLettersRequest\x1a..photomesh.fanout.v1.ReplayDeadLettersResponse\x12l\n\x0f\x44ropDeadLetters\x12+.photomesh.fanout.v1.DropDeadLettersRequest\x1a,.photomesh.fanout.v1.DropDeadLettersResponse\x1a\x0c\x8a\xb5\x18\x08operatorb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n.photomesh/fanout/v1/fanout_admin_service.proto\x12\x13photomesh.fanout.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a!photomesh/common/v1/options.proto\"\x0f\n\rGetLagRequest\"G\n\x0eGetLagResponse\x12\x35\n\npartitions\x18\x01 \x03(\x0b\x32!.photomesh.fanout.v1.PartitionLag\"{\n\x0cPartitionLag\x12\r\n\x05topic\x18\x01 \x01(\t\x12\x11\n\tpartition\x18\x02 \x01(\x05\x12\x12\n\nend_offset\x18\x03 \x01(\x03\x12\x18\n\x10\x63ommitted_offset\x18\x04 \x01(\x03\x12\x0b\n\x03lag\x18\x05 \x01(\x03\x12\x0e\n\x06paused\x18\x06 \x01(\x08\"N\n\x12ListFanoutsRequest\x12\x19\n\x08\x61\x66ter_id\x18\x01 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00\x12\x1d\n\tpage_size\x18\x02 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xf4\x03(\x00\"K\n\x13ListFanoutsResponse\x12\x34\n\x07\x66\x61nouts\x18\x01 \x03(\x0b\x32#.photomesh.fanout.v1.FanoutInFlight\"\xf2\x01\n\x0e\x46\x61noutInFlight\x12\x11\n\tfanout_id\x18\x01 \x01(\x03\x12\x12\n\naccount_id\x18\x02 \x01(\x03\x12\x11\n\x07post_id\x18\x03 \x01(\x03H\x00\x12\x18\n\x0emode_change_id\x18\x04 \x01(\x03H\x00\x12.\n\nbegin_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06\x63hunks\x18\x06 \x01(\x05\x12\x13\n\x0b\x63hunks_done\x18\x07 \x01(\x05\x12\x11\n\tfollowers\x18\x08 \x01(\x03\x12\x19\n\x11\x66ollowers_reached\x18\t \x01(\x03\x42\t\n\x07subject\".\n\x11PauseTopicRequest\x12\x19\n\x05topic\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xf9\x01\"\x14\n\x12PauseTopicResponse\"/\n\x12ResumeTopicRequest\x12\x19\n\x05topic\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xf9\x01\"\x15\n\x13ResumeTopicResponse2\x98\x03\n\x12\x46\x61noutAdminService\x12Q\n\x06GetLag\x12\".photomesh.fanout.v1.GetLagRequest\x1a#.photomesh.fanout.v1.GetLagResponse\x12`\n\x0bListFanouts\x12\'.photomesh.fanout.v1.ListFanoutsRequest\x1a(.photomesh.fanout.v1.ListFanoutsResponse\x12]\n\nPauseTopic\x12&.photomesh.fanout.v1.PauseTopicRequest\x1a\'.photomesh.fanout.v1.PauseTopicResponse\x12`\n\x0bResumeTopic\x12\'.photomesh.fanout.v1.ResumeTopicRequest\x1a(.photomesh.fanout.v1.ResumeTopicResponse\x1a\x0c\x8a\xb5\x18\x08operatorb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -43,56 +42,28 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PAUSETOPICREQUEST'].fields_by_name['topic']._serialized_options = b'\272H\007r\005\020\001\030\371\001'
   _globals['_RESUMETOPICREQUEST'].fields_by_name['topic']._loaded_options = None
   _globals['_RESUMETOPICREQUEST'].fields_by_name['topic']._serialized_options = b'\272H\007r\005\020\001\030\371\001'
-  _globals['_LISTDEADLETTERSREQUEST'].fields_by_name['topic']._loaded_options = None
-  _globals['_LISTDEADLETTERSREQUEST'].fields_by_name['topic']._serialized_options = b'\272H\005r\003\030\371\001'
-  _globals['_LISTDEADLETTERSREQUEST'].fields_by_name['after_id']._loaded_options = None
-  _globals['_LISTDEADLETTERSREQUEST'].fields_by_name['after_id']._serialized_options = b'\272H\004\"\002(\000'
-  _globals['_LISTDEADLETTERSREQUEST'].fields_by_name['page_size']._loaded_options = None
-  _globals['_LISTDEADLETTERSREQUEST'].fields_by_name['page_size']._serialized_options = b'\272H\007\032\005\030\364\003(\000'
-  _globals['_GETDEADLETTERREQUEST'].fields_by_name['dead_letter_id']._loaded_options = None
-  _globals['_GETDEADLETTERREQUEST'].fields_by_name['dead_letter_id']._serialized_options = b'\272H\004\"\002 \000'
-  _globals['_REPLAYDEADLETTERSREQUEST'].fields_by_name['dead_letter_ids']._loaded_options = None
-  _globals['_REPLAYDEADLETTERSREQUEST'].fields_by_name['dead_letter_ids']._serialized_options = b'\272H\n\222\001\007\010\001\020\364\003\030\001'
-  _globals['_DROPDEADLETTERSREQUEST'].fields_by_name['dead_letter_ids']._loaded_options = None
-  _globals['_DROPDEADLETTERSREQUEST'].fields_by_name['dead_letter_ids']._serialized_options = b'\272H\n\222\001\007\010\001\020\364\003\030\001'
   _globals['_FANOUTADMINSERVICE']._loaded_options = None
   _globals['_FANOUTADMINSERVICE']._serialized_options = b'\212\265\030\010operator'
-  _globals['_GETLAGREQUEST']._serialized_start=207
-  _globals['_GETLAGREQUEST']._serialized_end=222
-  _globals['_GETLAGRESPONSE']._serialized_start=224
-  _globals['_GETLAGRESPONSE']._serialized_end=295
-  _globals['_PARTITIONLAG']._serialized_start=297
-  _globals['_PARTITIONLAG']._serialized_end=420
-  _globals['_LISTFANOUTSREQUEST']._serialized_start=422
-  _globals['_LISTFANOUTSREQUEST']._serialized_end=500
-  _globals['_LISTFANOUTSRESPONSE']._serialized_start=502
-  _globals['_LISTFANOUTSRESPONSE']._serialized_end=577
-  _globals['_FANOUTINFLIGHT']._serialized_start=580
-  _globals['_FANOUTINFLIGHT']._serialized_end=822
-  _globals['_PAUSETOPICREQUEST']._serialized_start=824
-  _globals['_PAUSETOPICREQUEST']._serialized_end=870
-  _globals['_PAUSETOPICRESPONSE']._serialized_start=872
-  _globals['_PAUSETOPICRESPONSE']._serialized_end=892
-  _globals['_RESUMETOPICREQUEST']._serialized_start=894
-  _globals['_RESUMETOPICREQUEST']._serialized_end=941
-  _globals['_RESUMETOPICRESPONSE']._serialized_start=943
-  _globals['_RESUMETOPICRESPONSE']._serialized_end=964
-  _globals['_LISTDEADLETTERSREQUEST']._serialized_start=966
-  _globals['_LISTDEADLETTERSREQUEST']._serialized_end=1073
-  _globals['_LISTDEADLETTERSRESPONSE']._serialized_start=1075
-  _globals['_LISTDEADLETTERSRESPONSE']._serialized_end=1155
-  _globals['_GETDEADLETTERREQUEST']._serialized_start=1157
-  _globals['_GETDEADLETTERREQUEST']._serialized_end=1212
-  _globals['_GETDEADLETTERRESPONSE']._serialized_start=1214
-  _globals['_GETDEADLETTERRESPONSE']._serialized_end=1291
-  _globals['_REPLAYDEADLETTERSREQUEST']._serialized_start=1293
-  _globals['_REPLAYDEADLETTERSREQUEST']._serialized_end=1359
-  _globals['_REPLAYDEADLETTERSRESPONSE']._serialized_start=1361
-  _globals['_REPLAYDEADLETTERSRESPONSE']._serialized_end=1410
-  _globals['_DROPDEADLETTERSREQUEST']._serialized_start=1412
-  _globals['_DROPDEADLETTERSREQUEST']._serialized_end=1476
-  _globals['_DROPDEADLETTERSRESPONSE']._serialized_start=1478
-  _globals['_DROPDEADLETTERSRESPONSE']._serialized_end=1524
-  _globals['_FANOUTADMINSERVICE']._serialized_start=1527
-  _globals['_FANOUTADMINSERVICE']._serialized_end=2375
+  _globals['_GETLAGREQUEST']._serialized_start=168
+  _globals['_GETLAGREQUEST']._serialized_end=183
+  _globals['_GETLAGRESPONSE']._serialized_start=185
+  _globals['_GETLAGRESPONSE']._serialized_end=256
+  _globals['_PARTITIONLAG']._serialized_start=258
+  _globals['_PARTITIONLAG']._serialized_end=381
+  _globals['_LISTFANOUTSREQUEST']._serialized_start=383
+  _globals['_LISTFANOUTSREQUEST']._serialized_end=461
+  _globals['_LISTFANOUTSRESPONSE']._serialized_start=463
+  _globals['_LISTFANOUTSRESPONSE']._serialized_end=538
+  _globals['_FANOUTINFLIGHT']._serialized_start=541
+  _globals['_FANOUTINFLIGHT']._serialized_end=783
+  _globals['_PAUSETOPICREQUEST']._serialized_start=785
+  _globals['_PAUSETOPICREQUEST']._serialized_end=831
+  _globals['_PAUSETOPICRESPONSE']._serialized_start=833
+  _globals['_PAUSETOPICRESPONSE']._serialized_end=853
+  _globals['_RESUMETOPICREQUEST']._serialized_start=855
+  _globals['_RESUMETOPICREQUEST']._serialized_end=902
+  _globals['_RESUMETOPICRESPONSE']._serialized_start=904
+  _globals['_RESUMETOPICRESPONSE']._serialized_end=925
+  _globals['_FANOUTADMINSERVICE']._serialized_start=928
+  _globals['_FANOUTADMINSERVICE']._serialized_end=1336
 # @@protoc_insertion_point(module_scope)

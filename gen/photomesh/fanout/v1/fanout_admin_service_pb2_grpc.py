@@ -58,26 +58,6 @@ class FanoutAdminServiceStub:
                 request_serializer=photomesh_dot_fanout_dot_v1_dot_fanout__admin__service__pb2.ResumeTopicRequest.SerializeToString,
                 response_deserializer=photomesh_dot_fanout_dot_v1_dot_fanout__admin__service__pb2.ResumeTopicResponse.FromString,
                 _registered_method=True)
-        self.ListDeadLetters = channel.unary_unary(
-                '/photomesh.fanout.v1.FanoutAdminService/ListDeadLetters',
-                request_serializer=photomesh_dot_fanout_dot_v1_dot_fanout__admin__service__pb2.ListDeadLettersRequest.SerializeToString,
-                response_deserializer=photomesh_dot_fanout_dot_v1_dot_fanout__admin__service__pb2.ListDeadLettersResponse.FromString,
-                _registered_method=True)
-        self.GetDeadLetter = channel.unary_unary(
-                '/photomesh.fanout.v1.FanoutAdminService/GetDeadLetter',
-                request_serializer=photomesh_dot_fanout_dot_v1_dot_fanout__admin__service__pb2.GetDeadLetterRequest.SerializeToString,
-                response_deserializer=photomesh_dot_fanout_dot_v1_dot_fanout__admin__service__pb2.GetDeadLetterResponse.FromString,
-                _registered_method=True)
-        self.ReplayDeadLetters = channel.unary_unary(
-                '/photomesh.fanout.v1.FanoutAdminService/ReplayDeadLetters',
-                request_serializer=photomesh_dot_fanout_dot_v1_dot_fanout__admin__service__pb2.ReplayDeadLettersRequest.SerializeToString,
-                response_deserializer=photomesh_dot_fanout_dot_v1_dot_fanout__admin__service__pb2.ReplayDeadLettersResponse.FromString,
-                _registered_method=True)
-        self.DropDeadLetters = channel.unary_unary(
-                '/photomesh.fanout.v1.FanoutAdminService/DropDeadLetters',
-                request_serializer=photomesh_dot_fanout_dot_v1_dot_fanout__admin__service__pb2.DropDeadLettersRequest.SerializeToString,
-                response_deserializer=photomesh_dot_fanout_dot_v1_dot_fanout__admin__service__pb2.DropDeadLettersResponse.FromString,
-                _registered_method=True)
 
 
 class FanoutAdminServiceServicer:
@@ -135,46 +115,6 @@ class FanoutAdminServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def ListDeadLetters(self, request, context):
-        """Lists events that fan-out gave up and that were neither replayed nor dropped, oldest first.
-
-        Errors:
-        - INVALID_ARGUMENT (FIELD_INVALID): the page size is not 1 to 500.
-        """
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
-
-    def GetDeadLetter(self, request, context):
-        """Returns one dead letter with its event, also when it was replayed or dropped.
-
-        Errors:
-        - NOT_FOUND (DEAD_LETTER_UNKNOWN): there is none with this id.
-        """
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
-
-    def ReplayDeadLetters(self, request, context):
-        """Publishes events once more, to the topics that they came from.
-
-        Every consumer of the topic handles them again, which is harmless. An event that fails again
-        becomes a new dead letter. Those that were replayed or dropped before are passed over, so
-        repeats of this call are harmless, too.
-        """
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
-
-    def DropDeadLetters(self, request, context):
-        """Gives events up for good. Those that were replayed or dropped before are passed over.
-
-        A fan-out whose chunk is given up never ends; it is listed until it is 30 days old.
-        """
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
-
 
 def add_FanoutAdminServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -197,26 +137,6 @@ def add_FanoutAdminServiceServicer_to_server(servicer, server):
                     servicer.ResumeTopic,
                     request_deserializer=photomesh_dot_fanout_dot_v1_dot_fanout__admin__service__pb2.ResumeTopicRequest.FromString,
                     response_serializer=photomesh_dot_fanout_dot_v1_dot_fanout__admin__service__pb2.ResumeTopicResponse.SerializeToString,
-            ),
-            'ListDeadLetters': grpc.unary_unary_rpc_method_handler(
-                    servicer.ListDeadLetters,
-                    request_deserializer=photomesh_dot_fanout_dot_v1_dot_fanout__admin__service__pb2.ListDeadLettersRequest.FromString,
-                    response_serializer=photomesh_dot_fanout_dot_v1_dot_fanout__admin__service__pb2.ListDeadLettersResponse.SerializeToString,
-            ),
-            'GetDeadLetter': grpc.unary_unary_rpc_method_handler(
-                    servicer.GetDeadLetter,
-                    request_deserializer=photomesh_dot_fanout_dot_v1_dot_fanout__admin__service__pb2.GetDeadLetterRequest.FromString,
-                    response_serializer=photomesh_dot_fanout_dot_v1_dot_fanout__admin__service__pb2.GetDeadLetterResponse.SerializeToString,
-            ),
-            'ReplayDeadLetters': grpc.unary_unary_rpc_method_handler(
-                    servicer.ReplayDeadLetters,
-                    request_deserializer=photomesh_dot_fanout_dot_v1_dot_fanout__admin__service__pb2.ReplayDeadLettersRequest.FromString,
-                    response_serializer=photomesh_dot_fanout_dot_v1_dot_fanout__admin__service__pb2.ReplayDeadLettersResponse.SerializeToString,
-            ),
-            'DropDeadLetters': grpc.unary_unary_rpc_method_handler(
-                    servicer.DropDeadLetters,
-                    request_deserializer=photomesh_dot_fanout_dot_v1_dot_fanout__admin__service__pb2.DropDeadLettersRequest.FromString,
-                    response_serializer=photomesh_dot_fanout_dot_v1_dot_fanout__admin__service__pb2.DropDeadLettersResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -331,114 +251,6 @@ class FanoutAdminService:
             '/photomesh.fanout.v1.FanoutAdminService/ResumeTopic',
             photomesh_dot_fanout_dot_v1_dot_fanout__admin__service__pb2.ResumeTopicRequest.SerializeToString,
             photomesh_dot_fanout_dot_v1_dot_fanout__admin__service__pb2.ResumeTopicResponse.FromString,
-            options,
-            channel_credentials,
-            insecure,
-            call_credentials,
-            compression,
-            wait_for_ready,
-            timeout,
-            metadata,
-            _registered_method=True)
-
-    @staticmethod
-    def ListDeadLetters(request,
-            target,
-            options=(),
-            channel_credentials=None,
-            call_credentials=None,
-            insecure=False,
-            compression=None,
-            wait_for_ready=None,
-            timeout=None,
-            metadata=None):
-        return grpc.experimental.unary_unary(
-            request,
-            target,
-            '/photomesh.fanout.v1.FanoutAdminService/ListDeadLetters',
-            photomesh_dot_fanout_dot_v1_dot_fanout__admin__service__pb2.ListDeadLettersRequest.SerializeToString,
-            photomesh_dot_fanout_dot_v1_dot_fanout__admin__service__pb2.ListDeadLettersResponse.FromString,
-            options,
-            channel_credentials,
-            insecure,
-            call_credentials,
-            compression,
-            wait_for_ready,
-            timeout,
-            metadata,
-            _registered_method=True)
-
-    @staticmethod
-    def GetDeadLetter(request,
-            target,
-            options=(),
-            channel_credentials=None,
-            call_credentials=None,
-            insecure=False,
-            compression=None,
-            wait_for_ready=None,
-            timeout=None,
-            metadata=None):
-        return grpc.experimental.unary_unary(
-            request,
-            target,
-            '/photomesh.fanout.v1.FanoutAdminService/GetDeadLetter',
-            photomesh_dot_fanout_dot_v1_dot_fanout__admin__service__pb2.GetDeadLetterRequest.SerializeToString,
-            photomesh_dot_fanout_dot_v1_dot_fanout__admin__service__pb2.GetDeadLetterResponse.FromString,
-            options,
-            channel_credentials,
-            insecure,
-            call_credentials,
-            compression,
-            wait_for_ready,
-            timeout,
-            metadata,
-            _registered_method=True)
-
-    @staticmethod
-    def ReplayDeadLetters(request,
-            target,
-            options=(),
-            channel_credentials=None,
-            call_credentials=None,
-            insecure=False,
-            compression=None,
-            wait_for_ready=None,
-            timeout=None,
-            metadata=None):
-        return grpc.experimental.unary_unary(
-            request,
-            target,
-            '/photomesh.fanout.v1.FanoutAdminService/ReplayDeadLetters',
-            photomesh_dot_fanout_dot_v1_dot_fanout__admin__service__pb2.ReplayDeadLettersRequest.SerializeToString,
-            photomesh_dot_fanout_dot_v1_dot_fanout__admin__service__pb2.ReplayDeadLettersResponse.FromString,
-            options,
-            channel_credentials,
-            insecure,
-            call_credentials,
-            compression,
-            wait_for_ready,
-            timeout,
-            metadata,
-            _registered_method=True)
-
-    @staticmethod
-    def DropDeadLetters(request,
-            target,
-            options=(),
-            channel_credentials=None,
-            call_credentials=None,
-            insecure=False,
-            compression=None,
-            wait_for_ready=None,
-            timeout=None,
-            metadata=None):
-        return grpc.experimental.unary_unary(
-            request,
-            target,
-            '/photomesh.fanout.v1.FanoutAdminService/DropDeadLetters',
-            photomesh_dot_fanout_dot_v1_dot_fanout__admin__service__pb2.DropDeadLettersRequest.SerializeToString,
-            photomesh_dot_fanout_dot_v1_dot_fanout__admin__service__pb2.DropDeadLettersResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -52,30 +52,6 @@ class FanoutAdminServiceStub:
     Errors:
     - INVALID_ARGUMENT (FIELD_INVALID): fan-out handles no such topic.
     """
-    ListDeadLetters: _aio.UnaryUnaryMultiCallable[_fanout_admin_service_pb2.ListDeadLettersRequest, _fanout_admin_service_pb2.ListDeadLettersResponse]
-    """Lists events that fan-out gave up and that were neither replayed nor dropped, oldest first.
-
-    Errors:
-    - INVALID_ARGUMENT (FIELD_INVALID): the page size is not 1 to 500.
-    """
-    GetDeadLetter: _aio.UnaryUnaryMultiCallable[_fanout_admin_service_pb2.GetDeadLetterRequest, _fanout_admin_service_pb2.GetDeadLetterResponse]
-    """Returns one dead letter with its event, also when it was replayed or dropped.
-
-    Errors:
-    - NOT_FOUND (DEAD_LETTER_UNKNOWN): there is none with this id.
-    """
-    ReplayDeadLetters: _aio.UnaryUnaryMultiCallable[_fanout_admin_service_pb2.ReplayDeadLettersRequest, _fanout_admin_service_pb2.ReplayDeadLettersResponse]
-    """Publishes events once more, to the topics that they came from.
-
-    Every consumer of the topic handles them again, which is harmless. An event that fails again
-    becomes a new dead letter. Those that were replayed or dropped before are passed over, so
-    repeats of this call are harmless, too.
-    """
-    DropDeadLetters: _aio.UnaryUnaryMultiCallable[_fanout_admin_service_pb2.DropDeadLettersRequest, _fanout_admin_service_pb2.DropDeadLettersResponse]
-    """Gives events up for good. Those that were replayed or dropped before are passed over.
-
-    A fan-out whose chunk is given up never ends; it is listed until it is 30 days old.
-    """
 
 class FanoutAdminServiceServicer(metaclass=_abc_1.ABCMeta):
     """What site reliability engineers do with fan-out. Not reachable from outside.
@@ -138,54 +114,6 @@ class FanoutAdminServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Errors:
         - INVALID_ARGUMENT (FIELD_INVALID): fan-out handles no such topic.
-        """
-
-    @_abc_1.abstractmethod
-    def ListDeadLetters(
-        self,
-        request: _fanout_admin_service_pb2.ListDeadLettersRequest,
-        context: _aio.ServicerContext[_fanout_admin_service_pb2.ListDeadLettersRequest, _abc.Awaitable[_fanout_admin_service_pb2.ListDeadLettersResponse]],
-    ) -> _abc.Awaitable[_fanout_admin_service_pb2.ListDeadLettersResponse]:
-        """Lists events that fan-out gave up and that were neither replayed nor dropped, oldest first.
-
-        Errors:
-        - INVALID_ARGUMENT (FIELD_INVALID): the page size is not 1 to 500.
-        """
-
-    @_abc_1.abstractmethod
-    def GetDeadLetter(
-        self,
-        request: _fanout_admin_service_pb2.GetDeadLetterRequest,
-        context: _aio.ServicerContext[_fanout_admin_service_pb2.GetDeadLetterRequest, _abc.Awaitable[_fanout_admin_service_pb2.GetDeadLetterResponse]],
-    ) -> _abc.Awaitable[_fanout_admin_service_pb2.GetDeadLetterResponse]:
-        """Returns one dead letter with its event, also when it was replayed or dropped.
-
-        Errors:
-        - NOT_FOUND (DEAD_LETTER_UNKNOWN): there is none with this id.
-        """
-
-    @_abc_1.abstractmethod
-    def ReplayDeadLetters(
-        self,
-        request: _fanout_admin_service_pb2.ReplayDeadLettersRequest,
-        context: _aio.ServicerContext[_fanout_admin_service_pb2.ReplayDeadLettersRequest, _abc.Awaitable[_fanout_admin_service_pb2.ReplayDeadLettersResponse]],
-    ) -> _abc.Awaitable[_fanout_admin_service_pb2.ReplayDeadLettersResponse]:
-        """Publishes events once more, to the topics that they came from.
-
-        Every consumer of the topic handles them again, which is harmless. An event that fails again
-        becomes a new dead letter. Those that were replayed or dropped before are passed over, so
-        repeats of this call are harmless, too.
-        """
-
-    @_abc_1.abstractmethod
-    def DropDeadLetters(
-        self,
-        request: _fanout_admin_service_pb2.DropDeadLettersRequest,
-        context: _aio.ServicerContext[_fanout_admin_service_pb2.DropDeadLettersRequest, _abc.Awaitable[_fanout_admin_service_pb2.DropDeadLettersResponse]],
-    ) -> _abc.Awaitable[_fanout_admin_service_pb2.DropDeadLettersResponse]:
-        """Gives events up for good. Those that were replayed or dropped before are passed over.
-
-        A fan-out whose chunk is given up never ends; it is listed until it is 30 days old.
         """
 
 def add_FanoutAdminServiceServicer_to_server(servicer: FanoutAdminServiceServicer, server: _aio.Server) -> None: ...

@@ -1,13 +1,13 @@
-"""Dead letters of media, as an engineer with the operator's certificate meets them."""
+"""Dead letters of the media worker, as an engineer with the operator's certificate meets them."""
 
 import asyncio
 
 import grpc
 import pytest
 from kafka import KafkaProducer
-from photomesh.media.v1 import media_admin_service_pb2 as pb
+from photomesh.common.v1 import dead_letter_service_pb2 as pb
+from photomesh.common.v1.dead_letter_service_pb2_grpc import DeadLetterServiceStub
 from photomesh.media.v1.events_pb2 import MediaUploaded
-from photomesh.media.v1.media_admin_service_pb2_grpc import MediaAdminServiceStub
 
 from tests.callers import Refusal, channel_to
 from tests.eventually import PATIENCE_SECONDS, eventually
@@ -16,8 +16,8 @@ from tests.eventually import PATIENCE_SECONDS, eventually
 @pytest.fixture
 async def admin(infrastructure):
     infrastructure.up(["media", "media-worker"])
-    async with channel_to(infrastructure, "media", identity="operator") as channel:
-        yield MediaAdminServiceStub(channel)
+    async with channel_to(infrastructure, "media-worker", identity="operator") as channel:
+        yield DeadLetterServiceStub(channel)
 
 
 async def test_a_message_that_is_none_waits_for_a_decision(admin, kafka):
@@ -61,9 +61,9 @@ async def test_a_message_that_is_none_waits_for_a_decision(admin, kafka):
 
 @pytest.mark.parametrize("identity", ["gateway", "post"])
 async def test_nobody_else_is_let_in(infrastructure, admin, identity):
-    async with channel_to(infrastructure, "media", identity=identity) as channel:
+    async with channel_to(infrastructure, "media-worker", identity=identity) as channel:
         with pytest.raises(grpc.aio.AioRpcError) as refused:
-            await MediaAdminServiceStub(channel).ListDeadLetters(pb.ListDeadLettersRequest())
+            await DeadLetterServiceStub(channel).ListDeadLetters(pb.ListDeadLettersRequest())
     assert Refusal.of(refused.value).reason == "CALLER_NOT_ALLOWED"
 
 

@@ -3,7 +3,7 @@
 import grpc
 import warnings
 
-from photomesh.media.v1 import media_admin_service_pb2 as photomesh_dot_media_dot_v1_dot_media__admin__service__pb2
+from photomesh.common.v1 import dead_letter_service_pb2 as photomesh_dot_common_dot_v1_dot_dead__letter__service__pb2
 
 GRPC_GENERATED_VERSION = '1.85.1'
 GRPC_VERSION = grpc.__version__
@@ -18,18 +18,18 @@ except ImportError:
 if _version_not_supported:
     raise RuntimeError(
         f'The grpc package installed is at version {GRPC_VERSION},'
-        + ' but the generated code in photomesh/media/v1/media_admin_service_pb2_grpc.py depends on'
+        + ' but the generated code in photomesh/common/v1/dead_letter_service_pb2_grpc.py depends on'
         + f' grpcio>={GRPC_GENERATED_VERSION}.'
         + f' Please upgrade your grpc module to grpcio>={GRPC_GENERATED_VERSION}'
         + f' or downgrade your generated code using grpcio-tools<={GRPC_VERSION}.'
     )
 
 
-class MediaAdminServiceStub:
-    """What site reliability engineers do with media. Not reachable from outside.
+class DeadLetterServiceStub:
+    """Dead letters: events that a consumer group gave up after several tries. Not reachable from
+    outside.
 
-    Dead letters are events that media, media-worker or another consumer of media's topics could not
-    handle: a consumer gives one up after several tries, tells why, and goes on with the next.
+    Every process that consumes events serves this for its own group. The audit log has each call.
     """
 
     def __init__(self, channel):
@@ -39,36 +39,36 @@ class MediaAdminServiceStub:
             channel: A grpc.Channel.
         """
         self.ListDeadLetters = channel.unary_unary(
-                '/photomesh.media.v1.MediaAdminService/ListDeadLetters',
-                request_serializer=photomesh_dot_media_dot_v1_dot_media__admin__service__pb2.ListDeadLettersRequest.SerializeToString,
-                response_deserializer=photomesh_dot_media_dot_v1_dot_media__admin__service__pb2.ListDeadLettersResponse.FromString,
+                '/photomesh.common.v1.DeadLetterService/ListDeadLetters',
+                request_serializer=photomesh_dot_common_dot_v1_dot_dead__letter__service__pb2.ListDeadLettersRequest.SerializeToString,
+                response_deserializer=photomesh_dot_common_dot_v1_dot_dead__letter__service__pb2.ListDeadLettersResponse.FromString,
                 _registered_method=True)
         self.GetDeadLetter = channel.unary_unary(
-                '/photomesh.media.v1.MediaAdminService/GetDeadLetter',
-                request_serializer=photomesh_dot_media_dot_v1_dot_media__admin__service__pb2.GetDeadLetterRequest.SerializeToString,
-                response_deserializer=photomesh_dot_media_dot_v1_dot_media__admin__service__pb2.GetDeadLetterResponse.FromString,
+                '/photomesh.common.v1.DeadLetterService/GetDeadLetter',
+                request_serializer=photomesh_dot_common_dot_v1_dot_dead__letter__service__pb2.GetDeadLetterRequest.SerializeToString,
+                response_deserializer=photomesh_dot_common_dot_v1_dot_dead__letter__service__pb2.GetDeadLetterResponse.FromString,
                 _registered_method=True)
         self.ReplayDeadLetters = channel.unary_unary(
-                '/photomesh.media.v1.MediaAdminService/ReplayDeadLetters',
-                request_serializer=photomesh_dot_media_dot_v1_dot_media__admin__service__pb2.ReplayDeadLettersRequest.SerializeToString,
-                response_deserializer=photomesh_dot_media_dot_v1_dot_media__admin__service__pb2.ReplayDeadLettersResponse.FromString,
+                '/photomesh.common.v1.DeadLetterService/ReplayDeadLetters',
+                request_serializer=photomesh_dot_common_dot_v1_dot_dead__letter__service__pb2.ReplayDeadLettersRequest.SerializeToString,
+                response_deserializer=photomesh_dot_common_dot_v1_dot_dead__letter__service__pb2.ReplayDeadLettersResponse.FromString,
                 _registered_method=True)
         self.DropDeadLetters = channel.unary_unary(
-                '/photomesh.media.v1.MediaAdminService/DropDeadLetters',
-                request_serializer=photomesh_dot_media_dot_v1_dot_media__admin__service__pb2.DropDeadLettersRequest.SerializeToString,
-                response_deserializer=photomesh_dot_media_dot_v1_dot_media__admin__service__pb2.DropDeadLettersResponse.FromString,
+                '/photomesh.common.v1.DeadLetterService/DropDeadLetters',
+                request_serializer=photomesh_dot_common_dot_v1_dot_dead__letter__service__pb2.DropDeadLettersRequest.SerializeToString,
+                response_deserializer=photomesh_dot_common_dot_v1_dot_dead__letter__service__pb2.DropDeadLettersResponse.FromString,
                 _registered_method=True)
 
 
-class MediaAdminServiceServicer:
-    """What site reliability engineers do with media. Not reachable from outside.
+class DeadLetterServiceServicer:
+    """Dead letters: events that a consumer group gave up after several tries. Not reachable from
+    outside.
 
-    Dead letters are events that media, media-worker or another consumer of media's topics could not
-    handle: a consumer gives one up after several tries, tells why, and goes on with the next.
+    Every process that consumes events serves this for its own group. The audit log has each call.
     """
 
     def ListDeadLetters(self, request, context):
-        """Lists dead letters that were neither replayed nor dropped, oldest first.
+        """Lists dead letters that are neither replayed nor dropped, oldest first.
 
         Errors:
         - INVALID_ARGUMENT (FIELD_INVALID): the page size is not 1 to 500.
@@ -78,69 +78,70 @@ class MediaAdminServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetDeadLetter(self, request, context):
-        """Returns one dead letter with its event, also when it was replayed or dropped.
+        """Returns one dead letter with its event, also if it was replayed or dropped.
 
         Errors:
-        - NOT_FOUND (DEAD_LETTER_UNKNOWN): there is none with this id.
+        - NOT_FOUND (DEAD_LETTER_UNKNOWN): the group has no dead letter with this id.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ReplayDeadLetters(self, request, context):
-        """Publishes events once more, to the topics that they came from.
+        """Publishes events again, for this group alone: other groups pass over them.
 
-        Every consumer of the topic handles them again, which is harmless. An event that fails again
-        becomes a new dead letter. Those that were replayed or dropped before are passed over, so
-        repeats of this call are harmless, too.
+        An event that fails again becomes a new dead letter. Dead letters that were replayed or dropped
+        before are skipped, so the call can be repeated.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def DropDeadLetters(self, request, context):
-        """Gives events up for good. Those that were replayed or dropped before are passed over.
+        """Gives up events for good. Dead letters that were replayed or dropped before are skipped.
+
+        A fan-out whose chunk is dropped never ends; it is listed until it is 30 days old.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
 
-def add_MediaAdminServiceServicer_to_server(servicer, server):
+def add_DeadLetterServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
             'ListDeadLetters': grpc.unary_unary_rpc_method_handler(
                     servicer.ListDeadLetters,
-                    request_deserializer=photomesh_dot_media_dot_v1_dot_media__admin__service__pb2.ListDeadLettersRequest.FromString,
-                    response_serializer=photomesh_dot_media_dot_v1_dot_media__admin__service__pb2.ListDeadLettersResponse.SerializeToString,
+                    request_deserializer=photomesh_dot_common_dot_v1_dot_dead__letter__service__pb2.ListDeadLettersRequest.FromString,
+                    response_serializer=photomesh_dot_common_dot_v1_dot_dead__letter__service__pb2.ListDeadLettersResponse.SerializeToString,
             ),
             'GetDeadLetter': grpc.unary_unary_rpc_method_handler(
                     servicer.GetDeadLetter,
-                    request_deserializer=photomesh_dot_media_dot_v1_dot_media__admin__service__pb2.GetDeadLetterRequest.FromString,
-                    response_serializer=photomesh_dot_media_dot_v1_dot_media__admin__service__pb2.GetDeadLetterResponse.SerializeToString,
+                    request_deserializer=photomesh_dot_common_dot_v1_dot_dead__letter__service__pb2.GetDeadLetterRequest.FromString,
+                    response_serializer=photomesh_dot_common_dot_v1_dot_dead__letter__service__pb2.GetDeadLetterResponse.SerializeToString,
             ),
             'ReplayDeadLetters': grpc.unary_unary_rpc_method_handler(
                     servicer.ReplayDeadLetters,
-                    request_deserializer=photomesh_dot_media_dot_v1_dot_media__admin__service__pb2.ReplayDeadLettersRequest.FromString,
-                    response_serializer=photomesh_dot_media_dot_v1_dot_media__admin__service__pb2.ReplayDeadLettersResponse.SerializeToString,
+                    request_deserializer=photomesh_dot_common_dot_v1_dot_dead__letter__service__pb2.ReplayDeadLettersRequest.FromString,
+                    response_serializer=photomesh_dot_common_dot_v1_dot_dead__letter__service__pb2.ReplayDeadLettersResponse.SerializeToString,
             ),
             'DropDeadLetters': grpc.unary_unary_rpc_method_handler(
                     servicer.DropDeadLetters,
-                    request_deserializer=photomesh_dot_media_dot_v1_dot_media__admin__service__pb2.DropDeadLettersRequest.FromString,
-                    response_serializer=photomesh_dot_media_dot_v1_dot_media__admin__service__pb2.DropDeadLettersResponse.SerializeToString,
+                    request_deserializer=photomesh_dot_common_dot_v1_dot_dead__letter__service__pb2.DropDeadLettersRequest.FromString,
+                    response_serializer=photomesh_dot_common_dot_v1_dot_dead__letter__service__pb2.DropDeadLettersResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
-            'photomesh.media.v1.MediaAdminService', rpc_method_handlers)
+            'photomesh.common.v1.DeadLetterService', rpc_method_handlers)
     server.add_generic_rpc_handlers((generic_handler,))
-    server.add_registered_method_handlers('photomesh.media.v1.MediaAdminService', rpc_method_handlers)
+    server.add_registered_method_handlers('photomesh.common.v1.DeadLetterService', rpc_method_handlers)
 
 
  # This class is part of an EXPERIMENTAL API.
-class MediaAdminService:
-    """What site reliability engineers do with media. Not reachable from outside.
+class DeadLetterService:
+    """Dead letters: events that a consumer group gave up after several tries. Not reachable from
+    outside.
 
-    Dead letters are events that media, media-worker or another consumer of media's topics could not
-    handle: a consumer gives one up after several tries, tells why, and goes on with the next.
+    Every process that consumes events serves this for its own group. The audit log has each call.
     """
 
     @staticmethod
@@ -157,9 +158,9 @@ class MediaAdminService:
         return grpc.experimental.unary_unary(
             request,
             target,
-            '/photomesh.media.v1.MediaAdminService/ListDeadLetters',
-            photomesh_dot_media_dot_v1_dot_media__admin__service__pb2.ListDeadLettersRequest.SerializeToString,
-            photomesh_dot_media_dot_v1_dot_media__admin__service__pb2.ListDeadLettersResponse.FromString,
+            '/photomesh.common.v1.DeadLetterService/ListDeadLetters',
+            photomesh_dot_common_dot_v1_dot_dead__letter__service__pb2.ListDeadLettersRequest.SerializeToString,
+            photomesh_dot_common_dot_v1_dot_dead__letter__service__pb2.ListDeadLettersResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -184,9 +185,9 @@ class MediaAdminService:
         return grpc.experimental.unary_unary(
             request,
             target,
-            '/photomesh.media.v1.MediaAdminService/GetDeadLetter',
-            photomesh_dot_media_dot_v1_dot_media__admin__service__pb2.GetDeadLetterRequest.SerializeToString,
-            photomesh_dot_media_dot_v1_dot_media__admin__service__pb2.GetDeadLetterResponse.FromString,
+            '/photomesh.common.v1.DeadLetterService/GetDeadLetter',
+            photomesh_dot_common_dot_v1_dot_dead__letter__service__pb2.GetDeadLetterRequest.SerializeToString,
+            photomesh_dot_common_dot_v1_dot_dead__letter__service__pb2.GetDeadLetterResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -211,9 +212,9 @@ class MediaAdminService:
         return grpc.experimental.unary_unary(
             request,
             target,
-            '/photomesh.media.v1.MediaAdminService/ReplayDeadLetters',
-            photomesh_dot_media_dot_v1_dot_media__admin__service__pb2.ReplayDeadLettersRequest.SerializeToString,
-            photomesh_dot_media_dot_v1_dot_media__admin__service__pb2.ReplayDeadLettersResponse.FromString,
+            '/photomesh.common.v1.DeadLetterService/ReplayDeadLetters',
+            photomesh_dot_common_dot_v1_dot_dead__letter__service__pb2.ReplayDeadLettersRequest.SerializeToString,
+            photomesh_dot_common_dot_v1_dot_dead__letter__service__pb2.ReplayDeadLettersResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -238,9 +239,9 @@ class MediaAdminService:
         return grpc.experimental.unary_unary(
             request,
             target,
-            '/photomesh.media.v1.MediaAdminService/DropDeadLetters',
-            photomesh_dot_media_dot_v1_dot_media__admin__service__pb2.DropDeadLettersRequest.SerializeToString,
-            photomesh_dot_media_dot_v1_dot_media__admin__service__pb2.DropDeadLettersResponse.FromString,
+            '/photomesh.common.v1.DeadLetterService/DropDeadLetters',
+            photomesh_dot_common_dot_v1_dot_dead__letter__service__pb2.DropDeadLettersRequest.SerializeToString,
+            photomesh_dot_common_dot_v1_dot_dead__letter__service__pb2.DropDeadLettersResponse.FromString,
             options,
             channel_credentials,
             insecure,
