@@ -7,6 +7,7 @@ another one, too.
 import click
 
 from loadtest.edge import edge
+from loadtest.events import events
 from loadtest.fanout import fanout
 from loadtest.feed import feed
 from loadtest.followers import followers
@@ -31,6 +32,7 @@ for command in (
     pipeline,
     uploads,
     edge,
+    events,
     feed,
     followers,
     fanout,

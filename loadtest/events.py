@@ -1,0 +1,333 @@
+"""Events from their commit to their handler, beside what kafka-python does without us.
+
+Replicas commit events in transactions of 100 and relay them to the broker, as the processes of a
+service do; one consumer handles them. The ceiling is one kafka-python producer and one kafka-python
+consumer on the same broker that do nothing else, with records of the same content. Each process has
+an interpreter of its own. All ways are measured in turns, so that all meet the same machine.
+"""
+
+import asyncio
+import contextlib
+import multiprocessing
+import resource
+import statistics
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from multiprocessing.process import BaseProcess
+from multiprocessing.queues import Queue
+from multiprocessing.synchronize import Event
+from pathlib import Path
+from typing import Any
+
+import click
+from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
+from kafka.admin import NewTopic
+from photomesh.graph.v1.events_pb2 import FollowChanged
+
+from deploy.local.ports import free_ports
+from deploy.local.stack import Stack
+from loadtest import crowds
+from services.common import context
+from services.common.config import DatabaseSettings, KafkaSettings
+from services.common.consumer import BatchSubscription, Consumer, Subscription
+from services.common.database import Database
+from services.common.outbox import Outbox, Relay
+from services.common.topics import Topic, key_of, topic_of
+
+_CEILING = Topic("events_ceiling", partitions=topic_of(FollowChanged).partitions)
+_OWNERS = 1_000
+_TRANSACTION = 100
+_MOST_SECONDS = 300.0
+
+_processes = multiprocessing.get_context("spawn")
+
+
+@click.command("events")
+@click.option("--count", type=click.IntRange(1), default=20_000, show_default=True)
+@click.option("--rounds", type=click.IntRange(1), default=5, show_default=True)
+def events(count: int, rounds: int) -> None:
+    """Events/s from commit to handled, as a ratio to a kafka-python producer and consumer."""
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        Stack(Path(folder), ports=free_ports(), ephemeral=True) as stack,
+    ):
+        stack.up(["postgres", "provision-topics", "provision-database"])
+        parts = _Parts(
+            KafkaSettings(kafka_bootstrap=stack.kafka_bootstrap),
+            DatabaseSettings(database_url=stack.database_url("graph")),  # type: ignore[arg-type]
+        )
+        _make_topic(parts.kafka, _CEILING)
+        ceiling = _Way("kafka-python alone", [_produce], _consume_plainly)
+        ways = [
+            _Way(f"{number} relays, {kind} handler", [_replicate] * number, consume)
+            for number in (1, 2)
+            for kind, consume in (("single", _consume_singly), ("batch", _consume_batches))
+        ]
+        # The first round warms up.
+        for turn in range(rounds + 1):
+            for way in (ceiling, *ways):
+                seconds, cpu = way.run(parts, count)
+                if turn:
+                    way.rates.append(count / seconds)
+                    way.cpu.append([1e6 * each / count for each in cpu])
+    click.echo(f"events, {count:,} of {_OWNERS:,} owners, median of {rounds} rounds:")
+    for way in (ceiling, *ways):
+        ratios = [mine / most for mine, most in zip(way.rates, ceiling.rates, strict=True)]
+        ratio = f"; {statistics.median(ratios):.2f} of the ceiling" if way is not ceiling else ""
+        used = " + ".join(f"{statistics.median(each):.0f}" for each in zip(*way.cpu, strict=True))
+        click.echo(
+            f"  {way.name}: {statistics.median(way.rates):,.0f}/s{ratio} (CPU µs each: {used})"
+        )
+
+
+@dataclass(frozen=True)
+class _Parts:
+    kafka: KafkaSettings
+    database: DatabaseSettings
+
+
+@dataclass(frozen=True)
+class _Signals:
+    """What the processes of one measurement tell each other."""
+
+    ready: Any
+    """A semaphore: one release for each process that is ready."""
+    go: Event
+    stop: Event
+    done: "Queue[float]"
+    """When all events were handled, by the monotonic clock."""
+    cpu: "Queue[tuple[int, float]]"
+    """Each process's number, and the CPU seconds that it used from `go` to `stop`."""
+
+
+_Role = Callable[[_Parts, _Signals, Sequence[FollowChanged]], None]
+
+
+@dataclass
+class _Way:
+    """One way to bring events from producers to a consumer."""
+
+    name: str
+    producers: Sequence[_Role]
+    consumer: _Role
+    rates: list[float] = field(default_factory=list)
+    cpu: list[list[float]] = field(default_factory=list)
+    """Of each round, the µs for each event of each process; the consumer is the last."""
+
+    def run(self, parts: _Parts, count: int) -> tuple[float, list[float]]:
+        """Returns the seconds from the first event to the last handled, and CPU by process."""
+        owners = crowds.account_ids(range(_OWNERS))
+        made = [
+            FollowChanged(follower_id=owners[n % _OWNERS], followee_id=time.monotonic_ns() + n)
+            for n in range(count)
+        ]
+        signals = _Signals(
+            ready=_processes.Semaphore(0),
+            go=_processes.Event(),
+            stop=_processes.Event(),
+            done=_processes.Queue(),
+            cpu=_processes.Queue(),
+        )
+        share = -(-count // len(self.producers))
+        roles = [
+            *(
+                (role, made[number * share : (number + 1) * share])
+                for number, role in enumerate(self.producers)
+            ),
+            (self.consumer, made),
+        ]
+        with _started(
+            [
+                _processes.Process(
+                    target=_run, args=(number, role, parts, signals, _packed(mine)), daemon=True
+                )
+                for number, (role, mine) in enumerate(roles)
+            ]
+        ):
+            for _ in roles:
+                if not signals.ready.acquire(timeout=_MOST_SECONDS):
+                    raise click.ClickException(f"{self.name}: a process does not start")
+            began = time.monotonic()
+            signals.go.set()
+            ended = signals.done.get(timeout=_MOST_SECONDS)
+            signals.stop.set()
+            cpu = dict(signals.cpu.get(timeout=_MOST_SECONDS) for _ in roles)
+        return ended - began, [cpu[number] for number in range(len(roles))]
+
+
+def _packed(made: Sequence[FollowChanged]) -> list[bytes]:
+    return [event.SerializeToString() for event in made]
+
+
+@contextlib.contextmanager
+def _started(processes: Sequence[BaseProcess]) -> Iterator[None]:
+    for process in processes:
+        process.start()
+    try:
+        yield
+        for process in processes:
+            process.join(_MOST_SECONDS)
+    finally:
+        for process in processes:
+            process.kill()
+
+
+def _run(
+    number: int, role: _Role, parts: _Parts, signals: _Signals, packed: Sequence[bytes]
+) -> None:
+    """The main function of each process."""
+    used: list[float] = []
+
+    def measure() -> None:
+        signals.go.wait()
+        used.append(_cpu_seconds())
+        signals.stop.wait()
+        used.append(_cpu_seconds())
+
+    watch = threading.Thread(target=measure, daemon=True)
+    watch.start()
+    role(parts, signals, [FollowChanged.FromString(each) for each in packed])
+    signals.stop.wait()
+    watch.join()
+    signals.cpu.put((number, used[1] - used[0]))
+
+
+def _cpu_seconds() -> float:
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return usage.ru_utime + usage.ru_stime
+
+
+# -- The ceiling -----------------------------------------------------------------------------
+
+
+def _make_topic(kafka: KafkaSettings, topic: Topic) -> None:
+    with contextlib.closing(KafkaAdminClient(bootstrap_servers=kafka.kafka_bootstrap)) as admin:
+        admin.create_topics(
+            [NewTopic(topic.name, num_partitions=topic.partitions, replication_factor=-1)]
+        )
+
+
+def _produce(parts: _Parts, signals: _Signals, made: Sequence[FollowChanged]) -> None:
+    records = [
+        (
+            str(key_of(event)).encode(),
+            event.SerializeToString(),
+            [(context.TRACEPARENT, context.CallContext("ab" * 16).traceparent().encode())],
+        )
+        for event in made
+    ]
+    producer = KafkaProducer(
+        bootstrap_servers=parts.kafka.kafka_bootstrap,
+        acks="all",
+        enable_idempotence=True,
+        linger_ms=20,
+    )
+    producer.partitions_for(_CEILING.name)
+    signals.ready.release()
+    signals.go.wait()
+    for key, value, headers in records:
+        producer.send(_CEILING.name, value, key, headers)
+    producer.flush()
+    producer.close()
+
+
+def _consume_plainly(parts: _Parts, signals: _Signals, made: Sequence[FollowChanged]) -> None:
+    consumer = KafkaConsumer(bootstrap_servers=parts.kafka.kafka_bootstrap)
+    partitions = [TopicPartition(_CEILING.name, n) for n in range(_CEILING.partitions)]
+    consumer.assign(partitions)
+    consumer.seek_to_end()
+    for partition in partitions:
+        consumer.position(partition)
+    signals.ready.release()
+    left = len(made)
+    while left > 0:
+        for records in consumer.poll(timeout_ms=200).values():
+            left -= len(records)
+    signals.done.put(time.monotonic())
+    consumer.close()
+
+
+# -- Ours ------------------------------------------------------------------------------------
+
+
+def _replicate(parts: _Parts, signals: _Signals, made: Sequence[FollowChanged]) -> None:
+    async def main() -> None:
+        relay = Relay(parts.database, parts.kafka)
+        async with Database(parts.database) as database, _running(relay.run):
+            outbox = Outbox(database, relay)
+            async with outbox.transaction():
+                signals.ready.release()
+            await asyncio.to_thread(signals.go.wait)
+            for start in range(0, len(made), _TRANSACTION):
+                async with outbox.transaction() as tx:
+                    for event in made[start : start + _TRANSACTION]:
+                        tx.publish(event)
+            await asyncio.to_thread(signals.stop.wait)
+
+    asyncio.run(main())
+
+
+def _consume_singly(parts: _Parts, signals: _Signals, made: Sequence[FollowChanged]) -> None:
+    handled = _Handled(signals, made)
+
+    async def handle(event: FollowChanged) -> None:
+        handled.add([event])
+
+    _consume(parts, signals, Subscription(FollowChanged, handle))
+
+
+def _consume_batches(parts: _Parts, signals: _Signals, made: Sequence[FollowChanged]) -> None:
+    handled = _Handled(signals, made)
+
+    async def handle(batch: list[FollowChanged]) -> None:
+        handled.add(batch)
+
+    _consume(parts, signals, BatchSubscription(FollowChanged, handle))
+
+
+class _Handled:
+    """Tells when every event was handled at least once."""
+
+    def __init__(self, signals: _Signals, made: Sequence[FollowChanged]) -> None:
+        self._signals = signals
+        self._left = {event.followee_id for event in made}
+
+    def add(self, batch: Sequence[FollowChanged]) -> None:
+        if self._left:
+            self._left.difference_update([event.followee_id for event in batch])
+            if not self._left:
+                self._signals.done.put(time.monotonic())
+
+
+def _consume(
+    parts: _Parts, signals: _Signals, subscription: Subscription | BatchSubscription
+) -> None:
+    async def main() -> None:
+        # One group for all ways, each of which begins where the last one ended.
+        consumer = Consumer(parts.kafka, group="bench", subscriptions=[subscription])
+        async with _running(consumer.run):
+            signals.ready.release()
+            await asyncio.to_thread(signals.stop.wait)
+
+    asyncio.run(main())
+
+
+@contextlib.asynccontextmanager
+async def _running(run: Callable[[Callable[[], None]], Any]) -> Any:
+    """Runs a worker until the end of the block; begins when it is ready."""
+    loop = asyncio.get_running_loop()
+    ready = asyncio.Event()
+
+    def is_ready() -> None:
+        loop.call_soon_threadsafe(ready.set)
+
+    task = asyncio.create_task(run(is_ready))
+    await ready.wait()
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
