@@ -16,8 +16,7 @@ import random
 import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import psycopg
 from google.protobuf.message import Message
@@ -88,17 +87,19 @@ _OLDEST = """
 # By id, never "all up to": a smaller id may have been committed after the batch was read.
 _DELETE = "DELETE FROM outbox WHERE id = ANY(%(ids)s::bigint[])"
 
-_BATCH = 1000
+_BATCH = 2000
 """How many events of one bucket are relayed at a time."""
 
 _IDLE_SECONDS = 1.0
 """How long an event waits at most if its process dies before it relays the event."""
 
+_RECORD_BATCH_BYTES = 256 * 1024
+"""With the client's default, 16 KiB, the local broker used twice the CPU for each event."""
+
 _ACK_SECONDS = 10.0
 
 
-@dataclass(frozen=True)
-class _Event:
+class _Event(NamedTuple):
     topic: str
     key: int
     payload: bytes
@@ -183,8 +184,9 @@ class Relay:
             bootstrap_servers=self._bootstrap.split(","),
             acks="all",
             enable_idempotence=True,
-            # Full record batches: what is left of a batch of events is sent by flush().
+            # One record batch for each partition: flush() sends it.
             linger_ms=1000,
+            batch_size=_RECORD_BATCH_BYTES,
             max_block_ms=int(_ACK_SECONDS * 1000),
         )
         try:
