@@ -6,14 +6,15 @@ from collections.abc import Callable
 
 
 async def run_in_thread(name: str, work: Callable[[], None], stop: threading.Event) -> None:
-    """Runs `work` in a new thread; when cancelled sets `stop` and waits for it to end.
+    """Runs `work` in a new thread; when cancelled, sets `stop` and waits until `work` returns.
 
-    asyncio's own executor will not do: it has few threads, and these last as long as the process.
+    asyncio's own executor is for short calls: it has few threads, and this work lasts as long as
+    the process.
     """
     loop = asyncio.get_running_loop()
     ended: asyncio.Future[None] = loop.create_future()
 
-    def tell(error: BaseException | None) -> None:
+    def end(error: BaseException | None) -> None:
         if error is None:
             ended.set_result(None)
         else:
@@ -25,7 +26,7 @@ async def run_in_thread(name: str, work: Callable[[], None], stop: threading.Eve
             work()
         except BaseException as raised:
             error = raised
-        loop.call_soon_threadsafe(tell, error)
+        loop.call_soon_threadsafe(end, error)
 
     threading.Thread(target=body, name=name, daemon=True).start()
     try:
