@@ -3,6 +3,8 @@
 PYTHON ?= python3
 RUN := PYTHONPATH=.:gen .venv/bin/python
 STACK := $(RUN) -m deploy.local
+# How many processes run tests; each has a stack of its own.
+WORKERS ?= 2
 
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-print-directory
@@ -67,8 +69,9 @@ lint: venv ## Checks style, types and import rules
 	@kept=$$(PYTHONPATH=.:gen .venv/bin/lint-imports --no-logo) || { echo "$$kept"; exit 1; }
 
 .PHONY: test
-test: lint ## Checks everything, on a stack of its own (ARGS="-k feed" chooses tests)
-	@$(RUN) -m pytest -q $(ARGS)
+test: lint ## Checks everything, on a stack of its own for each worker (ARGS="-k feed" chooses tests)
+	@# A file is one worker's, and files go out in their order, so that a folder's databases are shared.
+	@$(RUN) -m pytest -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 .PHONY: bench
 bench: venv ## Prints how fast things are, as ratios (BENCH=pipeline for one, BENCH="--help")
