@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import os
 import shutil
@@ -158,7 +159,7 @@ def test_two_commands_do_not_work_on_one_stack_at_once(make_stack):
 
 
 def test_an_ephemeral_stack_ends_with_its_maker_even_by_sigkill(make_stack, tmp_path):
-    ports = dict(make_stack().ports.named())
+    ports = dataclasses.asdict(make_stack().ports)
     maker = subprocess.Popen(
         [sys.executable, "-c", _MAKER, str(tmp_path), json.dumps(ports)],
         cwd=ROOT,
