@@ -83,4 +83,4 @@ def test_the_holder_of_a_port_is_named(listener):
 
     assert not is_free(port)
     assert f"pid {os.getpid()} (" in holder(port)
-    assert "pytest" in holder(port)
+    assert "python" in holder(port)

@@ -30,7 +30,8 @@ STALL_SECONDS = 15.0 if PROVING else 4.5
 """Longer than a service waits for a connection to its database."""
 NEXT_SECONDS = 16.0 if PROVING else 1.5
 """After how long the next part breaks."""
-CROWD = 6
+CROWD = 9
+"""More than a service has connections to its database: some calls wait for one, and fail."""
 FILE = photo(64, 48)
 LINE_BYTES = 16 * 1024
 
@@ -256,12 +257,17 @@ async def busy(everybody: Everybody) -> AsyncIterator[None]:
     assert [end for end in ends if not isinstance(end, asyncio.CancelledError)] == []
 
 
-async def stall_each(mesh: Stack) -> None:
-    """Stalls each part for a while, several at a time."""
+async def stall_each(mesh: Stack, everybody: Everybody) -> None:
+    """Stalls each part for a while, several at a time; PostgreSQL until calls fail for it."""
+
+    async def failures() -> int:
+        return everybody.failed
 
     async def stall(name: str) -> None:
         with mesh.stalled(name):
             await asyncio.sleep(STALL_SECONDS)
+            if name == "postgres":
+                await eventually(failures)
 
     async with asyncio.TaskGroup() as group:
         for name in parts(mesh):
@@ -269,7 +275,7 @@ async def stall_each(mesh: Stack) -> None:
             await asyncio.sleep(NEXT_SECONDS)
 
 
-async def crash_each(mesh: Stack) -> None:
+async def crash_each(mesh: Stack, _: Everybody) -> None:
     """Kills each part and starts it again, one after the other, those that need others first."""
     for name in reversed(parts(mesh)):
         await asyncio.to_thread(mesh.kill, name)
@@ -280,7 +286,7 @@ async def crash_each(mesh: Stack) -> None:
 async def test_no_secret_is_written_while_a_part_breaks(mesh, everybody, break_each):
     logs = {path: path.stat().st_size for path in mesh.layout.log.iterdir()}
     async with busy(everybody):
-        await break_each(mesh)
+        await break_each(mesh, everybody)
     # What was told late is written then, too.
     await eventually(everybody.prepare, lambda _: True)
 
