@@ -50,6 +50,10 @@ demo: venv ## Shows the main job: make demo [PHOTOS=folder] [GRAPH=edges.txt]
 gen: venv ## Generates gen/ from protos/
 	@.venv/bin/python protos/generate.py
 
+.PHONY: service
+service: venv ## Writes the skeleton of a new service: make service NAME=bookmark
+	@$(RUN) -m deploy.skeleton $(NAME)
+
 .PHONY: lock
 lock: venv ## Resolves pyproject.toml anew into requirements.lock
 	@.venv/bin/uv pip compile --quiet --universal --python-version 3.11 --all-extras \

@@ -15,6 +15,7 @@ import pytest
 from kafka import TopicPartition
 
 from deploy.local.table import MEDIA_BUCKET
+from deploy.processes import MESH
 from services.common.topics import all_topics
 from tests.eventually import PATIENCE_SECONDS, eventually
 from tests.mesh.mishaps import end_offsets
@@ -26,9 +27,9 @@ pytestmark = pytest.mark.prove
 ROUNDS = int(os.environ.get("PHOTOMESH_CRASHES", "1"))
 SEED = int(os.environ.get("PHOTOMESH_SEED", "1"))
 
-# Every process that serves, and the step of the journey in which it has most to lose. The first
-# crash of each is in that step, others are in any.
-PROCESSES = {
+# The step of the journey in which a process has most to lose; of a service that is not named here
+# it is the last one. The first crash of each is in that step, others are in any.
+WORST = {
     "account": "sign up",
     "media": "complete",
     "media-worker": "process",
@@ -36,14 +37,17 @@ PROCESSES = {
     "graph": "follow",
     "feed": "feed",
     "fanout": "process",
+    "reflection": "read",
     "gateway": "post",
     "edge": "pictures",
-    "reflection": "read",
     "postgres": "post",
     "valkey": "feed",
     "s3": "process",
     "kafka": "process",
 }
+
+PROCESSES = tuple(dict.fromkeys((*(process.name for process in MESH), *WORST)))
+"""Every process that serves."""
 
 STEPS = ("sign up", "follow", "read", "upload", "complete", "post", "process", "feed", "pictures")
 
@@ -55,7 +59,7 @@ _LATEST_SECONDS = 0.5
 @pytest.mark.parametrize("victim", PROCESSES)
 async def test_the_journey_completes_over_a_crash(mesh, http, victim, number):
     rng = random.Random(f"{SEED} {victim} {number}")
-    fatal = PROCESSES[victim] if number == 0 else rng.choice(STEPS)
+    fatal = WORST.get(victim, STEPS[-1]) if number == 0 else rng.choice(STEPS)
     crashes: list[asyncio.Task] = []
 
     async def crash():

@@ -1,0 +1,85 @@
+"""Writes the skeleton of a new service: `make service NAME=bookmark`.
+
+The skeleton runs as it is. It has a public method with a REST path, an internal method, a table, a
+topic that it publishes and consumes, and dead letters; change it into what the service is for. It
+consists of contracts in protos/photomesh/NAME/, one folder services/NAME/, and one row in
+deploy/processes.py; everything else derives from these.
+"""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from deploy.local.table import ROOT
+from deploy.processes import MESH
+
+_TEMPLATE = Path(__file__).with_name("template")
+_ROWS = Path("deploy/processes.py")
+_NAME = re.compile(r"[a-z][a-z0-9]{1,29}")
+
+# The new row stands before that of the gateway's part.
+_PLACE = '    MeshProcess("reflection",'
+_ROW = """\
+    MeshProcess(
+        "{name}",
+        Kind.SERVICE,
+        port={port},
+        role="{name}",
+        needs=(Need.DATABASE, Need.EVENTS),
+        ready=("consumer",),
+    ),
+"""
+
+
+def write_skeleton(name: str, root: Path = ROOT) -> list[Path]:
+    """Writes the skeleton of a service below `root`; returns the files, relative to it.
+
+    Raises:
+        ValueError: the name cannot be one, or is taken.
+    """
+    if not _NAME.fullmatch(name):
+        raise ValueError(f"{name!r} is no name: give 2 to 30 small letters and digits")
+    if name in {process.name for process in MESH} or (root / "services" / name).exists():
+        raise ValueError(f"there is a service {name} already")
+    contracts = Path(f"protos/photomesh/{name}/v1")
+    files = {
+        contracts / f"{name}_service.proto": "protos/service.proto",
+        contracts / f"{name}_internal_service.proto": "protos/internal_service.proto",
+        contracts / "events.proto": "protos/events.proto",
+    }
+    for template in sorted((_TEMPLATE / "services").rglob("*.*")):
+        path = template.relative_to(_TEMPLATE)
+        inside = str(path.relative_to("services")).removesuffix(".tmpl").replace("thing", name)
+        files[Path("services") / name / inside] = str(path)
+    for path, source in files.items():
+        text = (_TEMPLATE / source).read_text()
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_text(text.replace("thing", name).replace("Thing", name.capitalize()))
+    # How lines break, and where imports stand, depends on the name.
+    ruff = Path(sys.executable).with_name("ruff")
+    for command in (("check", "--fix-only", "--select=I"), ("format",)):
+        subprocess.run(
+            [ruff, *command, "--quiet", "--no-cache", root / "services" / name], check=True
+        )
+    rows = (root / _ROWS).read_text()
+    port = max(max(process.port, process.rest_port) for process in MESH) + 1
+    row = _ROW.format(name=name, port=port)
+    (root / _ROWS).write_text(rows.replace(_PLACE, row + _PLACE))
+    return [*files, _ROWS]
+
+
+def main() -> None:
+    if len(sys.argv) != 2:
+        sys.exit("usage: make service NAME=bookmark")
+    try:
+        files = write_skeleton(sys.argv[1])
+    except ValueError as error:
+        sys.exit(str(error))
+    for file in files:
+        print(file)  # noqa: T201 -- This is what the command is for.
+    print("Now run: make gen, make up. The skeleton's REST paths answer at once.")  # noqa: T201
+
+
+if __name__ == "__main__":
+    main()
