@@ -58,7 +58,8 @@ _WAITING = """
            CROSS JOIN LATERAL (
                SELECT count(*) AS events
                  FROM (SELECT FROM outbox WHERE shard %% 16 = bucket ORDER BY id LIMIT %(limit)s)
-           )
+                      AS oldest
+           ) AS counted
      WHERE events > 0
 """
 
@@ -80,7 +81,7 @@ _OLDEST = """
                 WHERE shard %% 16 = bucket
                 ORDER BY id
                 LIMIT %(limit)s
-           )
+           ) AS oldest
      ORDER BY id
 """
 
