@@ -46,7 +46,7 @@ _processes = multiprocessing.get_context("spawn")
 
 
 @click.command("events")
-@click.option("--count", type=click.IntRange(1), default=20_000, show_default=True)
+@click.option("--count", type=click.IntRange(1), default=50_000, show_default=True)
 @click.option("--rounds", type=click.IntRange(1), default=5, show_default=True)
 def events(count: int, rounds: int) -> None:
     """Events/s from commit to handled, as a ratio to a kafka-python producer and consumer."""
