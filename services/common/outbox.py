@@ -12,10 +12,12 @@ Events lie in 16 buckets by the shard of their key, and a relay locks the bucket
 So the relays of all replicas work side by side, while one at a time publishes the events of a key.
 """
 
+import asyncio
 import random
 import threading
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
 import psycopg
@@ -158,6 +160,7 @@ class Relay:
         self._database_url = database.database_url.get_secret_value()
         self._bootstrap = kafka.kafka_bootstrap
         self._wake = threading.Event()
+        self._backlog = threading.Event()
         self._stopping = threading.Event()
 
     def wake(self) -> None:
@@ -166,7 +169,17 @@ class Relay:
 
     async def run(self, ready: Callable[[], None]) -> None:
         """Relays until cancelled; retries while the database or the broker is unavailable."""
-        again = Retrying(
+        async with asyncio.TaskGroup() as threads:
+            for name, work in (
+                ("outbox-relay", lambda: self._relay_until_stopped(ready)),
+                ("outbox-backlog", self._help_until_stopped),
+            ):
+                threads.create_task(
+                    run_in_thread(name, partial(self._retrying(), work), self._stopping)
+                )
+
+    def _retrying(self) -> Retrying:
+        return Retrying(
             retry=retry_if_exception_type((psycopg.Error, KafkaError)),
             wait=wait_random(0.2, 2.0),
             sleep=sleep_using_event(self._stopping),
@@ -174,11 +187,29 @@ class Relay:
             before_sleep=_log_blocked,
             reraise=True,
         )
-        await run_in_thread(
-            "outbox-relay", lambda: again(self._relay_until_stopped, ready), self._stopping
-        )
 
     def _relay_until_stopped(self, ready: Callable[[], None]) -> None:
+        with self._connected() as (database, producer):
+            ready()
+            while not self._stopping.is_set():
+                self._wake.clear()
+                if not self._relay_batch(database, producer):
+                    self._wake.wait(_IDLE_SECONDS)
+
+    def _help_until_stopped(self) -> None:
+        """Relays, too, while there is a backlog: one thread reads while the other waits for acks.
+
+        Between backlogs it has no connections.
+        """
+        while not self._stopping.is_set():
+            if self._backlog.wait(_IDLE_SECONDS):
+                with self._connected() as (database, producer):
+                    while not self._stopping.is_set() and self._relay_batch(database, producer):
+                        pass
+                self._backlog.clear()
+
+    @contextmanager
+    def _connected(self) -> Iterator[tuple[psycopg.Connection, KafkaProducer]]:
         # After an error a producer may have lost its place in the sequence of its messages, so
         # each attempt starts with a new one.
         producer = KafkaProducer(
@@ -194,46 +225,44 @@ class Relay:
             with psycopg.connect(
                 self._database_url, autocommit=True, connect_timeout=3
             ) as database:
-                ready()
-                while not self._stopping.is_set():
-                    self._wake.clear()
-                    if not _relay_batch(database, producer):
-                        self._wake.wait(_IDLE_SECONDS)
+                yield database, producer
         finally:
             producer.close(timeout=1)
+
+    def _relay_batch(self, database: psycopg.Connection, producer: KafkaProducer) -> bool:
+        """Publishes the oldest events of some buckets and deletes them.
+
+        Returns False if every bucket is empty or locked by another relay. After True the caller
+        calls again: another relay may have failed to lock a bucket meanwhile, and relies on this
+        one to find the events that were committed after it read.
+        """
+        waiting = database.execute(_WAITING, {"limit": _BATCH}).fetchall()
+        if not waiting:
+            return False
+        # Random order shares the buckets fairly. A relay takes no more than fill a batch and leaves
+        # the rest to others.
+        random.shuffle(waiting)
+        with database.transaction(), database.cursor(binary=True) as cursor:
+            buckets: list[int] = []
+            found = 0
+            for bucket, events in waiting:
+                if found >= _BATCH:
+                    self._backlog.set()
+                    break
+                if cursor.execute(_LOCK, {"bucket": bucket}).fetchone() == (True,):
+                    buckets.append(bucket)
+                    found += events
+            if not buckets:
+                return False
+            rows = cursor.execute(_OLDEST, {"buckets": buckets, "limit": _BATCH}).fetchall()
+            _publish(producer, rows)
+            cursor.execute(_DELETE, {"ids": int_array(row[0] for row in rows)})
+        return True
 
 
 def _log_blocked(state: RetryCallState) -> None:
     error = state.outcome.exception() if state.outcome else None
     _log.warning("outbox.blocked", error=repr(error))
-
-
-def _relay_batch(database: psycopg.Connection, producer: KafkaProducer) -> bool:
-    """Publishes the oldest events of some buckets and deletes them.
-
-    Returns False if every bucket is empty or locked by another relay. After True the caller calls
-    again: another relay may have failed to lock a bucket meanwhile, and relies on this one to find
-    the events that were committed after it read.
-    """
-    waiting = database.execute(_WAITING, {"limit": _BATCH}).fetchall()
-    if not waiting:
-        return False
-    # Random order shares the buckets fairly. A relay takes no more than fill a batch and leaves the
-    # rest to others.
-    random.shuffle(waiting)
-    with database.transaction(), database.cursor(binary=True) as cursor:
-        buckets: list[int] = []
-        found = 0
-        for bucket, events in waiting:
-            if found < _BATCH and cursor.execute(_LOCK, {"bucket": bucket}).fetchone() == (True,):
-                buckets.append(bucket)
-                found += events
-        if not buckets:
-            return False
-        rows = cursor.execute(_OLDEST, {"buckets": buckets, "limit": _BATCH}).fetchall()
-        _publish(producer, rows)
-        cursor.execute(_DELETE, {"ids": int_array(row[0] for row in rows)})
-    return True
 
 
 def _publish(producer: KafkaProducer, rows: Sequence[tuple[Any, ...]]) -> None:
