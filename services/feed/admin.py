@@ -1,4 +1,4 @@
-"""What site reliability engineers do with home feeds, in the order of the contract."""
+"""The feed service's methods for operators, in the order of the contract."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from services.feed.peers import Peers
 from services.feed.skeleton import Skeletons
 
 _MOST_ENTRIES = 2 * CAP
-"""More than any timeline has."""
+"""More than any timeline holds."""
 
 _STATES = {
     Extent.ABSENT: pb.TIMELINE_STATE_ABSENT,
@@ -27,7 +27,7 @@ _log = logs.logger(__name__)
 
 
 class FeedAdminService(FeedAdminServiceServicer):
-    """Looks into home timelines, and has them made anew."""
+    """Inspects and rebuilds home timelines."""
 
     def __init__(self, timelines: HomeTimelines, skeletons: Skeletons, peers: Peers) -> None:
         self._timelines = timelines
@@ -58,7 +58,7 @@ class FeedAdminService(FeedAdminServiceServicer):
     async def RebuildFeed(
         self, request: pb.RebuildFeedRequest, context: Context
     ) -> pb.RebuildFeedResponse:
-        _log.info("a home timeline is made anew", account_id=request.account_id)
+        _log.info("rebuild.requested", account_id=request.account_id)
         await self._timelines.drop(request.account_id)
         await self._skeletons.rebuild(request.account_id)
         return pb.RebuildFeedResponse()

@@ -1,6 +1,6 @@
-"""The timelines of followed celebrities, of which a second's copy is kept in this process.
+"""Timelines of followed celebrities, copied into this process for a second.
 
-Millions read the same few timelines, so one trip to the cache serves all readers of a second.
+Millions read the same few timelines, so one cache read serves all readers of that second.
 """
 
 import asyncio
@@ -19,38 +19,38 @@ from services.feed.peers import PeerAway, Peers
 _log = logs.logger(__name__)
 
 FRESH_SECONDS = 1.0
-"""How old a copy may be; a celebrity's post is seen as much later at most."""
+"""Maximum age of a copy, which delays a celebrity's post by at most as much."""
 
 _STALE_SECONDS = 60.0
-"""How old it may be while nothing newer can be had."""
+"""Maximum age of a copy while no newer one is available."""
 
 _KEPT = 100
 """How many posts of each author are copied: enough for the first pages."""
 
 _MOST_AUTHORS = 10_000
-"""How many authors are copied; at 4 KB each. The one that was copied longest ago makes room."""
+"""Maximum number of copies, at 4 KB each. The oldest copy is evicted."""
 
 
 @dataclass(frozen=True)
 class _Copy:
     newest: Slice
-    """PARTIAL if the author has more than is copied, or may have."""
+    """PARTIAL if the author has, or may have, posts that are not copied."""
     at: float
 
     def slice(self, before: int, count: int) -> Slice | None:
-        """Returns what was asked for, if that much was copied."""
+        """Returns the requested slice, or None if the copy does not reach that far."""
         ids = self.newest.post_ids
-        # Newest first, so the keys ascend when negated.
+        # The ids descend, so search their negatives.
         start = bisect.bisect_right(ids, -before, key=lambda post_id: -post_id) if before else 0
         found = ids[start : start + count]
         if len(found) == count or self.newest.extent is Extent.WHOLE:
             return Slice(found, self.newest.extent)
-        # Either the cache has more than was copied, or just that.
+        # A full copy may end before the cached timeline does; a shorter one ends where it ends.
         return None if len(ids) == _KEPT else Slice(found, Extent.PARTIAL)
 
 
 class HotAuthors:
-    """Author timelines, from this process's copies or the cache or the database."""
+    """Author timelines, from this process's copies, the cache or the database."""
 
     def __init__(
         self,
@@ -61,7 +61,7 @@ class HotAuthors:
         self._timelines = timelines
         self._peers = peers
         self._clock = clock
-        # Whose copy is oldest comes first, as in Memory.
+        # Oldest copy first, as in Memory.
         self._copies: OrderedDict[int, _Copy] = OrderedDict()
         self._fetching: dict[int, asyncio.Task[bool]] = {}
 
@@ -70,8 +70,8 @@ class HotAuthors:
     ) -> tuple[dict[int, Slice], bool]:
         """Returns up to `count` posts of each author with ids below `before` (0: the newest).
 
-        Also returns whether that is how things are now; else copies are out of date, or are
-        missing, because the cache is away.
+        Also returns whether the result is current. If not, the cache or post is unavailable, and
+        copies are outdated or missing.
         """
         is_current = await self._refresh(author_ids)
         found: dict[int, Slice] = {}
@@ -93,14 +93,14 @@ class HotAuthors:
         return found, is_current and len(found) == len(author_ids)
 
     def outdate(self, author_ids: Sequence[int]) -> None:
-        """Lets the next reader of these authors look anew, for they are known to have changed."""
+        """Expires the copies of authors who are known to have changed."""
         outdated = self._clock() - 2 * FRESH_SECONDS
         for author_id in author_ids:
             if copy := self._copies.get(author_id):
                 self._copies[author_id] = _Copy(copy.newest, min(copy.at, outdated))
 
     async def _refresh(self, author_ids: Sequence[int]) -> bool:
-        """Brings copies up to date; returns whether all are."""
+        """Updates copies; returns whether all are current."""
         now = self._clock()
         outdated = [
             author_id
@@ -114,12 +114,12 @@ class HotAuthors:
             task = detached(self._fetch(missing))
             self._fetching |= dict.fromkeys(missing, task)
             task.add_done_callback(lambda _: [self._fetching.pop(each) for each in missing])
-        # Shared with whoever else wants them, so the end of one reader must not be their end.
+        # Shared with other readers, so canceling one of them must not cancel the fetch.
         tasks = {self._fetching[author_id] for author_id in outdated}
         try:
             are_current = all(await asyncio.gather(*(asyncio.shield(task) for task in tasks)))
         except Unavailable as error:
-            _log.warning("authors' timelines are out of date", error=str(error))
+            _log.warning("author_timelines.outdated", error=str(error))
             are_current = False
         if not are_current:
             self._forget_stale(outdated)
@@ -133,8 +133,8 @@ class HotAuthors:
                 del self._copies[author_id]
 
     async def _fetch(self, author_ids: Sequence[int]) -> bool:
-        """Copies timelines; returns whether all could be."""
-        # A copy is as old as the question: on a busy machine the answer may take a second itself.
+        """Copies timelines; returns whether all were available."""
+        # A copy is as old as the request: on a busy machine the response may take a second.
         asked = self._clock()
         found = dict(await self._timelines.read(author_ids, 0, _KEPT))
         absent = [
@@ -154,20 +154,20 @@ class HotAuthors:
         return all(rebuilt)
 
     async def _rebuilt(self, author_id: int) -> Slice | None:
-        """Returns an author's timeline from the database, which fills the one in the cache.
+        """Returns an author's timeline from the database, and fills the cached one.
 
-        None: post is away.
+        None: post is unavailable.
         """
         marker = await self._timelines.begin_rebuild(author_id)
         try:
             newest = await self._peers.recent([author_id], before=0, limit=CAP)
         except PeerAway:
             if marker is not None:
-                # Else nobody could begin another before this one is overdue.
+                # Otherwise no other rebuild could begin until this one times out.
                 await self._timelines.abandon_rebuild(author_id, marker)
             return None
         whole = len(newest) < CAP
-        # Else somebody else is at it, and stores it.
+        # Without a marker, another process is rebuilding the timeline, and stores it.
         if marker is not None:
             await self._timelines.finish_rebuild(author_id, marker, newest, whole=whole)
         return Slice(newest[:_KEPT], Extent.WHOLE if whole else Extent.PARTIAL)

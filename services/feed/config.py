@@ -13,6 +13,6 @@ class FeedSettings(MeshSettings, CacheSettings):
     peer_graph: Address
     peer_post: Address
     page_key_file: Path
-    """Holds the secret of page tokens as hexadecimal text."""
+    """Contains the secret for page tokens, in hexadecimal."""
     valkey_timeout_seconds: float = 0.2
-    """Readers wait for the cache: while it stalls, this long until the database is asked."""
+    """How long readers wait for a stalled cache before the database is queried."""

@@ -1,4 +1,4 @@
-"""A page of a home feed: skeleton (which posts), hydration (the posts), rules (who may see it)."""
+"""A page of a home feed: skeleton (which posts), hydration (the posts), rules (which to hide)."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ from services.feed.hydration import Hydration
 from services.feed.skeleton import COMPLETE, DEGRADED, Skeletons
 
 _MOST_IDS = 200
-"""How many posts one step looks at; more is for readers whose feed is full of hidden ones."""
+"""Maximum number of posts per step. Later steps grow to it if many posts of a feed are hidden."""
 
 
 @dataclass(frozen=True)
@@ -20,9 +20,9 @@ class Page:
     """A part of a feed, ready to be sent."""
 
     posts: Sequence[bytes]
-    """Each in the form that was asked for, newest first."""
+    """Each in the requested form, newest first."""
     last_id: int
-    """Behind which id the next page begins; 0: there is none."""
+    """The next page begins below this id; 0: there is no next page."""
     state: FeedState.ValueType
 
 
@@ -36,13 +36,13 @@ class HomeFeed:
     async def page(self, reader_id: int, before: int, size: int, form: Form) -> Page:
         """Returns up to `size` posts with ids below `before` (0: from the newest).
 
-        Posts that may not be shown are made up for by older ones, so that a page is short only
-        at the end of the feed, or when a part of the mesh is away. A first page always comes: at
-        worst it is empty, and DEGRADED.
+        Older posts replace those that must not be shown, so a page is short only at the end of the
+        feed, or when dependencies are unavailable. A first page always succeeds: at worst it is
+        empty and DEGRADED.
 
         Raises:
-            Unavailable: so much is away that there is nothing to show on a later page. It can be
-                asked for again.
+            Unavailable: too many dependencies are unavailable to show anything on a later page.
+                Clients can request it again.
         """
         shown: list[tuple[int, bytes]] = []
         state = COMPLETE
@@ -59,7 +59,7 @@ class HomeFeed:
             except Unavailable:
                 if before and not shown:
                     raise
-                # What is known goes out; the next page begins where this is known no longer.
+                # Return what is known; the next page begins after it.
                 state, more = DEGRADED, last_id != before
                 break
             state = max(state, skeleton.state if hydrated.all_known else DEGRADED)

@@ -1,4 +1,4 @@
-"""Turning post ids into posts: from the cache, else from post."""
+"""Hydration: reads the posts for a list of ids, from the cache or, on a miss, from post."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -14,25 +14,25 @@ from services.feed.peers import Peers
 _log = logs.logger(__name__)
 
 _PUBLISHED_LIFE_SECONDS = 30.0
-"""How long what a post shows is remembered, while it is known that it may be shown: of one whose
-media was deleted, the edge serves these for as long."""
+"""How long a post's content is remembered while post confirms that it may be shown. If its media
+are deleted, the edge serves them for this long, too."""
 
 _REMEMBER_SECONDS = 0.005
-"""How long from one page whose posts are remembered while the cache is well to the next. Else all
-would have to be asked for when it goes away; to remember every page would cost 2 % of it."""
+"""While the cache works, how often the posts of a page are remembered. With none in memory, all
+would have to be fetched when the cache fails; remembering every page would cost 2 % of its time."""
 
 _MOST_REMEMBERED = 5_000
-"""How many posts are remembered, at some 3 KB each, as JSON 5."""
+"""Maximum number of posts in memory, at about 3 KB each, or 5 KB as JSON."""
 
 
 @dataclass(frozen=True)
 class Hydrated:
-    """Posts, as far as they can be told."""
+    """The posts that could be read."""
 
     posts: Sequence[tuple[int, CachedPost]]
-    """Those that may be shown, in the order asked for."""
+    """Those that may be shown, in the requested order."""
     all_known: bool
-    """Whether it is known of the others that they may not."""
+    """Whether the missing posts are known to be hidden. False: some could not be read."""
 
 
 class Hydration:
@@ -48,12 +48,12 @@ class Hydration:
     async def hydrate(
         self, post_ids: Sequence[int], *, are_published: bool = False, began: float | None = None
     ) -> Hydrated:
-        """Returns the posts; `are_published` if post has just told that they may be shown.
+        """Returns posts; `are_published`: post has just confirmed that they may be shown.
 
-        The reader has waited since `began`, as time.monotonic tells; None: since now.
+        `began`: when the reader began to wait, by time.monotonic; None: now.
 
         Raises:
-            Unavailable: nothing is known of any of them.
+            Unavailable: none of them could be read.
         """
         if not post_ids:
             return Hydrated([], all_known=True)
@@ -65,7 +65,7 @@ class Hydration:
                 post_ids,
                 until=began + PATIENCE_SECONDS,
                 life=_PUBLISHED_LIFE_SECONDS if are_published else LIFE_SECONDS,
-                # Before that is over, post will have told whether the others are.
+                # Others need no renewal: within their life, post confirms which are published.
                 renew=are_published,
             )
         else:
@@ -88,7 +88,7 @@ class Hydration:
         try:
             await self._cache.put({post_id: fetched.posts[post_id] for post_id in fetched.lasting})
         except Unavailable as error:
-            _log.warning("posts were not cached", error=str(error))
+            _log.warning("post_cache.failed", error=str(error))
         return fetched.posts
 
     async def _ask(self, post_ids: Sequence[int]) -> Mapping[int, CachedPost | None]:

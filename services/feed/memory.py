@@ -1,4 +1,4 @@
-"""What this process remembers, so that the database bears all readers while the cache is away."""
+"""Memory of this process, which protects the database while the cache is unavailable."""
 
 import asyncio
 import contextlib
@@ -12,16 +12,16 @@ from services.common.context import detached
 from services.common.errors import Unavailable
 
 LIFE_SECONDS = 3.0
-"""How long an answer is good that says who may see what: for so long somebody may be shown a post
-that was deleted meanwhile, or is of somebody who has just blocked them."""
+"""How long an answer that decides who may see what is valid. For this long, readers may see a post
+that has been deleted, or whose author has just blocked them."""
 
 PATIENCE_SECONDS = 0.25
-"""How long a page waits in all, the cache's timeout included, before it goes without what neither
-the cache has nor this process remembers."""
+"""How long a page waits in total, including the cache's timeout, before it omits what is neither in
+the cache nor in this memory."""
 
 _LEAST_FRESH_SHARE = 0.3
 _MOST_FRESH_SHARE = 0.7
-"""For which part of its life an answer is not asked for anew."""
+"""The share of its life after which an answer is renewed is drawn at random between these."""
 
 Key = TypeVar("Key", bound=Hashable)
 Value = TypeVar("Value")
@@ -33,18 +33,19 @@ class _Entry(NamedTuple, Generic[Value]):
     value: Value
     asked_at: float
     fresh_share: float
-    """Of its life."""
+    """The share of the entry's life in which it is not renewed."""
 
 
 class Memory(Generic[Key, Value]):
-    """The last answers, each asked for once, however many want it.
+    """The latest answers. Concurrent callers share one request for each.
 
-    One that is past about half of its life is asked for anew while it is still given. About: all
-    readers come in the moment when the cache goes away, and should not come together ever after.
+    An answer older than about half its life is renewed in the background while callers still
+    receive it. The share is random because all readers arrive together when the cache fails, and
+    must not stay synchronized.
 
     Args:
-        ask: asks for the values of some keys; may leave some out, or raise Unavailable.
-        most: how many values are kept; the oldest make room.
+        ask: fetches the values of some keys; may omit some, or raise Unavailable.
+        most: the maximum number of values; the oldest are evicted.
     """
 
     def __init__(
@@ -55,7 +56,8 @@ class Memory(Generic[Key, Value]):
     ) -> None:
         self._ask = ask
         self._most = most
-        # The oldest come first, and a plain dict slows down when its first are taken.
+        # Oldest first. OrderedDict, because a plain dict slows down when its first items are
+        # removed.
         self._values: OrderedDict[Key, _Entry[Value]] = OrderedDict()
         self._asking: dict[Key, asyncio.Task[None]] = {}
 
@@ -67,11 +69,11 @@ class Memory(Generic[Key, Value]):
         life: float = LIFE_SECONDS,
         renew: bool = True,
     ) -> dict[Key, Value]:
-        """Returns the values that can be had until then, as time.monotonic tells.
+        """Returns the values that are available by `until`, a time.monotonic time.
 
-        None was asked for longer than `life` seconds ago. What takes longer to come is still
-        remembered once it is there, for whoever asks next. With `renew`, values are asked for
-        anew before their life ends.
+        No value was requested more than `life` seconds ago. A value that arrives after `until` is
+        still remembered, for later callers. With `renew`, values are renewed before their life
+        ends.
         """
         now = time.monotonic()
         entries = self._entries(keys, life)
@@ -80,7 +82,7 @@ class Memory(Generic[Key, Value]):
         if renew and any(
             now - entry.asked_at >= life * entry.fresh_share for entry in entries.values()
         ):
-            # And with it all that are due soon: one question instead of one for each.
+            # Renew all that are due soon in the same request, instead of one request each.
             wanted += [
                 key
                 for key, entry in entries.items()
@@ -115,7 +117,7 @@ class Memory(Generic[Key, Value]):
             self.put(await self._ask(keys), asked_at)
 
     def put(self, values: Mapping[Key, Value], asked_at: float) -> None:
-        """Remembers answers; `asked_at` is when they were asked for, as time.monotonic tells."""
+        """Stores answers; `asked_at`: when they were requested, by time.monotonic."""
         fresh_share = random.uniform(_LEAST_FRESH_SHARE, _MOST_FRESH_SHARE)
         for key, value in values.items():
             self._values[key] = _Entry(value, asked_at, fresh_share)

@@ -1,6 +1,6 @@
-"""What feed asks graph and post, a few questions at a time, and behind a circuit breaker for each.
+"""Calls to graph and post: few at a time, and behind a circuit breaker for each.
 
-A peer that is stalled costs the first few readers the breaker's patience, and nobody after them.
+If a peer stalls, only the first few readers wait, until the breaker opens.
 """
 
 import asyncio
@@ -23,14 +23,14 @@ from services.common.post_cache import CachedPost, Form
 from services.common.rest import as_json
 
 _SECONDS = 1.0
-"""How long a question may take, once it is asked."""
+"""Timeout of a call, without the wait for a slot."""
 
 _AT_ONCE = 8
-"""How many questions are with a peer at once. More would wait there just as long, and those that
-have waited too long for their readers would still be answered."""
+"""Maximum number of concurrent calls to a peer. More would wait there just as long, and the peer
+would still process those whose readers have given up."""
 
 _MOST_WAITING = 1_000
-"""How many may wait here for their turn."""
+"""Maximum number of calls that wait for a slot."""
 
 Request = TypeVar("Request", bound=Message)
 Response = TypeVar("Response", bound=Message)
@@ -38,42 +38,44 @@ Response = TypeVar("Response", bound=Message)
 
 @dataclass(frozen=True)
 class Subscriptions:
-    """Whose posts belong into a reader's feed."""
+    """The authors whose posts belong to a reader's feed."""
 
     followee_ids: Sequence[int]
-    """All of them, without those who are muted."""
+    """All followed accounts except muted ones."""
     pulled_ids: Sequence[int]
-    """Those of them whose posts are not pushed, or soon will not be."""
+    """Those of `followee_ids` whose posts are not pushed, or soon will not be."""
     hidden_ids: Sequence[int]
-    """Who is none of them, though posts of theirs may be in the timeline or on their way there."""
+    """Muted or recently unfollowed accounts, whose posts may be in the timeline or on their way
+    into it."""
     version: int
-    """Grows with every change."""
+    """Increases with every change."""
 
 
 @dataclass(frozen=True)
 class Fetched:
-    """What post tells of posts."""
+    """Posts as the post service returned them."""
 
     posts: Mapping[int, CachedPost | None]
-    """None: nobody may be shown the post."""
+    """None: the post must not be shown to anyone."""
     lasting: frozenset[int]
-    """Those that may be kept. A post whose author's name was away is shown without it."""
+    """Posts that may be cached. Those without an author name must not be: account was
+    unavailable."""
 
 
 class PeerAway(Unavailable):
-    """A peer is away, slow or overloaded."""
+    """A peer is unavailable, slow or overloaded."""
 
 
 class GraphAway(PeerAway):
-    """Graph is."""
+    """Graph is unavailable, slow or overloaded."""
 
 
 class PostAway(PeerAway):
-    """Post is."""
+    """Post is unavailable, slow or overloaded."""
 
 
 class Peers:
-    """Graph and post, as feed sees them. Methods raise GraphAway or PostAway."""
+    """Feed's client for graph and post. Methods raise GraphAway or PostAway."""
 
     def __init__(self, graph: GraphInternalServiceStub, post: PostInternalServiceStub) -> None:
         self._graph = graph
@@ -82,7 +84,7 @@ class Peers:
         self._post_door = _Door("Post", PostAway)
 
     async def subscriptions(self, reader_id: int) -> Subscriptions:
-        """Returns whose posts a reader wants."""
+        """Returns the authors whose posts belong to a reader's feed."""
         answer = await self._graph_door.ask(
             self._graph.ListFollowees, graph_pb.ListFolloweesRequest(follower_id=reader_id)
         )
@@ -101,7 +103,7 @@ class Peers:
         return answer.post_ids
 
     async def posts(self, post_ids: Sequence[int], form: Form) -> Fetched:
-        """Returns posts as they are now."""
+        """Returns the current state of posts."""
         answer = await self._post_door.ask(
             self._post.BatchGetPosts, post_pb.BatchGetPostsRequest(post_ids=post_ids)
         )
@@ -122,7 +124,7 @@ def _written(post: Post, form: Form) -> bytes:
 
 
 class _Door:
-    """The way to one peer."""
+    """Calls one peer, with a limit on concurrency and a circuit breaker."""
 
     def __init__(self, peer: str, away: type[PeerAway]) -> None:
         self._peer = peer
@@ -157,7 +159,7 @@ class _Door:
             raise self._away(self._peer) from error
 
     def _give_up(self) -> None:
-        """Lets go all who have waited since before the circuit opened."""
+        """Fails all calls that have waited for a slot since before the circuit opened."""
         waits, self._waits = self._waits, set()
         for wait in waits:
             wait.reschedule(0)

@@ -1,4 +1,4 @@
-"""The feed service's methods, in the order of its contract."""
+"""The feed service's methods, in the order of the contract."""
 
 from collections.abc import AsyncIterator
 from contextlib import aclosing
@@ -15,14 +15,14 @@ from services.feed.watch import Told, Watches
 
 _DEFAULT_PAGE_SIZE = 20
 
-# How GetFeedResponse.posts and WatchFeedResponse.post begin on the wire: field 1, length-delimited.
+# The wire tag of GetFeedResponse.posts and WatchFeedResponse.post: field 1, length-delimited.
 _POST_TAG = b"\x0a"
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class FeedService:
-    """The home feed, for people."""
+    """The home feed: the public API."""
 
     def __init__(self, home: HomeFeed, page_tokens: PageTokens, watches: Watches) -> None:
         self._home = home
@@ -30,7 +30,7 @@ class FeedService:
         self._page_tokens = page_tokens
 
     def add_to(self, server: grpc.aio.Server) -> None:
-        """Registers the methods, whose answers are serialised already."""
+        """Registers the methods, whose responses are already serialized."""
         methods: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
             "GetFeed": grpc.unary_unary_rpc_method_handler(
                 self.GetFeed, pb.GetFeedRequest.FromString
@@ -45,7 +45,7 @@ class FeedService:
 
     async def GetFeed(self, request: pb.GetFeedRequest, context: Context) -> bytes:
         page, next_page_token = await self._page(request, Form.PROTO)
-        # Posts go into the answer as they are, for parsing them takes longest.
+        # Posts are copied into the response as bytes, because parsing them would take longest.
         return b"".join(
             [
                 *(part for post in page.posts for part in (_POST_TAG, _varint(len(post)), post)),
@@ -63,9 +63,9 @@ class FeedService:
                 yield _serialise_told(told)
 
     async def feed_as_json(self, request: pb.GetFeedRequest) -> bytes:
-        """Returns what GetFeed does, as JSON: REST's way, which passes no gRPC."""
+        """Returns GetFeed's response as JSON, for REST without gRPC."""
         page, next_page_token = await self._page(request, Form.JSON)
-        # A token is base64 and a state a name: neither needs escaping.
+        # Tokens are base64 and states are names: neither needs escaping.
         return b'{"posts":[%s],"nextPageToken":"%s","state":"%s"}' % (
             b",".join(page.posts),
             next_page_token.encode(),
@@ -81,7 +81,7 @@ class FeedService:
 
 
 def _serialise_told(told: Told) -> bytes:
-    """Returns a WatchFeedResponse."""
+    """Returns a serialized WatchFeedResponse."""
     response = pb.WatchFeedResponse(resume_after_post_id=told.resume_after)
     if told.end:
         response.end = told.end

@@ -1,7 +1,7 @@
-"""Which posts stand in a part of a feed: the reader's timeline, merged with those it pulls.
+"""Which posts a part of a feed holds: the reader's timeline, merged with those it pulls.
 
 Each source is complete down to some id. Down to the highest of these ids the merged list has no
-gap; behind it the feed goes on from the database.
+gaps; below it, the feed continues in the database.
 """
 
 import asyncio
@@ -24,24 +24,24 @@ REGENERATING = FeedState.FEED_STATE_REGENERATING
 DEGRADED = FeedState.FEED_STATE_DEGRADED
 
 _REBUILD_PATIENCE_SECONDS = 0.1
-"""How long a page waits for a rebuild before it asks the database itself."""
+"""How long a page waits for a rebuild before it reads the database itself."""
 
 _LOOK_SECONDS = 0.02
-"""How often it looks meanwhile whether another process is done."""
+"""How often a page that waits checks whether another process has finished the rebuild."""
 
 _REBUILDS_AT_ONCE = 4
-"""How many rebuilds are under way. When all feeds are gone from the cache, pages have the rest of
-the ways to the database, and are there long before all feeds are."""
+"""Maximum number of concurrent rebuilds. If the cache loses all feeds, the other connections to the
+database serve pages, long before all feeds are rebuilt."""
 
 _MOST_REBUILDS = 1_000
-"""How many are under way or wait for their turn."""
+"""Maximum number of rebuilds, running or queued."""
 
 _MOST_REMEMBERED = 5_000
-"""How many parts of feeds are remembered, at some 2 KB each."""
+"""Maximum number of parts of feeds in memory, at about 2 KB each."""
 
 
 class _Part(NamedTuple):
-    """Which part of a feed."""
+    """Identifies a part of a feed."""
 
     reader_id: int
     before: int
@@ -50,7 +50,7 @@ class _Part(NamedTuple):
 
 @dataclass(frozen=True)
 class Skeleton:
-    """Which posts stand in a part of a feed."""
+    """The ids of the posts in a part of a feed."""
 
     post_ids: Sequence[int]
     """Newest first."""
@@ -60,11 +60,11 @@ class Skeleton:
     hidden: frozenset[int] = frozenset()
     """Authors whose posts must not be shown, though they may be among these."""
     are_published: bool = False
-    """Whether post has just told that all of these are. The cache may lag behind it."""
+    """Whether the ids come from post, so that all are published. The cache may lag behind post."""
 
 
 class Skeletons:
-    """Reads which posts stand in feeds, from the cache and from the database behind it."""
+    """Reads which posts feeds hold, from the cache and, beyond it, from the database."""
 
     def __init__(self, timelines: HomeTimelines, authors: HotAuthors, peers: Peers) -> None:
         self._timelines = timelines
@@ -79,10 +79,10 @@ class Skeletons:
     ) -> Skeleton:
         """Returns up to `count` posts with ids below `before` (0: from the newest).
 
-        The reader has waited since `began`, as time.monotonic tells; None: since now.
+        `began`: when the reader began to wait, by time.monotonic; None: now.
 
         Raises:
-            Unavailable: so much is away that there is nothing to show.
+            Unavailable: too many dependencies are unavailable to show anything.
         """
         part = _Part(reader_id, before, count)
         began = began or time.monotonic()
@@ -94,22 +94,22 @@ class Skeletons:
             raise
         except Unavailable:
             return await self._without_cache(part, until=began + PATIENCE_SECONDS)
-        # For when the cache goes away: else all who read at that moment would ask the database.
+        # Kept for when the cache fails: otherwise all readers would query the database at once.
         self._memory.put({part: skeleton}, began)
         return skeleton
 
     async def rebuild(self, reader_id: int) -> None:
-        """Has a timeline made that is not there, unless another process is at it.
+        """Rebuilds a missing timeline, unless another process is rebuilding it.
 
         Raises:
-            Unavailable: the cache, graph or post is away.
+            Unavailable: the cache, graph or post is unavailable.
         """
-        # Others may wait for it, too.
+        # Other tasks may wait for the same rebuild.
         await asyncio.shield(self._begin_rebuild(reader_id))
 
     async def _from_cache(self, part: _Part) -> Skeleton:
         state = COMPLETE
-        # One more than asked for says whether there is a next page.
+        # One more than requested: it shows whether there is a next page.
         home = await self._home(part)
         if home.extent in (Extent.ABSENT, Extent.REBUILDING):
             state = REGENERATING
@@ -128,7 +128,7 @@ class Skeletons:
         sure = [post_id for post_id in merged if post_id >= floor]
         if floor == 0 or len(sure) > part.size:
             return Skeleton(sure[: part.size], len(sure) > part.size, state, home.hidden)
-        # The cache ends here, the database goes on.
+        # The cached part ends here; continue in the database.
         try:
             older = await self._from_database(_Part(part.reader_id, floor, part.size - len(sure)))
         except PeerAway:
@@ -143,16 +143,16 @@ class Skeletons:
     # -- Feeds that are not in the cache ---------------------------------------------------------
 
     async def _rebuilt(self, part: _Part, home: HomeSlice) -> HomeSlice:
-        """Returns a part of a timeline once that is rebuilt, or as it was if that takes too long.
+        """Returns a part of a timeline after its rebuild, or unchanged if that takes too long.
 
-        Readers in this process share one rebuild; those in others wait for it, too. All read the
-        cache afterwards: who was hidden meanwhile is hidden there.
+        Readers in this process share one rebuild; readers in other processes wait for it, too. All
+        then read the cache, which knows authors that were hidden in the meantime.
         """
         deadline = time.monotonic() + _REBUILD_PATIENCE_SECONDS
         if home.extent is Extent.ABSENT and len(self._rebuilding) < _MOST_REBUILDS:
             self._begin_rebuild(part.reader_id)
         if task := self._rebuilding.get(part.reader_id):
-            # It goes on for the others, and for who comes next.
+            # On a timeout the rebuild continues, for other readers and later pages.
             done, _ = await asyncio.wait({task}, timeout=_REBUILD_PATIENCE_SECONDS)
             if not done:
                 return home
@@ -164,11 +164,11 @@ class Skeletons:
         return home
 
     def _begin_rebuild(self, reader_id: int) -> asyncio.Task[None]:
-        """Begins a rebuild, unless one is under way; returns it."""
+        """Returns the running rebuild of a timeline; starts one if there is none."""
 
         def end(task: asyncio.Task[None]) -> None:
             self._rebuilding.pop(reader_id)
-            # Whoever waits is told why it failed; perhaps nobody waits any more.
+            # Tasks that wait receive the error. Retrieve it here in case none does.
             _ = task.cancelled() or task.exception()
 
         task = self._rebuilding.get(reader_id)
@@ -182,7 +182,7 @@ class Skeletons:
             await self._rebuild(reader_id)
 
     async def _rebuild(self, reader_id: int) -> None:
-        """Fills a reader's timeline from the database, unless another process is at it."""
+        """Fills a reader's timeline from the database, unless another process is doing so."""
         marker = await self._timelines.begin_rebuild(reader_id)
         if marker is None:
             return
@@ -192,7 +192,7 @@ class Skeletons:
             pushed = [each for each in wanted.followee_ids if each not in pulled]
             newest = await self._peers.recent([reader_id, *pushed], before=0, limit=CAP)
         except Exception:
-            # Else nobody could begin another before this one is overdue.
+            # Otherwise no other rebuild could begin until this one times out.
             await self._timelines.abandon_rebuild(reader_id, marker)
             raise
         await self._timelines.finish_rebuild(
@@ -218,7 +218,7 @@ class Skeletons:
             are_published=True,
         )
 
-    # -- While something is away -----------------------------------------------------------------
+    # -- While dependencies are unavailable ------------------------------------------------------
 
     async def _without_cache(self, part: _Part, until: float) -> Skeleton:
         remembered = await self._memory.get([part], until=until)
@@ -234,11 +234,11 @@ class Skeletons:
             return {part: await self._own(part)}
 
     async def _own(self, part: _Part) -> Skeleton:
-        """Returns what is known for certain while nobody tells whom a reader follows.
+        """Returns the reader's own posts, while graph cannot say whom the reader follows.
 
         Raises:
-            Unavailable: this is not the first page. Behind posts of others, the reader's own would
-                pass for all there is.
+            Unavailable: this is not the first page. After posts of others, a page of only the
+                reader's own would look like the rest of the feed.
         """
         if part.before:
             raise GraphAway("Graph")
@@ -247,7 +247,7 @@ class Skeletons:
 
 
 def _complete_from(source: Slice, before: int, count: int) -> int:
-    """Returns the id from which on a part of a timeline, cut at `count`, has no gap."""
+    """Returns the id down to which a slice, limited to `count` posts, has no gaps."""
     if len(source.post_ids) < count and source.extent is Extent.WHOLE:
         return 0
     return source.post_ids[-1] if source.post_ids else before

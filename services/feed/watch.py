@@ -1,9 +1,10 @@
-"""Feeds that are watched: what is new in them is told while it happens.
+"""Watches of feeds: sends new posts to watchers as they arrive.
 
-Nothing is published to watchers. One hub in each process looks at all watched timelines a few
-times a second, by a few cheap scripts for all of them, and reads those that have changed. So a
-watcher costs nothing where it does not watch, nobody needs to know who watches what, and nothing
-is lost while the cache is away: whatever is found afterwards and was not told before is told then.
+Nothing is published to watchers. One hub per process polls all watched timelines a few times a
+second, with a few cheap scripts for all of them, and reads those that have changed. So a process
+does no work for feeds that it does not watch, and writers need not know who watches what. Nothing
+is lost while the cache is unavailable: the first poll afterwards finds every post that was not yet
+sent.
 """
 
 import asyncio
@@ -30,90 +31,90 @@ _log = logs.logger(__name__)
 
 _POLL_SECONDS = 0.25
 _LEAST_PAUSE_SECONDS = 0.05
-"""How long the hub leaves the process to others even when it is late."""
+"""Minimum pause between polls, even if the hub is late: other tasks of the process run then."""
 
 _AUTHORS_SECONDS = 1.0
-"""How often pulled authors are looked at."""
+"""How often pulled authors' timelines are polled."""
 
 _LOOK_SECONDS = (5.0, 15.0)
-"""After how long a timeline is read though it seems the same: rules may have changed beside it."""
+"""After how long an unchanged timeline is read again: its rules may have changed."""
 
 _LATE = timedelta(minutes=10)
-"""How much older than its publication a post may be, because its media took so long. What is older
-still was not posted now: it came because its author was followed, or an entry above it left."""
+"""Maximum time from a post's creation to its publication, which waits for its media. An older post
+that appears is not new: its author was followed, or an entry above it was removed."""
 
 _CHUNK = 500
-"""How many timelines one script looks at: one or two milliseconds of the server's time."""
+"""How many timelines one script polls: one or two milliseconds of the server's time."""
 
 _AUTHORS_CHUNK = 20
-"""How many authors' timelines are read, and perhaps rebuilt, at a time."""
+"""How many authors' timelines are read, and if necessary rebuilt, at a time."""
 
 _MOST_AUTHORS = 500
-"""How many authors' timelines are read at once, by and by; the others have their turn later."""
+"""Maximum number of authors' timelines read per poll; later polls read the others."""
 
 _AUTHORS_POSTS = 100
-"""How many posts of an author are looked at: as many as HotAuthors copies."""
+"""How many posts of each author are read: as many as HotAuthors copies."""
 
 _HYDRATED = 200
-"""How many posts are hydrated in one batch."""
+"""Maximum number of posts hydrated in one batch."""
 
 _WINDOW = 200
-"""How many posts a watch looks at when it begins."""
+"""How many posts a watch reads when it begins."""
 
 _MOST_MISSED = 100
-"""How many posts a watch that is resumed tells before those that are new."""
+"""Maximum number of missed posts that a resumed watch sends first."""
 
 _MOST_KNOWN = 1_000
-"""How many posts are remembered of which a watcher need not be told."""
+"""Maximum number of posts remembered as known to a watcher."""
 
 _REBUILDS = 8
-"""How many rebuilds are asked for at a time: pages' readers have their turns in between."""
+"""Maximum number of concurrent rebuilds, so that rebuilds for pages get their turn, too."""
 
 _REBUILD_PAUSE_SECONDS = 1.0
-"""After how long a rebuild that failed is tried again."""
+"""Minimum time between two rebuilds of one timeline."""
 
 
 @dataclass(frozen=True)
 class WatchLimits:
-    """How much watchers may cost."""
+    """Limits on watches."""
 
     most: int = 2_500
-    """How many watch at a time, in this process."""
+    """Maximum number of open watches in this process."""
     of_one_reader: int = 5
-    """How many of them for one reader."""
+    """Maximum number of open watches per reader."""
     seconds: float = 1_800.0
-    """How long a watch lasts, give or take a tenth, so that those that began together do not all
-    begin anew together."""
+    """How long a watch lasts, plus or minus 10 %, so that watches that began together do not all
+    restart together."""
     heartbeat_seconds: float = 15.0
-    """How long nothing may be told."""
+    """Maximum time between two messages."""
     waiting: int = 100
-    """How many posts wait for a watcher that is slow to read."""
+    """Maximum number of posts queued for a slow watcher."""
     patience_seconds: float = 30.0
-    """How long the last message waits to be read; then the call is cut."""
+    """How long the last message waits to be read before the call is canceled."""
 
 
 @dataclass(frozen=True, slots=True)
 class Told:
-    """What a watcher is told; neither a post nor the end: nothing happens."""
+    """A message to a watcher. With neither a post nor an end: the first one, or a heartbeat."""
 
     resume_after: int
-    """With which id to go on after this."""
+    """The id to resume after, once this message is received."""
     post: bytes = b""
-    """A serialised photomesh.post.v1.Post."""
+    """A serialized photomesh.post.v1.Post."""
     post_id: int = 0
     end: WatchFeedEnd.ValueType = WatchFeedEnd.WATCH_FEED_END_UNSPECIFIED
 
 
 class _Watcher:
-    """One watch: what it need not be told, and what waits for it to be read."""
+    """One watch: the posts it already knows, and the queue of messages to send."""
 
     def __init__(self, known: Iterable[int], *, floor: int, resume_after: int) -> None:
         self.floor = floor
-        """Posts with ids up to this one are none of its business."""
+        """Posts with ids up to this one are not sent."""
         self.known = {post_id for post_id in known if post_id > floor}
-        """Those above it that it need not be told, or was."""
+        """Ids above the floor that need not be sent, or have been."""
         self.resume_after = resume_after
-        """Of the last message that was taken."""
+        """From the last message taken from the queue."""
         self.ended = False
         self._newest = resume_after
         self._waiting: asyncio.Queue[Told] = asyncio.Queue()
@@ -121,14 +122,14 @@ class _Watcher:
         self._cut: asyncio.TimerHandle | None = None
 
     async def next(self) -> Told:
-        """Waits for what there is to tell."""
+        """Waits for the next message."""
         told = await self._waiting.get()
         self.resume_after = told.resume_after
         return told
 
     @contextmanager
     def within_call(self, *, until: float) -> Iterator[None]:
-        """Cuts the call at hand when it has not ended by then, or long after it should have."""
+        """Cancels the current call at `until`, or sooner after the watch ends as too slow."""
         self._call = asyncio.current_task()
         self._cut_at(until)
         try:
@@ -138,9 +139,10 @@ class _Watcher:
                 self._cut.cancel()
 
     def tell(self, posts: Sequence[tuple[int, bytes]], limits: WatchLimits) -> None:
-        """Lets posts wait to be read.
+        """Queues posts.
 
-        When too many do, the watch ends, and is to go on where none of them is lost.
+        If too many are queued, ends the watch with a position from which it can resume without
+        loss.
         """
         if self.ended:
             return
@@ -154,13 +156,13 @@ class _Watcher:
             self._cut_at(asyncio.get_running_loop().time() + limits.patience_seconds)
 
     def end(self, why: WatchFeedEnd.ValueType) -> None:
-        """Lets the last message wait behind the others."""
+        """Queues the last message."""
         if not self.ended:
             self.ended = True
             self._waiting.put_nowait(Told(self._newest, end=why))
 
     def settle(self, floor: int) -> None:
-        """Forgets what is too old to come again."""
+        """Forgets posts that are too old to appear again."""
         self.floor = max(self.floor, floor)
         if len(self.known) > _MOST_KNOWN:
             self.floor = max(self.floor, sorted(self.known)[-_MOST_KNOWN])
@@ -175,22 +177,23 @@ class _Watcher:
 
 @dataclass
 class _Feed:
-    """The home feed of somebody who watches it."""
+    """A watched home feed."""
 
     watchers: list[_Watcher] = field(default_factory=list)
     signature: Signature | None = None
-    """The timeline's when it was last read, and all that was found was told; None: it was not."""
+    """The timeline's signature at the last read, if all posts found then were sent; otherwise
+    None."""
     pulled: frozenset[int] = frozenset()
-    """Authors whose timelines belong into the feed."""
+    """Authors whose timelines belong to the feed."""
     look_at: float = 0.0
-    """When it is read though it seems the same."""
+    """When the timeline is read even if its signature is unchanged."""
     rebuild_at: float = 0.0
-    """When it may be rebuilt again."""
+    """The earliest time of the next rebuild."""
 
 
 @dataclass(frozen=True, slots=True)
 class _News:
-    """What a watcher was not told yet."""
+    """Posts that a watcher has not received yet."""
 
     feed: _Feed
     watcher: _Watcher
@@ -202,17 +205,17 @@ class _News:
 
 @dataclass
 class _Author:
-    """An author whose timeline is pulled into feeds that are watched."""
+    """An author whose timeline is pulled into watched feeds."""
 
     readers: set[int] = field(default_factory=set)
     signature: Signature | None = None
-    """The timeline's when it was last read; None: it was not."""
+    """The timeline's signature at the last read; None: not read yet."""
     recent: frozenset[int] = frozenset()
-    """The latest posts."""
+    """The author's latest posts."""
 
 
 class Watches:
-    """All feeds that are watched in this process."""
+    """All watched feeds of this process."""
 
     def __init__(
         self,
@@ -241,27 +244,28 @@ class Watches:
         self._rebuilds: dict[int, asyncio.Task[None]] = {}
         self._may_rebuild = asyncio.Semaphore(_REBUILDS)
 
-    # -- A watcher's side --------------------------------------------------------------------
+    # -- The watcher's side ------------------------------------------------------------------
 
     async def watch(self, reader_id: int, after: int) -> AsyncGenerator[Told, None]:
-        """Tells what is new in a reader's feed: what is newer than `after`, or comes from now on.
+        """Yields the posts in a reader's feed that are newer than `after`, or arrive from now on.
 
-        The first message tells nothing but where to begin, the last one has `end` set.
+        The first message only holds the position to resume after; the last one has `end` set.
 
         Raises:
-            TooManyStreams: the reader, or this process, has no room for one more.
-            Unavailable: it cannot be told what is new.
+            TooManyStreams: the reader, or this process, has too many open watches.
+            Unavailable: dependencies are unavailable, so new posts cannot be found.
         """
         clock = asyncio.get_running_loop().time
         end = clock() + self._limits.seconds * random.uniform(0.9, 1.1)
         with self._open.opened_by(reader_id):
             floor = _oldest_new()
-            # Also builds the timeline where there is none.
+            # Also rebuilds the timeline if there is none.
             newest = await self._skeletons.read(reader_id, 0, _WINDOW)
             if newest.more:
                 floor = max(floor, newest.post_ids[-1])
             known = newest.post_ids
-            # Even an empty feed must be resumed where it was, and not at that time's present.
+            # Not 0, even for an empty feed: a watch that resumes after 0 skips posts made until
+            # then.
             begin = after or max([*known[:1], 1])
             told = Told(begin)
             yield told
@@ -288,7 +292,7 @@ class Watches:
                     yield told
 
     async def _next(self, watcher: _Watcher, end: float) -> Told:
-        """Waits for something to tell, until there must be something."""
+        """Waits for the next message; sends a heartbeat, or the end, when it is due."""
         clock = asyncio.get_running_loop().time
         beat = clock() + self._limits.heartbeat_seconds
         try:
@@ -302,10 +306,10 @@ class Watches:
 
     @contextmanager
     def _registered(self, reader_id: int, watcher: _Watcher) -> Iterator[None]:
-        """Lets the hub tell a watcher what comes."""
+        """Registers a watcher with the hub."""
         feed = self._feeds.setdefault(reader_id, _Feed())
         feed.watchers.append(watcher)
-        # Read once more, for what has come since the watcher's own look.
+        # Read the timeline again, for posts that arrived after `watch` read it.
         feed.signature = None
         self._somebody.set()
         if self._draining:
@@ -321,7 +325,7 @@ class Watches:
                 self._somebody.clear()
 
     def drain(self) -> None:
-        """Lets every watch end with its last message, for the process is about to stop."""
+        """Ends every watch with its last message, because the process is about to stop."""
         self._draining = True
         for feed in self._feeds.values():
             for watcher in feed.watchers:
@@ -330,7 +334,7 @@ class Watches:
     # -- The hub -----------------------------------------------------------------------------
 
     async def run(self, ready: Callable[[], None]) -> None:
-        """Looks at what is watched, and tells watchers, until it is cancelled."""
+        """Polls watched feeds and sends new posts to watchers, until canceled."""
         ready()
         clock = asyncio.get_running_loop().time
         is_away = False
@@ -344,7 +348,7 @@ class Watches:
                     is_away = False
                 except Unavailable as error:
                     if not is_away:
-                        _log.warning("watched feeds wait", error=str(error))
+                        _log.warning("watch.blocked", error=str(error))
                     is_away = True
                 await asyncio.sleep(max(began + _POLL_SECONDS - clock(), _LEAST_PAUSE_SECONDS))
         finally:
@@ -367,7 +371,7 @@ class Watches:
             await self._look({reader_id: changed[reader_id] for reader_id in chunk}, now)
 
     async def _look(self, changed: Mapping[int, Signature | None], now: float) -> None:
-        """Reads timelines, and tells their watchers what they were not told."""
+        """Reads changed timelines and sends watchers the posts they do not know yet."""
         feeds = {each: feed for each in changed if (feed := self._feeds.get(each))}
         if not feeds:
             return
@@ -414,11 +418,11 @@ class Watches:
             if len(sure) == len(its.post_ids):
                 its.watcher.settle(settled)
             else:
-                # Once more, soon.
+                # Try again at the next poll.
                 its.feed.signature = None
 
     async def _posts(self, post_ids: Sequence[int]) -> tuple[dict[int, CachedPost], set[int]]:
-        """Returns the posts that may be shown, and of which it is not known."""
+        """Returns the posts that may be shown, and the ids for which that is unknown."""
         posts: dict[int, CachedPost] = {}
         unsure: set[int] = set()
         for chunk in _chunks(post_ids, _HYDRATED):
@@ -433,7 +437,7 @@ class Watches:
         return posts, unsure
 
     async def _look_at_authors(self) -> None:
-        """Lets the feeds be looked at into which something new is pulled."""
+        """Polls pulled authors, and marks the feeds to be read into which new posts are pulled."""
         settled = _oldest_new()
         changed: dict[int, Signature | None] = {}
         for chunk in _chunks(list(self._authors), _CHUNK):
@@ -463,7 +467,7 @@ class Watches:
             self._authors_floor = settled
 
     def _pull(self, reader_id: int, feed: _Feed, pulled: frozenset[int]) -> None:
-        """Notes whose timelines belong into a feed."""
+        """Records which authors' timelines belong to a feed."""
         for author_id in feed.pulled - pulled:
             readers = self._authors[author_id].readers
             readers.remove(reader_id)
@@ -474,7 +478,7 @@ class Watches:
         feed.pulled = pulled
 
     def _rebuild(self, reader_id: int, feed: _Feed, now: float) -> None:
-        """Has a timeline rebuilt that is no longer there."""
+        """Rebuilds a timeline that no longer exists, in the background."""
         if reader_id not in self._rebuilds and now >= feed.rebuild_at:
             feed.rebuild_at = now + _REBUILD_PAUSE_SECONDS
             task = asyncio.create_task(self._rebuild_in_turn(reader_id))
@@ -486,11 +490,11 @@ class Watches:
             try:
                 await self._skeletons.rebuild(reader_id)
             except Unavailable as error:
-                _log.warning("a watched feed is not rebuilt", error=str(error))
+                _log.warning("rebuild.failed", error=str(error))
 
 
 def _oldest_new() -> int:
-    """Returns the id from which on posts may be new now."""
+    """Returns the lowest id that a post published now may have."""
     return least_id(datetime.now(UTC) - _LATE)
 
 
