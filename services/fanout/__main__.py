@@ -64,7 +64,7 @@ async def main() -> None:
             ),
         ]
         consumer = Consumer(settings, group=_GROUP, subscriptions=subscriptions)
-        # Until it is known what is paused.
+        # Until the pauses are read from the database.
         consumer.hold([each.topic.name for each in subscriptions])
         dead_letters, dead_letter_workers = dead_letters_of(
             settings, database, outbox, group=_GROUP, subscriptions=subscriptions

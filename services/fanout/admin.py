@@ -1,4 +1,4 @@
-"""What site reliability engineers do with fan-out, in the order of the contract."""
+"""The fan-out worker's methods for operators, in the order of the contract."""
 
 import asyncio
 from collections.abc import Sequence
@@ -33,7 +33,7 @@ class FanoutAdminService(FanoutAdminServiceServicer):
         topics: Sequence[Topic],
         store: FanoutStore,
     ) -> None:
-        """Takes the group of consumers that handles fan-out's topics."""
+        """`group`: the consumer group that handles `topics`."""
         self._kafka = kafka
         self._group = group
         self._topics = topics
@@ -69,7 +69,7 @@ class FanoutAdminService(FanoutAdminServiceServicer):
     ) -> pb.PauseTopicResponse:
         self._check(request.topic)
         await self._store.pause(request.topic)
-        _log.warning("a topic is paused", topic=request.topic)
+        _log.warning("topic.paused", topic=request.topic)
         return pb.PauseTopicResponse()
 
     async def ResumeTopic(
@@ -77,7 +77,7 @@ class FanoutAdminService(FanoutAdminServiceServicer):
     ) -> pb.ResumeTopicResponse:
         self._check(request.topic)
         await self._store.resume(request.topic)
-        _log.warning("a topic is resumed", topic=request.topic)
+        _log.warning("topic.resumed", topic=request.topic)
         return pb.ResumeTopicResponse()
 
     def _check(self, topic: str) -> None:

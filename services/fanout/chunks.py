@@ -1,4 +1,4 @@
-"""What is done for one chunk of a large audience."""
+"""Processes the chunks of a large audience."""
 
 from collections.abc import Sequence
 from enum import StrEnum
@@ -12,11 +12,11 @@ from services.fanout.store import Chunk, FanoutStore, Kind
 from services.fanout.walk import Step, Walks
 
 AT_A_TIME = 8
-"""How many chunks one process goes through at a time."""
+"""Maximum number of chunks that one process handles concurrently."""
 
 
 class _Effect(StrEnum):
-    """What brings feeds in line."""
+    """What is done to each feed."""
 
     PUSH = "PUSH"
     RETRACT = "RETRACT"
@@ -25,11 +25,11 @@ class _Effect(StrEnum):
 
 
 class Chunks:
-    """Brings the feeds of a chunk's followers in line with what holds now.
+    """Applies the current state to the feeds of a chunk's followers.
 
-    Chunks of different fan-outs of one account may run side by side: of a post that is deleted
-    while it is still being pushed, say. So each looks once more when it is through, and if it no
-    longer holds what it went by, goes through again. Whoever comes last leaves what holds.
+    Chunks of different fan-outs of one account may run concurrently: for example, when a post is
+    deleted while it is still being pushed. So each chunk checks the state again when it is done,
+    and starts over if the state has changed. The last one leaves the current state.
     """
 
     def __init__(
@@ -83,13 +83,13 @@ class Chunks:
         )
 
     async def _step(self, effect: _Effect, chunk: Chunk) -> tuple[Step, int]:
-        """Returns what to do for each batch, and how many entries that adds to each feed."""
+        """Returns the step for each batch, and how many entries it adds to each feed."""
         author_id = chunk.account_id
         post_ids: Sequence[int] = [chunk.subject_id]
         match effect:
             case _Effect.PUSH:
                 if await self._peers.mode(author_id) == AudienceMode.AUDIENCE_MODE_DEMOTING:
-                    # As Fanout does with the posts of authors whom fewer follow.
+                    # As Fanout does for small audiences.
                     post_ids = await self._peers.with_latest(author_id, chunk.subject_id)
                 return lambda readers: self._timelines.push(readers, post_ids), len(post_ids)
             case _Effect.RETRACT:
@@ -97,7 +97,7 @@ class Chunks:
             case _Effect.PULL:
                 return lambda readers: self._timelines.pull_all(readers, author_id), 1
             case _Effect.UNPULL:
-                # Posts that are made from now on are pushed by their own events.
+                # Later posts are pushed by their own events.
                 recent = await self._peers.recent(author_id)
                 return lambda readers: self._unpull(readers, author_id, recent), len(
                     recent.post_ids
@@ -109,9 +109,9 @@ class Chunks:
         await self._timelines.unpull_all(readers, author_id)
 
     async def _finish_change(self, account_id: int) -> None:
-        """Tells graph that an account's change of mode is done, once all of its chunks are.
+        """Notifies graph that a change of mode has ended, once all its chunks are done.
 
-        The event of the last one comes again until graph was told.
+        The last chunk's event is redelivered until graph is notified.
         """
         change_id = await self._store.ended_change(account_id)
         if change_id is not None:

@@ -1,4 +1,4 @@
-"""The fan-out's settings."""
+"""The fan-out worker's settings."""
 
 from services.common.config import (
     Address,
@@ -15,10 +15,11 @@ class FanoutSettings(MeshSettings, DatabaseSettings, CacheSettings, KafkaSetting
     peer_graph: Address
     peer_post: Address
     fanout_chunk_size: int = 25_000
-    """Up to how many followers an event is handled at once; more are cut into chunks of as many.
+    """Maximum number of followers handled with one event; larger audiences are divided into chunks
+    of this size.
 
-    A quarter of the largest audience that is pushed to, so that all of it is under way at once:
-    where a chunk ends and the next begins, the cache waits for a tenth of a second.
+    A quarter of the largest audience that is pushed to, so that all of its chunks are in progress
+    at once: between two chunks, the cache is idle for a tenth of a second.
     """
     fanout_backfill: int = 50
-    """How many of an author's last posts come into a feed with a new follow."""
+    """How many of an author's latest posts a new follow adds to a feed."""

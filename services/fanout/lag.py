@@ -1,7 +1,7 @@
-"""How far a group of consumers is behind, as the broker knows it.
+"""The lag of a consumer group, as the broker reports it.
 
-The end of a partition is the high watermark of a fetch. ListOffsets is not asked: Tansu 0.6 answers
-it with the first offset of a batch of records, so that a lag of thousands looked like none.
+The end of a partition is the high watermark of a fetch. ListOffsets is not used: Tansu 0.6 returns
+the first offset of a batch of records, so a lag of thousands appears as none.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,29 +17,29 @@ from services.common.topics import Topic
 _TIMEOUT_MS = 5_000
 
 _FETCH_MS = 200
-"""How long a broker without records may wait before it answers a fetch. Brokers that look for new
-records only now and then answer sooner when they have some."""
+"""How long a broker without new records may wait before it answers a fetch. Brokers that check for
+new records only occasionally answer sooner if they have some."""
 
 
 @dataclass(frozen=True)
 class PartitionLag:
-    """How far one partition is."""
+    """A consumer group's position in one partition."""
 
     topic: str
     partition: int
     end: int
     """The offset that the next record will get."""
     committed: int
-    """The offset below which all records are handled; -1: none was."""
+    """All records below this offset are handled; -1: no offset was committed."""
 
     @property
     def lag(self) -> int:
-        """How many records are not handled yet."""
+        """The number of records not handled yet."""
         return self.end - max(self.committed, 0)
 
 
 def read_lag(settings: KafkaSettings, group: str, topics: Sequence[Topic]) -> list[PartitionLag]:
-    """Returns how far a group is. Blocks; opens a connection of its own.
+    """Returns the lag of a group in all partitions. Blocks; opens its own connection.
 
     Raises:
         Unavailable: the broker does not answer.
@@ -65,7 +65,7 @@ def read_lag(settings: KafkaSettings, group: str, topics: Sequence[Topic]) -> li
 def _ends(
     settings: KafkaSettings, committed: Mapping[TopicPartition, int]
 ) -> Mapping[TopicPartition, int]:
-    """Returns the end of each partition, by a fetch of what lies behind the committed offset."""
+    """Returns the end of each partition, by a fetch from the committed offset."""
     ends = {key: max(offset, 0) for key, offset in committed.items()}
     consumer = KafkaConsumer(
         bootstrap_servers=settings.kafka_bootstrap.split(","),
@@ -73,14 +73,14 @@ def _ends(
         enable_auto_commit=False,
         auto_offset_reset="earliest",
         fetch_max_wait_ms=_FETCH_MS,
-        # One batch of records of each partition is enough.
+        # One batch of records per partition is enough.
         max_partition_fetch_bytes=1,
     )
     try:
         consumer.assign(list(ends))
         for key, offset in ends.items():
             consumer.seek(key, offset)
-        # A partition at its end answers nothing; one that answered is not asked again.
+        # A partition at its end returns nothing. One that has answered is not fetched again.
         while fetched := list(consumer.poll(timeout_ms=3 * _FETCH_MS)):
             ends |= {key: consumer.highwater(key) for key in fetched}
             consumer.pause(*fetched)

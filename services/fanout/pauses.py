@@ -1,4 +1,4 @@
-"""Topics that engineers pause: every worker looks once a second what is to be handled."""
+"""Pauses of topics: every worker reads once a second which topics operators have paused."""
 
 import asyncio
 from collections.abc import Callable
@@ -14,23 +14,23 @@ _log = logs.logger(__name__)
 
 
 class Pauses:
-    """Makes a consumer keep to what is paused."""
+    """Applies the pauses to a consumer."""
 
     def __init__(self, store: FanoutStore, consumer: Consumer) -> None:
         self._store = store
         self._consumer = consumer
 
     async def run(self, ready: Callable[[], None]) -> None:
-        """Looks until it is cancelled. While the database is away, what was last known holds."""
+        """Polls until canceled. While the database is unavailable, the last known pauses apply."""
         known: frozenset[str] | None = None
         while True:
             try:
                 paused = await self._store.paused_topics()
             except Unavailable:
-                _log.warning("nobody knows which topics are paused", exc_info=True)
+                _log.warning("pauses.read_failed", exc_info=True)
             else:
                 if paused != known:
-                    _log.info("topics are paused", topics=sorted(paused))
+                    _log.info("pauses.changed", topics=sorted(paused))
                     self._consumer.hold(paused)
                     known = paused
                 ready()

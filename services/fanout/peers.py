@@ -1,4 +1,4 @@
-"""What fan-out asks graph and post. Every method may raise Unavailable."""
+"""Calls to graph and post. Every method may raise Unavailable."""
 
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
@@ -15,13 +15,13 @@ from services.common.ids import created_at, least_id
 
 _STREAM_SECONDS = 60.0
 _SCAN_SECONDS = 15.0
-"""To find where to cut a large audience, graph reads all of it."""
+"""For a large audience: graph reads all of it to find the bounds of the chunks."""
 
 _PULLED_AFTER = timedelta(seconds=3)
-"""After how long everybody who pulls a post has got it: see services/feed/authors.py."""
+"""How long until every reader who pulls a post has received it: see services/feed/authors.py."""
 
 _MOST_LATEST = 100
-"""How many posts of these seconds matter: nobody makes more by hand."""
+"""Maximum number of posts in these seconds: nobody makes more by hand."""
 
 
 @dataclass(frozen=True)
@@ -30,16 +30,16 @@ class Recent:
 
     post_ids: Sequence[int]
     complete_from: int
-    """They are all from this one on, and there are older ones; 0: they are all there are."""
+    """They include all posts from this id on, and there are older ones; 0: they are all posts."""
 
 
 def is_pulled(mode: AudienceMode.ValueType) -> bool:
-    """Tells whether feeds are to pull the posts of an account in this mode."""
+    """Reports whether feeds must pull the posts of an account in this mode."""
     return mode in (AudienceMode.AUDIENCE_MODE_PROMOTING, AudienceMode.AUDIENCE_MODE_PULLED)
 
 
 class Peers:
-    """Graph and post."""
+    """Fan-out's client for graph and post."""
 
     def __init__(
         self,
@@ -49,14 +49,14 @@ class Peers:
         chunk_size: int,
         backfill: int,
     ) -> None:
-        """Takes how many followers a chunk has, and how many posts an author's recent ones are."""
+        """`chunk_size`: followers per chunk; `backfill`: how many posts `recent` returns."""
         self._graph = graph
         self._post = post
         self.chunk_size = chunk_size
         self._backfill = backfill
 
     async def audience(self, account_id: int) -> graph_pb.GetAudienceResponse:
-        """Returns how to reach an account's followers, with the bounds of the chunks."""
+        """Returns an account's mode and number of followers, with the bounds of the chunks."""
         request = graph_pb.GetAudienceRequest(followee_id=account_id, chunk_size=self.chunk_size)
         return await call(self._graph.GetAudience, request, within=_SCAN_SECONDS)
 
@@ -71,14 +71,14 @@ class Peers:
             yield batch.follower_ids
 
     async def check(self, follower_id: int, followee_id: int) -> graph_pb.FollowCheck:
-        """Returns what holds between two accounts."""
+        """Returns the relation between two accounts."""
         pair = graph_pb.FollowPair(follower_id=follower_id, followee_id=followee_id)
         request = graph_pb.BatchCheckFollowsRequest(pairs=[pair])
         return (await call(self._graph.BatchCheckFollows, request)).checks[0]
 
     async def mode(self, account_id: int) -> AudienceMode.ValueType:
         """Returns how an account's posts reach its followers."""
-        # Unlike the whole audience, this costs the same for 50 million followers.
+        # Unlike `audience`, this costs the same for 50 million followers.
         return (await self.check(account_id, account_id)).mode
 
     async def finish_mode_change(self, account_id: int, change_id: int) -> None:
@@ -86,15 +86,15 @@ class Peers:
         await call(self._graph.FinishModeChange, request)
 
     async def is_visible(self, author_id: int, post_id: int) -> bool:
-        """Tells whether a post is published, and neither archived nor deleted."""
-        # One row of an index; the whole post would need its author's name, from account.
+        """Reports whether a post is published, and neither archived nor deleted."""
+        # This reads one row of an index; the whole post would need its author's name, from account.
         request = post_pb.ListRecentByAuthorsRequest(
             author_ids=[author_id], before_post_id=post_id + 1, limit=1
         )
         return list((await call(self._post.ListRecentByAuthors, request)).post_ids) == [post_id]
 
     async def with_latest(self, author_id: int, post_id: int) -> Sequence[int]:
-        """Returns a post, and what its author made in the seconds before it."""
+        """Returns a post, and those that its author made in the seconds before it."""
         since = least_id(created_at(post_id) - _PULLED_AFTER)
         request = post_pb.ListRecentByAuthorsRequest(
             author_ids=[author_id], before_post_id=post_id, limit=_MOST_LATEST

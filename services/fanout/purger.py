@@ -1,4 +1,4 @@
-"""Forgetting large fan-outs that ended long ago."""
+"""Deletes large fan-outs that ended long ago."""
 
 import asyncio
 import random
@@ -10,13 +10,13 @@ from services.common.errors import Unavailable
 from services.fanout.store import FanoutStore
 
 _PAUSE_SECONDS = (1800.0, 5400.0)
-"""Drawn anew each time, so that workers spread out."""
+"""Drawn at random each time, so that workers spread out."""
 
 _log = logs.logger(__name__)
 
 
 class Purger:
-    """Purges about once an hour; any number may do so at a time."""
+    """Purges about once an hour; any number of processes may do so at once."""
 
     def __init__(self, store: FanoutStore) -> None:
         self._store = store
@@ -27,7 +27,7 @@ class Purger:
             context.enter(context.CallContext(trace_id=context.trace_id_of(None)))
             try:
                 if purged := await self._store.purge(datetime.now(UTC)):
-                    _log.info("fan-outs are purged", fanouts=purged)
+                    _log.info("fanouts.purged", fanouts=purged)
             except Unavailable:
-                _log.warning("the purge of fan-outs waits", exc_info=True)
+                _log.warning("fanouts.purge_failed", exc_info=True)
             await asyncio.sleep(random.uniform(*_PAUSE_SECONDS))

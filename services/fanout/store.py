@@ -1,15 +1,15 @@
-"""Large fan-outs in PostgreSQL: what is under way, how far it is, and which topics are paused.
+"""Large fan-outs in PostgreSQL: their progress, and which topics are paused.
 
-A large audience is cut into chunks, and an event in `fanout_chunks` tells that one waits. All
-chunk events of an account go through `_LANES` lanes: keys, which spread over partitions and so
-over workers. As a lane's events are handled one after the other, an account has at most 4 chunks
-under way at a time, however much it posts and however many follow it. And at most `_AHEAD` chunks
-of a fan-out are in the topic at a time: each that is done puts the next one of its lane there, so
-that thousands of them do not lie in front of everybody else's.
+A large audience is divided into chunks, each of which is announced by an event in `fanout_chunks`.
+An account's chunk events use `_LANES` lanes: keys that are spread over partitions, and so over
+workers. Events of one lane are handled one after the other, so an account has at most 4 chunks in
+progress, however often it posts and however many follow it. At most `_AHEAD` chunks of a fan-out
+are in the topic at a time: each finished chunk publishes the next one of its lane. So the thousands
+of chunks of one fan-out do not delay those of others.
 
-A chunk remembers how far it is, so whoever handles its event again goes on from there. What is
-done twice does no harm, and nothing is lost with a process: the event of a chunk comes again until
-the chunk is done, and what its end brings about was stored in the same transaction.
+A chunk's progress is stored, so a handler that receives its event again continues from there.
+Repeating work is harmless, and no work is lost if a process dies: the event is redelivered until
+the chunk is done, and the next event is stored in the transaction that finishes the chunk.
 """
 
 from collections.abc import Iterable, Sequence
@@ -26,17 +26,18 @@ from services.common.outbox import Outbox, Transaction
 _LANES = 4
 
 _AHEAD = 4 * _LANES
-"""A multiple of the lanes: a chunk is followed by one of its own lane."""
+"""A multiple of the lanes, so that a chunk is followed by one of its own lane."""
 
 KEPT_FINISHED = timedelta(days=1)
-"""How long a fan-out is remembered that is done: as long as its event may come again."""
+"""How long a finished fan-out is kept: as long as its event may be redelivered."""
 
 KEPT_UNFINISHED = timedelta(days=30)
-"""After how long one is given up that never ends, because an engineer gave up one of its chunks."""
+"""How long an unfinished fan-out is kept. It never finishes if an operator drops one of its
+chunks."""
 
 _PURGE_BATCH = 1000
 
-# The event of a fan-out that was begun before asks for nothing new.
+# A redelivered event adds nothing.
 _ADD = """
     INSERT INTO fanouts (source, kind, account_id, subject_id, followers, chunks)
     VALUES (%(source)s, %(kind)s, %(account_id)s, %(subject_id)s, %(followers)s, %(chunks)s)
@@ -64,13 +65,13 @@ _KEEP = """
      WHERE fanout_id = %(fanout_id)s AND chunk = %(chunk)s AND NOT done
 """
 
-# Of several that finish a chunk at once, the first changes the row and the others find it done.
+# Of several that finish a chunk at once, only the first changes the row.
 _FINISH_CHUNK = """
     UPDATE fanout_chunks SET done = true, reached = %(reached)s
      WHERE fanout_id = %(fanout_id)s AND chunk = %(chunk)s AND NOT done
 """
 
-# The end of a change of mode is told to graph first.
+# A change of mode gets its finish time later, once graph is notified.
 _COUNT_CHUNK = """
     UPDATE fanouts
        SET chunks_done = chunks_done + 1,
@@ -79,8 +80,8 @@ _COUNT_CHUNK = """
     RETURNING chunks
 """
 
-# While a chunk of an older change is under way it may still undo what the newest one did, before
-# it looks again and mends it. So a change ends only when all of the account's have.
+# A chunk of an older change may still undo what the newest one did, until it checks again and
+# repairs that. So a change ends only when all of the account's changes are done.
 # Answered by fanouts_modes.
 _ENDED_CHANGE = """
     SELECT max(subject_id)
@@ -106,7 +107,7 @@ _IN_FLIGHT = """
      LIMIT %(limit)s
 """
 
-# Answered by fanouts_finished and fanouts_in_flight. Several that purge at once take other rows.
+# Answered by fanouts_finished and fanouts_in_flight. Concurrent purges take different rows.
 _PURGE = """
     DELETE FROM fanouts
      WHERE fanout_id IN (
@@ -127,17 +128,17 @@ _RESUME = "DELETE FROM paused_topics WHERE topic = %(topic)s"
 
 
 class Kind(StrEnum):
-    """What feeds are brought in line with."""
+    """What a fan-out applies to feeds."""
 
     POST = "POST"
-    """A post: whether it is to be seen."""
+    """A post: whether it is visible."""
     MODE = "MODE"
     """An account's mode: whether its posts are pulled."""
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """Some of an account's followers, and what is to be done for them."""
+    """A part of an account's followers, and what to do for them."""
 
     fanout_id: int
     chunk: int
@@ -147,19 +148,19 @@ class Chunk:
     """The post, or the change of mode."""
     after_id: int
     until_id: int
-    """Of the followers with ids above `after_id`, up to this one; 0: to the last."""
+    """The chunk holds the followers with ids above `after_id`, up to this one; 0: to the last."""
     position: int
-    """The last follower for whom it was done, or `after_id`."""
+    """The last follower processed, or `after_id`."""
     effect: str
-    """What was done until there; empty: nothing yet."""
+    """The effect applied up to `position`; empty: none yet."""
     reached: int
-    """For how many it was done."""
+    """The number of followers processed."""
     done: bool
 
 
 @dataclass(frozen=True)
 class FanoutInFlight:
-    """A large fan-out that is under way."""
+    """A large fan-out in progress."""
 
     fanout_id: int
     kind: Kind
@@ -173,7 +174,7 @@ class FanoutInFlight:
 
 
 class FanoutStore:
-    """Large fan-outs, and topics that are paused. Every method may raise Unavailable."""
+    """Large fan-outs, and paused topics. Every method may raise Unavailable."""
 
     def __init__(self, database: Database, outbox: Outbox) -> None:
         self._database = database
@@ -190,10 +191,10 @@ class FanoutStore:
         bounds: Sequence[int],
         after: int = 0,
     ) -> None:
-        """Begins a fan-out, unless `source`, the event that asks for it, has begun it before.
+        """Begins a fan-out, unless its event, `source`, was handled before.
 
-        The chunks are cut behind the follower `after`; `bounds` are the last followers of all but
-        the last.
+        The chunks begin after the follower `after`; `bounds` are the last followers of all chunks
+        except the last.
         """
         chunks = len(bounds) + 1
         async with self._outbox.transaction() as tx:
@@ -221,13 +222,13 @@ class FanoutStore:
             return await cursor.fetchone()
 
     async def keep(self, chunk: Chunk, *, position: int, effect: str, reached: int) -> None:
-        """Remembers how far a chunk is."""
+        """Stores a chunk's progress."""
         progress = {"position": position, "effect": effect, "reached": reached}
         async with self._database.connection() as connection:
             await connection.execute(_KEEP, {**_of(chunk), **progress})
 
     async def finish_chunk(self, chunk: Chunk, *, reached: int) -> None:
-        """Remembers that a chunk is done, and puts the next one of its lane in the topic."""
+        """Marks a chunk as done, and publishes the next one of its lane."""
         async with self._outbox.transaction() as tx:
             cursor = tx.connection.cursor(row_factory=scalar_row)
             await cursor.execute(_FINISH_CHUNK, {**_of(chunk), "reached": reached})
@@ -237,7 +238,7 @@ class FanoutStore:
                 _publish(tx, chunk.account_id, chunk.fanout_id, following)
 
     async def ended_change(self, account_id: int) -> int | None:
-        """Returns the newest change of an account's mode, if all that was to be done for it is."""
+        """Returns the newest change of an account's mode, if all chunks of its changes are done."""
         async with self._database.connection() as connection:
             cursor = connection.cursor(row_factory=scalar_row)
             await cursor.execute(_ENDED_CHANGE, {"account_id": account_id})
@@ -245,20 +246,23 @@ class FanoutStore:
             return change_id
 
     async def finish_changes(self, account_id: int, change_id: int) -> None:
-        """Ends the fan-outs of an account's changes of mode, up to one that graph was told of."""
+        """Ends an account's changes of mode, up to the one that graph was notified of."""
         values = {"account_id": account_id, "change_id": change_id}
         async with self._database.connection() as connection:
             await connection.execute(_FINISH_CHANGES, values)
 
     async def in_flight(self, *, after_id: int, limit: int) -> list[FanoutInFlight]:
-        """Returns fan-outs that are under way, oldest first."""
+        """Returns fan-outs in progress, oldest first."""
         async with self._database.connection() as connection:
             cursor = connection.cursor(row_factory=class_row(FanoutInFlight))
             await cursor.execute(_IN_FLIGHT, {"after_id": after_id, "limit": limit})
             return await cursor.fetchall()
 
     async def purge(self, now: datetime) -> int:
-        """Forgets what ended, or was begun and never ended, long before `now`; returns how many."""
+        """Deletes fan-outs that ended, or began and never ended, long before `now`.
+
+        Returns how many were deleted.
+        """
         values = {
             "finished_before": now - KEPT_FINISHED,
             "begun_before": now - KEPT_UNFINISHED,
@@ -273,7 +277,7 @@ class FanoutStore:
                 return purged
 
     async def paused_topics(self) -> frozenset[str]:
-        """Returns the topics that are not to be handled."""
+        """Returns the paused topics."""
         async with self._database.connection() as connection:
             cursor = connection.cursor(row_factory=scalar_row)
             return frozenset(await (await cursor.execute(_PAUSED)).fetchall())
@@ -289,8 +293,8 @@ class FanoutStore:
 
 def _publish(tx: Transaction, account_id: int, fanout_id: int, chunks: Iterable[int]) -> None:
     for chunk in chunks:
-        # Ids that differ only in their last two bits are of one shard and one millisecond: no two
-        # accounts meet in a lane.
+        # Ids that differ only in their last two bits have the same shard and millisecond, so no two
+        # accounts share a lane.
         lane_id = account_id ^ (chunk % _LANES)
         tx.publish(ChunkReady(fanout_id=fanout_id, chunk=chunk, lane_id=lane_id))
 

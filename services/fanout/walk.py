@@ -1,4 +1,4 @@
-"""Going through an account's followers: streamed from graph, written to the cache in batches."""
+"""Walks through an account's followers: streamed from graph, written to the cache in batches."""
 
 import asyncio
 from collections import deque
@@ -8,35 +8,36 @@ from typing import Any
 from services.fanout.peers import Peers
 
 _BATCH = 500
-"""For how many feeds one script is run, when it changes little in each: some 5 ms, for which the
-cache answers nobody else."""
+"""Maximum number of feeds per script, if it changes little in each: about 5 ms, during which the
+cache serves no other request."""
 
 _ENTRIES = 1000
-"""How many entries one script may add, when it adds many to each feed."""
+"""Maximum number of entries that one script adds, if it adds many to each feed."""
 
 _AT_A_TIME = 4
-"""How many scripts of one process are under way at a time: one runs, the others lie ready."""
+"""Maximum number of concurrent scripts per process: one runs, the others are queued at the
+cache."""
 
 _AHEAD = 2
-"""How many of these may be of one walk."""
+"""Maximum number of batches that one walk has running or queued."""
 
 _KEEP_EVERY = 5
-"""After how many batches a walk tells how far it is."""
+"""A walk reports its progress after this many batches."""
 
 Step = Callable[[Sequence[int]], Awaitable[Any]]
-"""What is done for a batch of followers."""
+"""Processes a batch of followers."""
 
 Keep = Callable[[int, int], Awaitable[None]]
-"""Is told the last follower for whom it was done, and for how many it was."""
+"""Receives the id of the last follower processed, and the number of followers processed."""
 
 
 class Walks:
     """The walks of one process.
 
-    Each has at most two batches waiting for one of the four places, and places are given in the
-    order of asking. So whoever walks through few followers, or the first of many, is soon done:
-    they wait for two batches of each walk that is under way, of which there are at most 8 through
-    the other chunks of large audiences.
+    Each walk has at most two batches running or queued for the four slots, which are granted in
+    order of request. So a walk through few followers, or through the first chunk of many, ends
+    soon: it waits for two batches of each other walk, and at most 8 of these are of chunks of large
+    audiences.
     """
 
     def __init__(self, peers: Peers) -> None:
@@ -53,10 +54,10 @@ class Walks:
         entries: int = 1,
         keep: Keep | None = None,
     ) -> int:
-        """Does a step for all followers with ids above `after`, up to `until` (0: to the last).
+        """Runs a step for all followers with ids above `after`, up to `until` (0: to the last).
 
-        `entries` tells how many entries the step adds to each feed. Returns for how many followers
-        it was done.
+        `entries`: how many entries the step adds to each feed. Returns the number of followers
+        processed.
         """
         size = min(_BATCH, _ENTRIES // max(1, entries))
         under_way: deque[tuple[Sequence[int], asyncio.Task[None]]] = deque()
@@ -73,7 +74,7 @@ class Walks:
                 await keep(batch[-1], reached)
 
         try:
-            # While batches are written the stream goes on, as far as gRPC's buffers reach.
+            # While batches are written, the stream continues into gRPC's buffers.
             async for ids in self._peers.followers(account_id, after=after, until=until):
                 for start in range(0, len(ids), size):
                     if len(under_way) == _AHEAD:

@@ -1,9 +1,9 @@
-"""What fan-out does with each event.
+"""The event handlers of fan-out.
 
-Events come at least once, late, and in any order between topics. So every effect is idempotent,
-each handler asks who owns the matter what holds now, and asks once more when it is done: if
-something else holds by then, it begins anew. Of several that are at it at the same time, whoever
-comes last leaves what holds.
+Events arrive at least once, late, and in any order across topics. So every effect is idempotent:
+each handler reads the current state from the service that owns it, applies it, and reads it again.
+If the state has changed, the handler repeats. Of concurrent handlers, the last one leaves the
+current state.
 """
 
 import asyncio
@@ -23,14 +23,14 @@ from services.fanout.walk import Walks
 _log = logs.logger(__name__)
 
 _TRIES = 20
-"""How often a changed relation is applied to a timeline that is ahead of what graph answers. Then
+"""How often a changed relation is applied to a timeline that is ahead of graph's answer. After that
 the timeline is dropped, and its next reader rebuilds it."""
 
 _CHANGING = (AudienceMode.AUDIENCE_MODE_PROMOTING, AudienceMode.AUDIENCE_MODE_DEMOTING)
 
 
 class Fanout:
-    """Keeps timelines and cached posts in step with posts, follows and modes."""
+    """Updates timelines and cached posts when posts, follows and modes change."""
 
     def __init__(
         self,
@@ -49,38 +49,38 @@ class Fanout:
         self._store = store
 
     async def on_post_created(self, event: PostCreated) -> None:
-        """Brings a post that is new to all who are to have it."""
-        # Without a question first: nearly every post is still there when its event comes.
+        """Pushes a new post to the timelines that it belongs to."""
+        # Without a check first: nearly every post still exists when its event arrives.
         await self._bring_in_line(event.author_id, event.post_id, visible=True)
 
     async def on_post_changed(self, event: PostChanged) -> None:
-        """Takes a post away from all who have it, or brings it to them again."""
+        """Removes a post from timelines and cache, or restores it."""
         visible = await self._peers.is_visible(event.author_id, event.post_id)
         await self._change_copies(event.post_id, visible=visible)
         await self._bring_in_line(event.author_id, event.post_id, visible=visible)
 
     async def on_follow_changed(self, event: FollowChanged) -> None:
-        """Makes a reader get an author's posts, or no more, or by another way."""
+        """Adds an author's posts to a reader's feed, removes them, or switches push and pull."""
         reader_id, author_id = event.follower_id, event.followee_id
         if not await self._homes.exists(reader_id):
-            # Whoever builds it from now on reads what holds, which was committed before the event.
+            # A timeline that is built from now on includes the change, committed before the event.
             return
         check = await self._peers.check(reader_id, author_id)
         for _ in range(_TRIES):
             shown = await self._apply(reader_id, author_id, check)
-            # A follow that was not yet among the followers when the author's mode began to change
-            # sees the new mode here. The version is no matter: whatever else changed between the
-            # two has an event of its own, which is handled after this one.
+            # The second check also sees a new mode, if this follow was added too late for the
+            # fan-out of the mode's change. Versions are not compared: any other change in between
+            # has an event of its own, which is handled after this one.
             before, check = check, await self._peers.check(reader_id, author_id)
             if shown and _essence(check) == _essence(before):
                 return
-        # Relations that change all the time end. A cache that is ahead of graph, since graph's
-        # database was restored from a backup, stays so.
+        # Relations that keep changing stop at some point. A cache that is ahead of graph, because
+        # graph's database was restored from a backup, stays ahead.
         _log.warning("timeline.dropped", reader_id=reader_id, version=check.version)
         await self._homes.drop(reader_id)
 
     async def on_celebrity_changed(self, event: CelebrityChanged) -> None:
-        """Has all followers pull an account's posts from now on, or no more."""
+        """Makes all followers pull an account's posts, or stop doing so."""
         audience = await self._peers.audience(event.account_id)
         if audience.mode in _CHANGING:
             await self._store.begin(
@@ -101,13 +101,15 @@ class Fanout:
             await self._change_copies(post_id, visible=visible)
 
     async def _apply_post(self, author_id: int, post_id: int, *, visible: bool) -> None:
-        """Pushes a post, or retracts it.
+        """Pushes a post to the followers' timelines, or retracts it.
 
-        When an author's posts are pushed again, while readers still pull copies of the author's
-        timeline that are a second old, those of this second go with each: else the first to be
-        pushed would stand behind a gap. Of an author whose posts are pulled that costs two writes.
-        What was pushed before they were is not retracted from feeds then: nobody is shown it, for
-        whoever reads asks post.
+        When an author's posts are pushed again, readers still pull copies of the author's timeline
+        that are up to a second old. So each push includes the author's posts of the last seconds:
+        otherwise the first post pushed would follow a gap.
+
+        If an author's posts are pulled, a post costs two writes. Followers' feeds may still hold it
+        from before; it is not retracted from there, because readers find it hidden when they fetch
+        it.
         """
         change = self._homes.push if visible else self._homes.retract
         change_own = self._authors.push if visible else self._authors.retract
@@ -120,7 +122,7 @@ class Fanout:
             return
         until = 0
         if audience.bounds:
-            # The first part is gone through at once, while word of the others travels.
+            # Process the first chunk at once, while the events of the others are delivered.
             until, *others = audience.bounds
             await self._store.begin(
                 context.current().event,
@@ -142,10 +144,10 @@ class Fanout:
         )
 
     async def _change_copies(self, post_id: int, *, visible: bool) -> None:
-        """Has readers ask anew for a post, or be told that there is none.
+        """Makes readers fetch a post again, or hides it from them.
 
-        A withdrawal may come after the post was shown again. So look afterwards, and if it was,
-        call this once more.
+        A withdrawal may arrive after the post was shown again. So callers must check afterwards,
+        and call this again if the post's visibility has changed.
         """
         if visible:
             await self._posts.forget([post_id])
@@ -153,12 +155,12 @@ class Fanout:
             await self._posts.withdraw([post_id])
 
     async def _apply(self, reader_id: int, author_id: int, check: FollowCheck) -> bool:
-        """Brings a reader's timeline in line; False: what was checked is out of date."""
+        """Updates a reader's timeline; returns False if the check is outdated."""
         if not check.follows or check.muted:
             return await self._homes.hide(reader_id, author_id, check.version)
         if is_pulled(check.mode):
             return await self._homes.pull(reader_id, author_id, check.version)
-        # In this order the feed is never without posts that it has pulled so far.
+        # In this order the feed always contains the posts that it has pulled so far.
         recent = await self._peers.recent(author_id)
         await self._homes.push([reader_id], recent.post_ids, complete_from=recent.complete_from)
         return await self._homes.show(reader_id, author_id, check.version)
