@@ -1,1 +1,1 @@
-"""Posts: media with a caption, told to the author's followers."""
+"""Posts: media with a caption, delivered to the author's followers."""

@@ -17,4 +17,4 @@ class PostSettings(MeshSettings, DatabaseSettings, CacheSettings, KafkaSettings,
     peer_media: Address
     peer_graph: Address
     sweep_seconds: float = 15.0
-    """How often posts are looked for that wait for something that was missed."""
+    """How often, on average, the sweep settles posts whose events were missed."""

@@ -1,4 +1,4 @@
-"""What can go wrong with posts."""
+"""Errors of the post service."""
 
 from collections.abc import Mapping
 
@@ -8,7 +8,7 @@ from services.common.errors import MeshError
 
 
 class PostUnknown(MeshError):
-    """There is no such post, or the caller may not see it: the two are not told apart."""
+    """There is no such post, or the caller may not see it; the error does not reveal which."""
 
     code = grpc.StatusCode.NOT_FOUND
     reason = "POST_UNKNOWN"
@@ -18,7 +18,7 @@ class PostUnknown(MeshError):
 
 
 class PostNotPublished(MeshError):
-    """The post waits for its media, or FAILED: there is nobody to hide it from."""
+    """The post is PROCESSING or FAILED, so there is nobody to hide it from."""
 
     code = grpc.StatusCode.FAILED_PRECONDITION
     reason = "POST_NOT_PUBLISHED"
@@ -28,7 +28,7 @@ class PostNotPublished(MeshError):
 
 
 class MediaNotUploaded(MeshError):
-    """Some of the media were not completed, so nobody knows whether they ever will be."""
+    """The upload of some media was not completed, and may never be."""
 
     code = grpc.StatusCode.FAILED_PRECONDITION
     reason = "MEDIA_NOT_UPLOADED"

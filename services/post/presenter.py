@@ -1,4 +1,4 @@
-"""Posts as people see them: with their author's name, and URLs that the CDN accepts."""
+"""The public form of posts: with the author's name, and URLs that the CDN accepts."""
 
 from collections.abc import Collection, Iterable, Sequence
 
@@ -37,9 +37,9 @@ class Presenter:
         return presented
 
     async def present_all(self, posts: Iterable[Post | None]) -> internal_pb.BatchGetPostsResponse:
-        """Returns posts that were published, in their order; a blank one for None.
+        """Returns published posts in the given order; for None, a blank one.
 
-        They are written into the answer at once: copies of a hundred would cost as much again.
+        Writes into the response directly: copying a hundred posts would cost as much again.
         """
         posts = list(posts)
         authors = await self._authors({post.author_id for post in posts if post})
@@ -53,8 +53,8 @@ class Presenter:
     async def _authors(self, author_ids: Collection[int]) -> dict[int, AccountSummary]:
         """Returns a summary of each account.
 
-        A post without its author's name is of more use than none. So while account is away, or
-        stalls, the name is left empty, which tells whoever caches posts not to keep this one.
+        A post without its author's name is better than none. So while account is unavailable or
+        stalls, the name is empty, which tells callers not to cache the post.
         """
         authors = {author_id: AccountSummary(account_id=author_id) for author_id in author_ids}
         if not author_ids:
@@ -66,7 +66,7 @@ class Presenter:
                 within=_NAMES_WITHIN_SECONDS,
             )
         except (MeshError, grpc.aio.AioRpcError) as error:
-            _log.warning("posts are served without names", error=repr(error))
+            _log.warning("names.omitted", error=repr(error))
             return authors
         return authors | {author.account_id: author for author in answer.accounts}
 

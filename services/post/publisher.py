@@ -1,8 +1,8 @@
-"""Takes posts to their end: PUBLISHED when all their media are READY, FAILED when one FAILED.
+"""Settles posts: PUBLISHED when all their media are READY, FAILED when one FAILED.
 
-A post is settled right after it was made, when one of its media reaches its end, and, in case
-the process died between the one and the other, by a sweep. Each may happen at any time and on
-several replicas at once; the store lets only the first of them change the post.
+A post is settled right after its creation, or when one of its media becomes READY or FAILED. A
+sweep settles the rest, in case the process died in between. These may run at any time, on several
+replicas at once; the store lets only the first one change the post.
 """
 
 import asyncio
@@ -38,10 +38,10 @@ class Publisher:
         self._sweep_seconds = sweep_seconds
 
     async def media(self, media_ids: Sequence[int]) -> Sequence[StoredMedia]:
-        """Returns the media as they are now; an unknown one has no `media_id`.
+        """Returns the current media; an unknown one has no `media_id`.
 
         Raises:
-            Unavailable: media is away, slow or overloaded.
+            Unavailable: media is unavailable, slow or overloaded.
         """
         answer = await client.call(
             self._media.BatchGetMedia, BatchGetMediaRequest(media_ids=media_ids)
@@ -49,22 +49,22 @@ class Publisher:
         return answer.media
 
     async def media_of(self, post: Post) -> Sequence[StoredMedia]:
-        """Returns a post's media: as they are shown since it was published, else as they are now.
+        """Returns a post's media: the snapshots once it is published, else the current media.
 
         Raises:
-            Unavailable: the post was not published, and media is away, slow or overloaded.
+            Unavailable: the post is not published, and media is unavailable, slow or overloaded.
         """
         if post.state in (State.PROCESSING, State.FAILED):
             return await self.media(post.media_ids)
         return post.snapshots
 
     async def settle(self, post: Post) -> tuple[Post, Sequence[StoredMedia]]:
-        """Publishes or fails a post that is PROCESSING, if its media allow it.
+        """Publishes or fails a PROCESSING post if the state of its media allows it.
 
-        Returns the post and its media as they are now.
+        Returns the post and its media after that.
 
         Raises:
-            Unavailable: media or the database is away; the post stays as it is.
+            Unavailable: media or the database is unavailable; the post is unchanged.
         """
         media = await self.media_of(post)
         if post.state is not State.PROCESSING:
@@ -73,17 +73,17 @@ class Publisher:
             await self._store.fail(post)
         elif all(item.state == MediaState.MEDIA_STATE_READY for item in media):
             if await self._store.publish(post, media):
-                _log.info("published", post_id=post.post_id, author_id=post.author_id)
+                _log.info("post.published", post_id=post.post_id, author_id=post.author_id)
         else:
             return post, media
-        # Whoever settled it, it is settled now.
+        # Another process may have settled the post; read the result.
         settled = await self._store.post(post.post_id)
         return settled or post, media
 
     async def on_media_processed(self, event: MediaProcessed) -> None:
-        """Settles the posts that wait for a media item that has reached its end.
+        """Settles the posts that wait for a media item that is now READY or FAILED.
 
-        Those that show it already show its new variants, if it was made anew.
+        If the item was processed again, updates the posts that already show it to its new variants.
         """
         for post in await self._store.posts_awaiting(event.media_id):
             await self.settle(post)
@@ -95,7 +95,7 @@ class Publisher:
                     await self._store.refresh_media(before, media)
 
     async def on_media_deleted(self, event: MediaDeleted) -> None:
-        """Takes a deleted media item out of the posts that show it; those that wait for it fail."""
+        """Replaces a deleted media item in the posts that show it; fails those that wait for it."""
         create_time = Timestamp()
         create_time.FromDatetime(created_at(event.media_id))
         deleted = StoredMedia(
@@ -108,7 +108,7 @@ class Publisher:
             await self.settle(post)
 
     async def sweep_until_cancelled(self, ready: Callable[[], None]) -> None:
-        """Settles, time and again, what neither its creation nor an event has settled."""
+        """Settles periodically what neither creation nor an event has settled."""
         ready()
         while True:
             # Jitter keeps the replicas apart.
@@ -117,13 +117,13 @@ class Publisher:
             try:
                 await self.sweep()
             except Unavailable as error:
-                _log.warning("the sweep was cut short", error=str(error))
+                _log.warning("sweep.failed", error=str(error))
 
     async def sweep(self) -> None:
-        """Settles every post that has been PROCESSING for over 10 s and is not left alone.
+        """Settles posts that have been PROCESSING for over 10 s, unless swept in the last 30 s.
 
         Raises:
-            Unavailable: media or the database is away; the next sweeps settle the rest.
+            Unavailable: media or the database is unavailable; the next sweeps settle the rest.
         """
         while posts := await self._store.take_unsettled(_SWEEP_BATCH):
             for post in posts:
@@ -132,12 +132,12 @@ class Publisher:
                 except Unavailable:
                     raise
                 except Exception:
-                    # One post that cannot be settled must not keep the others from it.
-                    _log.exception("a post was not settled", post_id=post.post_id)
+                    # A post that cannot be settled must not block the others.
+                    _log.exception("post.settle_failed", post_id=post.post_id)
             if len(posts) < _SWEEP_BATCH:
                 return
 
 
 def _is_lost(item: StoredMedia) -> bool:
-    """Tells whether a media item never becomes READY: it FAILED, or is there no longer."""
+    """Reports whether a media item can never become READY: it FAILED, or no longer exists."""
     return item.state in _LOST or not item.media_id

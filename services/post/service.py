@@ -26,13 +26,13 @@ from services.post.store import Post, PostStore, State
 Context = grpc.aio.ServicerContext[Any, Any]
 
 _CACHE_SECONDS = 0.3
-"""How long an author waits at most for the cache to be told of a change."""
+"""Maximum time that an author waits for the cache to be updated."""
 
 _log = logs.logger(__name__)
 
 
 class PostService(PostServiceServicer):
-    """Posts, for people."""
+    """Posts: the public methods."""
 
     def __init__(
         self,
@@ -52,7 +52,7 @@ class PostService(PostServiceServicer):
         self, request: pb.CreatePostRequest, context: Context
     ) -> pb.CreatePostResponse:
         author_id = signed_in()
-        # A repeat is looked for first: what its media have come to since is no matter.
+        # Check for a repeated request first: the current state of its media does not matter.
         post = await self._made_before(author_id, request)
         if post is not None:
             post, media = await self._publisher.settle(post)
@@ -60,13 +60,13 @@ class PostService(PostServiceServicer):
             media = await self._publisher.media(request.media_ids)
             _check(media, request.media_ids, author_id)
             post = await self._make(author_id, request)
-            # This asks media once more: what happened to them before the post was stored was told
-            # to nobody who knew of it.
+            # This queries media again: events about the media that were handled before the post was
+            # stored did not find it.
             try:
                 post, media = await self._publisher.settle(post)
             except Exception:
-                # The post is made all the same; an event or the sweep settles it.
-                _log.warning("a new post was not settled", post_id=post.post_id, exc_info=True)
+                # The post exists nevertheless; an event or the sweep settles it.
+                _log.warning("post.settle_failed", post_id=post.post_id, exc_info=True)
         return pb.CreatePostResponse(post=await self._presenter.present(post, media))
 
     async def GetPost(self, request: pb.GetPostRequest, context: Context) -> pb.GetPostResponse:
@@ -84,7 +84,7 @@ class PostService(PostServiceServicer):
             raise PostNotPublished(post.post_id)
         await self._store.archive(post)
         await self._tell_cache(post, self._cache.withdraw([post.post_id]))
-        # If it was shown again meanwhile, the withdrawal may have come after that.
+        # If the post was unarchived in the meantime, the withdrawal may have come after that.
         post = await self._own(request.post_id)
         if post.state is State.PUBLISHED:
             await self._tell_cache(post, self._cache.forget([post.post_id]))
@@ -110,11 +110,11 @@ class PostService(PostServiceServicer):
         return pb.DeletePostResponse()
 
     async def _may_see(self, caller_id: int, post: Post) -> bool:
-        """Tells whether somebody may see a post.
+        """Reports whether a caller may see a post.
 
         Raises:
-            Unavailable: it is somebody else's, and graph is away: a post that may be hidden is not
-                shown in doubt.
+            Unavailable: graph is unavailable, and the post is somebody else's. When in doubt, a
+                post that may be hidden is not shown.
         """
         if post.state is State.DELETED:
             return False
@@ -129,10 +129,10 @@ class PostService(PostServiceServicer):
         return answer.visible[0]
 
     async def _own(self, post_id: int) -> Post:
-        """Returns a post of the caller's.
+        """Returns a post of the caller.
 
         Raises:
-            PostUnknown: there is none, it was deleted, or it is somebody else's.
+            PostUnknown: there is no such post, it was deleted, or it is somebody else's.
         """
         post = await self._store.post(post_id)
         if post is None or post.author_id != signed_in() or post.state is State.DELETED:
@@ -143,27 +143,25 @@ class PostService(PostServiceServicer):
         return await self._presenter.present(post, await self._publisher.media_of(post))
 
     async def _tell_cache(self, post: Post, change: Awaitable[None]) -> None:
-        """Has the cache follow a change before its author is answered.
+        """Applies a change to the cache before the author's call returns.
 
-        While the cache is away, so are its copies; what it may still hold when it is back, fanout
-        changes as soon as it can: the event of the change was stored with it.
+        While the cache is unavailable, readers cannot get its copies. Those it still holds when it
+        is back, fanout corrects as soon as it can: the event was stored with the change.
         """
         try:
             async with asyncio.timeout(_CACHE_SECONDS):
                 await change
         except (Unavailable, TimeoutError) as error:
-            _log.warning(
-                "the cache was not told of a change", post_id=post.post_id, error=repr(error)
-            )
+            _log.warning("post_cache.failed", post_id=post.post_id, error=repr(error))
 
     async def _made_before(self, author_id: int, request: pb.CreatePostRequest) -> Post | None:
-        """Returns the post that this request made before.
+        """Returns the post that an earlier attempt of this request made.
 
         Raises:
-            RequestIdReused: the author used its id for another request.
+            RequestIdReused: the author used the request id for another request.
         """
         post = await self._store.post_by_request(author_id, request.request_id)
-        # Of a post that was deleted there is nothing left to compare.
+        # Nothing is left of a deleted post to compare.
         if (
             post
             and post.state is not State.DELETED
@@ -178,14 +176,14 @@ class PostService(PostServiceServicer):
         added = await self._store.add_post(
             author_id, request.media_ids, request.caption, request.request_id
         )
-        # Refused, it gave way to the same request, which came twice at the same time.
+        # None: a concurrent attempt of the same request was first.
         post = added or await self._made_before(author_id, request)
-        assert post is not None  # noqa: S101 -- Of a deleted post the row stays.
+        assert post is not None  # noqa: S101 -- The rows of deleted posts are kept.
         return post
 
 
 class PostInternalService(PostInternalServiceServicer):
-    """Posts, for the mesh."""
+    """Posts: the internal methods."""
 
     def __init__(self, store: PostStore, presenter: Presenter) -> None:
         self._store = store
@@ -210,11 +208,11 @@ class PostInternalService(PostInternalServiceServicer):
 
 
 def _check(media: Sequence[StoredMedia], media_ids: Sequence[int], author_id: int) -> None:
-    """Checks that media can be posted by an author.
+    """Checks that an author can post media.
 
     Raises:
-        MediaUnknown: one does not exist, or is not the author's.
-        MediaNotUploaded, MediaFailed: some are; the fields say which.
+        MediaUnknown: a media item does not exist, or is not the author's.
+        MediaNotUploaded, MediaFailed: as their names say; the fields list the media.
     """
     for index, item in enumerate(media):
         if item.owner_id != author_id or item.state == MediaState.MEDIA_STATE_DELETED:

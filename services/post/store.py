@@ -47,22 +47,23 @@ _POST_BY_REQUEST = f"""
        AND request_id = %(request_id)s AND request_id <> ''
 """
 
-# Answered by the primary keys: one look into each table for each post, in its own partition.
+# Answered by the primary keys: one lookup per table and post, each in the post's own partition.
 _POSTS = f"""
     {_COLUMNS}
       JOIN unnest(%(shards)s::smallint[], %(post_ids)s::bigint[]) AS wanted (shard, post_id)
            USING (shard, post_id)
 """
 
-# A media item has its owner's shard, and so has each post of it. Answered by post_media_awaited.
+# A media item and its posts have the same owner, hence the same shard. Answered by
+# post_media_awaited.
 _AWAITING = """
     SELECT post_id
       FROM post_media
      WHERE shard = %(shard)s AND media_id = %(media_id)s AND snapshot IS NULL
 """
 
-# Puts the posts off while it takes them: replicas share the work, and posts that wait for long
-# do not keep the sweep from those behind them. Answered by posts_unsettled.
+# Postpones the posts it takes: replicas share the work, and posts that wait for long do not block
+# those behind them. Answered by posts_unsettled.
 _TAKE_UNSETTLED = """
     UPDATE posts
        SET settle_time = now() + %(settle_after)s
@@ -77,8 +78,8 @@ _TAKE_UNSETTLED = """
     RETURNING post_id
 """
 
-# Of several that settle, archive or show a post at once, the first changes the row and the others
-# find it changed. Answered by the primary key.
+# Of several that publish, fail, archive or unarchive a post at once, only the first changes the
+# row. Answered by the primary key.
 _MOVE = """
     UPDATE posts
        SET state = %(after)s
@@ -92,7 +93,7 @@ _DELETE = """
      WHERE shard = %(shard)s AND post_id = %(post_id)s AND state <> 'DELETED'
 """
 
-# Answered by the primary key. Whoever publishes the post has locked its row first, too.
+# Answered by the primary key. No deadlock: `publish`, too, locks the row of posts first.
 _DELETE_MEDIA = """
     DELETE FROM post_media
      WHERE shard = %(shard)s AND post_id = %(post_id)s
@@ -114,7 +115,7 @@ _SHOWN_MEDIA = """
      WHERE shard = %(shard)s AND media_id = %(media_id)s AND snapshot IS NOT NULL
 """
 
-# Names what it replaces, so that what was deleted meanwhile does not come back. Answered by
+# Matches the snapshot it replaces, so that a deletion in the meantime is not undone. Answered by
 # post_media_shown.
 _REFRESH_MEDIA = """
     UPDATE post_media
@@ -123,7 +124,7 @@ _REFRESH_MEDIA = """
     RETURNING post_id
 """
 
-# In posts that wait, too: whoever publishes one at this moment leaves it as it is. Answered by
+# Includes unpublished posts: a concurrent `publish` keeps this snapshot. Answered by
 # post_media_shown.
 _FORGET_MEDIA = """
     UPDATE post_media
@@ -132,9 +133,9 @@ _FORGET_MEDIA = """
     RETURNING post_id
 """
 
-# Those that may be in a cache, or may be shown at this moment by somebody who does not wait for us.
-# Whoever publishes one waits: they write to the same rows of post_media. Answered by the primary
-# key.
+# The posts that may be in a cache. Includes ARCHIVED ones: `unarchive` may run concurrently,
+# without waiting for this transaction. `publish` does wait, because it writes the same rows of
+# post_media. Answered by the primary key.
 _ONCE_PUBLISHED = """
     SELECT post_id, author_id
       FROM posts
@@ -143,10 +144,11 @@ _ONCE_PUBLISHED = """
      WHERE state IN ('PUBLISHED', 'ARCHIVED')
 """
 
-# The newest posts of thousands of authors. An author whose newest post is not among the `limit`
-# newest of such has nothing among the `limit` newest of all, so most authors cost one look into
-# posts_published. When there are `limit` of the others, nothing below the last of their newest
-# counts either, so these, too, give little more than what is returned.
+# The newest posts of thousands of authors. First finds the newest post of each author, with one
+# lookup in posts_published each, and keeps the `limit` newest of these: all other authors have no
+# posts among the `limit` newest. Then reads the posts of the authors that remain. If there are
+# `limit` of them, posts below the oldest of their newest posts cannot be in the result either, so
+# this reads little more than it returns.
 _RECENT = """
     WITH newest AS MATERIALIZED (
         SELECT author.shard, author.author_id, latest.post_id
@@ -180,16 +182,16 @@ _RECENT = """
 """
 
 _FIRST_SETTLE = timedelta(seconds=10)
-"""A post that is younger is left to its creation and to events."""
+"""The sweep ignores younger posts: their creation and events settle them."""
 
 _NEXT_SETTLE = timedelta(seconds=30)
-"""How long the sweep leaves a post alone that it found waiting for its media."""
+"""How long the sweep ignores a post that still waits for its media."""
 
 _LARGEST_ID = (1 << 63) - 1
 
 
 class State(StrEnum):
-    """Where a post is on its way; the names of photomesh.post.v1.PostState without its prefix."""
+    """The state of a post; the names of photomesh.post.v1.PostState without its prefix."""
 
     PROCESSING = "PROCESSING"
     PUBLISHED = "PUBLISHED"
@@ -207,9 +209,9 @@ class Post:
     caption: str
     state: State
     media_ids: Sequence[int]
-    """In the author's order; none of a post that is DELETED."""
+    """In the author's order; empty if the post is DELETED."""
     snapshots: Sequence[StoredMedia]
-    """The media as they are shown since the post was PUBLISHED; none before."""
+    """The media as readers see them since the post was PUBLISHED; empty before."""
 
 
 class PostStore:
@@ -222,7 +224,7 @@ class PostStore:
     async def add_post(
         self, author_id: int, media_ids: Sequence[int], caption: str, request_id: str
     ) -> Post | None:
-        """Adds a post, PROCESSING; None: the author used the request id before."""
+        """Adds a post, PROCESSING; None: the author has already used the request id."""
         shard = shard_of(author_id)
         async with self._database.transaction() as connection:
             cursor = connection.cursor(row_factory=scalar_row)
@@ -245,7 +247,7 @@ class PostStore:
         return Post(post_id, author_id, caption, State.PROCESSING, tuple(media_ids), ())
 
     async def post_by_request(self, author_id: int, request_id: str) -> Post | None:
-        """Returns the post that an author made with a request id; None for the empty one."""
+        """Returns the post that an author made with a request id; None if the id is empty."""
         found = await self._posts(
             _POST_BY_REQUEST,
             {"shard": shard_of(author_id), "author_id": author_id, "request_id": request_id},
@@ -257,7 +259,7 @@ class PostStore:
         return (await self.posts([post_id])).get(post_id)
 
     async def posts(self, post_ids: Sequence[int]) -> dict[int, Post]:
-        """Returns those of the posts that exist, in any state, by their ids."""
+        """Returns those of the posts that exist, in any state, by id."""
         wanted = sorted(set(post_ids))
         if not wanted:
             return {}
@@ -268,7 +270,7 @@ class PostStore:
         return {post.post_id: post for post in found}
 
     async def posts_awaiting(self, media_id: int) -> list[Post]:
-        """Returns the posts that are PROCESSING and show a media item."""
+        """Returns the PROCESSING posts that show a media item."""
         async with self._database.connection() as connection:
             cursor = connection.cursor(row_factory=scalar_row)
             await cursor.execute(_AWAITING, {"shard": shard_of(media_id), "media_id": media_id})
@@ -279,7 +281,7 @@ class PostStore:
     async def take_unsettled(self, limit: int) -> list[Post]:
         """Returns up to `limit` posts that have been PROCESSING for over 10 s.
 
-        No caller is given one of them again within 30 s.
+        Does not return a post again for 30 s, to any caller.
         """
         async with self._database.connection() as connection:
             cursor = connection.cursor(row_factory=scalar_row)
@@ -288,7 +290,7 @@ class PostStore:
         return list((await self.posts(post_ids)).values())
 
     async def publish(self, post: Post, media: Sequence[StoredMedia]) -> bool:
-        """Makes a post PUBLISHED with its media; False: it was not PROCESSING any more."""
+        """Makes a post PUBLISHED with its media; returns False if it is no longer PROCESSING."""
         row = {"shard": shard_of(post.post_id), "post_id": post.post_id}
         async with self._outbox.transaction() as tx:
             settled = await tx.connection.execute(
@@ -304,7 +306,7 @@ class PostStore:
         return True
 
     async def fail(self, post: Post) -> None:
-        """Makes a post FAILED, unless it is not PROCESSING any more."""
+        """Makes a post FAILED if it is still PROCESSING."""
         async with self._database.connection() as connection:
             await connection.execute(
                 _MOVE,
@@ -317,15 +319,15 @@ class PostStore:
             )
 
     async def archive(self, post: Post) -> None:
-        """Makes a post ARCHIVED and tells so, if it is PUBLISHED."""
+        """Makes a post ARCHIVED and publishes the event, if it is PUBLISHED."""
         await self._move(post, State.PUBLISHED, State.ARCHIVED)
 
     async def unarchive(self, post: Post) -> None:
-        """Makes a post PUBLISHED and tells so, if it is ARCHIVED."""
+        """Makes a post PUBLISHED and publishes the event, if it is ARCHIVED."""
         await self._move(post, State.ARCHIVED, State.PUBLISHED)
 
     async def delete(self, post: Post) -> None:
-        """Makes a post DELETED and tells so, unless it is."""
+        """Makes a post DELETED and publishes the event, unless it is DELETED already."""
         row = {"shard": shard_of(post.post_id), "post_id": post.post_id}
         async with self._outbox.transaction() as tx:
             deleted = await tx.connection.execute(_DELETE, row)
@@ -335,7 +337,7 @@ class PostStore:
             tx.publish(PostChanged(post_id=post.post_id, author_id=post.author_id))
 
     async def shown_media(self, media_id: int) -> list[StoredMedia]:
-        """Returns what posts show of a media item; posts of different times may differ."""
+        """Returns the distinct snapshots of a media item in posts."""
         async with self._database.connection() as connection:
             cursor = connection.cursor(row_factory=scalar_row)
             values = {"shard": shard_of(media_id), "media_id": media_id}
@@ -343,7 +345,7 @@ class PostStore:
             return [StoredMedia.FromString(snapshot) for snapshot in await cursor.fetchall()]
 
     async def refresh_media(self, shown: StoredMedia, media: StoredMedia) -> None:
-        """Puts a media item as it is now in the place of what posts show of it, and tells so."""
+        """Replaces a snapshot of a media item in all posts, and publishes their events."""
         await self._show(
             _REFRESH_MEDIA,
             {
@@ -355,9 +357,9 @@ class PostStore:
         )
 
     async def forget_media(self, deleted: StoredMedia) -> list[Post]:
-        """Puts a deleted media item in the place of what posts show of it, and tells so.
+        """Replaces the snapshots of a deleted media item in all posts, and publishes their events.
 
-        Returns the posts, also those that were not published yet.
+        Returns these posts, including those that are not published yet.
         """
         post_ids = await self._show(
             _FORGET_MEDIA,
@@ -372,7 +374,7 @@ class PostStore:
     async def recent(self, author_ids: Sequence[int], *, before: int, limit: int) -> list[int]:
         """Returns the ids of the newest published posts of some authors, newest first.
 
-        `before`: only ids below it; 0: from the newest. An author may come twice.
+        `before`: only ids below it; 0: from the newest. `author_ids` may contain duplicates.
         """
         wanted = sorted(set(author_ids))
         async with self._database.connection() as connection:
@@ -396,7 +398,7 @@ class PostStore:
                 tx.publish(PostChanged(post_id=post.post_id, author_id=post.author_id))
 
     async def _show(self, query: LiteralString, parameters: dict[str, object]) -> list[int]:
-        """Changes what posts show; tells of those that were published; returns all their ids."""
+        """Changes snapshots; publishes the events of posts that were published; returns all ids."""
         async with self._outbox.transaction() as tx:
             cursor = tx.connection.cursor(row_factory=scalar_row)
             await cursor.execute(query, parameters)
@@ -411,7 +413,7 @@ class PostStore:
 
     async def _posts(self, query: LiteralString, parameters: dict[str, object]) -> list[Post]:
         async with self._database.connection() as connection:
-            # As text, a hundred posts with their snapshots would take twice the time: 5 ms.
+            # As text, a hundred posts with their snapshots would take twice as long: 5 ms.
             cursor = connection.cursor(row_factory=kwargs_row(_to_post), binary=True)
             await cursor.execute(query, parameters)
             return await cursor.fetchall()
