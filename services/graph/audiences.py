@@ -1,10 +1,10 @@
-"""Who receives an account's posts, and how. All SQL of it.
+"""Audiences: an account's followers, and how its posts reach them. All SQL of these.
 
-An account's mode (see AudienceMode in the contract) follows from its number of followers with a
-gap between the thresholds, so that one near them does not flap. Whoever changes that number looks
-at it right after the commit, and begins a change of mode in a transaction of its own: to do it in
-the first one would let everybody who follows a celebrity queue for one row. A process that dies
-between the two leaves the mode as it was, until the next follow or unfollow of that account.
+An account's mode (see AudienceMode in the contract) depends on its number of followers. A gap
+between the thresholds keeps accounts near them from flapping. Callers that change the number call
+`settle` after their commit, which begins a change of mode in a separate transaction: in the same
+one, everybody who follows a celebrity would wait for a lock on one row. If a process dies between
+the two, the mode stays as it is until the next follow or unfollow of that account.
 """
 
 from dataclasses import dataclass
@@ -18,9 +18,9 @@ from services.common.database import Database
 from services.common.ids import shard_of
 from services.common.outbox import Outbox
 
-# Keyset, so that the thousandth batch of a celebrity's followers costs what the first does.
-# Answered by the primary key alone. The ids come packed, 8 bytes each, most significant first, for
-# a Python integer for each would cost more than all else.
+# Keyset, not OFFSET: a celebrity's thousandth batch must cost what the first does. Answered by the
+# primary key alone. The ids are packed, 8 bytes each, big-endian, because a Python integer for each
+# would cost more than all the rest.
 _FOLLOWERS = """
     SELECT coalesce(string_agg(int8send(follower_id), ''), '')
       FROM (
@@ -33,7 +33,7 @@ _FOLLOWERS = """
            ) AS batch
 """
 
-# At most 16 slots and one row.
+# Reads at most 16 slots and one row.
 _AUDIENCE = """
     SELECT coalesce(mode, 'PUSHED'), coalesce(change_id, 0), followers
       FROM (
@@ -44,7 +44,8 @@ _AUDIENCE = """
       LEFT JOIN celebrities ON account_id = %(account_id)s
 """
 
-# One scan of the primary key alone, in hops: to number the rows would take three times as long.
+# One index-only scan of the primary key, in steps of a chunk. Numbering the rows would take three
+# times as long.
 _BOUNDS = """
     WITH RECURSIVE bounds (follower_id) AS (
         SELECT 0::bigint
@@ -103,14 +104,14 @@ class Mode(StrEnum):
 
 @dataclass(frozen=True)
 class Thresholds:
-    """From and below how many followers an account's mode changes."""
+    """The numbers of followers at which an account's mode changes."""
 
     promote_at: int
     demote_below: int
-    """Not above `promote_at`."""
+    """Below this number, posts are pushed again. At most `promote_at`."""
 
     def due(self, mode: Mode, followers: int) -> Mode | None:
-        """Returns the change of mode that is to begin; None: none is."""
+        """Returns the change of mode that must begin; None if none must."""
         if mode in (Mode.PUSHED, Mode.DEMOTING) and followers >= self.promote_at:
             return Mode.PROMOTING
         if mode in (Mode.PULLED, Mode.PROMOTING) and followers < self.demote_below:
@@ -120,16 +121,16 @@ class Thresholds:
 
 @dataclass(frozen=True)
 class Audience:
-    """How an account's posts reach its followers, and how many these are."""
+    """How an account's posts reach its followers, and the number of followers."""
 
     mode: Mode
     change_id: int
-    """Which change of mode was the last; 0: there was none."""
+    """The latest change of mode; 0: there was none."""
     followers: int
 
 
 class Audiences:
-    """Followers in PostgreSQL, as those who send them posts see them.
+    """Followers in PostgreSQL, for the delivery of posts.
 
     Every method may raise Unavailable.
     """
@@ -142,7 +143,7 @@ class Audiences:
     async def followers(self, account_id: int, *, after: int, until: int, limit: int) -> bytes:
         """Returns the ids of up to `limit` followers above `after`, up to `until`.
 
-        They are ascending, 8 bytes each, most significant first.
+        The ids are ascending, 8 bytes each, big-endian.
         """
         async with self._database.connection() as connection:
             cursor = connection.cursor(row_factory=scalar_row, binary=True)
@@ -159,14 +160,14 @@ class Audiences:
             return await _audience(connection, account_id)
 
     async def bounds(self, account_id: int, *, size: int) -> list[int]:
-        """Returns the last followers' ids of all chunks of `size` followers but the last."""
+        """Returns the id of the last follower in each chunk of `size`, except the last chunk."""
         async with self._database.connection() as connection:
             cursor = connection.cursor(row_factory=scalar_row)
             await cursor.execute(_BOUNDS, {**_of(account_id), "size": size})
             return await cursor.fetchall()
 
     async def settle(self, account_id: int) -> None:
-        """Begins the change of mode that an account's number of followers calls for, if any."""
+        """Begins the change of mode that an account's number of followers requires, if any."""
         async with self._database.connection() as connection:
             if self._due(await _audience(connection, account_id)) is None:
                 return
@@ -179,7 +180,7 @@ class Audiences:
                 tx.publish(CelebrityChanged(account_id=account_id))
 
     async def finish(self, account_id: int, change_id: int) -> None:
-        """Ends a change of mode; one that was ended, or taken back, before is left as it is."""
+        """Ends a change of mode, unless it has already ended or was reversed."""
         async with self._database.connection() as connection:
             await connection.execute(_FINISH_CHANGE, {**_of(account_id), "change_id": change_id})
 

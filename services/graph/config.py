@@ -18,15 +18,18 @@ class GraphSettings(MeshSettings, DatabaseSettings, CacheSettings, KafkaSettings
 
     peer_account: Address
     page_key_file: Path
-    """Holds the secret of page tokens as hexadecimal text."""
+    """Contains the secret for page tokens, in hexadecimal."""
     follow_limit: PositiveInt = 7_500
-    """How many accounts one may follow."""
+    """Maximum number of accounts that one account may follow."""
     mute_limit: PositiveInt = 7_500
-    """How many one may mute. All of them are looked at whenever their muter's feed is read."""
+    """Maximum number of accounts that one account may mute. Each read of its feed checks all of
+    them."""
     celebrity_promote_at: PositiveInt = 100_000
-    """From how many followers on an account's posts are pulled by readers, no longer pushed."""
+    """From this number of followers on, readers pull an account's posts, which are no longer
+    pushed."""
     celebrity_demote_below: PositiveInt = Field(default=90_000, validate_default=True)
-    """Below how many followers they are pushed again."""
+    """Below this number of followers, the posts are pushed again. At most
+    `celebrity_promote_at`."""
 
     @field_validator("celebrity_demote_below")
     @classmethod

@@ -1,4 +1,4 @@
-"""What can go wrong between accounts."""
+"""Errors of the graph service."""
 
 import grpc
 
@@ -6,7 +6,7 @@ from services.common.errors import MeshError
 
 
 class OwnAccount(MeshError):
-    """An account does not follow, block or mute itself."""
+    """An account cannot follow, block or mute itself."""
 
     code = grpc.StatusCode.INVALID_ARGUMENT
     reason = "OWN_ACCOUNT"
@@ -19,7 +19,7 @@ class OwnAccount(MeshError):
 
 
 class FollowLimit(MeshError):
-    """The caller follows, or waits for leave to follow, as many accounts as one may."""
+    """The caller has reached the limit of follows and follow requests."""
 
     code = grpc.StatusCode.FAILED_PRECONDITION
     reason = "FOLLOW_LIMIT"
@@ -31,7 +31,7 @@ class FollowLimit(MeshError):
 
 
 class MuteLimit(MeshError):
-    """The caller mutes as many accounts as one may."""
+    """The caller has reached the limit of mutes."""
 
     code = grpc.StatusCode.FAILED_PRECONDITION
     reason = "MUTE_LIMIT"
@@ -41,7 +41,7 @@ class MuteLimit(MeshError):
 
 
 class FollowRequestUnknown(MeshError):
-    """The account neither waits for the caller's leave to follow, nor follows the caller."""
+    """The account has not requested to follow the caller, and does not follow the caller."""
 
     code = grpc.StatusCode.NOT_FOUND
     reason = "FOLLOW_REQUEST_UNKNOWN"

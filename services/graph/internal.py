@@ -1,4 +1,4 @@
-"""The graph service's methods for the mesh, in the order of their contract."""
+"""The graph service's internal methods, in the order of the contract."""
 
 from collections.abc import AsyncIterator
 from typing import Any
@@ -12,18 +12,18 @@ from services.graph.packing import packed
 from services.graph.store import GraphStore
 
 _BATCH = 32_768
-"""How many ids a message of StreamFollowers holds at most: 256 KiB."""
+"""Maximum number of ids in a message of StreamFollowers: 256 KiB."""
 
 _ID_BYTES = 8
 
 _NO_END = (1 << 63) - 1
-"""No id is above it."""
+"""The largest id."""
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class GraphInternalService(GraphInternalServiceServicer):
-    """The follow graph, for the mesh."""
+    """The follow graph: the internal methods."""
 
     def __init__(self, store: GraphStore, audiences: Audiences) -> None:
         self._store = store
@@ -33,8 +33,8 @@ class GraphInternalService(GraphInternalServiceServicer):
         self, request: pb.StreamFollowersRequest, context: Context
     ) -> AsyncIterator[pb.StreamFollowersResponse]:
         after = request.after_follower_id
-        # Each batch takes a connection for itself: a reader that is slow to take the last one
-        # holds none, and a database that fails over is met only by the batch in between.
+        # Each batch takes its own connection: a slow reader holds none between batches, and a
+        # failover of the database affects only the batch in progress.
         while True:
             ids = await self._audiences.followers(
                 request.followee_id,
@@ -94,7 +94,7 @@ class GraphInternalService(GraphInternalServiceServicer):
         self, request: pb.FinishModeChangeRequest, context: Context
     ) -> pb.FinishModeChangeResponse:
         await self._audiences.finish(request.account_id, request.change_id)
-        # The followers may have become fewer, or more, without anybody noticing then.
+        # The number of followers may have crossed a threshold unnoticed in the meantime.
         await self._audiences.settle(request.account_id)
         return pb.FinishModeChangeResponse()
 

@@ -1,4 +1,4 @@
-"""Lists of accounts, newest first: followers, requests, blocks and so on. All SQL of them."""
+"""Lists of accounts, newest first: followers, requests, blocks and so on. All SQL of these."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -22,7 +22,7 @@ _PAGE = """
      LIMIT %(limit)s
 """
 
-# Two looks into a primary key for each row.
+# Two primary key lookups per row.
 _VISIBLE = """
        AND NOT EXISTS (
                SELECT FROM blocks
@@ -38,7 +38,7 @@ _VISIBLE = """
 
 
 class Kind(Enum):
-    """What a list holds: its table, and the columns of the owner and of whom it lists."""
+    """The kinds of lists: table, column of the owner, column of the listed account."""
 
     FOLLOWERS = ("followers", "followee_id", "follower_id")
     FOLLOWEES = ("follows", "follower_id", "followee_id")
@@ -50,7 +50,7 @@ class Kind(Enum):
 
 @dataclass(frozen=True, order=True)
 class Position:
-    """A place in a list."""
+    """A position in a list."""
 
     create_time: datetime
     account_id: int
@@ -58,7 +58,7 @@ class Position:
 
 def _query(kind: Kind) -> sql.Composed:
     table, owner, listed = (sql.Identifier(name) for name in kind.value)
-    # Of one's own blocks, what one blocks must be seen.
+    # In a list of blocks, the blocked accounts must be visible.
     visible = sql.SQL("" if kind is Kind.BLOCKS else _VISIBLE).format(listed=listed)
     return sql.SQL(_PAGE).format(table=table, owner=owner, listed=listed, visible=visible)
 
@@ -75,12 +75,12 @@ class Lists:
     async def page(
         self, kind: Kind, owner_id: int, viewer_id: int, *, before: Position | None, limit: int
     ) -> list[Position]:
-        """Returns up to `limit` accounts of a list behind `before` (None: from the newest).
+        """Returns up to `limit` accounts of a list after `before` (None: from the newest).
 
-        Accounts that block the viewer, or are blocked by it, are left out; not of blocks.
+        Omits accounts that block the viewer or are blocked by it, except in lists of blocks.
 
         Raises:
-            Unavailable: the database is away or overloaded.
+            Unavailable: the database is unavailable or overloaded.
         """
         async with self._database.connection() as connection:
             cursor = connection.cursor(row_factory=class_row(Position))

@@ -1,6 +1,6 @@
-"""Turns ids as PostgreSQL packs them into fields as protobuf does, none of them a Python object.
+"""Converts ids from PostgreSQL's packed form into protobuf fields, without Python objects.
 
-A million followers as Python integers would take longer than to read them from the disk.
+A million followers as Python integers would take longer than reading them from disk.
 """
 
 import sys
@@ -8,9 +8,11 @@ from array import array
 
 
 def packed(field: int, ids: bytes) -> bytes:
-    """Returns a `repeated sfixed64` field on the wire.
+    """Returns a `repeated sfixed64` field in wire format.
 
-    Takes the field's number, 1 to 15, and the ids, 8 bytes each, most significant first.
+    Args:
+        field: the field's number, 1 to 15.
+        ids: 8 bytes each, big-endian.
     """
     if not ids:
         return b""

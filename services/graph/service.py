@@ -1,4 +1,4 @@
-"""The graph service's methods for people, in the order of their contract."""
+"""The graph service's public methods, in the order of the contract."""
 
 import asyncio
 from collections.abc import Sequence
@@ -43,7 +43,7 @@ class _Page:
 
 
 class GraphService(GraphServiceServicer):
-    """Who follows whom, for people."""
+    """The follow graph: the public methods."""
 
     def __init__(
         self,
@@ -135,7 +135,7 @@ class GraphService(GraphServiceServicer):
         await self._store.set_private(signed_in(), request.private)
         return pb.SetPrivacyResponse()
 
-    # -- Questions -----------------------------------------------------------------------------
+    # -- Relationships and counts --------------------------------------------------------------
 
     async def BatchGetRelationships(
         self, request: pb.BatchGetRelationshipsRequest, context: Context
@@ -209,7 +209,7 @@ class GraphService(GraphServiceServicer):
         return pb.ListMutesResponse(muted=page.accounts, next_page_token=page.next_page_token)
 
     async def _check_may_list(self, account_id: int) -> None:
-        """Checks that the caller may see whom an account follows, and who follows it.
+        """Checks that the caller may see an account's followers and followees.
 
         Raises:
             AccountUnknown: there is no such account, or one blocks the other.
@@ -226,15 +226,15 @@ class GraphService(GraphServiceServicer):
             raise AccountPrivate(account_id)
 
     async def _page(self, kind: Kind, owner_id: int, request: Any) -> _Page:
-        """Returns the page of a list that a request with `page_size` and `page_token` asks for."""
+        """Returns a page of a list; `request` has `page_size` and `page_token`."""
         viewer_id = signed_in()
-        # A token leads on only in the list that it was made for.
+        # A token is valid only for the list that it was made for.
         tokens = PageTokens(self._page_key, f"graph.{kind.name}.{owner_id}")
         before = None
         if request.page_token:
             before = Position(*tokens.open_time(request.page_token, viewer_id))
         size = request.page_size or _DEFAULT_PAGE_SIZE
-        # One row past the page says whether there is a next one.
+        # One row past the page shows whether there is a next one.
         rows = await self._lists.page(kind, owner_id, viewer_id, before=before, limit=size + 1)
         page = rows[:size]
         token = ""
@@ -243,7 +243,7 @@ class GraphService(GraphServiceServicer):
         return _Page(await self._listed(page), token)
 
     async def _listed(self, page: Sequence[Position]) -> list[pb.ListedAccount]:
-        """Returns the accounts of a page with their names; deleted ones are left out."""
+        """Returns the accounts of a page with their names; omits deleted ones."""
         summaries = await self._summaries([position.account_id for position in page])
         listed = []
         for position, summary in zip(page, summaries, strict=True):
@@ -254,7 +254,7 @@ class GraphService(GraphServiceServicer):
         return listed
 
     async def _summaries(self, account_ids: Sequence[int]) -> Sequence[AccountSummary]:
-        """Returns a summary of each account, without its name while account is away or stalls."""
+        """Returns summaries of accounts; without names while account is unavailable or stalls."""
         if not account_ids:
             return []
         try:
@@ -264,14 +264,14 @@ class GraphService(GraphServiceServicer):
                 within=_NAMES_WITHIN_SECONDS,
             )
         except (MeshError, grpc.aio.AioRpcError) as error:
-            _log.warning("a list is served without names", error=repr(error))
+            _log.warning("names.omitted", error=repr(error))
             return [AccountSummary(account_id=account_id) for account_id in account_ids]
         return answer.accounts
 
-    # -- What several methods do ---------------------------------------------------------------
+    # -- Shared by several methods -------------------------------------------------------------
 
     async def _caller_towards(self, account_id: int) -> int:
-        """Returns who calls, of whom something is to begin towards another account.
+        """Returns the caller, after checking the account that the call concerns.
 
         Raises:
             OwnAccount: it is the caller's own.
@@ -291,39 +291,40 @@ class GraphService(GraphServiceServicer):
             raise AccountUnknown(account_id)
 
     async def _hide(self, losses: Sequence[Loss]) -> None:
-        """Takes what was lost off the readers' pages before the caller is told that it is done.
+        """Hides lost authors in the readers' timelines before the call returns.
 
-        The event does it in any case, a little later; so a cache that is away does no harm here.
+        If the cache is unavailable, that is harmless: the event hides them a little later in any
+        case.
         """
         try:
             async with asyncio.timeout(_HIDE_WITHIN_SECONDS):
                 for loss in losses:
                     await self._hide_one(loss)
         except (Unavailable, TimeoutError) as error:
-            _log.warning("posts are hidden a little later", error=repr(error))
+            _log.warning("hide.delayed", error=repr(error))
 
     async def _hide_one(self, loss: Loss) -> None:
         reader_id, author_id, version = loss.reader_id, loss.author_id, loss.version
         while not await self._timelines.hide(reader_id, author_id, version):
-            # By what was read later somebody was shown; perhaps this author, who is back.
+            # A show at a later version came first: perhaps of this author, who is followed again.
             [check] = await self._store.check([(reader_id, author_id)])
             if check.follows and not check.muted:
                 return
             version = check.version
 
     async def _settle(self, account_id: int) -> None:
-        """Begins a change of an account's mode if its followers have become so many, or so few.
+        """Begins a change of an account's mode if its number of followers requires one.
 
-        What the caller wanted is done already, so that this fails is no matter to them.
+        Errors are logged, not raised, because the caller's own change is already committed.
         """
         try:
             await self._audiences.settle(account_id)
         except Unavailable as error:
-            _log.warning("a mode was not settled", account_id=account_id, error=repr(error))
+            _log.warning("mode_change.failed", account_id=account_id, error=repr(error))
 
 
 def _relationship(relation: Relation) -> pb.Relationship:
-    # Who is blocked must not be able to tell it from a stranger.
+    # A blocked account must not be able to tell the blocker from a stranger.
     hidden = relation.blocked_by
     return pb.Relationship(
         account_id=relation.other_id,

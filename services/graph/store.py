@@ -1,15 +1,15 @@
-"""What holds between two accounts: follows, requests, blocks, mutes. All SQL of it.
+"""Relations between accounts: follows, requests, blocks, mutes. All SQL of these.
 
-Whatever changes what a reader gets from an author, or what stands between them, first locks the
-reader's row of followee_counts. So all that holds of one reader changes in one order, and what
-was read behind the lock stays true until the commit. Nobody ever waits in a circle:
+A change to what a reader gets from an author, or to their relation, first locks the reader's row of
+followee_counts. So changes of one reader are serialized, and what is read under the lock stays true
+until the commit. Locks are taken in this order, so there are no deadlocks:
 
-1. rows of followee_counts come first; a block, which concerns both as readers, locks the lower
-   id first;
-2. then rows that belong to the locked readers alone: follows, followers, requests, blocks, mutes,
+1. rows of followee_counts; a block, which changes both accounts as readers, locks the lower id
+   first;
+2. rows that belong to the locked readers alone: follows, followers, requests, blocks, mutes,
    departures;
-3. slots of follower_counts, the only rows that readers share, come last; a block that cuts both
-   directions takes that of the lower followee first.
+3. slots of follower_counts, the only rows that readers share; a block that removes follows in both
+   directions locks the slot of the lower followee first.
 """
 
 from collections.abc import Sequence
@@ -111,7 +111,7 @@ _REMOVE_OLD_DEPARTURES = """
        AND leave_time < now() - interval '1 hour'
 """
 
-# Those of the pairs that are no follow and were one within the last hour.
+# The pairs that are not follows now, but were within the last hour.
 _DEPARTED = """
     SELECT departures.follower_id AS reader_id, departures.followee_id AS author_id,
            followee_counts.version
@@ -192,7 +192,7 @@ _IS_PRIVATE = """
     SELECT FROM private_accounts WHERE shard = %(shard)s AND account_id = %(account_id)s
 """
 
-# -- Questions ---------------------------------------------------------------------------------
+# -- Queries -----------------------------------------------------------------------------------
 
 _COUNT_FOLLOWEES = """
     SELECT coalesce(sum(followees), 0)::bigint
@@ -200,7 +200,7 @@ _COUNT_FOLLOWEES = """
      WHERE shard = %(shard)s AND follower_id = %(account_id)s
 """
 
-# All that holds between one account and each of several. Each is one look into a primary key.
+# The relation between one account and each of several. One primary key lookup per column.
 _RELATIONS = """
     SELECT other_id,
            EXISTS (
@@ -240,7 +240,7 @@ _RELATIONS = """
      ORDER BY position
 """
 
-# One look into a primary key for each of the pair's facts.
+# One lookup in a primary key per column and pair.
 _CHECK = """
     SELECT EXISTS (
                SELECT FROM follows
@@ -265,8 +265,8 @@ _CHECK = """
      ORDER BY pair.position
 """
 
-# One scan of the follower's part of each primary key, in one snapshot. Ids come packed, 8 bytes
-# each, most significant first: 7,500 of them as Python integers would cost more than the query.
+# One scan of the follower's part of each primary key, in one snapshot. The ids are packed, 8 bytes
+# each, big-endian: 7,500 Python integers would cost more than the query.
 _READING = """
     WITH followed AS MATERIALIZED (
              SELECT follows.followee_id
@@ -313,7 +313,7 @@ _READING = """
 
 
 class FollowState(Enum):
-    """What became of a wish to follow."""
+    """The result of a follow."""
 
     FOLLOWING = auto()
     REQUESTED = auto()
@@ -321,17 +321,17 @@ class FollowState(Enum):
 
 @dataclass(frozen=True)
 class Loss:
-    """A reader gets an author's posts no longer."""
+    """A reader no longer gets an author's posts."""
 
     reader_id: int
     author_id: int
     version: int
-    """The reader's version, with this loss."""
+    """The reader's version, which includes this loss."""
 
 
 @dataclass(frozen=True)
 class Relation:
-    """What holds between an account and another."""
+    """The relation between an account and another."""
 
     other_id: int
     follows: bool
@@ -356,7 +356,7 @@ class Relation:
 
 @dataclass(frozen=True)
 class Check:
-    """What holds between a follower and a followee."""
+    """The relation between a follower and a followee, as far as it concerns feeds."""
 
     follows: bool
     muted: bool
@@ -366,7 +366,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Reading:
-    """Whose posts a reader gets. Ids are ascending, 8 bytes each, most significant first."""
+    """The authors whose posts a reader gets. Ids are ascending, 8 bytes each, big-endian."""
 
     followees: bytes
     pulled: bytes
@@ -376,7 +376,7 @@ class Reading:
 
 @dataclass(frozen=True)
 class _Edge:
-    """A reader and an author, whether the one follows the other or not."""
+    """A reader and an author, whether or not the one follows the other."""
 
     follower_id: int
     followee_id: int
@@ -396,7 +396,7 @@ class _Edge:
 
 
 class GraphStore:
-    """What holds between accounts, in PostgreSQL. Every method may raise Unavailable."""
+    """Relations between accounts, in PostgreSQL. Every method may raise Unavailable."""
 
     def __init__(
         self, database: Database, outbox: Outbox, *, follow_limit: int, mute_limit: int
@@ -409,11 +409,11 @@ class GraphStore:
     # -- Changes -------------------------------------------------------------------------------
 
     async def follow(self, follower_id: int, followee_id: int) -> FollowState:
-        """Makes one account follow another or, when that is private, wait for its leave.
+        """Makes one account follow another or, if that is private, request to follow it.
 
         Raises:
             AccountUnknown: one blocks the other.
-            FollowLimit: the follower follows, or waits for, as many as one may.
+            FollowLimit: the follower has reached the limit of follows and requests.
         """
         edge = _Edge(follower_id, followee_id)
         async with self._outbox.transaction() as tx:
@@ -425,7 +425,7 @@ class GraphStore:
                 return FollowState.FOLLOWING
             if relation.requested and relation.private:
                 return FollowState.REQUESTED
-            # Whoever waits has a place already.
+            # A request already counts toward the limit.
             if not relation.requested and taken >= self._follow_limit:
                 raise FollowLimit(self._follow_limit)
             if relation.private:
@@ -436,9 +436,9 @@ class GraphStore:
             return FollowState.FOLLOWING
 
     async def unfollow(self, follower_id: int, followee_id: int) -> list[Loss]:
-        """Makes one account neither follow another nor wait for its leave to.
+        """Removes a follow and a request to follow.
 
-        Returns what was lost by that within the last hour: a repeat tells it again.
+        Returns the losses of the last hour, so a repeated call returns them again.
         """
         edge = _Edge(follower_id, followee_id)
         async with self._outbox.transaction() as tx:
@@ -449,10 +449,10 @@ class GraphStore:
             return await _losses(tx, [edge])
 
     async def accept(self, account_id: int, requester_id: int) -> None:
-        """Lets `requester_id` follow, who waits for leave to, or does follow.
+        """Accepts a request to follow; does nothing if `requester_id` already follows.
 
         Raises:
-            FollowRequestUnknown: it does neither.
+            FollowRequestUnknown: it neither requested to follow nor follows.
         """
         edge = _Edge(requester_id, account_id)
         async with self._outbox.transaction() as tx:
@@ -464,14 +464,14 @@ class GraphStore:
                 raise FollowRequestUnknown(requester_id)
 
     async def decline(self, account_id: int, requester_id: int) -> None:
-        """Makes `requester_id` wait no longer."""
+        """Removes a request to follow."""
         edge = _Edge(requester_id, account_id)
         async with self._outbox.transaction() as tx:
             if await _lock(tx, edge):
                 await _withdraw(tx, edge)
 
     async def remove_follower(self, account_id: int, follower_id: int) -> list[Loss]:
-        """Makes `follower_id` follow no longer; returns what was lost, as `unfollow` does."""
+        """Removes a follow; returns losses as `unfollow` does."""
         edge = _Edge(follower_id, account_id)
         async with self._outbox.transaction() as tx:
             if not await _lock(tx, edge):
@@ -480,9 +480,9 @@ class GraphStore:
             return await _losses(tx, [edge])
 
     async def block(self, blocker_id: int, blocked_id: int) -> list[Loss]:
-        """Cuts all that is between two accounts, and lets nothing new be.
+        """Removes follows and requests in both directions, and prevents new ones.
 
-        Returns what was lost by that within the last hour: a repeat tells it again.
+        Returns the losses of the last hour, so a repeated call returns them again.
         """
         edge = _Edge(blocker_id, blocked_id)
         edges = sorted((edge, edge.back), key=lambda one: one.follower_id)
@@ -496,21 +496,21 @@ class GraphStore:
                 await _disconnect(tx, edges)
             return await _losses(tx, edges)
 
-    # To undo a block lets nothing be by itself, so this needs no lock.
+    # Removing a block creates no relation, so this needs no lock.
     async def unblock(self, blocker_id: int, blocked_id: int) -> None:
-        """Lifts a block."""
+        """Removes a block."""
         async with self._database.connection() as connection:
             await connection.execute(_REMOVE_BLOCK, _Edge(blocker_id, blocked_id).values)
 
     async def mute(self, muter_id: int, muted_id: int) -> list[Loss]:
-        """Keeps an account's posts out of another's feed; returns what is to be hidden by that.
+        """Keeps an account's posts out of another's feed; returns what to hide.
 
-        It is told even if nothing was followed: should a follow begin, posts may be in the feed
-        before its event comes.
+        Returns a loss even if nothing is followed: if a follow begins, posts may reach the feed
+        before its event arrives.
 
         Raises:
             AccountUnknown: one blocks the other.
-            MuteLimit: the muter has no place left.
+            MuteLimit: the muter has reached the limit of mutes.
         """
         edge = _Edge(muter_id, muted_id)
         async with self._outbox.transaction() as tx:
@@ -519,7 +519,7 @@ class GraphStore:
             if relation.blocked:
                 raise AccountUnknown(muted_id)
             if not relation.mutes:
-                # Nobody else adds one meanwhile: the muter is locked.
+                # The muter is locked, so the count cannot change.
                 counted = await tx.connection.execute(_COUNT_MUTES, edge.values)
                 [[count]] = await counted.fetchall()
                 if count >= self._mute_limit:
@@ -530,7 +530,7 @@ class GraphStore:
             return [Loss(muter_id, muted_id, check.version)]
 
     async def unmute(self, muter_id: int, muted_id: int) -> None:
-        """Lets an account's posts into another's feed again, if it is followed."""
+        """Allows an account's posts in another's feed again, if it is followed."""
         edge = _Edge(muter_id, muted_id)
         async with self._outbox.transaction() as tx:
             if not await _lock(tx, edge):
@@ -539,8 +539,8 @@ class GraphStore:
             if removed.rowcount:
                 await _change(tx, edge)
 
-    # A follow that still found the account public is as one that came before, so this needs no
-    # lock.
+    # A concurrent follow that still finds the account public counts as an earlier one, so this
+    # needs no lock.
     async def set_private(self, account_id: int, private: bool) -> None:
         """Makes an account private or public."""
         async with self._database.connection() as connection:
@@ -549,10 +549,10 @@ class GraphStore:
                 {"shard": shard_of(account_id), "account_id": account_id},
             )
 
-    # -- Questions -----------------------------------------------------------------------------
+    # -- Queries -------------------------------------------------------------------------------
 
     async def is_private(self, account_id: int) -> bool:
-        """Tells whether an account is private."""
+        """Reports whether an account is private."""
         async with self._database.connection() as connection:
             cursor = await connection.execute(
                 _IS_PRIVATE, {"shard": shard_of(account_id), "account_id": account_id}
@@ -560,7 +560,7 @@ class GraphStore:
             return await cursor.fetchone() is not None
 
     async def count_followees(self, account_id: int) -> int:
-        """Returns how many an account follows."""
+        """Returns how many accounts an account follows."""
         async with self._database.connection() as connection:
             cursor = connection.cursor(row_factory=scalar_row)
             await cursor.execute(
@@ -570,17 +570,17 @@ class GraphStore:
         return count
 
     async def relations(self, me: int, other_ids: Sequence[int]) -> list[Relation]:
-        """Returns what holds between an account and each of several, in their order."""
+        """Returns the relation between an account and each of several, in their order."""
         async with self._database.connection() as connection:
             return await _relations(connection, me, other_ids)
 
     async def check(self, pairs: Sequence[tuple[int, int]]) -> list[Check]:
-        """Returns what holds between each (follower, followee), in their order."""
+        """Returns the relation between each (follower, followee), in their order."""
         async with self._database.connection() as connection:
             return await _check(connection, [_Edge(*pair) for pair in pairs])
 
     async def reading(self, follower_id: int) -> Reading:
-        """Returns whose posts an account gets, all at one moment."""
+        """Returns the authors whose posts an account gets, in one snapshot."""
         async with self._database.connection() as connection:
             cursor = connection.cursor(row_factory=class_row(Reading), binary=True)
             await cursor.execute(
@@ -590,20 +590,20 @@ class GraphStore:
         return reading
 
 
-# -- Pieces of changes: each runs behind the lock of the edge's follower -----------------------
+# -- Parts of changes: each requires the lock of the edge's follower ---------------------------
 
 
 async def _lock(tx: Transaction, edge: _Edge) -> tuple[int] | None:
-    """Locks a reader; returns how many places its follows and requests take.
+    """Locks a reader; returns how many follows and requests count toward its limit.
 
-    None: it never followed, asked or muted anybody, so there is nothing to lock or to undo.
+    None: it has never followed, requested or muted, so there is nothing to lock or undo.
     """
     cursor = await tx.connection.execute(_LOCK_READER, edge.values)
     return await cursor.fetchone()
 
 
 async def _enter(tx: Transaction, edge: _Edge) -> int:
-    """Locks a reader, who may be new; returns how many places its follows and requests take."""
+    """Locks a reader, who may be new; returns how many follows and requests count."""
     row = await _lock(tx, edge)
     while row is None:
         await tx.connection.execute(_ADD_READER, edge.values)
@@ -618,7 +618,7 @@ async def _request(tx: Transaction, edge: _Edge) -> None:
 
 
 async def _withdraw(tx: Transaction, edge: _Edge) -> bool:
-    """Removes a request; tells whether there was one."""
+    """Removes a request; reports whether there was one."""
     removed = await tx.connection.execute(_REMOVE_SENT_REQUEST, edge.values)
     if removed.rowcount:
         await tx.connection.execute(_REMOVE_RECEIVED_REQUEST, edge.values)
@@ -636,7 +636,7 @@ async def _connect(tx: Transaction, edge: _Edge) -> None:
 
 
 async def _disconnect(tx: Transaction, edges: Sequence[_Edge]) -> None:
-    """Cuts those of the edges that are follows."""
+    """Removes those of the edges that are follows."""
     cut = []
     for edge in edges:
         removed = await tx.connection.execute(_REMOVE_FOLLOW, edge.values)
@@ -652,7 +652,7 @@ async def _disconnect(tx: Transaction, edges: Sequence[_Edge]) -> None:
 
 
 async def _change(tx: Transaction, edge: _Edge) -> None:
-    """Tells that what the follower gets from the followee changed."""
+    """Publishes that what the follower gets from the followee has changed."""
     await tx.connection.execute(_NEXT_VERSION, edge.values)
     tx.publish(FollowChanged(follower_id=edge.follower_id, followee_id=edge.followee_id))
 
@@ -663,7 +663,7 @@ async def _losses(tx: Transaction, edges: Sequence[_Edge]) -> list[Loss]:
     return await cursor.fetchall()
 
 
-# -- Questions, inside a change or not ---------------------------------------------------------
+# -- Queries, inside or outside of changes -----------------------------------------------------
 
 
 async def _relations(
