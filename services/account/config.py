@@ -10,6 +10,6 @@ class AccountSettings(MeshSettings, DatabaseSettings):
     """Read from PHOTOMESH_* variables."""
 
     token_key_file: Path
-    """The Ed25519 private key, PEM, that access tokens are signed with."""
+    """The Ed25519 private key, in PEM, that signs access tokens."""
     access_token_life: timedelta = timedelta(minutes=15)
     refresh_token_life: timedelta = timedelta(days=30)

@@ -1,4 +1,4 @@
-"""What can go wrong with accounts and sessions."""
+"""Errors of the account service."""
 
 import grpc
 
@@ -6,7 +6,7 @@ from services.common.errors import MeshError
 
 
 class UsernameTaken(MeshError):
-    """Another account has this username, in any letter case."""
+    """Another account has this username. Letter case is ignored."""
 
     code = grpc.StatusCode.ALREADY_EXISTS
     reason = "USERNAME_TAKEN"
@@ -18,7 +18,7 @@ class UsernameTaken(MeshError):
 
 
 class CredentialsWrong(MeshError):
-    """No account has this username and this password; which of the two is not told."""
+    """No account has this username and password; the error does not reveal which is wrong."""
 
     code = grpc.StatusCode.UNAUTHENTICATED
     reason = "CREDENTIALS_WRONG"
@@ -28,7 +28,7 @@ class CredentialsWrong(MeshError):
 
 
 class RefreshTokenInvalid(MeshError):
-    """The refresh token is unknown, too old, or was used before."""
+    """The refresh token is unknown, expired, or was already used."""
 
     code = grpc.StatusCode.UNAUTHENTICATED
     reason = "REFRESH_TOKEN_INVALID"

@@ -23,7 +23,7 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class AccountService(AccountServiceServicer):
-    """Accounts and sessions, for people."""
+    """Accounts and sessions: the public methods."""
 
     def __init__(
         self,
@@ -83,7 +83,8 @@ class AccountService(AccountServiceServicer):
             expire_time=expire_time,
         )
         if not rotated:
-            # A token of the past came back: somebody else has a copy, so nobody keeps the session.
+            # An old token was used again, so somebody else may have a copy: end the session for
+            # both.
             await self._store.end_session(old.account_id, old.session_id)
             raise RefreshTokenInvalid
         new = RefreshToken(old.account_id, old.session_id, secret)
@@ -106,7 +107,7 @@ class AccountService(AccountServiceServicer):
 
 
 class AccountInternalService(AccountInternalServiceServicer):
-    """Accounts, for the mesh."""
+    """Accounts: the internal methods."""
 
     def __init__(self, store: AccountStore) -> None:
         self._store = store

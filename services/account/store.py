@@ -32,7 +32,7 @@ _ACCOUNT = """
 # Answered by the primary key of usernames.
 _ID_BY_USERNAME = "SELECT account_id FROM usernames WHERE normal_name = %(normal_name)s"
 
-# The shards prune the partitions; answered by the primary key.
+# The shards prune partitions. Answered by the primary key.
 _ACCOUNTS = """
     SELECT account_id, username, password_hash
       FROM accounts
@@ -45,7 +45,7 @@ _ADD_SESSION = """
     RETURNING session_id
 """
 
-# Only the newest token of a session rotates it; of two that race, one finds no row.
+# Only the newest token of a session rotates it. Of two concurrent rotations, one finds no row.
 _ROTATE_SESSION = """
     UPDATE sessions
        SET token_hash = %(new_hash)s, expire_time = %(expire_time)s
@@ -69,7 +69,7 @@ class Account:
 
 
 def normal_name(username: str) -> str:
-    """Returns the form under which a username is unique."""
+    """Returns the form in which a username must be unique."""
     return username.casefold()
 
 
@@ -88,7 +88,7 @@ class AccountStore:
         async with self._database.transaction() as connection:
             cursor = await connection.execute(_NEW_ID, {"shard": shard})
             row = await cursor.fetchone()
-            assert row is not None  # noqa: S101 -- A SELECT of a function gives one row.
+            assert row is not None  # noqa: S101 -- SELECT of a function returns one row.
             account_id: int = row[0]
             try:
                 await connection.execute(
@@ -118,17 +118,17 @@ class AccountStore:
             return await cursor.fetchone()
 
     async def account_by_username(self, username: str) -> Account | None:
-        """Returns the account with a username, in any letter case."""
+        """Returns the account with a username, ignoring letter case."""
         async with self._database.connection() as connection:
             cursor = await connection.execute(
                 _ID_BY_USERNAME, {"normal_name": normal_name(username)}
             )
             row = await cursor.fetchone()
-        # Two statements, not a join: the name and the account may lie on different machines.
+        # Two statements, not a join: the name and the account may be on different machines.
         return await self.account(row[0]) if row else None
 
     async def accounts(self, account_ids: Sequence[int]) -> dict[int, Account]:
-        """Returns those of the accounts that exist, by their ids."""
+        """Returns those of the accounts that exist, by id."""
         async with self._database.connection() as connection:
             cursor = connection.cursor(row_factory=class_row(Account))
             await cursor.execute(
@@ -141,7 +141,7 @@ class AccountStore:
             return {account.account_id: account for account in await cursor.fetchall()}
 
     async def add_session(self, account_id: int, token_hash: bytes, expire_time: datetime) -> int:
-        """Adds a session whose newest refresh token has this hash; returns its id."""
+        """Adds a session with the hash of its newest refresh token; returns the session's id."""
         async with self._database.connection() as connection:
             cursor = await connection.execute(
                 _ADD_SESSION,
@@ -153,7 +153,7 @@ class AccountStore:
                 },
             )
             row = await cursor.fetchone()
-        assert row is not None  # noqa: S101 -- RETURNING gives the row that was added.
+        assert row is not None  # noqa: S101 -- RETURNING returns the added row.
         session_id: int = row[0]
         return session_id
 
@@ -166,7 +166,7 @@ class AccountStore:
         new_hash: bytes,
         expire_time: datetime,
     ) -> bool:
-        """Replaces a session's newest token; False: `old_hash` is not that token's."""
+        """Replaces a session's newest token; returns False if `old_hash` is not that token's."""
         async with self._database.connection() as connection:
             cursor = await connection.execute(
                 _ROTATE_SESSION,
@@ -182,7 +182,7 @@ class AccountStore:
             return cursor.rowcount == 1
 
     async def end_session(self, account_id: int, session_id: int) -> None:
-        """Ends a session; no matter if there is none."""
+        """Ends a session; does nothing if there is none."""
         async with self._database.connection() as connection:
             await connection.execute(
                 _END_SESSION,

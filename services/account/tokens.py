@@ -1,4 +1,4 @@
-"""Access tokens (Ed25519 JWTs) and refresh tokens (random, kept as hashes)."""
+"""Access tokens (Ed25519 JWTs) and refresh tokens (random, stored as hashes)."""
 
 import base64
 import binascii
@@ -25,10 +25,10 @@ _MAC_BYTES = 16
 
 
 class Tokens:
-    """Makes access tokens and refresh tokens, and recognises the latter.
+    """Makes access tokens and refresh tokens, and verifies the latter.
 
-    The gateway checks access tokens against the public half of the key. A refresh token carries
-    a MAC, so that a token that was never given out cannot pass for one that was used before.
+    The gateway verifies access tokens with the public key. A refresh token contains a MAC, so that
+    a token that was never issued cannot pass for one that was already used.
     """
 
     def __init__(self, key_file: Path) -> None:
@@ -42,7 +42,7 @@ class Tokens:
         ).digest()
 
     def access_token(self, account_id: int, expire_time: datetime) -> str:
-        """Returns a token that names an account until `expire_time`."""
+        """Returns a token that authenticates an account until `expire_time`."""
         claims = {
             "iss": ISSUER,
             "aud": AUDIENCE,
@@ -53,15 +53,15 @@ class Tokens:
         return jwt.encode(claims, self._key, algorithm="EdDSA", headers={"kid": self._key_id})
 
     def refresh_token(self, token: "RefreshToken") -> str:
-        """Returns a refresh token as the client keeps it."""
+        """Returns a refresh token in the form that clients store."""
         raw = _IDS.pack(token.account_id, token.session_id) + token.secret
         return base64.urlsafe_b64encode(raw + self._mac(raw)).decode()
 
     def open_refresh_token(self, text: str) -> "RefreshToken":
-        """Takes a refresh token apart that was given out once; it may be used or too old.
+        """Parses a refresh token that was issued; it may be used or expired.
 
         Raises:
-            RefreshTokenInvalid: it was never given out.
+            RefreshTokenInvalid: it was never issued.
         """
         try:
             sealed = base64.b64decode(text.encode("ascii"), altchars=b"-_", validate=True)
@@ -79,16 +79,16 @@ class Tokens:
 
 @dataclass(frozen=True)
 class RefreshToken:
-    """A refresh token taken apart."""
+    """A parsed refresh token."""
 
     account_id: int
     session_id: int
     secret: bytes = field(repr=False)
-    """32 random bytes; only their hash is stored."""
+    """32 random bytes. Only their hash is stored."""
 
 
 def key_id(key: Ed25519PrivateKey) -> str:
-    """Returns the name of a key in the JWKS: the JWK thumbprint of RFC 7638."""
+    """Returns the id of a key in the JWKS: the JWK thumbprint of RFC 7638."""
     x = base64.urlsafe_b64encode(key.public_key().public_bytes_raw()).rstrip(b"=").decode()
     thumbprint = hashlib.sha256(f'{{"crv":"Ed25519","kty":"OKP","x":"{x}"}}'.encode()).digest()
     return base64.urlsafe_b64encode(thumbprint).rstrip(b"=").decode()
@@ -100,5 +100,5 @@ def new_secret() -> bytes:
 
 
 def hash_secret(secret: bytes) -> bytes:
-    """Returns what is stored of a secret. It is random, so one round of SHA-256 is enough."""
+    """Returns the hash to store. Secrets are random, so one round of SHA-256 is enough."""
     return hashlib.sha256(secret).digest()
