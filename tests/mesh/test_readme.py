@@ -1,4 +1,4 @@
-"""The README's examples, run as they stand there."""
+"""The pages for people: their examples are run as they stand there, and their links resolve."""
 
 import json
 import os
@@ -14,16 +14,31 @@ from tests.eventually import PATIENCE_SECONDS
 from tests.mesh.people import ApiError
 from tests.pictures import photo
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).resolve().parents[2]
+README = ROOT / "README.md"
+
+_FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
-def blocks(language: str) -> str:
-    """Returns all of the README's code in one language, in its order."""
-    found = re.findall(
-        rf"^```{language}\n(.*?)^```$", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL
-    )
-    assert found
-    return "\n".join(found)
+def pages() -> list[Path]:
+    """Returns every page of the tree: README.md, then the others by path."""
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z", "*.md"],
+        cwd=ROOT, check=True, capture_output=True, text=True,
+    )  # fmt: skip
+    found = {ROOT / name for name in listed.stdout.split("\0") if name and (ROOT / name).exists()}
+    assert README in found
+    return [README, *sorted(found - {README})]
+
+
+def blocks(page: Path, language: str) -> str:
+    """Returns all of a page's code in one language, in its order."""
+    return "\n".join(code for found, code in _FENCED.findall(page.read_text()) if found == language)
+
+
+def prose(page: Path) -> str:
+    """Returns a page's text without its examples."""
+    return _FENCED.sub("", page.read_text())
 
 
 @pytest.fixture
@@ -47,11 +62,15 @@ def run(command: list[str], **options) -> str:
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
 def test_the_shell_examples(variables, tmp_path):
+    # The other pages build on what README.md sets, and not on each other.
+    script = blocks(README, "sh") + "".join(
+        f"\necho '# {page.relative_to(ROOT)}' | tee /dev/stderr\n(\n{code})\n"
+        for page in pages()[1:]
+        if (code := blocks(page, "sh"))
+    )
     # The one line that would ask the stack of `make up`, not the test's, about its addresses.
-    script = (
-        blocks("sh")
-        .replace('eval "$(make -s env)"', ":")
-        .replace(".venv/bin/", f"{ROOT}/.venv/bin/")
+    script = script.replace('eval "$(make -s env)"', ":").replace(
+        ".venv/bin/", f"{ROOT}/.venv/bin/"
     )
 
     output = run(["bash", "-euo", "pipefail", "-c", script], cwd=tmp_path, env=variables)
@@ -62,15 +81,19 @@ def test_the_shell_examples(variables, tmp_path):
 
 
 def test_the_python_examples(variables):
-    output = run(
-        [sys.executable, "-c", blocks("python")], env={**variables, "PYTHONPATH": str(ROOT / "gen")}
-    )
+    environment = {**variables, "PYTHONPATH": str(ROOT / "gen")}
+    outputs = [
+        run([sys.executable, "-c", code], env=environment)
+        for page in pages()
+        if (code := blocks(page, "python"))
+    ]
 
-    assert re.fullmatch(r"carol\.\w+ 0 FEED_STATE_\w+\n", output)
+    [gateway] = outputs
+    assert re.fullmatch(r"carol\.\w+ 0 FEED_STATE_\w+\n", gateway)
 
 
-async def test_the_error_that_it_shows_is_the_error_that_comes(person):
-    shown = json.loads(blocks("json"))
+async def test_the_error_that_they_show_is_the_error_that_comes(person):
+    [shown] = [json.loads(code) for page in pages() if (code := blocks(page, "json"))]
     author = await person().sign_up()
 
     with pytest.raises(ApiError) as refused:
@@ -83,10 +106,63 @@ async def test_the_error_that_it_shows_is_the_error_that_comes(person):
     assert refused.value.body == shown
 
 
-def test_the_verbs_that_the_readme_names_exist():
-    verbs = set(re.findall(r"`?make ([a-z]+)", (ROOT / "README.md").read_text()))
+def test_every_example_is_in_a_language_that_is_run():
+    languages = {
+        (str(page.relative_to(ROOT)), language)
+        for page in pages()
+        for language, _ in _FENCED.findall(page.read_text())
+        if language not in ("sh", "python", "json")
+    }
+
+    # The first two verbs, and the picture.
+    assert languages == {("README.md", "")}
+
+
+def test_the_verbs_that_they_name_exist():
+    verbs = {
+        verb
+        for page in pages()
+        for verb in re.findall(r"(?:`|^|=\w+ )make ([a-z]+)", page.read_text(), re.MULTILINE)
+    }
     makefile = (ROOT / "Makefile").read_text()
 
     assert verbs
     for verb in verbs:
         assert re.search(rf"^{verb}:", makefile, re.MULTILINE), verb
+
+
+def links(page: Path) -> list[tuple[Path, str]]:
+    """Returns the file and the anchor of each of a page's relative links."""
+    found = re.findall(r"\]\(([^)\s]+)\)", prose(page))
+    parts = [link.partition("#") for link in found if not re.match(r"[a-z]+:", link)]
+    return [((page.parent / path).resolve() if path else page, anchor) for path, _, anchor in parts]
+
+
+def anchors(page: Path) -> set[str]:
+    """Returns the anchors of a page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.+)$", prose(page), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_every_link_resolves():
+    for page in pages():
+        for target, anchor in links(page):
+            link = f"{page.relative_to(ROOT)}: {target}#{anchor}"
+            assert target.exists(), link
+            assert target.is_relative_to(ROOT), link
+            assert not anchor or anchor in anchors(target), link
+
+
+def test_every_page_can_be_reached_from_the_readme():
+    reached: set[Path] = set()
+    found = {README}
+    while found:
+        reached |= found
+        found = {target for page in found for target, _ in links(page) if target.suffix == ".md"}
+        found -= reached
+
+    assert set(pages()) == reached
+
+
+def test_the_readme_is_short():
+    assert len(README.read_text().splitlines()) < 150
