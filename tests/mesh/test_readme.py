@@ -48,6 +48,8 @@ def variables(mesh, tmp_path) -> dict[str, str]:
         **os.environ,
         **mesh.shell_environment(),
         "PHOTO": str(tmp_path / "photo.jpg"),
+        # What services/media/README.md asks for.
+        "PHOTOMESH_DATABASE_URL": mesh.database_url("media"),
         "BUF_CACHE_DIR": str(tmp_path),
     }
 
@@ -68,10 +70,14 @@ def test_the_shell_examples(variables, tmp_path):
         for page in pages()[1:]
         if (code := blocks(page, "sh"))
     )
-    # The one line that would ask the stack of `make up`, not the test's, about its addresses.
-    script = script.replace('eval "$(make -s env)"', ":").replace(
-        ".venv/bin/", f"{ROOT}/.venv/bin/"
-    )
+    for shown, here in (
+        # The one line that would ask the stack of `make up`, not the test's, about its addresses.
+        ('eval "$(make -s env)"', ":"),
+        (".venv/bin/", f"{ROOT}/.venv/bin/"),
+        ("PYTHONPATH=.:gen ", f"PYTHONPATH={ROOT}:{ROOT}/gen "),
+    ):
+        assert shown in script
+        script = script.replace(shown, here)
 
     output = run(["bash", "-euo", "pipefail", "-c", script], cwd=tmp_path, env=variables)
 
