@@ -808,8 +808,8 @@ def _digest(text: str, *paths: Path) -> str:
     digest = hashlib.sha256(text.encode())
     for path in paths:
         for file in sorted(path.rglob("*")) if path.is_dir() else (path,):
-            # Compiled code follows the source and is written meanwhile.
-            if file.is_file() and file.suffix != ".pyc":
+            # Compiled code follows the source and is written meanwhile; documents change nothing.
+            if file.is_file() and file.suffix not in (".pyc", ".md"):
                 digest.update(str(file).encode())
                 digest.update(file.read_bytes())
     return digest.hexdigest()
