@@ -1,8 +1,8 @@
-"""A circuit breaker: once a part has failed a few times in a row, it is left alone for a while.
+"""A circuit breaker, which stops calling a dependency after several failures in a row.
 
-Written here, for the libraries for asyncio count only failures that have come back: a peer that
-is stalled, not dead, costs every caller the whole timeout until then. They also let everybody in
-once the wait is over, where one probe is enough.
+The asyncio libraries have two shortcomings. They count only completed failures, so that a stalled
+peer costs every caller the whole timeout until the first calls fail. After the wait they let all
+calls through, where a single probe is enough.
 """
 
 import asyncio
@@ -22,35 +22,35 @@ _log = logs.logger(__name__)
 
 
 class State(StrEnum):
-    """Whether calls go through."""
+    """Which calls the circuit allows."""
 
     CLOSED = "closed"
-    """All do."""
+    """All calls."""
     OPEN = "open"
-    """None does."""
+    """No calls."""
     PROBING = "probing"
-    """One does, and decides."""
+    """One call, whose result closes or reopens the circuit."""
 
 
 class Breaker:
-    """Guards the calls to one part: `with breaker.call(find_out=...): ...`.
+    """Guards the calls to one dependency: `with breaker.call(find_out=...): ...`.
 
-    It opens when `threshold` attempts failed with Unavailable and none succeeded in between; or
-    when so many began, none has succeeded since, and the youngest of them has waited longer than
-    `patience`. Any other error is an answer, and counts as a success.
+    The circuit opens in two cases: `threshold` attempts in a row failed with Unavailable; or
+    `threshold` attempts started, none has succeeded since, and the newest of them has waited longer
+    than `patience`. Any other error is a response, and counts as a success.
 
-    Open, it refuses at once, for `shortest` seconds at first and twice as long after each probe
-    that fails, up to `longest`; less up to half of that by chance, so that the processes of a
-    service do not probe at the same moment.
+    An open circuit rejects calls immediately. It waits `shortest` seconds before the first probe,
+    and doubles the wait after each failed probe, up to `longest`. Random jitter shortens each wait
+    by up to half, so that the processes of a service do not probe at the same time.
 
     Args:
-        part: what it guards, as an error message names it, such as "The cache".
-        threshold: how many attempts it takes.
+        part: the dependency's name in error messages, such as "The cache".
+        threshold: how many attempts must fail or stall.
         patience: seconds.
         shortest: seconds.
         longest: seconds.
-        clock: tells seconds.
-        chance: returns a number between two.
+        clock: returns the time in seconds.
+        chance: returns a random number between two numbers.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class Breaker:
         self._chance = chance
         self._state = State.CLOSED
         self._failures = 0
-        # When the first `threshold` attempts since the last success began.
+        # The start times of the first `threshold` attempts since the last success.
         self._unanswered: list[float] = []
         self._wait = shortest
         self._retry_at = 0.0
@@ -82,13 +82,14 @@ class Breaker:
 
     @property
     def state(self) -> State:
-        """What it does with the next attempt, unless the wait is over."""
+        """The current state. An open circuit probes on the first attempt after the wait."""
         return self._state
 
     def call(self, *, find_out: Callable[[], Awaitable[object]]) -> "Attempt":
-        """Returns a context for one call, which will not be the probe: nobody waits for that.
+        """Returns a context for one call, which is never the probe.
 
-        When it is time for one, `find_out` is called beside. Whatever the part answers will do.
+        When a probe is due, this method starts `find_out` in the background as the probe and
+        rejects the call. Any response of the dependency counts as a success.
 
         Raises:
             Unavailable: the circuit is open.
@@ -125,16 +126,17 @@ class Breaker:
 
     def _open(self, why: str) -> None:
         if self._state is State.CLOSED:
-            _log.warning("a circuit opened", part=self._part, why=why)
+            _log.warning("circuit.opened", part=self._part, why=why)
         self._state = State.OPEN
         self._probe = None
         self._retry_at = self._clock() + self._chance(self._wait / 2, self._wait)
         self._wait = min(2 * self._wait, self._longest)
 
     def _succeeded(self) -> None:
-        # Also when the call began before the circuit opened: the part answers.
+        # This also applies to a call that started before the circuit opened: the dependency
+        # responds.
         if self._state is not State.CLOSED:
-            _log.info("a circuit closed", part=self._part)
+            _log.info("circuit.closed", part=self._part)
         self._state = State.CLOSED
         self._probe = None
         self._failures = 0
@@ -149,7 +151,7 @@ class Breaker:
             self._open("calls fail")
 
     def _gave_up(self, attempt: "Attempt") -> None:
-        # A caller who goes away soon says nothing about the part.
+        # A caller that cancels within `patience` says nothing about the dependency.
         if attempt is self._probe:
             self._state = State.OPEN
             self._probe = None

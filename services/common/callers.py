@@ -1,4 +1,4 @@
-"""Who may call a method: the identities that the contract names, and nobody else."""
+"""The identities that may call a method, as its contract lists them."""
 
 import functools
 
@@ -6,17 +6,17 @@ from google.protobuf import descriptor_pool
 from photomesh.common.v1 import options_pb2
 
 GATEWAY = "gateway"
-"""Calls on behalf of people: it alone may say who is signed in."""
+"""Calls on behalf of users. Only the gateway may name the signed-in user."""
 
 OPERATOR = "operator"
-"""A site reliability engineer. Each call is an audit log event."""
+"""A site reliability engineer. Each of its calls is written to the audit log."""
 
 
 @functools.cache
 def callers_of(method: str) -> frozenset[str]:
     """Returns the identities that may call the method at a gRPC path.
 
-    A method that no contract describes, or whose contract names no callers, has none.
+    The set is empty if no contract describes the method or its contract lists no callers.
     """
     service_name, _, method_name = method.removeprefix("/").rpartition("/")
     try:

@@ -1,7 +1,4 @@
-"""What every call needs, whether it came by gRPC or REST.
-
-Who makes it, and until when? Is it valid? What is its caller told when it goes wrong?
-"""
+"""What every gRPC and REST call needs: its context, validation, and the error for its caller."""
 
 import asyncio
 import functools
@@ -26,17 +23,17 @@ from services.common.errors import (
 )
 
 MOST_SECONDS = 30.0
-"""The deadline of a call that came without one."""
+"""The longest that a unary call may take, and the deadline of one that came without any."""
 
 MOST_REQUEST_BYTES = 64 * 1024
-"""The largest request that is read, apart from the messages of an upload."""
+"""The largest accepted request, except for the messages of an upload."""
 
 _MOST_VIOLATIONS = 20
-"""How many invalid fields an answer names."""
+"""The largest number of invalid fields that an error names."""
 
 _EXPLAINED_BYTES = 1024
-"""The largest invalid request whose violations are all looked for. Of a larger one only the first
-is: a request of 64 KiB can break its rules in 65,000 places, at 7 us each."""
+"""The largest invalid request for which all violations are collected. For a larger one, validation
+stops at the first: a request of 64 KiB can have 65,000 violations, at 7 us each."""
 
 _log = logs.logger(__name__)
 _validator = protovalidate.Validator()
@@ -45,11 +42,15 @@ _validator = protovalidate.Validator()
 def enter(
     metadata: Mapping[str, Any], *, caller: str, seconds: float | None = None
 ) -> context.CallContext:
-    """Makes the call that metadata (or headers, in lower case) describe the current one.
+    """Enters and returns the context of a call.
 
-    `caller` is the identity that the caller has proved: only the gateway is believed when it says
-    who is signed in. `seconds` is how long the caller waits. The gateway's own header says how long
-    the gateway waits, whatever its caller asked for.
+    The gateway's timeout header (x-envoy-expected-rq-timeout-ms) can shorten the deadline, because
+    the gateway stops waiting then, whatever timeout its own client asked for.
+
+    Args:
+        metadata: gRPC metadata, or HTTP headers with lowercase names.
+        caller: the authenticated identity. Only the gateway may name the signed-in user.
+        seconds: how long the caller waits; None: it has no deadline.
     """
     expected_ms = metadata.get("x-envoy-expected-rq-timeout-ms", "")
     if expected_ms.isdigit():
@@ -65,11 +66,11 @@ def enter(
 
 
 def read(raw: bytes, parse: Callable[[bytes], Message]) -> Message:
-    """Returns the valid request that `raw` holds on the wire.
+    """Parses and validates a request.
 
     Raises:
-        RequestMalformed: it is too large, or no message of the method's type.
-        FieldInvalid: it breaks the rules of its contract.
+        RequestMalformed: the request is too large, or is not a message of the method's type.
+        FieldInvalid: the request violates the rules of its contract.
     """
     if len(raw) > MOST_REQUEST_BYTES:
         raise RequestMalformed(
@@ -81,10 +82,10 @@ def read(raw: bytes, parse: Callable[[bytes], Message]) -> Message:
 
 
 def decode(raw: bytes, parse: Callable[[bytes], Message]) -> Message:
-    """Returns the message that `raw` holds on the wire.
+    """Parses a message.
 
     Raises:
-        RequestMalformed: it holds none.
+        RequestMalformed: the bytes are not a message of the method's type.
     """
     try:
         return parse(raw)
@@ -93,15 +94,15 @@ def decode(raw: bytes, parse: Callable[[bytes], Message]) -> Message:
 
 
 def validate(request: Message) -> None:
-    """Checks a request against its contract, and that no text in it holds a NUL character.
+    """Validates a request against its contract, and rejects text that contains a NUL character.
 
-    PostgreSQL cannot store a NUL, and no honest text has one.
+    PostgreSQL cannot store NUL characters, and legitimate text has none.
 
     Raises:
-        FieldInvalid: names the first 20 fields at most that break rules, and of a large request
-            only the first one.
+        FieldInvalid: names at most the first 20 invalid fields; for a request of more than 1 KiB,
+            only the first violation of the contract.
     """
-    # The number of items is checked before the items are.
+    # fail_fast: the number of items is checked before the items themselves.
     violations = _validator.collect_violations(request, fail_fast=True)
     if violations and request.ByteSize() <= _EXPLAINED_BYTES:
         violations = _validator.collect_violations(request)
@@ -117,23 +118,23 @@ def validate(request: Message) -> None:
 
 
 def refusal(error: Exception, method: str) -> MeshError:
-    """Returns what the caller is told of an error, and logs what it need not be told."""
+    """Returns the error to send to the caller, and logs what the caller must not see."""
     if isinstance(error, TimeoutError):
         error = DeadlineExceeded()
     if isinstance(error, Unavailable):
-        _log.warning("unavailable", method=method, exc_info=error)
+        _log.warning("call.unavailable", method=method, exc_info=error)
     if not isinstance(error, MeshError):
-        _log.error("failed", method=method, exc_info=error)
+        _log.error("call.failed", method=method, exc_info=error)
         return Internal()
     return error
 
 
 def _texts_with_nul(message: Message, scope: str = "") -> Iterator[str]:
-    """Yields the paths of all strings in a message that hold a NUL character."""
+    """Yields the paths of all strings in a message that contain a NUL character."""
     for field in _fields_with_text(message.DESCRIPTOR):
         value, path = getattr(message, field.name), scope + field.name
         if _is_map(field):
-            # A key is the client's own text, which an error does not repeat.
+            # The path omits the key: it is client text, which errors do not repeat.
             items = [(path, item) for pair in value.items() for item in pair]
         elif field.is_repeated:
             items = [(f"{path}[{index}]", item) for index, item in enumerate(value)]
@@ -150,7 +151,7 @@ def _texts_with_nul(message: Message, scope: str = "") -> Iterator[str]:
 
 @functools.cache
 def _fields_with_text(message: Descriptor) -> tuple[FieldDescriptor, ...]:
-    """Returns the fields of a message that are strings, or hold messages that have some."""
+    """Returns the fields of a message that are strings or that contain strings."""
     return tuple(field for field in message.fields if _holds_text(field, frozenset()))
 
 
@@ -174,6 +175,6 @@ def _path(field: Any) -> str:
         subscript = element.subscript
         path += ("." if path else "") + element.field_name
         if subscript is not None:
-            # The key of a map is the client's own text, of any length.
+            # The key of a map is client text of any length.
             path += f"[{str(subscript.value)[:40]}]"
     return path

@@ -1,9 +1,9 @@
-"""URLs under which the CDN serves private media.
+"""Signed URLs for private media on the CDN.
 
-One signature is good for all variants of a media item, and its expiry is rounded up to the hour:
-all viewers of an hour share one URL, which the CDN and their browsers can then cache. A URL is
-good for two to three hours: an answer that carries it may be cached for one, and still gives its
-reader another.
+One signature covers all variants of a media item. Expiry times are rounded to the hour, so that all
+viewers in the same hour get the same URL, which the CDN and browsers can cache. A URL is valid for
+two to three hours: a response that contains it may be cached for one hour, and its reader still has
+at least one more.
 """
 
 import time
@@ -25,31 +25,31 @@ from services.common.paging import read_key
 _HOUR = 3600
 
 _REMEMBERED = 10_000
-"""How many signatures a process keeps; half a kilobyte each, a CloudFront one a whole."""
+"""How many signatures a process caches. Each takes 0.5 KB; for CloudFront, 1 KB."""
 
 
 class UrlSigner(Protocol):
-    """Makes URLs that the CDN in use accepts."""
+    """Signs URLs for the configured CDN."""
 
     def sign(self, prefix: str) -> "SignedPrefix":
-        """Allows everything below an S3 key prefix, which ends with a slash."""
+        """Grants access to all objects under an S3 key prefix, which ends with a slash."""
         ...
 
 
 class SignedPrefix:
-    """The right to read everything below one prefix, for two to three hours."""
+    """Read access to all objects under one prefix, for two to three hours."""
 
     def __init__(self, base: str, query: str) -> None:
         self._base = base
         self._query = query
 
     def url(self, name: str) -> str:
-        """Returns the URL of one object below the prefix."""
+        """Returns the signed URL of one object under the prefix."""
         return f"{self._base}{name}?{self._query}"
 
 
 class EdgeSigner:
-    """Signs for the Envoy edge: a JWT over the path prefix."""
+    """Signs for the Envoy edge, with a JWT that contains the path prefix."""
 
     def __init__(self, settings: CdnSettings) -> None:
         self._origin = settings.cdn_url
@@ -69,13 +69,14 @@ class EdgeSigner:
 
 
 class CloudFrontSigner:
-    """Signs for CloudFront: a custom policy whose resource is the prefix and a wildcard.
+    """Signs for CloudFront, with a custom policy whose resource is the prefix and a wildcard.
 
-    A signature costs 0.8 ms, 25 times the edge's, which is why it is remembered for its hour.
+    Caches each signature for its hour: it takes 0.8 ms, 25 times as long as one for the edge.
     """
 
     def __init__(self, settings: CdnSettings) -> None:
-        # Here, because botocore takes a third of a second to import, and the edge needs none of it.
+        # Imported here because botocore takes a third of a second to import and the edge does not
+        # need it.
         from botocore.signers import CloudFrontSigner
 
         self._origin = settings.cdn_url
@@ -94,10 +95,10 @@ class CloudFrontSigner:
 
 
 def signer(settings: CdnSettings) -> UrlSigner:
-    """Returns the signer of the CDN that the settings name.
+    """Returns the signer for the configured CDN.
 
     Raises:
-        SystemExit: the key file does not hold such a signer's key.
+        SystemExit: the key file does not contain a valid key for this signer.
     """
     if settings.cdn_signer == "cloudfront":
         return CloudFrontSigner(settings)
@@ -109,7 +110,7 @@ def _expiry() -> int:
 
 
 def _rsa_sha1(key_file: Path) -> Callable[[bytes], bytes]:
-    """Returns a function that signs as CloudFront wants it: RSA over SHA-1, nothing newer."""
+    """Returns a function that signs with RSA and SHA-1; CloudFront accepts nothing newer."""
     try:
         key = load_pem_private_key(key_file.read_bytes(), password=None)
     except ValueError:

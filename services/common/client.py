@@ -1,4 +1,4 @@
-"""Calling a peer: mutual TLS, a deadline, retries with a budget, and the trace."""
+"""Calls to peers, with mutual TLS, a deadline, budgeted retries, and trace propagation."""
 
 import json
 from collections.abc import AsyncIterator
@@ -12,8 +12,9 @@ from services.common import context, tls
 from services.common.config import Address
 from services.common.errors import Unavailable
 
-# Every internal method is idempotent, so a peer that is away for a moment is asked again. The
-# throttle is the budget: when more than half the calls fail, nothing is retried.
+# Calls to an unavailable peer are retried, because every internal method is idempotent. The
+# throttle is the retry budget: each failure takes one of 20 tokens, each success returns 0.2, and
+# gRPC retries only while more than 10 remain.
 _SERVICE_CONFIG = json.dumps(
     {
         "methodConfig": [
@@ -45,7 +46,7 @@ Response = TypeVar("Response", bound=Message)
 
 
 def channel(peer: str, address: Address, tls_dir: Path) -> grpc.aio.Channel:
-    """Returns a channel to the service `peer`, which must prove to be that at `address`."""
+    """Returns a channel to `address`, whose certificate must name the service `peer`."""
     return grpc.aio.secure_channel(
         address,
         tls.channel_credentials(tls_dir),
@@ -53,7 +54,7 @@ def channel(peer: str, address: Address, tls_dir: Path) -> grpc.aio.Channel:
             ("grpc.ssl_target_name_override", peer),
             ("grpc.service_config", _SERVICE_CONFIG),
             ("grpc.max_receive_message_length", 16 * 1024 * 1024),
-            # A restarted peer is found again at once, not after gRPC's default of minutes.
+            # Reconnects to a restarted peer within seconds; gRPC's default is up to 2 minutes.
             ("grpc.initial_reconnect_backoff_ms", 100),
             ("grpc.min_reconnect_backoff_ms", 500),
             ("grpc.max_reconnect_backoff_ms", 2_000),
@@ -69,13 +70,13 @@ async def call(
     *,
     within: float = 2.0,
 ) -> Response:
-    """Calls a peer's unary method on behalf of the call at hand.
+    """Calls a peer's unary method on behalf of the current call.
 
-    Takes at most `within` seconds, and never longer than the caller itself waits.
+    The timeout is `within` seconds, or the time until the current call's deadline if that is less.
 
     Raises:
-        Unavailable: the peer is away, slow or overloaded.
-        grpc.aio.AioRpcError: any other failure of the peer's.
+        Unavailable: the peer is unavailable, slow or overloaded.
+        grpc.aio.AioRpcError: the peer returned any other error.
     """
     try:
         response: Response = await method(
@@ -94,11 +95,12 @@ async def stream(
     *,
     within: float,
 ) -> AsyncIterator[Response]:
-    """Yields what a peer's streaming method sends, for at most `within` seconds.
+    """Yields the responses of a peer's streaming method for at most `within` seconds.
 
     Raises:
-        Unavailable: the peer is away, slow or overloaded; what was yielded before holds.
-        grpc.aio.AioRpcError: any other failure of the peer's.
+        Unavailable: the peer is unavailable, slow or overloaded. Responses yielded before the error
+            are valid.
+        grpc.aio.AioRpcError: the peer returned any other error.
     """
     responses = method(request, timeout=context.current().remaining(within), metadata=_metadata())
     try:
@@ -109,7 +111,7 @@ async def stream(
             raise Unavailable(_service_of(method)) from error
         raise
     finally:
-        # grpcio never ends a stream that its reader abandons.
+        # grpcio does not cancel a stream that its reader abandons.
         responses.cancel()
 
 
@@ -118,7 +120,7 @@ def _metadata() -> list[tuple[str, str]]:
 
 
 def _service_of(method: Any) -> str:
-    """Returns a peer's name for an error message, such as "post"."""
+    """Returns a peer's name for an error message, such as "Post"."""
     path: bytes | str = getattr(method, "_method", "")
     text = path.decode() if isinstance(path, bytes) else path
     return text.split(".")[1].capitalize() if text.count(".") > 1 else "A service"

@@ -1,6 +1,6 @@
-"""Settings from the environment: every variable is `PHOTOMESH_<FIELD>`.
+"""Settings from environment variables, which are named `PHOTOMESH_<FIELD>`.
 
-A service's own `config.py` composes these groups into one frozen class.
+Each service's `config.py` combines these groups into one frozen class.
 """
 
 from pathlib import Path
@@ -31,43 +31,46 @@ Address = Annotated[str, AfterValidator(_address)]
 
 
 class _Group(BaseSettings):
-    """What all groups agree on: of several bases, the last one's `model_config` would win."""
+    """The base of all groups.
+
+    It sets `model_config` once: a class with several bases would use that of the last base.
+    """
 
     model_config = SettingsConfigDict(env_prefix="PHOTOMESH_", frozen=True, extra="ignore")
 
 
 class MeshSettings(_Group):
-    """What every process of the mesh needs."""
+    """Settings of every process in the mesh."""
 
     listen: Address
-    """Where the gRPC server listens."""
+    """The address of the gRPC server."""
     tls_dir: Path
-    """Folder with this process's identity: `ca.pem`, `cert.pem` and `key.pem`."""
+    """The folder of this process's identity: `ca.pem`, `cert.pem` and `key.pem`."""
     log_level: str = "INFO"
     drain_seconds: float = 10.0
-    """How long calls in progress may go on after SIGTERM."""
+    """How long calls in progress may continue after SIGTERM."""
 
 
 class DatabaseSettings(_Group):
-    """Where a service's own schema is."""
+    """The connection to a service's own PostgreSQL schema."""
 
     database_url: SecretStr
     database_pool_size: int = 8
     database_timeout_seconds: float = 3.0
-    """How long a call waits for a connection, and how long one statement may run."""
+    """The timeout for getting a connection, and for each statement."""
 
 
 class CacheSettings(_Group):
-    """Where Valkey or Redis is."""
+    """The connection to Valkey or Redis."""
 
     valkey_url: str
     """`redis[s]://[[user]:password@]host:port[,host:port...][/database]`.
 
-    One server, or, where several are named, a cluster that is found through any of them; a cluster
-    with one address for all is named twice.
+    One address means a single server. Several addresses mean a cluster, which is discovered through
+    any of them. For a cluster that has only one address, repeat that address.
     """
     valkey_timeout_seconds: float = 0.5
-    """How long a server may take to connect, and then to answer."""
+    """The timeout for connecting to a server, and for each response."""
 
     @field_validator("valkey_url")
     @classmethod
@@ -77,16 +80,17 @@ class CacheSettings(_Group):
 
 
 class KafkaSettings(_Group):
-    """Where the broker is."""
+    """The connection to Kafka."""
 
     kafka_bootstrap: str
     """Comma-separated host:port pairs."""
     kafka_session_seconds: float = 6.0
-    """After how long a consumer that died is missed; Apache Kafka allows no less than 6."""
+    """The session timeout, after which the broker detects a dead consumer. Apache Kafka's minimum
+    is 6."""
 
 
 class StorageSettings(_Group):
-    """Where S3 is."""
+    """The connection to S3."""
 
     s3_endpoint: str
     s3_access_key: str
@@ -97,16 +101,16 @@ class StorageSettings(_Group):
 
 
 class CdnSettings(_Group):
-    """How media URLs are made."""
+    """How media URLs are built and signed."""
 
     cdn_url: str
-    """The CDN's origin, without a slash at the end."""
+    """The origin of the CDN, without a trailing slash."""
     cdn_signer: Literal["edge", "cloudfront"] = "edge"
-    """Which CDN it is: the Envoy edge, or Amazon CloudFront."""
+    """The CDN in use: the Envoy edge, or Amazon CloudFront."""
     cdn_key_file: Path
     """For the edge, the HS256 secret as hexadecimal text; for CloudFront, an RSA key as PEM."""
     cdn_key_pair_id: str = Field(default="", validate_default=True)
-    """Under which id CloudFront knows the key; the edge has no such ids."""
+    """CloudFront's id of the key. Required for CloudFront, and not allowed for the edge."""
 
     @field_validator("cdn_key_pair_id")
     @classmethod
@@ -126,7 +130,7 @@ def load(settings: type[Settings]) -> Settings:
     """Reads settings from the environment.
 
     Raises:
-        SystemExit: a variable is missing or cannot be understood; the text names each.
+        SystemExit: variables are missing or invalid; the message names all of them.
     """
     try:
         return settings()

@@ -1,4 +1,4 @@
-"""What is known of the call at hand, wherever in the code: its trace, its user, its deadline."""
+"""The context of the current call, available anywhere in the code: trace, user, deadline."""
 
 import asyncio
 import re
@@ -11,10 +11,10 @@ from typing import Any, TypeVar
 from services.common.errors import TokenMissing
 
 USER_ID = "x-photomesh-user-id"
-"""Metadata that names the user; the gateway sets it from a checked token."""
+"""The metadata key of the user's id. The gateway sets it from a verified token."""
 
 TRACEPARENT = "traceparent"
-"""Metadata of W3C Trace Context."""
+"""The metadata key of W3C Trace Context."""
 
 Result = TypeVar("Result")
 
@@ -23,17 +23,17 @@ _TRACEPARENT = re.compile(r"00-([0-9a-f]{32})-[0-9a-f]{16}-([0-9a-f]{2})")
 
 @dataclass(frozen=True, slots=True)
 class CallContext:
-    """One call, or one event being handled."""
+    """The context of one call, or of the handling of one event."""
 
     trace_id: str
     """32 hexadecimal digits."""
     user_id: int = 0
-    """Who is signed in; 0: nobody."""
+    """The signed-in user; 0: nobody is signed in."""
     deadline: float | None = None
-    """When the caller stops waiting, by the event loop's clock."""
+    """When the caller stops waiting, by the event loop's clock; None: it has no deadline."""
     event: str = ""
-    """What tells the event that is being handled from all others, also when it comes again. An
-    event that is published once more, by whoever replays a dead letter, say, is another one."""
+    """The unique id of the event being handled. A redelivered event keeps its id; a republished
+    one, such as a replayed dead letter, gets a new id."""
 
     def traceparent(self) -> str:
         """Returns the header for the next hop, with a new span id."""
@@ -50,7 +50,7 @@ _current: ContextVar[CallContext | None] = ContextVar("call", default=None)
 
 
 def current() -> CallContext:
-    """Returns the call at hand; outside of any, a new one with a trace of its own."""
+    """Returns the current call. Outside any call, creates one with a new trace id."""
     call = _current.get()
     if call is None:
         call = CallContext(trace_id=secrets.token_hex(16))
@@ -59,14 +59,14 @@ def current() -> CallContext:
 
 
 def enter(call: CallContext) -> None:
-    """Makes `call` the one at hand, for this task and those that it starts."""
+    """Makes `call` the current call for this task and the tasks that it starts."""
     _current.set(call)
 
 
 def detached(work: Coroutine[Any, Any, Result]) -> "asyncio.Task[Result]":
-    """Starts what several callers may wait for: the deadline of the first of them is not its own.
+    """Starts a task that several callers may await, without the deadline of the current call.
 
-    Whoever waits shields it from their own end.
+    Callers await it through `asyncio.shield`, so that their cancellation does not cancel it.
     """
 
     async def run() -> Result:
@@ -77,7 +77,7 @@ def detached(work: Coroutine[Any, Any, Result]) -> "asyncio.Task[Result]":
 
 
 def signed_in() -> int:
-    """Returns the id of the user who makes the call at hand.
+    """Returns the id of the user who makes the current call.
 
     Raises:
         TokenMissing: nobody is signed in.
@@ -89,6 +89,6 @@ def signed_in() -> int:
 
 
 def trace_id_of(traceparent: str | None) -> str:
-    """Returns the trace id of a header, or a new one when there is none or it is malformed."""
+    """Returns the trace id of a header, or a new one if the header is missing or malformed."""
     match = _TRACEPARENT.fullmatch(traceparent or "")
     return match.group(1) if match else secrets.token_hex(16)

@@ -1,4 +1,4 @@
-"""The contracts as reflection tells them."""
+"""The contracts that gRPC reflection serves."""
 
 from pathlib import Path
 
@@ -11,10 +11,10 @@ _DESCRIPTORS = Path(__file__).parents[2] / "gen/photomesh.binpb"
 
 
 def contracts() -> DescriptorPool:
-    """Returns all contracts, ours and those of health and reflection.
+    """Returns all contracts of this project, and those of health and reflection.
 
-    They are read from the compiled contracts: the descriptors inside generated modules lack the
-    JSON names, and grpcurl would print `account_id` where REST says `accountId`.
+    Reads them from the compiled descriptor set, because the descriptors in the generated modules
+    lack JSON names: grpcurl would print `account_id` where REST uses `accountId`.
     """
     pool = DescriptorPool()
     for file in FileDescriptorSet.FromString(_DESCRIPTORS.read_bytes()).file:

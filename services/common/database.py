@@ -1,4 +1,4 @@
-"""The pool of a service's own PostgreSQL schema."""
+"""The connection pool for a service's own PostgreSQL schema."""
 
 import select
 from collections.abc import AsyncIterator, Iterable
@@ -11,7 +11,7 @@ from psycopg_pool import AsyncConnectionPool, PoolTimeout
 from services.common.config import DatabaseSettings
 from services.common.errors import Unavailable
 
-# The server shuts down, fails over, is overloaded, or gives way in a deadlock: all pass.
+# Transient errors: the server shuts down, fails over, is overloaded, or resolves a deadlock.
 _PASSING = (
     psycopg.OperationalError,
     psycopg.errors.DeadlockDetected,
@@ -21,7 +21,7 @@ _PASSING = (
 
 
 class Database:
-    """Gives connections out of a pool, and tells a database that is away as Unavailable."""
+    """Provides pooled connections, and raises Unavailable for transient database errors."""
 
     def __init__(self, settings: DatabaseSettings) -> None:
         milliseconds = round(settings.database_timeout_seconds * 1000)
@@ -49,10 +49,10 @@ class Database:
 
     @asynccontextmanager
     async def connection(self) -> AsyncIterator[AsyncConnection]:
-        """Gives a connection on which each statement is a transaction of its own.
+        """Provides a connection in autocommit mode.
 
         Raises:
-            Unavailable: the database is away or overloaded.
+            Unavailable: the database is unavailable or overloaded.
         """
         try:
             async with self._pool.connection() as connection:
@@ -62,28 +62,29 @@ class Database:
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[AsyncConnection]:
-        """Gives a connection inside one transaction, committed unless an error leaves it.
+        """Provides a connection in a transaction, which commits unless the block raises an error.
 
         Raises:
-            Unavailable: the database is away or overloaded.
+            Unavailable: the database is unavailable or overloaded.
         """
         async with self.connection() as connection, connection.transaction():
             yield connection
 
 
 def int_array(numbers: Iterable[int]) -> str:
-    """Returns numbers as an array, for a parameter that is cast to one.
+    """Returns a PostgreSQL array literal, for a parameter that the statement casts to an array.
 
-    psycopg itself looks at each number's type, and takes seven times as long: 0.2 ms for 100 ids.
+    psycopg's own conversion inspects the type of each number and takes seven times as long: 0.2 ms
+    for 100 ids.
     """
     return "{" + ",".join(map(str, numbers)) + "}"
 
 
 async def _check(connection: AsyncConnection) -> None:
-    """Raises an error unless a connection works, so that it is replaced before a caller meets it.
+    """Raises an error if a connection is broken, so that the pool replaces it before use.
 
-    A server that ends a connection says so, or its kernel does. To ask it each time would take as
-    long again as a short query.
+    Queries the server only if the socket is readable: a server (or its kernel) that closes a
+    connection notifies the client. A query each time would take as long as a short statement.
     """
     poll = select.poll()
     poll.register(connection.fileno(), select.POLLIN)

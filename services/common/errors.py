@@ -1,8 +1,8 @@
-"""Errors that own their gRPC status and their reason, and how they are put on the wire.
+"""Errors that own their gRPC status and reason, and their encoding.
 
 A service raises a subclass of `MeshError`; the server's interceptor encodes it once, as
-google.rpc.Status with ErrorInfo, BadRequest and RetryInfo. Whatever is not a `MeshError`
-reaches the caller as INTERNAL without its text.
+google.rpc.Status with ErrorInfo, BadRequest and RetryInfo. Any other exception reaches the caller
+as INTERNAL without its text.
 """
 
 from collections.abc import Mapping
@@ -14,15 +14,15 @@ from google.rpc import error_details_pb2, status_pb2
 from photomesh.common.v1.error_reason_pb2 import ErrorReason
 
 DOMAIN = "photomesh"
-"""google.rpc.ErrorInfo.domain of all our errors."""
+"""google.rpc.ErrorInfo.domain of all errors of this project."""
 
 _PROBLEMS_IN_MESSAGE = 5
-"""How many invalid fields the message of an error names. The details name all of them; message and
-details are sent as trailers, of which gRPC allows 8 KiB."""
+"""How many invalid fields the message of an error names. The details name all of them. Message and
+details are sent as trailers, which gRPC limits to 8 KiB."""
 
 
 class MeshError(Exception):
-    """Base of all errors that are meant for callers: subclasses set `code` and `reason`."""
+    """Base of all errors that callers receive. Subclasses set `code` and `reason`."""
 
     code: ClassVar[grpc.StatusCode]
     reason: ClassVar[str]
@@ -35,19 +35,25 @@ class MeshError(Exception):
         fields: Mapping[str, str] | None = None,
         retry_after: float | None = None,
     ) -> None:
-        """Takes a sentence for developers, what is wrong with which field, and seconds to wait."""
+        """Creates an error.
+
+        Args:
+            message: a sentence for developers.
+            fields: the invalid fields, each with its problem.
+            retry_after: the seconds to wait before a retry; None: no RetryInfo is sent.
+        """
         super().__init__(message)
         self.message = message
         self.fields = dict(fields or {})
         self.retry_after = retry_after
 
     def __init_subclass__(cls) -> None:
-        # A reason that the contract does not list must fail at import, not in a client.
+        # A reason that the contract does not list fails at import, not in a client.
         if hasattr(cls, "reason"):
             ErrorReason.Value(f"ERROR_REASON_{cls.reason}")
 
     def to_status(self, trace_id: str) -> status_pb2.Status:
-        """Returns the error as it travels; the trace id leads to it in the logs."""
+        """Returns the encoded error. The trace id identifies it in the logs."""
         status = status_pb2.Status(code=self.code.value[0], message=self.message)
         status.details.add().Pack(
             error_details_pb2.ErrorInfo(
@@ -71,7 +77,7 @@ class MeshError(Exception):
 
 
 class FieldInvalid(MeshError):
-    """A field has a value that it cannot have."""
+    """A field has an invalid value."""
 
     code = grpc.StatusCode.INVALID_ARGUMENT
     reason = "FIELD_INVALID"
@@ -84,14 +90,14 @@ class FieldInvalid(MeshError):
 
 
 class RequestMalformed(MeshError):
-    """The request as a whole cannot be read."""
+    """The request cannot be parsed."""
 
     code = grpc.StatusCode.INVALID_ARGUMENT
     reason = "REQUEST_MALFORMED"
 
 
 class BadPageToken(MeshError):
-    """A page token that this method did not give to this caller."""
+    """A page token was not issued by this method to this caller."""
 
     code = grpc.StatusCode.INVALID_ARGUMENT
     reason = "BAD_PAGE_TOKEN"
@@ -104,7 +110,7 @@ class BadPageToken(MeshError):
 
 
 class TokenMissing(MeshError):
-    """A call that needs to know its user does not."""
+    """The call needs a signed-in user and has none."""
 
     code = grpc.StatusCode.UNAUTHENTICATED
     reason = "TOKEN_MISSING"
@@ -114,7 +120,7 @@ class TokenMissing(MeshError):
 
 
 class CallerNotAllowed(MeshError):
-    """A peer that may not call this method."""
+    """The peer may not call this method."""
 
     code = grpc.StatusCode.PERMISSION_DENIED
     reason = "CALLER_NOT_ALLOWED"
@@ -124,9 +130,9 @@ class CallerNotAllowed(MeshError):
 
 
 class Unavailable(MeshError):
-    """A part that is needed is away, slow or overloaded; the same call may succeed soon.
+    """A dependency is unavailable, slow or overloaded; a retry may succeed.
 
-    The edges of the parts (stores, caches, peers) turn their drivers' errors into this one.
+    Stores, caches and peer clients convert the errors of their drivers into this error.
     """
 
     code = grpc.StatusCode.UNAVAILABLE
@@ -137,7 +143,7 @@ class Unavailable(MeshError):
 
 
 class DeadlineExceeded(MeshError):
-    """The call took longer than its caller wanted to wait."""
+    """The call exceeded its deadline."""
 
     code = grpc.StatusCode.DEADLINE_EXCEEDED
     reason = "DEADLINE_EXCEEDED"
@@ -147,7 +153,7 @@ class DeadlineExceeded(MeshError):
 
 
 class Internal(MeshError):
-    """Something that should not happen did. Its text stays in the logs."""
+    """An unexpected error. Its text appears only in the logs."""
 
     code = grpc.StatusCode.INTERNAL
     reason = "INTERNAL"
@@ -157,7 +163,7 @@ class Internal(MeshError):
 
 
 class AccountUnknown(MeshError):
-    """There is no such account, or it was deleted."""
+    """The account does not exist, or it was deleted."""
 
     code = grpc.StatusCode.NOT_FOUND
     reason = "ACCOUNT_UNKNOWN"
@@ -167,7 +173,7 @@ class AccountUnknown(MeshError):
 
 
 class RequestIdReused(MeshError):
-    """A request id came again with another request."""
+    """The request id was used before for a different request."""
 
     code = grpc.StatusCode.ALREADY_EXISTS
     reason = "REQUEST_ID_REUSED"
@@ -180,7 +186,7 @@ class RequestIdReused(MeshError):
 
 
 class MediaUnknown(MeshError):
-    """There is no such media, or it is not the caller's: the two are not told apart."""
+    """The media item does not exist or belongs to another account. The error does not say which."""
 
     code = grpc.StatusCode.NOT_FOUND
     reason = "MEDIA_UNKNOWN"
@@ -192,7 +198,7 @@ class MediaUnknown(MeshError):
 
 
 class DeadLetterUnknown(MeshError):
-    """There is no such dead letter."""
+    """The dead letter does not exist."""
 
     code = grpc.StatusCode.NOT_FOUND
     reason = "DEAD_LETTER_UNKNOWN"

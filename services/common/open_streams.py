@@ -1,4 +1,4 @@
-"""Limits how many long calls of one kind (uploads, watches) a process serves at a time."""
+"""Limits how many long calls of one type (uploads, watches) a process serves at a time."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ from services.common.errors import MeshError
 
 
 class TooManyStreams(MeshError):
-    """The account, or all accounts together, have as many streams open as are served."""
+    """The limit of open streams is reached, for the account or for the process."""
 
     code = grpc.StatusCode.RESOURCE_EXHAUSTED
     reason = "TOO_MANY_STREAMS"
@@ -20,13 +20,19 @@ class TooManyStreams(MeshError):
 
 
 class OpenStreams:
-    """The open streams of one kind in this process, counted per account.
+    """Counts the open streams of one type in this process, in total and per account.
 
-    The limit per account leaves room for others however many one account asks for.
+    The limit per account keeps one account from using up the limit of the process.
     """
 
     def __init__(self, kind: str, *, most: int, of_one_account: int) -> None:
-        """Takes the kind in the plural, for error messages, and how many may be open."""
+        """Creates a counter.
+
+        Args:
+            kind: the type of stream, in the plural, for error messages.
+            most: how many streams may be open in total.
+            of_one_account: how many streams of one account may be open.
+        """
         self._kind = kind
         self._most = most
         self._of_one_account = of_one_account
@@ -34,17 +40,17 @@ class OpenStreams:
 
     @property
     def count(self) -> int:
-        """How many are open."""
+        """The number of open streams."""
         return self._count_of.total()
 
     @contextmanager
     def opened_by(self, account_id: int) -> Iterator[None]:
-        """Counts a stream of an account for as long as the block lasts, however it ends.
+        """Counts a stream of an account while the block runs.
 
         Raises:
-            TooManyStreams: the account has too many open already, or all accounts together.
+            TooManyStreams: the limit of the account or of the process is reached.
         """
-        # The account's own limit first: its owner can do something about it.
+        # Checks the account's limit first, because its owner can act on that error.
         if self._count_of[account_id] >= self._of_one_account:
             raise TooManyStreams(
                 f"You have {self._of_one_account} {self._kind} open, the most for one account: "

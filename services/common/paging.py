@@ -1,7 +1,7 @@
 """Opaque, signed page tokens for keyset paging.
 
-A token holds the last position of a page, an id or a time with an id, and is good only for the
-method and the caller that it was given to: nobody can make one up, nor carry one to another list.
+A token contains the last position of a page: an id, or a time and an id. It is valid only for the
+method and the caller that it was issued to, so that it cannot be forged or used for another list.
 """
 
 import base64
@@ -22,38 +22,38 @@ _MAC_BYTES = 12
 
 
 class PageTokens:
-    """Makes and opens the page tokens of one method."""
+    """Creates and verifies the page tokens of one method."""
 
     def __init__(self, key: bytes, method: str) -> None:
         self._key = key
         self._method = method.encode()
 
     def seal(self, last_id: int, caller_id: int) -> str:
-        """Returns a token that goes on behind `last_id`, in a list ordered by id."""
+        """Returns a token for the page after `last_id`, in a list ordered by id."""
         return self._seal(_ID.pack(last_id), caller_id)
 
     def open(self, token: str, caller_id: int) -> int:
-        """Returns the id that the page goes on behind.
+        """Returns the id after which the page starts.
 
         Raises:
-            BadPageToken: this method did not give the caller this token.
+            BadPageToken: this method did not issue this token to this caller.
         """
         last_id: int = self._open(token, caller_id, _ID)[0]
         return last_id
 
     def seal_time(self, last_time: datetime, last_id: int, caller_id: int) -> str:
-        """Returns a token that goes on behind a row, in a list ordered by time and then by id.
+        """Returns a token for the page after a row, in a list ordered by time and then by id.
 
-        The time must know its zone; it is kept to the microsecond.
+        The time must be timezone-aware. The token stores it in microseconds.
         """
         microseconds = (last_time - _EPOCH) // _MICROSECOND
         return self._seal(_TIME_AND_ID.pack(microseconds, last_id), caller_id)
 
     def open_time(self, token: str, caller_id: int) -> tuple[datetime, int]:
-        """Returns the time and the id that the page goes on behind.
+        """Returns the time and the id after which the page starts.
 
         Raises:
-            BadPageToken: this method did not give the caller this token.
+            BadPageToken: this method did not issue this token to this caller.
         """
         microseconds, last_id = self._open(token, caller_id, _TIME_AND_ID)
         return _EPOCH + microseconds * _MICROSECOND, last_id
@@ -77,5 +77,5 @@ class PageTokens:
 
 
 def read_key(path: Path) -> bytes:
-    """Returns the secret that a file holds as hexadecimal text."""
+    """Returns the secret in a file that contains it as hexadecimal text."""
     return bytes.fromhex(path.read_text().strip())

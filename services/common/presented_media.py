@@ -1,4 +1,4 @@
-"""Media as people see them, wherever they see them: alone, or in a post."""
+"""Conversion of stored media to the public message, for media methods and for posts."""
 
 from photomesh.media.v1.media_internal_service_pb2 import StoredMedia
 from photomesh.media.v1.media_service_pb2 import Media
@@ -7,16 +7,17 @@ from services.common.cdn import UrlSigner
 
 
 def present_media(item: StoredMedia, signer: UrlSigner) -> Media:
-    """Returns a media item with URLs that the CDN accepts in place of object names."""
+    """Returns a media item with signed CDN URLs in place of object names."""
     media = Media()
     write_media(media, item, signer)
     return media
 
 
 def write_media(media: Media, item: StoredMedia, signer: UrlSigner) -> None:
-    """Writes a media item into an empty message, which may be a part of an answer.
+    """Writes a media item into an empty message, such as a field of a response.
 
-    A message that is made first and then put into another is copied, with all of its variants.
+    This avoids a copy: protobuf copies a message, with all its variants, when it is assigned to
+    another one.
     """
     media.media_id = item.media_id
     media.owner_id = item.owner_id
@@ -29,7 +30,7 @@ def write_media(media: Media, item: StoredMedia, signer: UrlSigner) -> None:
     media.dominant_colour = item.dominant_colour
     media.perceptual_hash = item.perceptual_hash
     if item.variants:
-        # One signature is good for all of them.
+        # One signature covers all variants.
         signed = signer.sign(item.key_prefix)
         for variant in item.variants:
             media.variants.add(

@@ -1,12 +1,12 @@
-"""REST as a service's own: HTTP/1.1 behind the gateway, for methods whose JSON lies ready.
+"""An HTTP/1.1 server behind the gateway, for REST methods that respond with prebuilt JSON.
 
-The gateway makes gRPC out of REST, and JSON out of the answers. That is right for nearly all
-methods. A page of a feed is put together out of ready-made JSON, though, and read more often than
-all else: for it, gRPC on both sides of the mesh costs more than the page itself (`make bench
-BENCH=feed` shows by how much). So the gateway sends what is plainly such a page here as it is, and
-all else to the method's gRPC twin: whatever is malformed is refused there, as everywhere.
+For most methods, the gateway transcodes REST to gRPC and the responses to JSON. A feed page,
+however, is assembled from prebuilt JSON and is the most frequent read: for it, transcoding costs
+more than the page itself (`make bench BENCH=feed` measures how much). The gateway therefore
+forwards well-formed requests for such a page here unchanged, and all others to the equivalent gRPC
+method, which rejects malformed requests like any other method.
 
-Only the protocol comes from a library: httptools parses what Node.js parses with the same code.
+HTTP parsing comes from a library: httptools wraps the parser that Node.js uses.
 """
 
 import asyncio
@@ -29,11 +29,11 @@ from services.common.config import Address
 from services.common.errors import FieldInvalid, MeshError
 
 HEALTH_PATH = b"/healthz"
-"""Answers 200 while calls are served, and 503 when they soon will be no longer."""
+"""Returns 200 while the server accepts calls, and 503 while it drains."""
 
 _MOST_HEAD_BYTES = 64 * 1024
-"""The gateway lets pass half of that, and adds its own headers. Bodies are passed over: it also
-bounds how long one may take to arrive."""
+"""The largest request line with headers. The gateway accepts half of this and adds its own headers.
+Request bodies are ignored; the gateway also limits how long they may take to arrive."""
 
 _KEEPALIVE = (
     (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
@@ -41,12 +41,12 @@ _KEEPALIVE = (
     (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 5),
     (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3),
 )
-"""A gateway that vanished without a word is noticed within a minute."""
+"""Detects a dead gateway within a minute."""
 
 _QUERIES = 1_024
-"""How many parsed queries are remembered. Most are one of a few first pages."""
+"""How many parsed queries are cached. Most requests are for one of a few first pages."""
 
-# As google.rpc.Code maps them, and Envoy does.
+# The mapping of google.rpc.Code, which Envoy also uses.
 _HTTP_STATUS = {
     grpc.StatusCode.INVALID_ARGUMENT: b"400 Bad Request",
     grpc.StatusCode.FAILED_PRECONDITION: b"400 Bad Request",
@@ -69,15 +69,15 @@ _audit = logs.audit(__name__)
 
 @dataclass(frozen=True)
 class RestMethod:
-    """A method that is asked with GET and a query."""
+    """A method that is called with GET and a query string."""
 
     name: str
-    """Of its gRPC twin, such as "/photomesh.feed.v1.FeedService/GetFeed"."""
+    """The equivalent gRPC method, such as "/photomesh.feed.v1.FeedService/GetFeed"."""
     path: str
-    """Such as "/v1/feed"."""
+    """The URL path, such as "/v1/feed"."""
     request: type[Message]
     answer: Callable[[Any], Awaitable[bytes]]
-    """Takes a valid request; returns JSON. Raises as gRPC methods do."""
+    """Takes a valid request and returns JSON. Raises the same errors as the gRPC method."""
 
 
 class RestServer:
@@ -91,10 +91,10 @@ class RestServer:
         self._server: asyncio.Server | None = None
 
     async def start(self) -> None:
-        """Listens.
+        """Starts to listen.
 
         Raises:
-            SystemExit: it cannot.
+            SystemExit: the address cannot be bound.
         """
         host, _, port = self._listen.rpartition(":")
         try:
@@ -109,7 +109,7 @@ class RestServer:
             raise SystemExit(f"Cannot listen on {self._listen}: is the port taken?") from error
 
     async def stop(self, grace: float) -> None:
-        """Takes no more calls, and ends those that take longer than `grace` seconds."""
+        """Stops accepting calls, and aborts those that take longer than `grace` seconds."""
         if self._server:
             self._server.close()
         ended = [connection.drain() for connection in self._connections]
@@ -120,14 +120,14 @@ class RestServer:
 
 
 class _Answerer:
-    """Answers the calls of one method."""
+    """Handles the calls of one method."""
 
     def __init__(self, method: RestMethod) -> None:
         self._method = method
         self._parsed = functools.lru_cache(_QUERIES)(self._parse)
 
     async def answer(self, query: bytes, headers: Mapping[str, str]) -> tuple[bytes, bytes]:
-        """Returns an HTTP status and JSON."""
+        """Returns an HTTP status and a JSON body."""
         call = calls.enter(headers, caller=GATEWAY)
         try:
             async with asyncio.timeout(call.remaining(calls.MOST_SECONDS)):
@@ -136,7 +136,7 @@ class _Answerer:
             return _refused(calls.refusal(error, self._method.name), call)
 
     def _parse(self, query: bytes) -> Message:
-        """Returns a request, which nobody must change: others may be given it, too."""
+        """Returns the parsed request. It is cached and shared, so callers must not modify it."""
         try:
             request = ParseDict(dict(parse_qsl(query.decode())), self._method.request())
         except (ValueError, ParseError) as error:
@@ -146,7 +146,7 @@ class _Answerer:
 
 
 def as_json(message: Message) -> bytes:
-    """Returns a message as the gateway writes all other answers."""
+    """Returns a message as JSON in the gateway's format."""
     text = MessageToJson(
         message, always_print_fields_with_no_presence=True, indent=None, ensure_ascii=False
     )
@@ -158,7 +158,7 @@ def _refused(error: MeshError, call: context.CallContext) -> tuple[bytes, bytes]
 
 
 class _Connection(asyncio.Protocol):
-    """One connection. The gateway never asks again before it is answered."""
+    """One connection from the gateway, which does not pipeline requests."""
 
     def __init__(
         self, answerers: Mapping[bytes, _Answerer], connections: "set[_Connection]"
@@ -175,23 +175,23 @@ class _Connection(asyncio.Protocol):
         self._ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def drain(self) -> "asyncio.Future[None]":
-        """Lets the connection end as soon as nothing is under way on it; done when it has."""
+        """Closes the connection after the current call; the future resolves when it is closed."""
         self._draining = True
         if self._answering is None:
             self._transport.close()
         return self._ended
 
     def abort(self) -> None:
-        """Ends the connection at once."""
+        """Closes the connection immediately."""
         self._transport.abort()
 
-    # What the event loop tells.
+    # Callbacks of the event loop.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        # uvloop's has another base.
+        # uvloop's transport is not a subclass of asyncio.Transport.
         self._transport = cast(asyncio.Transport, transport)
         caller = tls.certified_identity(transport.get_extra_info("peercert"))
-        # It says who is signed in.
+        # Only the gateway may connect, because requests name the signed-in user.
         if caller != GATEWAY:
             _audit.warning("caller.refused", caller=caller, method="REST")
             self.abort()
@@ -209,10 +209,10 @@ class _Connection(asyncio.Protocol):
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserError as error:
-            _log.warning("no HTTP", error=str(error))
+            _log.warning("request.malformed", error=str(error))
             self.abort()
 
-    # What the parser tells.
+    # Callbacks of the parser.
 
     def on_message_begin(self) -> None:
         if self._answering:

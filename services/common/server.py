@@ -1,9 +1,9 @@
 """The gRPC server of every process: mutual TLS, health, reflection, and one interceptor.
 
-The interceptor does what every method needs, in this order: it identifies the caller and refuses
-one that the contract does not name, sets user and deadline, parses and validates the request, and
-encodes errors. Requests are parsed here, not by gRPC, so that a caller is checked before its bytes
-are, and malformed bytes are answered like any other invalid request.
+For every method, the interceptor identifies the caller, rejects callers that the contract does not
+name, sets the user and the deadline, parses and validates the request, and encodes errors, in this
+order. The interceptor, not gRPC, parses requests, so that the caller is checked before its bytes
+are parsed and malformed bytes return the same error details as any other invalid request.
 """
 
 import asyncio
@@ -29,14 +29,14 @@ from services.common.errors import CallerNotAllowed
 from services.common.rest import RestServer
 
 _UNGUARDED = ("grpc.health.v1.Health", reflection.SERVICE_NAME)
-"""Services that any certificate of the mesh may call: they disclose nothing secret."""
+"""Services that any certificate of the mesh may call. They disclose no secrets."""
 
 _MOST_MESSAGE_BYTES = 1 << 20
-"""The largest message that gRPC reads into memory. Larger requests than `calls.MOST_REQUEST_BYTES`
-are refused, with a reason, if they are not larger than this, and else by gRPC itself."""
+"""The largest message that gRPC reads into memory. The interceptor rejects a request that is larger
+than `calls.MOST_REQUEST_BYTES` with a reason; gRPC itself rejects one that is larger than this."""
 
 _MOST_CHUNK_BYTES = 8 << 20
-"""The same for a server with methods to which clients stream files."""
+"""The same limit for a server that has client-streaming methods, which receive files."""
 
 _SERVING = health_pb2.HealthCheckResponse.SERVING
 _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
@@ -49,22 +49,22 @@ Servicer = grpc.aio.ServicerContext[Any, Any]
 
 @dataclass(frozen=True)
 class Service:
-    """A proto service that a process serves. Its contract names who may call it."""
+    """A proto service that a process serves. Its contract names the allowed callers."""
 
     name: str
-    """Its full name, such as "photomesh.account.v1.AccountService"."""
+    """The full name, such as "photomesh.account.v1.AccountService"."""
     add_to: Callable[[grpc.aio.Server], None]
 
 
 @dataclass(frozen=True)
 class Worker:
-    """Something that runs beside the server for as long as the process does."""
+    """A background task that runs for the lifetime of the process."""
 
     name: str
-    """Its name in grpc.health.v1, such as "consumer"."""
+    """The name in grpc.health.v1, such as "consumer"."""
     run: Callable[[Callable[[], None]], Awaitable[None]]
-    """Runs until it is cancelled. It is given a function, to be called from the event loop or
-    any thread, that tells health that the worker is ready."""
+    """Runs until it is cancelled. It calls its argument, from the event loop or from any thread,
+    to report to the health service that the worker is ready."""
 
 
 async def serve(
@@ -75,11 +75,18 @@ async def serve(
     rest: RestServer | None = None,
     before_drain: Callable[[], None] = lambda: None,
 ) -> None:
-    """Serves until SIGTERM or SIGINT, then drains: health says NOT_SERVING, calls may end.
+    """Serves until SIGTERM or SIGINT, then drains.
 
-    `rest` answers beside gRPC. `before_drain` tells calls to end that would not by themselves.
+    While it drains, health reports NOT_SERVING and calls in progress may finish.
 
-    A worker that ends or fails ends the process: whatever supervises it starts a new one.
+    A worker that ends or fails ends the process, so that the supervisor restarts it.
+
+    Args:
+        settings: the address, the certificates and the drain time.
+        services: the gRPC services.
+        workers: the background tasks.
+        rest: a REST server to run next to gRPC.
+        before_drain: called before draining, to end calls that do not end by themselves.
     """
     names = [service.name for service in services]
     pool = contracts()
@@ -94,11 +101,11 @@ async def serve(
                 "grpc.max_receive_message_length",
                 _MOST_CHUNK_BYTES if takes_files else _MOST_MESSAGE_BYTES,
             ),
-            # How much of a stream may wait here for who reads it slowly. Left to itself gRPC lets
-            # it grow with the speed of the line, to many MiB for each of the clients that upload.
+            # Limits how many bytes of a stream gRPC buffers when its handler reads slowly. By
+            # default the buffer grows with the bandwidth, to many MiB per uploading client.
             ("grpc.http2.bdp_probe", 0),
             ("grpc.http2.lookahead_bytes", 1 << 20),
-            # A peer that vanished without a word is noticed within half a minute.
+            # Detects a dead peer within 30 seconds.
             ("grpc.keepalive_time_ms", 20_000),
             ("grpc.keepalive_timeout_ms", 10_000),
             ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
@@ -116,7 +123,7 @@ async def serve(
         await rest.start()
     for name in ("", *names):
         await health.set(name, _SERVING)
-    _log.info("serving", address=settings.listen)
+    _log.info("server.started", address=settings.listen)
 
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -134,7 +141,7 @@ async def serve(
     await asyncio.gather(
         server.stop(settings.drain_seconds), *([rest.stop(settings.drain_seconds)] if rest else [])
     )
-    # Only now: what the last calls stored is still relayed.
+    # After the server has stopped, so that the relay still publishes the events of the last calls.
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
@@ -154,19 +161,19 @@ async def _run_worker(worker: Worker, health: HealthServicer) -> None:
 
 
 def run(main: Callable[[], Coroutine[Any, Any, None]]) -> NoReturn:
-    """Runs a process's `main` on uvloop and exits; the exit status is 1 when it failed."""
+    """Runs a process's `main` on uvloop, then exits; the exit status is 1 if `main` failed."""
     try:
         uvloop.run(main())
     except SystemExit:
         raise
     except BaseException:
-        _log.critical("the process ends", exc_info=True)
+        _log.critical("process.failed", exc_info=True)
         sys.exit(1)
     sys.exit(0)
 
 
 class Interceptor(grpc.aio.ServerInterceptor):
-    """Surrounds every method but those of health and reflection with a guard."""
+    """Wraps every method in a guard, except those of health and reflection."""
 
     async def intercept_service(
         self,
@@ -183,7 +190,7 @@ class Interceptor(grpc.aio.ServerInterceptor):
         metadata = dict(handler_call_details.invocation_metadata)
         guard = _Guard(method, metadata, handler.request_deserializer)
         serializer = handler.response_serializer
-        # Without a deserializer the guard is given the bytes.
+        # Without a deserializer, gRPC passes the raw bytes to the guard.
         if handler.unary_unary:
             return grpc.unary_unary_rpc_method_handler(
                 guard.unary(handler.unary_unary), response_serializer=serializer
@@ -200,7 +207,7 @@ class Interceptor(grpc.aio.ServerInterceptor):
 
 
 class _Guard:
-    """What surrounds the handler of one call."""
+    """Wraps the handler of one call."""
 
     def __init__(self, method: str, metadata: dict[str, Any], parse: Any) -> None:
         self._method = method
@@ -220,9 +227,9 @@ class _Guard:
         return guarded
 
     def upload(self, handler: Any) -> Any:
-        """Guards a client's stream: it lasts as long as its caller waits, who may wait for ever.
+        """Guards a client stream, which has no time limit except its caller's deadline, if any.
 
-        Only its first message is validated, for the others carry nothing but bytes.
+        Only the first message is validated: the others carry nothing but bytes.
         """
 
         async def guarded(raws: AsyncIterator[bytes], servicer: Servicer) -> Any:
@@ -249,7 +256,7 @@ class _Guard:
             try:
                 self._admit(servicer)
                 request = self._read(raw, servicer)
-                # Closed at once when the caller has gone: what the handler holds is given back.
+                # Closes the handler as soon as the caller disconnects, which frees its resources.
                 async with aclosing(handler(request, servicer)) as responses:
                     async for response in responses:
                         yield response
@@ -259,7 +266,7 @@ class _Guard:
         return guarded
 
     def _admit(self, servicer: Servicer) -> context.CallContext:
-        """Checks the caller, and makes the call the current one."""
+        """Authorizes the caller and enters the call context."""
         caller = tls.peer_identity(servicer)
         call = calls.enter(self._metadata, caller=caller, seconds=servicer.time_remaining())
         if caller not in callers_of(self._method):
@@ -270,7 +277,7 @@ class _Guard:
         return call
 
     def _read(self, raw: bytes, servicer: Servicer) -> Message:
-        """Returns the request; one of an operator's is told in the audit log, also if refused."""
+        """Returns the request. Writes an operator's request to the audit log, even if invalid."""
         request = None
         try:
             request = calls.read(raw, self._parse)

@@ -1,4 +1,4 @@
-"""Mutual TLS: every process proves who it is, in both directions."""
+"""Mutual TLS: both peers of every connection authenticate with a certificate."""
 
 import ssl
 from collections.abc import Iterable, Mapping
@@ -19,19 +19,19 @@ def _read(folder: Path) -> tuple[bytes, bytes, bytes]:
 
 
 def server_credentials(folder: Path) -> grpc.ServerCredentials:
-    """Returns credentials that show `folder`'s certificate and insist on one from the peer."""
+    """Returns server credentials from `folder` that require a client certificate."""
     ca, key, cert = _read(folder)
     return grpc.ssl_server_credentials([(key, cert)], ca, require_client_auth=True)
 
 
 def channel_credentials(folder: Path) -> grpc.ChannelCredentials:
-    """Returns credentials that show `folder`'s certificate and trust only the mesh's CA."""
+    """Returns client credentials from `folder` that trust only the mesh's CA."""
     ca, key, cert = _read(folder)
     return grpc.ssl_channel_credentials(ca, key, cert)
 
 
 def server_context(folder: Path, *, protocol: str) -> ssl.SSLContext:
-    """Returns the same for servers of another protocol, which is named as ALPN does."""
+    """Returns the same as `server_credentials` for another protocol, given by its ALPN name."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.load_cert_chain(folder / "cert.pem", folder / "key.pem")
@@ -42,13 +42,13 @@ def server_context(folder: Path, *, protocol: str) -> ssl.SSLContext:
 
 
 def peer_identity(context: "grpc.aio.ServicerContext[Any, Any]") -> str:
-    """Returns the identity that the peer's certificate proves, such as "gateway"; "" if none."""
+    """Returns the identity in the peer's certificate, such as "gateway"; "" if it has none."""
     names = context.auth_context().get("x509_subject_alternative_name", ())
     return _identity(name.decode() for name in names)
 
 
 def certified_identity(certificate: Mapping[str, Any]) -> str:
-    """Returns the same of a certificate as `ssl.SSLSocket.getpeercert` tells it."""
+    """Returns the same for a certificate in the format of `ssl.SSLSocket.getpeercert`."""
     return _identity(name for _, name in certificate.get("subjectAltName", ()))
 
 
