@@ -1,8 +1,8 @@
-"""Generates everything that is made from the contracts: `python protos/generate.py [OUTPUT]`.
+"""Generates all code and descriptors from the contracts: `python protos/generate.py [OUTPUT]`.
 
 OUTPUT (default `gen/`) receives the messages and gRPC stubs with their types, and
-`photomesh.binpb`: all contracts with their imports and comments as one FileDescriptorSet, which
-Envoy transcodes by, reflection serves from, and `buf` lints and compares.
+`photomesh.binpb`: all contracts with their imports and comments as one FileDescriptorSet. Envoy
+transcodes with it, the reflection service serves it, and `buf` lints and compares it.
 """
 
 import argparse
@@ -22,7 +22,7 @@ DESCRIPTORS = "photomesh.binpb"
 
 
 def generate(output: Path) -> None:
-    """Writes all generated files below `output`, replacing what was there."""
+    """Writes all generated files to `output`, replacing its content."""
     shutil.rmtree(output, ignore_errors=True)
     output.mkdir(parents=True)
     sources = sorted(str(path.relative_to(PROTOS)) for path in PROTOS.rglob("*.proto"))
@@ -30,7 +30,7 @@ def generate(output: Path) -> None:
         validate = Path(scratch) / "validate.binpb"
         validate.write_bytes(_validate_descriptors().SerializeToString())
         scripts = Path(sys.executable).parent
-        # error_details is needed by whoever turns a google.rpc.Status into JSON.
+        # error_details is needed to convert a google.rpc.Status to JSON.
         _protoc(
             validate,
             "--include_imports",
@@ -61,10 +61,10 @@ def generate(output: Path) -> None:
 
 
 def _mark_imports(path: Path, ours: set[str]) -> None:
-    """Makes a FileDescriptorSet a buf image: files that are not ours are told to be imports.
+    """Makes a FileDescriptorSet a buf image: marks the files that are not ours as imports.
 
     buf neither lints nor compares imports. The mark is buf.alpha.image.v1.ImageFileExtension
-    {is_import: true}, field 8042 of each file; other readers pass over it.
+    {is_import: true}, field 8042 of each file; other readers ignore it.
     """
     files = descriptor_pb2.FileDescriptorSet.FromString(path.read_bytes())
     for file in files.file:
@@ -88,7 +88,7 @@ def _protoc(validate: Path, *arguments: str) -> None:
 
 
 def _folder_of(file: str, distribution: str) -> Path:
-    """Returns the import root of a file that an installed distribution carries."""
+    """Returns the import root of a file in an installed distribution."""
     root = Path(str(metadata.distribution(distribution).locate_file("")))
     if not (root / file).exists():
         raise FileNotFoundError(f"{distribution} does not carry {file}")

@@ -21,14 +21,14 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class BatchGetAccountsRequest(_message.Message):
-    """Asks for accounts by their ids."""
+    """Request message for BatchGetAccounts."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     ACCOUNT_IDS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def account_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """1 to 500 ids; the same id may come twice."""
+        """1 to 500 ids. Duplicates are allowed."""
 
     def __init__(
         self,
@@ -45,14 +45,14 @@ Global___BatchGetAccountsRequest: _TypeAlias = BatchGetAccountsRequest  # noqa: 
 
 @_typing.final
 class BatchGetAccountsResponse(_message.Message):
-    """Answers BatchGetAccounts."""
+    """Response message for BatchGetAccounts."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     ACCOUNTS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def accounts(self) -> _containers.RepeatedCompositeFieldContainer[_account_service_pb2.AccountSummary]:
-        """One summary for each id asked for, in that order."""
+        """One summary for each requested id, in the order of the request."""
 
     def __init__(
         self,

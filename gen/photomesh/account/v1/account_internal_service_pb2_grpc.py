@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class AccountInternalServiceStub:
-    """Accounts, for the other services of the mesh. Not reachable from outside.
+    """Accounts, for the other services of the mesh. Not reachable from outside the mesh.
     """
 
     def __init__(self, channel):
@@ -43,13 +43,13 @@ class AccountInternalServiceStub:
 
 
 class AccountInternalServiceServicer:
-    """Accounts, for the other services of the mesh. Not reachable from outside.
+    """Accounts, for the other services of the mesh. Not reachable from outside the mesh.
     """
 
     def BatchGetAccounts(self, request, context):
-        """Returns what anybody may see of each account, in the order asked for.
+        """Returns the public data of each account, in the order of the request.
 
-        An unknown or deleted account is told by a summary whose `account_id` is 0.
+        For an unknown or deleted account, the summary has `account_id` 0.
 
         Errors:
         - INVALID_ARGUMENT (FIELD_INVALID): no id, or more than 500.
@@ -75,7 +75,7 @@ def add_AccountInternalServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class AccountInternalService:
-    """Accounts, for the other services of the mesh. Not reachable from outside.
+    """Accounts, for the other services of the mesh. Not reachable from outside the mesh.
     """
 
     @staticmethod

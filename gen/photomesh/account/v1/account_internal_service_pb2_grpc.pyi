@@ -13,20 +13,20 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class AccountInternalServiceStub:
-    """Accounts, for the other services of the mesh. Not reachable from outside."""
+    """Accounts, for the other services of the mesh. Not reachable from outside the mesh."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     BatchGetAccounts: _aio.UnaryUnaryMultiCallable[_account_internal_service_pb2.BatchGetAccountsRequest, _account_internal_service_pb2.BatchGetAccountsResponse]
-    """Returns what anybody may see of each account, in the order asked for.
+    """Returns the public data of each account, in the order of the request.
 
-    An unknown or deleted account is told by a summary whose `account_id` is 0.
+    For an unknown or deleted account, the summary has `account_id` 0.
 
     Errors:
     - INVALID_ARGUMENT (FIELD_INVALID): no id, or more than 500.
     """
 
 class AccountInternalServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Accounts, for the other services of the mesh. Not reachable from outside."""
+    """Accounts, for the other services of the mesh. Not reachable from outside the mesh."""
 
     @_abc_1.abstractmethod
     def BatchGetAccounts(
@@ -34,9 +34,9 @@ class AccountInternalServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _account_internal_service_pb2.BatchGetAccountsRequest,
         context: _aio.ServicerContext[_account_internal_service_pb2.BatchGetAccountsRequest, _abc.Awaitable[_account_internal_service_pb2.BatchGetAccountsResponse]],
     ) -> _abc.Awaitable[_account_internal_service_pb2.BatchGetAccountsResponse]:
-        """Returns what anybody may see of each account, in the order asked for.
+        """Returns the public data of each account, in the order of the request.
 
-        An unknown or deleted account is told by a summary whose `account_id` is 0.
+        For an unknown or deleted account, the summary has `account_id` 0.
 
         Errors:
         - INVALID_ARGUMENT (FIELD_INVALID): no id, or more than 500.

@@ -27,12 +27,12 @@ class Account(_message.Message):
     USERNAME_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     account_id: _builtins.int
-    """Identifies the account for ever; also names its shard."""
+    """Identifies the account permanently. Encodes the account's shard."""
     username: _builtins.str
     """The unique name, in the letter case chosen at sign-up."""
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
-        """When the account was made."""
+        """When the account was created."""
 
     def __init__(
         self,
@@ -51,7 +51,7 @@ Global___Account: _TypeAlias = Account  # noqa: Y015
 
 @_typing.final
 class AccountSummary(_message.Message):
-    """What anybody may see of an account."""
+    """The public data of an account."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -88,14 +88,14 @@ class Session(_message.Message):
     access_token: _builtins.str
     """An Ed25519 JWT for the `Authorization: Bearer` header."""
     refresh_token: _builtins.str
-    """Good for one RefreshSession. Keep it secret."""
+    """Valid for one RefreshSession call. Keep it secret."""
     @_builtins.property
     def access_token_expire_time(self) -> _timestamp_pb2.Timestamp:
-        """When the access token ends: 15 minutes after it was made."""
+        """When the access token expires: 15 minutes after it is issued."""
 
     @_builtins.property
     def refresh_token_expire_time(self) -> _timestamp_pb2.Timestamp:
-        """When the refresh token ends: 30 days after it was made."""
+        """When the refresh token expires: 30 days after it is issued."""
 
     def __init__(
         self,
@@ -115,14 +115,14 @@ Global___Session: _TypeAlias = Session  # noqa: Y015
 
 @_typing.final
 class CreateAccountRequest(_message.Message):
-    """Asks to sign up."""
+    """Request message for CreateAccount."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     USERNAME_FIELD_NUMBER: _builtins.int
     PASSWORD_FIELD_NUMBER: _builtins.int
     username: _builtins.str
-    """3 to 30 letters, digits, dots and underscores; unique without regard to letter case."""
+    """3 to 30 letters, digits, dots, and underscores. Unique, ignoring letter case."""
     password: _builtins.str
     """8 to 128 characters."""
     def __init__(
@@ -141,7 +141,7 @@ Global___CreateAccountRequest: _TypeAlias = CreateAccountRequest  # noqa: Y015
 
 @_typing.final
 class CreateAccountResponse(_message.Message):
-    """Answers a sign-up."""
+    """Response message for CreateAccount."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -171,7 +171,7 @@ Global___CreateAccountResponse: _TypeAlias = CreateAccountResponse  # noqa: Y015
 
 @_typing.final
 class GetMeRequest(_message.Message):
-    """Asks for the caller's account."""
+    """Request message for GetMe."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -188,7 +188,7 @@ Global___GetMeRequest: _TypeAlias = GetMeRequest  # noqa: Y015
 
 @_typing.final
 class GetMeResponse(_message.Message):
-    """Answers GetMe."""
+    """Response message for GetMe."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -212,7 +212,7 @@ Global___GetMeResponse: _TypeAlias = GetMeResponse  # noqa: Y015
 
 @_typing.final
 class CreateSessionRequest(_message.Message):
-    """Asks to sign in."""
+    """Request message for CreateSession."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -238,7 +238,7 @@ Global___CreateSessionRequest: _TypeAlias = CreateSessionRequest  # noqa: Y015
 
 @_typing.final
 class CreateSessionResponse(_message.Message):
-    """Answers a sign-in."""
+    """Response message for CreateSession."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -268,13 +268,13 @@ Global___CreateSessionResponse: _TypeAlias = CreateSessionResponse  # noqa: Y015
 
 @_typing.final
 class RefreshSessionRequest(_message.Message):
-    """Asks for new tokens."""
+    """Request message for RefreshSession."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     REFRESH_TOKEN_FIELD_NUMBER: _builtins.int
     refresh_token: _builtins.str
-    """The newest refresh token of the session."""
+    """The session's latest refresh token."""
     def __init__(
         self,
         *,
@@ -290,7 +290,7 @@ Global___RefreshSessionRequest: _TypeAlias = RefreshSessionRequest  # noqa: Y015
 
 @_typing.final
 class RefreshSessionResponse(_message.Message):
-    """Answers RefreshSession."""
+    """Response message for RefreshSession."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -28,8 +28,9 @@ if _version_not_supported:
 class AccountServiceStub:
     """Accounts and sessions, for the people who use Photomesh.
 
-    Every method may also fail with INTERNAL, UNAVAILABLE (a part it needs is away; retry with
-    backoff) and INVALID_ARGUMENT (FIELD_INVALID: the field violations say which and why).
+    Every method can also fail with INTERNAL, UNAVAILABLE (a dependency is unavailable; retry with
+    backoff), and INVALID_ARGUMENT (FIELD_INVALID: the field violations name the field and the
+    reason).
     """
 
     def __init__(self, channel):
@@ -63,12 +64,13 @@ class AccountServiceStub:
 class AccountServiceServicer:
     """Accounts and sessions, for the people who use Photomesh.
 
-    Every method may also fail with INTERNAL, UNAVAILABLE (a part it needs is away; retry with
-    backoff) and INVALID_ARGUMENT (FIELD_INVALID: the field violations say which and why).
+    Every method can also fail with INTERNAL, UNAVAILABLE (a dependency is unavailable; retry with
+    backoff), and INVALID_ARGUMENT (FIELD_INVALID: the field violations name the field and the
+    reason).
     """
 
     def CreateAccount(self, request, context):
-        """Signs a person up and opens their first session.
+        """Creates an account and opens its first session.
 
         Errors:
         - ALREADY_EXISTS (USERNAME_TAKEN): another account has this username, in any letter case.
@@ -82,7 +84,7 @@ class AccountServiceServicer:
 
         Errors:
         - UNAUTHENTICATED (TOKEN_MISSING, TOKEN_INVALID, TOKEN_EXPIRED): sign in again.
-        - NOT_FOUND (ACCOUNT_UNKNOWN): the account was deleted after the token was made.
+        - NOT_FOUND (ACCOUNT_UNKNOWN): the account was deleted after the token was issued.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -92,20 +94,21 @@ class AccountServiceServicer:
         """Signs in: opens a session with a username and a password.
 
         Errors:
-        - UNAUTHENTICATED (CREDENTIALS_WRONG): no such username, or not its password; which of the
-        two is not told.
+        - UNAUTHENTICATED (CREDENTIALS_WRONG): the username or the password is wrong. The error does
+        not reveal which.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def RefreshSession(self, request, context):
-        """Exchanges a refresh token for a new pair of tokens; the old refresh token ends.
+        """Exchanges a refresh token for a new pair of tokens and invalidates the old refresh token.
 
-        A refresh token that is used a second time was stolen or replayed: the whole session ends.
+        A second use of a refresh token means that it was stolen or replayed: it ends the whole
+        session.
 
         Errors:
-        - UNAUTHENTICATED (REFRESH_TOKEN_INVALID): unknown, expired, or used before.
+        - UNAUTHENTICATED (REFRESH_TOKEN_INVALID): the token is unknown, expired, or already used.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -145,8 +148,9 @@ def add_AccountServiceServicer_to_server(servicer, server):
 class AccountService:
     """Accounts and sessions, for the people who use Photomesh.
 
-    Every method may also fail with INTERNAL, UNAVAILABLE (a part it needs is away; retry with
-    backoff) and INVALID_ARGUMENT (FIELD_INVALID: the field violations say which and why).
+    Every method can also fail with INTERNAL, UNAVAILABLE (a dependency is unavailable; retry with
+    backoff), and INVALID_ARGUMENT (FIELD_INVALID: the field violations name the field and the
+    reason).
     """
 
     @staticmethod

@@ -15,13 +15,14 @@ GRPC_VERSION: str
 class AccountServiceStub:
     """Accounts and sessions, for the people who use Photomesh.
 
-    Every method may also fail with INTERNAL, UNAVAILABLE (a part it needs is away; retry with
-    backoff) and INVALID_ARGUMENT (FIELD_INVALID: the field violations say which and why).
+    Every method can also fail with INTERNAL, UNAVAILABLE (a dependency is unavailable; retry with
+    backoff), and INVALID_ARGUMENT (FIELD_INVALID: the field violations name the field and the
+    reason).
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     CreateAccount: _aio.UnaryUnaryMultiCallable[_account_service_pb2.CreateAccountRequest, _account_service_pb2.CreateAccountResponse]
-    """Signs a person up and opens their first session.
+    """Creates an account and opens its first session.
 
     Errors:
     - ALREADY_EXISTS (USERNAME_TAKEN): another account has this username, in any letter case.
@@ -31,29 +32,31 @@ class AccountServiceStub:
 
     Errors:
     - UNAUTHENTICATED (TOKEN_MISSING, TOKEN_INVALID, TOKEN_EXPIRED): sign in again.
-    - NOT_FOUND (ACCOUNT_UNKNOWN): the account was deleted after the token was made.
+    - NOT_FOUND (ACCOUNT_UNKNOWN): the account was deleted after the token was issued.
     """
     CreateSession: _aio.UnaryUnaryMultiCallable[_account_service_pb2.CreateSessionRequest, _account_service_pb2.CreateSessionResponse]
     """Signs in: opens a session with a username and a password.
 
     Errors:
-    - UNAUTHENTICATED (CREDENTIALS_WRONG): no such username, or not its password; which of the
-      two is not told.
+    - UNAUTHENTICATED (CREDENTIALS_WRONG): the username or the password is wrong. The error does
+      not reveal which.
     """
     RefreshSession: _aio.UnaryUnaryMultiCallable[_account_service_pb2.RefreshSessionRequest, _account_service_pb2.RefreshSessionResponse]
-    """Exchanges a refresh token for a new pair of tokens; the old refresh token ends.
+    """Exchanges a refresh token for a new pair of tokens and invalidates the old refresh token.
 
-    A refresh token that is used a second time was stolen or replayed: the whole session ends.
+    A second use of a refresh token means that it was stolen or replayed: it ends the whole
+    session.
 
     Errors:
-    - UNAUTHENTICATED (REFRESH_TOKEN_INVALID): unknown, expired, or used before.
+    - UNAUTHENTICATED (REFRESH_TOKEN_INVALID): the token is unknown, expired, or already used.
     """
 
 class AccountServiceServicer(metaclass=_abc_1.ABCMeta):
     """Accounts and sessions, for the people who use Photomesh.
 
-    Every method may also fail with INTERNAL, UNAVAILABLE (a part it needs is away; retry with
-    backoff) and INVALID_ARGUMENT (FIELD_INVALID: the field violations say which and why).
+    Every method can also fail with INTERNAL, UNAVAILABLE (a dependency is unavailable; retry with
+    backoff), and INVALID_ARGUMENT (FIELD_INVALID: the field violations name the field and the
+    reason).
     """
 
     @_abc_1.abstractmethod
@@ -62,7 +65,7 @@ class AccountServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _account_service_pb2.CreateAccountRequest,
         context: _aio.ServicerContext[_account_service_pb2.CreateAccountRequest, _abc.Awaitable[_account_service_pb2.CreateAccountResponse]],
     ) -> _abc.Awaitable[_account_service_pb2.CreateAccountResponse]:
-        """Signs a person up and opens their first session.
+        """Creates an account and opens its first session.
 
         Errors:
         - ALREADY_EXISTS (USERNAME_TAKEN): another account has this username, in any letter case.
@@ -78,7 +81,7 @@ class AccountServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Errors:
         - UNAUTHENTICATED (TOKEN_MISSING, TOKEN_INVALID, TOKEN_EXPIRED): sign in again.
-        - NOT_FOUND (ACCOUNT_UNKNOWN): the account was deleted after the token was made.
+        - NOT_FOUND (ACCOUNT_UNKNOWN): the account was deleted after the token was issued.
         """
 
     @_abc_1.abstractmethod
@@ -90,8 +93,8 @@ class AccountServiceServicer(metaclass=_abc_1.ABCMeta):
         """Signs in: opens a session with a username and a password.
 
         Errors:
-        - UNAUTHENTICATED (CREDENTIALS_WRONG): no such username, or not its password; which of the
-          two is not told.
+        - UNAUTHENTICATED (CREDENTIALS_WRONG): the username or the password is wrong. The error does
+          not reveal which.
         """
 
     @_abc_1.abstractmethod
@@ -100,12 +103,13 @@ class AccountServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _account_service_pb2.RefreshSessionRequest,
         context: _aio.ServicerContext[_account_service_pb2.RefreshSessionRequest, _abc.Awaitable[_account_service_pb2.RefreshSessionResponse]],
     ) -> _abc.Awaitable[_account_service_pb2.RefreshSessionResponse]:
-        """Exchanges a refresh token for a new pair of tokens; the old refresh token ends.
+        """Exchanges a refresh token for a new pair of tokens and invalidates the old refresh token.
 
-        A refresh token that is used a second time was stolen or replayed: the whole session ends.
+        A second use of a refresh token means that it was stolen or replayed: it ends the whole
+        session.
 
         Errors:
-        - UNAUTHENTICATED (REFRESH_TOKEN_INVALID): unknown, expired, or used before.
+        - UNAUTHENTICATED (REFRESH_TOKEN_INVALID): the token is unknown, expired, or already used.
         """
 
 def add_AccountServiceServicer_to_server(servicer: AccountServiceServicer, server: _aio.Server) -> None: ...

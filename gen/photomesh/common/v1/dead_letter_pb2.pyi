@@ -43,20 +43,22 @@ class DeadLetter(_message.Message):
     offset: _builtins.int
     """The event's offset in that partition; -1: unknown."""
     consumer_group: _builtins.str
-    """Which group of consumers could not handle it."""
+    """The consumer group that could not handle it."""
     reason: _builtins.str
-    """The error that it failed with, the last time."""
+    """The error of the last attempt."""
     trace_id: _builtins.str
-    """Leads to everything about it in the logs."""
+    """Finds the related log entries."""
     key: _builtins.bytes
     """The event's key."""
     payload: _builtins.bytes
-    """The event as it was published; empty in lists."""
+    """The event as published. Empty: the dead letter is part of a list."""
     payload_json: _builtins.str
-    """The event as JSON; empty in lists, and where the payload is no such event."""
+    """The event as JSON. Empty: the dead letter is part of a list, or the payload is not a valid
+    event.
+    """
     @_builtins.property
     def bury_time(self) -> _timestamp_pb2.Timestamp:
-        """When it was given up."""
+        """When the consumer group gave up."""
 
     def __init__(
         self,

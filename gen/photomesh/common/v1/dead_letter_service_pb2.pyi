@@ -21,7 +21,7 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class ListDeadLettersRequest(_message.Message):
-    """Asks for dead letters."""
+    """Request message for ListDeadLetters."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -29,11 +29,11 @@ class ListDeadLettersRequest(_message.Message):
     AFTER_ID_FIELD_NUMBER: _builtins.int
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     topic: _builtins.str
-    """Only those of this topic, such as "media_uploaded"; empty: all."""
+    """Returns only dead letters of this topic, such as "media_uploaded". Empty: all topics."""
     after_id: _builtins.int
-    """Only those with larger ids: the last id of a page leads to the next one."""
+    """Returns only larger ids. For the next page, pass the last id of this one. 0: from the oldest."""
     page_size: _builtins.int
-    """How many at most, up to 500; 0: 50."""
+    """Maximum number of dead letters, up to 500. 0: 50."""
     def __init__(
         self,
         *,
@@ -51,14 +51,14 @@ Global___ListDeadLettersRequest: _TypeAlias = ListDeadLettersRequest  # noqa: Y0
 
 @_typing.final
 class ListDeadLettersResponse(_message.Message):
-    """Answers ListDeadLetters."""
+    """Response message for ListDeadLetters."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     DEAD_LETTERS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def dead_letters(self) -> _containers.RepeatedCompositeFieldContainer[_dead_letter_pb2.DeadLetter]:
-        """Oldest first, without their events. Fewer than asked for: there are no more."""
+        """Oldest first, without their events. Fewer than requested: this is the last page."""
 
     def __init__(
         self,
@@ -75,13 +75,13 @@ Global___ListDeadLettersResponse: _TypeAlias = ListDeadLettersResponse  # noqa: 
 
 @_typing.final
 class GetDeadLetterRequest(_message.Message):
-    """Asks for a dead letter."""
+    """Request message for GetDeadLetter."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     DEAD_LETTER_ID_FIELD_NUMBER: _builtins.int
     dead_letter_id: _builtins.int
-    """The dead letter."""
+    """The id of the dead letter."""
     def __init__(
         self,
         *,
@@ -97,7 +97,7 @@ Global___GetDeadLetterRequest: _TypeAlias = GetDeadLetterRequest  # noqa: Y015
 
 @_typing.final
 class GetDeadLetterResponse(_message.Message):
-    """Answers GetDeadLetter."""
+    """Response message for GetDeadLetter."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -121,14 +121,14 @@ Global___GetDeadLetterResponse: _TypeAlias = GetDeadLetterResponse  # noqa: Y015
 
 @_typing.final
 class ReplayDeadLettersRequest(_message.Message):
-    """Asks to publish events once more."""
+    """Request message for ReplayDeadLetters."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     DEAD_LETTER_IDS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def dead_letter_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Which: 1 to 500 different ids."""
+        """1 to 500 distinct ids."""
 
     def __init__(
         self,
@@ -145,14 +145,14 @@ Global___ReplayDeadLettersRequest: _TypeAlias = ReplayDeadLettersRequest  # noqa
 
 @_typing.final
 class ReplayDeadLettersResponse(_message.Message):
-    """Answers ReplayDeadLetters."""
+    """Response message for ReplayDeadLetters."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     REPLAYED_IDS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def replayed_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Those that are published once more by this call."""
+        """The dead letters that this call published again."""
 
     def __init__(
         self,
@@ -169,14 +169,14 @@ Global___ReplayDeadLettersResponse: _TypeAlias = ReplayDeadLettersResponse  # no
 
 @_typing.final
 class DropDeadLettersRequest(_message.Message):
-    """Asks to give events up."""
+    """Request message for DropDeadLetters."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     DEAD_LETTER_IDS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def dead_letter_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Which: 1 to 500 different ids."""
+        """1 to 500 distinct ids."""
 
     def __init__(
         self,
@@ -193,14 +193,14 @@ Global___DropDeadLettersRequest: _TypeAlias = DropDeadLettersRequest  # noqa: Y0
 
 @_typing.final
 class DropDeadLettersResponse(_message.Message):
-    """Answers DropDeadLetters."""
+    """Response message for DropDeadLetters."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     DROPPED_IDS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def dropped_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Those that are given up by this call."""
+        """The dead letters that this call dropped."""
 
     def __init__(
         self,

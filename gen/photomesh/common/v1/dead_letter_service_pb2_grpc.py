@@ -26,10 +26,11 @@ if _version_not_supported:
 
 
 class DeadLetterServiceStub:
-    """Dead letters: events that a consumer group gave up after several tries. Not reachable from
-    outside.
+    """Dead letters: events that a consumer group gave up on after several attempts. Not reachable from
+    outside the mesh.
 
-    Every process that consumes events serves this for its own group. The audit log has each call.
+    Every process that consumes events serves this API for its own group. The audit log records each
+    call.
     """
 
     def __init__(self, channel):
@@ -61,10 +62,11 @@ class DeadLetterServiceStub:
 
 
 class DeadLetterServiceServicer:
-    """Dead letters: events that a consumer group gave up after several tries. Not reachable from
-    outside.
+    """Dead letters: events that a consumer group gave up on after several attempts. Not reachable from
+    outside the mesh.
 
-    Every process that consumes events serves this for its own group. The audit log has each call.
+    Every process that consumes events serves this API for its own group. The audit log records each
+    call.
     """
 
     def ListDeadLetters(self, request, context):
@@ -78,7 +80,7 @@ class DeadLetterServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetDeadLetter(self, request, context):
-        """Returns one dead letter with its event, also if it was replayed or dropped.
+        """Returns one dead letter with its event, even if it was replayed or dropped.
 
         Errors:
         - NOT_FOUND (DEAD_LETTER_UNKNOWN): the group has no dead letter with this id.
@@ -88,19 +90,20 @@ class DeadLetterServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ReplayDeadLetters(self, request, context):
-        """Publishes events again, for this group alone: other groups pass over them.
+        """Publishes events again, for this group only: other groups skip them.
 
-        An event that fails again becomes a new dead letter. Dead letters that were replayed or dropped
-        before are skipped, so the call can be repeated.
+        An event that fails again becomes a new dead letter. The call skips dead letters that were
+        already replayed or dropped, so it is safe to retry.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def DropDeadLetters(self, request, context):
-        """Gives up events for good. Dead letters that were replayed or dropped before are skipped.
+        """Drops dead letters permanently. Skips those that were already replayed or dropped.
 
-        A fan-out whose chunk is dropped never ends; it is listed until it is 30 days old.
+        A fan-out whose chunk is dropped never completes; ListFanouts returns it until it is 30 days
+        old.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -138,10 +141,11 @@ def add_DeadLetterServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class DeadLetterService:
-    """Dead letters: events that a consumer group gave up after several tries. Not reachable from
-    outside.
+    """Dead letters: events that a consumer group gave up on after several attempts. Not reachable from
+    outside the mesh.
 
-    Every process that consumes events serves this for its own group. The audit log has each call.
+    Every process that consumes events serves this API for its own group. The audit log records each
+    call.
     """
 
     @staticmethod

@@ -13,10 +13,11 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class DeadLetterServiceStub:
-    """Dead letters: events that a consumer group gave up after several tries. Not reachable from
-    outside.
+    """Dead letters: events that a consumer group gave up on after several attempts. Not reachable from
+    outside the mesh.
 
-    Every process that consumes events serves this for its own group. The audit log has each call.
+    Every process that consumes events serves this API for its own group. The audit log records each
+    call.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -27,28 +28,30 @@ class DeadLetterServiceStub:
     - INVALID_ARGUMENT (FIELD_INVALID): the page size is not 1 to 500.
     """
     GetDeadLetter: _aio.UnaryUnaryMultiCallable[_dead_letter_service_pb2.GetDeadLetterRequest, _dead_letter_service_pb2.GetDeadLetterResponse]
-    """Returns one dead letter with its event, also if it was replayed or dropped.
+    """Returns one dead letter with its event, even if it was replayed or dropped.
 
     Errors:
     - NOT_FOUND (DEAD_LETTER_UNKNOWN): the group has no dead letter with this id.
     """
     ReplayDeadLetters: _aio.UnaryUnaryMultiCallable[_dead_letter_service_pb2.ReplayDeadLettersRequest, _dead_letter_service_pb2.ReplayDeadLettersResponse]
-    """Publishes events again, for this group alone: other groups pass over them.
+    """Publishes events again, for this group only: other groups skip them.
 
-    An event that fails again becomes a new dead letter. Dead letters that were replayed or dropped
-    before are skipped, so the call can be repeated.
+    An event that fails again becomes a new dead letter. The call skips dead letters that were
+    already replayed or dropped, so it is safe to retry.
     """
     DropDeadLetters: _aio.UnaryUnaryMultiCallable[_dead_letter_service_pb2.DropDeadLettersRequest, _dead_letter_service_pb2.DropDeadLettersResponse]
-    """Gives up events for good. Dead letters that were replayed or dropped before are skipped.
+    """Drops dead letters permanently. Skips those that were already replayed or dropped.
 
-    A fan-out whose chunk is dropped never ends; it is listed until it is 30 days old.
+    A fan-out whose chunk is dropped never completes; ListFanouts returns it until it is 30 days
+    old.
     """
 
 class DeadLetterServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Dead letters: events that a consumer group gave up after several tries. Not reachable from
-    outside.
+    """Dead letters: events that a consumer group gave up on after several attempts. Not reachable from
+    outside the mesh.
 
-    Every process that consumes events serves this for its own group. The audit log has each call.
+    Every process that consumes events serves this API for its own group. The audit log records each
+    call.
     """
 
     @_abc_1.abstractmethod
@@ -69,7 +72,7 @@ class DeadLetterServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _dead_letter_service_pb2.GetDeadLetterRequest,
         context: _aio.ServicerContext[_dead_letter_service_pb2.GetDeadLetterRequest, _abc.Awaitable[_dead_letter_service_pb2.GetDeadLetterResponse]],
     ) -> _abc.Awaitable[_dead_letter_service_pb2.GetDeadLetterResponse]:
-        """Returns one dead letter with its event, also if it was replayed or dropped.
+        """Returns one dead letter with its event, even if it was replayed or dropped.
 
         Errors:
         - NOT_FOUND (DEAD_LETTER_UNKNOWN): the group has no dead letter with this id.
@@ -81,10 +84,10 @@ class DeadLetterServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _dead_letter_service_pb2.ReplayDeadLettersRequest,
         context: _aio.ServicerContext[_dead_letter_service_pb2.ReplayDeadLettersRequest, _abc.Awaitable[_dead_letter_service_pb2.ReplayDeadLettersResponse]],
     ) -> _abc.Awaitable[_dead_letter_service_pb2.ReplayDeadLettersResponse]:
-        """Publishes events again, for this group alone: other groups pass over them.
+        """Publishes events again, for this group only: other groups skip them.
 
-        An event that fails again becomes a new dead letter. Dead letters that were replayed or dropped
-        before are skipped, so the call can be repeated.
+        An event that fails again becomes a new dead letter. The call skips dead letters that were
+        already replayed or dropped, so it is safe to retry.
         """
 
     @_abc_1.abstractmethod
@@ -93,9 +96,10 @@ class DeadLetterServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _dead_letter_service_pb2.DropDeadLettersRequest,
         context: _aio.ServicerContext[_dead_letter_service_pb2.DropDeadLettersRequest, _abc.Awaitable[_dead_letter_service_pb2.DropDeadLettersResponse]],
     ) -> _abc.Awaitable[_dead_letter_service_pb2.DropDeadLettersResponse]:
-        """Gives up events for good. Dead letters that were replayed or dropped before are skipped.
+        """Drops dead letters permanently. Skips those that were already replayed or dropped.
 
-        A fan-out whose chunk is dropped never ends; it is listed until it is 30 days old.
+        A fan-out whose chunk is dropped never completes; ListFanouts returns it until it is 30 days
+        old.
         """
 
 def add_DeadLetterServiceServicer_to_server(servicer: DeadLetterServiceServicer, server: _aio.Server) -> None: ...

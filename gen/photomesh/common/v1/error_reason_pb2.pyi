@@ -25,155 +25,159 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_UNSPECIFIED: _ErrorReason.ValueType  # 0
     """Never sent."""
     ERROR_REASON_FIELD_INVALID: _ErrorReason.ValueType  # 1
-    """A field has a value that it cannot have; the field violations say which and why."""
+    """A field has an invalid value. The field violations name the field and the reason."""
     ERROR_REASON_REQUEST_MALFORMED: _ErrorReason.ValueType  # 2
-    """The request as a whole cannot be read: no JSON, an unknown field or query parameter, a wrong type."""
+    """The request cannot be parsed: invalid JSON, an unknown field or query parameter, or a wrong
+    type.
+    """
     ERROR_REASON_BAD_PAGE_TOKEN: _ErrorReason.ValueType  # 3
-    """The page token was not given by this method to this caller."""
+    """This method did not issue the page token to this caller."""
     ERROR_REASON_ROUTE_UNKNOWN: _ErrorReason.ValueType  # 4
-    """There is no such path or method."""
+    """The path or method does not exist."""
     ERROR_REASON_TOKEN_MISSING: _ErrorReason.ValueType  # 10
-    """The call needs an access token and has none."""
+    """The call requires an access token and has none."""
     ERROR_REASON_TOKEN_INVALID: _ErrorReason.ValueType  # 11
-    """The access token was not made by this system, or was changed."""
+    """The access token was not issued by this system, or was altered."""
     ERROR_REASON_TOKEN_EXPIRED: _ErrorReason.ValueType  # 12
-    """The access token is too old: refresh the session."""
+    """The access token expired. Refresh the session."""
     ERROR_REASON_CREDENTIALS_WRONG: _ErrorReason.ValueType  # 13
-    """No account has this username and this password."""
+    """The username or the password is wrong."""
     ERROR_REASON_REFRESH_TOKEN_INVALID: _ErrorReason.ValueType  # 14
-    """The refresh token is unknown, too old, or was used before: sign in again."""
+    """The refresh token is unknown, expired, or already used. Sign in again."""
     ERROR_REASON_CALLER_NOT_ALLOWED: _ErrorReason.ValueType  # 15
-    """The calling service may not call this method."""
+    """The calling service is not allowed to call this method."""
     ERROR_REASON_USERNAME_TAKEN: _ErrorReason.ValueType  # 20
     """Another account has this username."""
     ERROR_REASON_ACCOUNT_UNKNOWN: _ErrorReason.ValueType  # 21
-    """There is no such account."""
+    """The account does not exist."""
     ERROR_REASON_OWN_ACCOUNT: _ErrorReason.ValueType  # 22
-    """An account does not follow, block or mute itself."""
+    """An account cannot follow, block, or mute itself."""
     ERROR_REASON_FOLLOW_LIMIT: _ErrorReason.ValueType  # 23
-    """The caller follows, or waits for leave to follow, as many accounts as one may."""
+    """The caller has reached the limit of followed accounts and pending follow requests."""
     ERROR_REASON_FOLLOW_REQUEST_UNKNOWN: _ErrorReason.ValueType  # 24
-    """The account neither waits for the caller's leave to follow, nor follows the caller."""
+    """The account has neither a pending request to follow the caller nor follows the caller."""
     ERROR_REASON_ACCOUNT_PRIVATE: _ErrorReason.ValueType  # 25
     """The account is private, and the caller does not follow it."""
     ERROR_REASON_MUTE_LIMIT: _ErrorReason.ValueType  # 26
-    """The caller mutes as many accounts as one may."""
+    """The caller has reached the limit of muted accounts."""
     ERROR_REASON_MEDIA_UNKNOWN: _ErrorReason.ValueType  # 30
-    """There is no such media, or it is not the caller's."""
+    """The media does not exist, or does not belong to the caller."""
     ERROR_REASON_OBJECT_MISSING: _ErrorReason.ValueType  # 31
     """Nothing was uploaded for this media."""
     ERROR_REASON_OBJECT_MISMATCH: _ErrorReason.ValueType  # 32
-    """What was uploaded is not what was declared."""
+    """The uploaded file differs from the declared one."""
     ERROR_REASON_UPLOAD_COMPLETED: _ErrorReason.ValueType  # 33
-    """The upload was completed before."""
+    """The upload is already complete."""
     ERROR_REASON_MEDIA_NOT_UPLOADED: _ErrorReason.ValueType  # 34
-    """The media's upload was not completed."""
+    """The media's upload is not complete."""
     ERROR_REASON_MEDIA_FAILED: _ErrorReason.ValueType  # 35
     """The media cannot be processed."""
     ERROR_REASON_REQUEST_ID_REUSED: _ErrorReason.ValueType  # 36
-    """The request id was used before with another request."""
+    """The request id was already used for a different request."""
     ERROR_REASON_UPLOAD_NOT_MULTIPART: _ErrorReason.ValueType  # 37
-    """The upload was not opened as one in parts."""
+    """The upload is not a multipart upload."""
     ERROR_REASON_UPLOAD_UNKNOWN: _ErrorReason.ValueType  # 38
     """No streamed upload has this request id."""
     ERROR_REASON_UPLOAD_LIMIT: _ErrorReason.ValueType  # 39
-    """The caller has as many uploads open as one may: complete or abort some."""
+    """The caller has reached the limit of open uploads. Complete or abort some."""
     ERROR_REASON_POST_UNKNOWN: _ErrorReason.ValueType  # 40
-    """There is no such post, or the caller may not see it."""
+    """The post does not exist, or the caller may not see it."""
     ERROR_REASON_POST_NOT_PUBLISHED: _ErrorReason.ValueType  # 41
     """The post was not published, so it cannot be archived."""
     ERROR_REASON_UNAVAILABLE: _ErrorReason.ValueType  # 50
-    """A part of the mesh is away or overloaded: retry with backoff."""
+    """A dependency is unavailable or overloaded. Retry with backoff."""
     ERROR_REASON_DEADLINE_EXCEEDED: _ErrorReason.ValueType  # 51
     """The call took longer than its deadline."""
     ERROR_REASON_INTERNAL: _ErrorReason.ValueType  # 52
-    """Something that should not happen did; the trace id leads to it in the logs."""
+    """An unexpected error. Find it in the logs by its trace id."""
     ERROR_REASON_TOO_MANY_STREAMS: _ErrorReason.ValueType  # 53
-    """The caller, or all callers together, have too many streams of this kind open: end one, or open
-    it again in a few seconds.
+    """The caller, or all callers together, have too many streams of this type open. Close one, or
+    retry in a few seconds.
     """
     ERROR_REASON_DEAD_LETTER_UNKNOWN: _ErrorReason.ValueType  # 54
-    """There is no dead letter with this id."""
+    """The dead letter does not exist."""
     ERROR_REASON_STREAM_TOO_SLOW: _ErrorReason.ValueType  # 55
-    """The stream brought too few bytes for too long; what was acknowledged is kept."""
+    """The stream was too slow for too long. Acknowledged bytes are kept."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
-    """Why a call failed, for programs: `google.rpc.ErrorInfo.reason` is one of these names without
-    its prefix, in the domain "photomesh".
+    """The machine-readable reason of a failed call: `google.rpc.ErrorInfo.reason` holds one of these
+    names without the prefix, in the domain "photomesh".
     """
 
 ERROR_REASON_UNSPECIFIED: ErrorReason.ValueType  # 0
 """Never sent."""
 ERROR_REASON_FIELD_INVALID: ErrorReason.ValueType  # 1
-"""A field has a value that it cannot have; the field violations say which and why."""
+"""A field has an invalid value. The field violations name the field and the reason."""
 ERROR_REASON_REQUEST_MALFORMED: ErrorReason.ValueType  # 2
-"""The request as a whole cannot be read: no JSON, an unknown field or query parameter, a wrong type."""
+"""The request cannot be parsed: invalid JSON, an unknown field or query parameter, or a wrong
+type.
+"""
 ERROR_REASON_BAD_PAGE_TOKEN: ErrorReason.ValueType  # 3
-"""The page token was not given by this method to this caller."""
+"""This method did not issue the page token to this caller."""
 ERROR_REASON_ROUTE_UNKNOWN: ErrorReason.ValueType  # 4
-"""There is no such path or method."""
+"""The path or method does not exist."""
 ERROR_REASON_TOKEN_MISSING: ErrorReason.ValueType  # 10
-"""The call needs an access token and has none."""
+"""The call requires an access token and has none."""
 ERROR_REASON_TOKEN_INVALID: ErrorReason.ValueType  # 11
-"""The access token was not made by this system, or was changed."""
+"""The access token was not issued by this system, or was altered."""
 ERROR_REASON_TOKEN_EXPIRED: ErrorReason.ValueType  # 12
-"""The access token is too old: refresh the session."""
+"""The access token expired. Refresh the session."""
 ERROR_REASON_CREDENTIALS_WRONG: ErrorReason.ValueType  # 13
-"""No account has this username and this password."""
+"""The username or the password is wrong."""
 ERROR_REASON_REFRESH_TOKEN_INVALID: ErrorReason.ValueType  # 14
-"""The refresh token is unknown, too old, or was used before: sign in again."""
+"""The refresh token is unknown, expired, or already used. Sign in again."""
 ERROR_REASON_CALLER_NOT_ALLOWED: ErrorReason.ValueType  # 15
-"""The calling service may not call this method."""
+"""The calling service is not allowed to call this method."""
 ERROR_REASON_USERNAME_TAKEN: ErrorReason.ValueType  # 20
 """Another account has this username."""
 ERROR_REASON_ACCOUNT_UNKNOWN: ErrorReason.ValueType  # 21
-"""There is no such account."""
+"""The account does not exist."""
 ERROR_REASON_OWN_ACCOUNT: ErrorReason.ValueType  # 22
-"""An account does not follow, block or mute itself."""
+"""An account cannot follow, block, or mute itself."""
 ERROR_REASON_FOLLOW_LIMIT: ErrorReason.ValueType  # 23
-"""The caller follows, or waits for leave to follow, as many accounts as one may."""
+"""The caller has reached the limit of followed accounts and pending follow requests."""
 ERROR_REASON_FOLLOW_REQUEST_UNKNOWN: ErrorReason.ValueType  # 24
-"""The account neither waits for the caller's leave to follow, nor follows the caller."""
+"""The account has neither a pending request to follow the caller nor follows the caller."""
 ERROR_REASON_ACCOUNT_PRIVATE: ErrorReason.ValueType  # 25
 """The account is private, and the caller does not follow it."""
 ERROR_REASON_MUTE_LIMIT: ErrorReason.ValueType  # 26
-"""The caller mutes as many accounts as one may."""
+"""The caller has reached the limit of muted accounts."""
 ERROR_REASON_MEDIA_UNKNOWN: ErrorReason.ValueType  # 30
-"""There is no such media, or it is not the caller's."""
+"""The media does not exist, or does not belong to the caller."""
 ERROR_REASON_OBJECT_MISSING: ErrorReason.ValueType  # 31
 """Nothing was uploaded for this media."""
 ERROR_REASON_OBJECT_MISMATCH: ErrorReason.ValueType  # 32
-"""What was uploaded is not what was declared."""
+"""The uploaded file differs from the declared one."""
 ERROR_REASON_UPLOAD_COMPLETED: ErrorReason.ValueType  # 33
-"""The upload was completed before."""
+"""The upload is already complete."""
 ERROR_REASON_MEDIA_NOT_UPLOADED: ErrorReason.ValueType  # 34
-"""The media's upload was not completed."""
+"""The media's upload is not complete."""
 ERROR_REASON_MEDIA_FAILED: ErrorReason.ValueType  # 35
 """The media cannot be processed."""
 ERROR_REASON_REQUEST_ID_REUSED: ErrorReason.ValueType  # 36
-"""The request id was used before with another request."""
+"""The request id was already used for a different request."""
 ERROR_REASON_UPLOAD_NOT_MULTIPART: ErrorReason.ValueType  # 37
-"""The upload was not opened as one in parts."""
+"""The upload is not a multipart upload."""
 ERROR_REASON_UPLOAD_UNKNOWN: ErrorReason.ValueType  # 38
 """No streamed upload has this request id."""
 ERROR_REASON_UPLOAD_LIMIT: ErrorReason.ValueType  # 39
-"""The caller has as many uploads open as one may: complete or abort some."""
+"""The caller has reached the limit of open uploads. Complete or abort some."""
 ERROR_REASON_POST_UNKNOWN: ErrorReason.ValueType  # 40
-"""There is no such post, or the caller may not see it."""
+"""The post does not exist, or the caller may not see it."""
 ERROR_REASON_POST_NOT_PUBLISHED: ErrorReason.ValueType  # 41
 """The post was not published, so it cannot be archived."""
 ERROR_REASON_UNAVAILABLE: ErrorReason.ValueType  # 50
-"""A part of the mesh is away or overloaded: retry with backoff."""
+"""A dependency is unavailable or overloaded. Retry with backoff."""
 ERROR_REASON_DEADLINE_EXCEEDED: ErrorReason.ValueType  # 51
 """The call took longer than its deadline."""
 ERROR_REASON_INTERNAL: ErrorReason.ValueType  # 52
-"""Something that should not happen did; the trace id leads to it in the logs."""
+"""An unexpected error. Find it in the logs by its trace id."""
 ERROR_REASON_TOO_MANY_STREAMS: ErrorReason.ValueType  # 53
-"""The caller, or all callers together, have too many streams of this kind open: end one, or open
-it again in a few seconds.
+"""The caller, or all callers together, have too many streams of this type open. Close one, or
+retry in a few seconds.
 """
 ERROR_REASON_DEAD_LETTER_UNKNOWN: ErrorReason.ValueType  # 54
-"""There is no dead letter with this id."""
+"""The dead letter does not exist."""
 ERROR_REASON_STREAM_TOO_SLOW: ErrorReason.ValueType  # 55
-"""The stream brought too few bytes for too long; what was acknowledged is kept."""
+"""The stream was too slow for too long. Acknowledged bytes are kept."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

@@ -22,7 +22,7 @@ DESCRIPTOR: _descriptor.FileDescriptor
 @_typing.final
 class Topic(_message.Message):
     """The Kafka topic that carries the events of one message type. Events that a consumer cannot handle
-    go to a second topic, `<name>.dlq`, with one partition.
+    go to a second topic, `<name>.dlq`, which has one partition.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -32,17 +32,17 @@ class Topic(_message.Message):
     PARTITIONS_FIELD_NUMBER: _builtins.int
     RETENTION_HOURS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """The topic's name, unique among all contracts."""
+    """The topic's name, unique across all contracts."""
     key: _builtins.str
-    """The int64 field of the message whose value is the record's key: an id that carries the owner's
-    shard. Events with the same key are published and handled in order.
+    """The int64 field of the message that is the record's key: an id that encodes the owner's shard.
+    Events with the same key are published and handled in order.
     """
     partitions: _builtins.int
-    """The number of partitions; 0: 8. It is fixed once the topic exists: another number would send
+    """The number of partitions. 0: 8. Fixed once the topic exists: a different number would route
     later events of a key to another partition, out of order.
     """
     retention_hours: _builtins.int
-    """How long the broker keeps a record, in hours; 0: 168, one week."""
+    """How long the broker keeps a record, in hours. 0: 168 (one week)."""
     def __init__(
         self,
         *,
@@ -63,12 +63,12 @@ DEFAULT_CALLERS_FIELD_NUMBER: _builtins.int
 CALLERS_FIELD_NUMBER: _builtins.int
 TOPIC_FIELD_NUMBER: _builtins.int
 default_callers: _extension_dict._ExtensionFieldDescriptor[_descriptor_pb2.ServiceOptions, _containers.RepeatedScalarFieldContainer[_builtins.str]]
-"""Who may call the methods of a service: the identities that a caller's certificate may prove,
-such as "gateway". A method that names its own callers ignores these.
+"""The identities that may call the service's methods, as proven by the caller's certificate, such
+as "gateway". A method with its own `callers` ignores these.
 """
 callers: _extension_dict._ExtensionFieldDescriptor[_descriptor_pb2.MethodOptions, _containers.RepeatedScalarFieldContainer[_builtins.str]]
-"""Who may call a method. A method without callers, of a service without default callers, refuses
-everybody.
+"""The identities that may call a method. A method that has neither `callers` nor
+`default_callers` refuses every caller.
 """
 topic: _extension_dict._ExtensionFieldDescriptor[_descriptor_pb2.MessageOptions, Global___Topic]
 """The topic of an event message. Every message in an events.proto has one."""

@@ -28,10 +28,11 @@ class ChunkReady(_message.Message):
     fanout_id: _builtins.int
     """The fan-out."""
     chunk: _builtins.int
-    """Which of its chunks, from 0 on."""
+    """The index of the chunk within the fan-out, from 0."""
     lane_id: _builtins.int
-    """Which of the account's 4 lanes the chunk belongs to: the account's id with the last two bits
-    replaced. One chunk of a lane is processed at a time, see services/fanout/store.py.
+    """The lane that the chunk belongs to. An account has 4 lanes; a lane's id is the account's id
+    with the last two bits replaced. Workers process one chunk of a lane at a time; see
+    services/fanout/store.py.
     """
     def __init__(
         self,

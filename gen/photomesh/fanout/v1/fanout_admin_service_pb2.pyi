@@ -21,7 +21,7 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class GetLagRequest(_message.Message):
-    """Asks how far behind fan-out is."""
+    """Request message for GetLag."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -38,14 +38,14 @@ Global___GetLagRequest: _TypeAlias = GetLagRequest  # noqa: Y015
 
 @_typing.final
 class GetLagResponse(_message.Message):
-    """Answers GetLag."""
+    """Response message for GetLag."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     PARTITIONS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def partitions(self) -> _containers.RepeatedCompositeFieldContainer[Global___PartitionLag]:
-        """In the order of topics and partitions."""
+        """Ordered by topic and partition."""
 
     def __init__(
         self,
@@ -62,7 +62,7 @@ Global___GetLagResponse: _TypeAlias = GetLagResponse  # noqa: Y015
 
 @_typing.final
 class PartitionLag(_message.Message):
-    """How far behind one partition is."""
+    """The lag of one partition."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -77,11 +77,11 @@ class PartitionLag(_message.Message):
     partition: _builtins.int
     """Its partition."""
     end_offset: _builtins.int
-    """The offset that the next event will get."""
+    """The offset of the next event."""
     committed_offset: _builtins.int
-    """The offset below which all events are handled; -1: none was ever handled."""
+    """The offset below which all events are handled. -1: no event was ever handled."""
     lag: _builtins.int
-    """How many events are not handled, or not known to be, yet: workers tell once a second."""
+    """The number of events not yet known to be handled. Workers report once a second."""
     paused: _builtins.bool
     """Whether the topic is paused."""
     def __init__(
@@ -104,16 +104,16 @@ Global___PartitionLag: _TypeAlias = PartitionLag  # noqa: Y015
 
 @_typing.final
 class ListFanoutsRequest(_message.Message):
-    """Asks for large fan-outs."""
+    """Request message for ListFanouts."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     AFTER_ID_FIELD_NUMBER: _builtins.int
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     after_id: _builtins.int
-    """Only those with larger ids: the last id of a page leads to the next one."""
+    """Returns only larger ids. For the next page, pass the last id of this one. 0: from the oldest."""
     page_size: _builtins.int
-    """How many at most, up to 500; 0: 50."""
+    """Maximum number of fan-outs, up to 500. 0: 50."""
     def __init__(
         self,
         *,
@@ -130,14 +130,14 @@ Global___ListFanoutsRequest: _TypeAlias = ListFanoutsRequest  # noqa: Y015
 
 @_typing.final
 class ListFanoutsResponse(_message.Message):
-    """Answers ListFanouts."""
+    """Response message for ListFanouts."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     FANOUTS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def fanouts(self) -> _containers.RepeatedCompositeFieldContainer[Global___FanoutInFlight]:
-        """Oldest first. Fewer than asked for: there are no more."""
+        """Oldest first. Fewer than requested: this is the last page."""
 
     def __init__(
         self,
@@ -154,9 +154,9 @@ Global___ListFanoutsResponse: _TypeAlias = ListFanoutsResponse  # noqa: Y015
 
 @_typing.final
 class FanoutInFlight(_message.Message):
-    """A large fan-out that is under way.
+    """A large fan-out that is in progress.
 
-    Of a post's, the first chunk of followers is gone through with the event itself, and not counted
+    For a post, the first chunk of followers is processed together with the event and not counted
     here.
     """
 
@@ -174,22 +174,22 @@ class FanoutInFlight(_message.Message):
     fanout_id: _builtins.int
     """Identifies the fan-out."""
     account_id: _builtins.int
-    """Whose followers it goes through."""
+    """The account whose followers it processes."""
     post_id: _builtins.int
-    """A post of the account's, which was published, or is no longer to be seen."""
+    """A post of the account that was published or is no longer visible."""
     mode_change_id: _builtins.int
-    """The account's becoming, or ceasing to be, one whose posts are pulled."""
+    """The start or end of the account's celebrity mode, in which feeds pull its posts."""
     chunks: _builtins.int
-    """Into how many chunks the followers are cut."""
+    """The number of chunks."""
     chunks_done: _builtins.int
-    """How many of these are done."""
+    """The number of completed chunks."""
     followers: _builtins.int
-    """How many followers there were when it began."""
+    """The number of followers when the fan-out started."""
     followers_reached: _builtins.int
-    """How many of these it has gone through, as last stored."""
+    """The number of processed followers, as last stored."""
     @_builtins.property
     def begin_time(self) -> _timestamp_pb2.Timestamp:
-        """When it began."""
+        """When the fan-out started."""
 
     def __init__(
         self,
@@ -216,13 +216,13 @@ Global___FanoutInFlight: _TypeAlias = FanoutInFlight  # noqa: Y015
 
 @_typing.final
 class PauseTopicRequest(_message.Message):
-    """Asks to pause a topic."""
+    """Request message for PauseTopic."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     TOPIC_FIELD_NUMBER: _builtins.int
     topic: _builtins.str
-    """Such as "post_created"."""
+    """The topic, such as "post_created"."""
     def __init__(
         self,
         *,
@@ -238,7 +238,7 @@ Global___PauseTopicRequest: _TypeAlias = PauseTopicRequest  # noqa: Y015
 
 @_typing.final
 class PauseTopicResponse(_message.Message):
-    """Answers PauseTopic."""
+    """Response message for PauseTopic."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -255,13 +255,13 @@ Global___PauseTopicResponse: _TypeAlias = PauseTopicResponse  # noqa: Y015
 
 @_typing.final
 class ResumeTopicRequest(_message.Message):
-    """Asks to resume a topic."""
+    """Request message for ResumeTopic."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     TOPIC_FIELD_NUMBER: _builtins.int
     topic: _builtins.str
-    """Such as "post_created"."""
+    """The topic, such as "post_created"."""
     def __init__(
         self,
         *,
@@ -277,7 +277,7 @@ Global___ResumeTopicRequest: _TypeAlias = ResumeTopicRequest  # noqa: Y015
 
 @_typing.final
 class ResumeTopicResponse(_message.Message):
-    """Answers ResumeTopic."""
+    """Response message for ResumeTopic."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -26,10 +26,10 @@ if _version_not_supported:
 
 
 class FanoutAdminServiceStub:
-    """What site reliability engineers do with fan-out. Not reachable from outside.
+    """Fan-out operations for site reliability engineers. Not reachable from outside the mesh.
 
-    Fan-out handles the topics `post_created`, `post_changed`, `follow_changed`, `celebrity_changed`
-    and, for its own large audiences, `fanout_chunks`.
+    Fan-out consumes the topics `post_created`, `post_changed`, `follow_changed`,
+    `celebrity_changed`, and, for its own large audiences, `fanout_chunks`.
     """
 
     def __init__(self, channel):
@@ -61,14 +61,14 @@ class FanoutAdminServiceStub:
 
 
 class FanoutAdminServiceServicer:
-    """What site reliability engineers do with fan-out. Not reachable from outside.
+    """Fan-out operations for site reliability engineers. Not reachable from outside the mesh.
 
-    Fan-out handles the topics `post_created`, `post_changed`, `follow_changed`, `celebrity_changed`
-    and, for its own large audiences, `fanout_chunks`.
+    Fan-out consumes the topics `post_created`, `post_changed`, `follow_changed`,
+    `celebrity_changed`, and, for its own large audiences, `fanout_chunks`.
     """
 
     def GetLag(self, request, context):
-        """Tells for each partition of each topic how far behind its end fan-out is.
+        """Returns the consumer lag of fan-out for each partition of each topic.
 
         Errors:
         - UNAVAILABLE (UNAVAILABLE): the broker does not answer.
@@ -78,9 +78,9 @@ class FanoutAdminServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListFanouts(self, request, context):
-        """Lists large fan-outs that are under way, oldest first, with their progress.
+        """Lists large fan-outs that are in progress, oldest first.
 
-        Smaller ones are done within the event that asks for them, and have no progress to tell.
+        Smaller fan-outs complete within the event that triggers them and are not listed.
 
         Errors:
         - INVALID_ARGUMENT (FIELD_INVALID): the page size is not 1 to 500.
@@ -90,26 +90,26 @@ class FanoutAdminServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def PauseTopic(self, request, context):
-        """Makes all workers stop handling a topic, within about 2 seconds and until it is resumed.
+        """Makes all workers stop handling a topic within about 2 seconds, until it is resumed.
 
-        What is being handled is finished, and then no further event begun. Workers that start while
-        a topic is paused do not handle it either. Nothing is lost: events wait in the broker, for as
-        long as it keeps them. To pause what is paused changes nothing.
+        Workers finish the event that they are handling, and start no other. Workers that start while a
+        topic is paused do not handle it either. No event is lost: events wait in the broker for its
+        retention time. Pausing a paused topic has no effect.
 
         Errors:
-        - INVALID_ARGUMENT (FIELD_INVALID): fan-out handles no such topic.
+        - INVALID_ARGUMENT (FIELD_INVALID): fan-out does not consume this topic.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ResumeTopic(self, request, context):
-        """Makes all workers go on with a topic, within about 2 seconds.
+        """Makes all workers resume a topic within about 2 seconds.
 
-        To resume what is not paused changes nothing.
+        Resuming a topic that is not paused has no effect.
 
         Errors:
-        - INVALID_ARGUMENT (FIELD_INVALID): fan-out handles no such topic.
+        - INVALID_ARGUMENT (FIELD_INVALID): fan-out does not consume this topic.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -147,10 +147,10 @@ def add_FanoutAdminServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class FanoutAdminService:
-    """What site reliability engineers do with fan-out. Not reachable from outside.
+    """Fan-out operations for site reliability engineers. Not reachable from outside the mesh.
 
-    Fan-out handles the topics `post_created`, `post_changed`, `follow_changed`, `celebrity_changed`
-    and, for its own large audiences, `fanout_chunks`.
+    Fan-out consumes the topics `post_created`, `post_changed`, `follow_changed`,
+    `celebrity_changed`, and, for its own large audiences, `fanout_chunks`.
     """
 
     @staticmethod

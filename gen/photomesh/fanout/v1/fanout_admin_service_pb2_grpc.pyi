@@ -13,51 +13,51 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class FanoutAdminServiceStub:
-    """What site reliability engineers do with fan-out. Not reachable from outside.
+    """Fan-out operations for site reliability engineers. Not reachable from outside the mesh.
 
-    Fan-out handles the topics `post_created`, `post_changed`, `follow_changed`, `celebrity_changed`
-    and, for its own large audiences, `fanout_chunks`.
+    Fan-out consumes the topics `post_created`, `post_changed`, `follow_changed`,
+    `celebrity_changed`, and, for its own large audiences, `fanout_chunks`.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     GetLag: _aio.UnaryUnaryMultiCallable[_fanout_admin_service_pb2.GetLagRequest, _fanout_admin_service_pb2.GetLagResponse]
-    """Tells for each partition of each topic how far behind its end fan-out is.
+    """Returns the consumer lag of fan-out for each partition of each topic.
 
     Errors:
     - UNAVAILABLE (UNAVAILABLE): the broker does not answer.
     """
     ListFanouts: _aio.UnaryUnaryMultiCallable[_fanout_admin_service_pb2.ListFanoutsRequest, _fanout_admin_service_pb2.ListFanoutsResponse]
-    """Lists large fan-outs that are under way, oldest first, with their progress.
+    """Lists large fan-outs that are in progress, oldest first.
 
-    Smaller ones are done within the event that asks for them, and have no progress to tell.
+    Smaller fan-outs complete within the event that triggers them and are not listed.
 
     Errors:
     - INVALID_ARGUMENT (FIELD_INVALID): the page size is not 1 to 500.
     """
     PauseTopic: _aio.UnaryUnaryMultiCallable[_fanout_admin_service_pb2.PauseTopicRequest, _fanout_admin_service_pb2.PauseTopicResponse]
-    """Makes all workers stop handling a topic, within about 2 seconds and until it is resumed.
+    """Makes all workers stop handling a topic within about 2 seconds, until it is resumed.
 
-    What is being handled is finished, and then no further event begun. Workers that start while
-    a topic is paused do not handle it either. Nothing is lost: events wait in the broker, for as
-    long as it keeps them. To pause what is paused changes nothing.
+    Workers finish the event that they are handling, and start no other. Workers that start while a
+    topic is paused do not handle it either. No event is lost: events wait in the broker for its
+    retention time. Pausing a paused topic has no effect.
 
     Errors:
-    - INVALID_ARGUMENT (FIELD_INVALID): fan-out handles no such topic.
+    - INVALID_ARGUMENT (FIELD_INVALID): fan-out does not consume this topic.
     """
     ResumeTopic: _aio.UnaryUnaryMultiCallable[_fanout_admin_service_pb2.ResumeTopicRequest, _fanout_admin_service_pb2.ResumeTopicResponse]
-    """Makes all workers go on with a topic, within about 2 seconds.
+    """Makes all workers resume a topic within about 2 seconds.
 
-    To resume what is not paused changes nothing.
+    Resuming a topic that is not paused has no effect.
 
     Errors:
-    - INVALID_ARGUMENT (FIELD_INVALID): fan-out handles no such topic.
+    - INVALID_ARGUMENT (FIELD_INVALID): fan-out does not consume this topic.
     """
 
 class FanoutAdminServiceServicer(metaclass=_abc_1.ABCMeta):
-    """What site reliability engineers do with fan-out. Not reachable from outside.
+    """Fan-out operations for site reliability engineers. Not reachable from outside the mesh.
 
-    Fan-out handles the topics `post_created`, `post_changed`, `follow_changed`, `celebrity_changed`
-    and, for its own large audiences, `fanout_chunks`.
+    Fan-out consumes the topics `post_created`, `post_changed`, `follow_changed`,
+    `celebrity_changed`, and, for its own large audiences, `fanout_chunks`.
     """
 
     @_abc_1.abstractmethod
@@ -66,7 +66,7 @@ class FanoutAdminServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _fanout_admin_service_pb2.GetLagRequest,
         context: _aio.ServicerContext[_fanout_admin_service_pb2.GetLagRequest, _abc.Awaitable[_fanout_admin_service_pb2.GetLagResponse]],
     ) -> _abc.Awaitable[_fanout_admin_service_pb2.GetLagResponse]:
-        """Tells for each partition of each topic how far behind its end fan-out is.
+        """Returns the consumer lag of fan-out for each partition of each topic.
 
         Errors:
         - UNAVAILABLE (UNAVAILABLE): the broker does not answer.
@@ -78,9 +78,9 @@ class FanoutAdminServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _fanout_admin_service_pb2.ListFanoutsRequest,
         context: _aio.ServicerContext[_fanout_admin_service_pb2.ListFanoutsRequest, _abc.Awaitable[_fanout_admin_service_pb2.ListFanoutsResponse]],
     ) -> _abc.Awaitable[_fanout_admin_service_pb2.ListFanoutsResponse]:
-        """Lists large fan-outs that are under way, oldest first, with their progress.
+        """Lists large fan-outs that are in progress, oldest first.
 
-        Smaller ones are done within the event that asks for them, and have no progress to tell.
+        Smaller fan-outs complete within the event that triggers them and are not listed.
 
         Errors:
         - INVALID_ARGUMENT (FIELD_INVALID): the page size is not 1 to 500.
@@ -92,14 +92,14 @@ class FanoutAdminServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _fanout_admin_service_pb2.PauseTopicRequest,
         context: _aio.ServicerContext[_fanout_admin_service_pb2.PauseTopicRequest, _abc.Awaitable[_fanout_admin_service_pb2.PauseTopicResponse]],
     ) -> _abc.Awaitable[_fanout_admin_service_pb2.PauseTopicResponse]:
-        """Makes all workers stop handling a topic, within about 2 seconds and until it is resumed.
+        """Makes all workers stop handling a topic within about 2 seconds, until it is resumed.
 
-        What is being handled is finished, and then no further event begun. Workers that start while
-        a topic is paused do not handle it either. Nothing is lost: events wait in the broker, for as
-        long as it keeps them. To pause what is paused changes nothing.
+        Workers finish the event that they are handling, and start no other. Workers that start while a
+        topic is paused do not handle it either. No event is lost: events wait in the broker for its
+        retention time. Pausing a paused topic has no effect.
 
         Errors:
-        - INVALID_ARGUMENT (FIELD_INVALID): fan-out handles no such topic.
+        - INVALID_ARGUMENT (FIELD_INVALID): fan-out does not consume this topic.
         """
 
     @_abc_1.abstractmethod
@@ -108,12 +108,12 @@ class FanoutAdminServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _fanout_admin_service_pb2.ResumeTopicRequest,
         context: _aio.ServicerContext[_fanout_admin_service_pb2.ResumeTopicRequest, _abc.Awaitable[_fanout_admin_service_pb2.ResumeTopicResponse]],
     ) -> _abc.Awaitable[_fanout_admin_service_pb2.ResumeTopicResponse]:
-        """Makes all workers go on with a topic, within about 2 seconds.
+        """Makes all workers resume a topic within about 2 seconds.
 
-        To resume what is not paused changes nothing.
+        Resuming a topic that is not paused has no effect.
 
         Errors:
-        - INVALID_ARGUMENT (FIELD_INVALID): fan-out handles no such topic.
+        - INVALID_ARGUMENT (FIELD_INVALID): fan-out does not consume this topic.
         """
 
 def add_FanoutAdminServiceServicer_to_server(servicer: FanoutAdminServiceServicer, server: _aio.Server) -> None: ...

@@ -26,40 +26,40 @@ class _TimelineState:
 class _TimelineStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_TimelineState.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     TIMELINE_STATE_UNSPECIFIED: _TimelineState.ValueType  # 0
-    """Not used."""
+    """Never sent."""
     TIMELINE_STATE_ABSENT: _TimelineState.ValueType  # 1
-    """There is none: nobody has read this feed for long, or the cache had no room."""
+    """The cache has no timeline: nobody has read this feed for a long time, or the cache was full."""
     TIMELINE_STATE_REBUILDING: _TimelineState.ValueType  # 2
-    """It is being made."""
+    """The timeline is being built."""
     TIMELINE_STATE_PARTIAL: _TimelineState.ValueType  # 3
-    """It holds the newest posts; the feed goes on from the database."""
+    """It holds the newest posts; older pages come from the database."""
     TIMELINE_STATE_WHOLE: _TimelineState.ValueType  # 4
-    """It holds all there is."""
+    """It holds every post of the feed."""
 
 class TimelineState(_TimelineState, metaclass=_TimelineStateEnumTypeWrapper):
-    """How far down a home timeline in the cache reaches."""
+    """How complete a cached home timeline is."""
 
 TIMELINE_STATE_UNSPECIFIED: TimelineState.ValueType  # 0
-"""Not used."""
+"""Never sent."""
 TIMELINE_STATE_ABSENT: TimelineState.ValueType  # 1
-"""There is none: nobody has read this feed for long, or the cache had no room."""
+"""The cache has no timeline: nobody has read this feed for a long time, or the cache was full."""
 TIMELINE_STATE_REBUILDING: TimelineState.ValueType  # 2
-"""It is being made."""
+"""The timeline is being built."""
 TIMELINE_STATE_PARTIAL: TimelineState.ValueType  # 3
-"""It holds the newest posts; the feed goes on from the database."""
+"""It holds the newest posts; older pages come from the database."""
 TIMELINE_STATE_WHOLE: TimelineState.ValueType  # 4
-"""It holds all there is."""
+"""It holds every post of the feed."""
 Global___TimelineState: _TypeAlias = TimelineState  # noqa: Y015
 
 @_typing.final
 class InspectFeedRequest(_message.Message):
-    """Asks for the home feed of an account."""
+    """Request message for InspectFeed."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     ACCOUNT_ID_FIELD_NUMBER: _builtins.int
     account_id: _builtins.int
-    """Whose feed."""
+    """The account whose feed to inspect."""
     def __init__(
         self,
         *,
@@ -75,7 +75,7 @@ Global___InspectFeedRequest: _TypeAlias = InspectFeedRequest  # noqa: Y015
 
 @_typing.final
 class InspectFeedResponse(_message.Message):
-    """Answers InspectFeed. All lists of posts begin with the newest."""
+    """Response message for InspectFeed. All lists of posts are ordered newest first."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -86,28 +86,30 @@ class InspectFeedResponse(_message.Message):
     MISSING_POST_IDS_FIELD_NUMBER: _builtins.int
     MISSING_PULLED_ACCOUNT_IDS_FIELD_NUMBER: _builtins.int
     state: Global___TimelineState.ValueType
-    """Whether there is a timeline. All that follows is about the one that is there."""
+    """The state of the timeline. The other fields describe the cached timeline."""
     @_builtins.property
     def post_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """The posts in it: about 500 at most. Some may not be shown: of hidden authors, or deleted."""
+        """The posts in the timeline: at most about 500. Some are not shown: their author is hidden, or
+        they were deleted.
+        """
 
     @_builtins.property
     def pulled_account_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Celebrities whose own timelines are pulled in when the feed is read."""
+        """Celebrities whose own timelines are merged in when the feed is read."""
 
     @_builtins.property
     def hidden_account_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Authors who are not shown, though posts of theirs may be in the timeline: the account ceased to
-        follow them, or muted them.
+        """Authors who are not shown even if the timeline holds their posts: the account unfollowed or
+        muted them.
         """
 
     @_builtins.property
     def missing_post_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Posts that belong into it, and are not there."""
+        """Posts that belong in the timeline but are missing."""
 
     @_builtins.property
     def missing_pulled_account_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Celebrities whom the account follows, and who are not pulled in."""
+        """Followed celebrities that are missing from `pulled_account_ids`."""
 
     def __init__(
         self,
@@ -129,13 +131,13 @@ Global___InspectFeedResponse: _TypeAlias = InspectFeedResponse  # noqa: Y015
 
 @_typing.final
 class RebuildFeedRequest(_message.Message):
-    """Asks to make a home timeline anew."""
+    """Request message for RebuildFeed."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     ACCOUNT_ID_FIELD_NUMBER: _builtins.int
     account_id: _builtins.int
-    """Whose feed."""
+    """The account whose feed to rebuild."""
     def __init__(
         self,
         *,
@@ -151,7 +153,7 @@ Global___RebuildFeedRequest: _TypeAlias = RebuildFeedRequest  # noqa: Y015
 
 @_typing.final
 class RebuildFeedResponse(_message.Message):
-    """Answers RebuildFeed."""
+    """Response message for RebuildFeed."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

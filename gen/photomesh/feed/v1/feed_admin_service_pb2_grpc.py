@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class FeedAdminServiceStub:
-    """What site reliability engineers do with home feeds. Not reachable from outside.
+    """Home feed operations for site reliability engineers. Not reachable from outside the mesh.
     """
 
     def __init__(self, channel):
@@ -48,14 +48,14 @@ class FeedAdminServiceStub:
 
 
 class FeedAdminServiceServicer:
-    """What site reliability engineers do with home feeds. Not reachable from outside.
+    """Home feed operations for site reliability engineers. Not reachable from outside the mesh.
     """
 
     def InspectFeed(self, request, context):
-        """Tells what the cache holds of somebody's home feed, and what it lacks of what is in the
-        database.
+        """Returns what the cache holds of an account's home feed, and what it lacks compared with the
+        database. Read-only.
 
-        What fan-out is about to do shows, too, so look twice. It changes nothing.
+        Work that fan-out has yet to do also shows as a difference, so call it twice.
 
         Errors:
         - UNAVAILABLE (UNAVAILABLE): the cache, graph or post does not answer.
@@ -65,13 +65,13 @@ class FeedAdminServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def RebuildFeed(self, request, context):
-        """Makes somebody's home timeline anew from the database.
+        """Rebuilds an account's home timeline from the database.
 
-        Their readers notice nothing but a slower page. To repeat it is harmless.
+        Readers only notice a slower page. The call is safe to repeat.
 
         Errors:
-        - UNAVAILABLE (UNAVAILABLE): the cache, graph or post does not answer. Unless it was the cache,
-        the timeline is gone, and the next reader has it made.
+        - UNAVAILABLE (UNAVAILABLE): the cache, graph, or post does not answer. Unless the cache
+        failed, the timeline is deleted, and the next read rebuilds it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -99,7 +99,7 @@ def add_FeedAdminServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class FeedAdminService:
-    """What site reliability engineers do with home feeds. Not reachable from outside.
+    """Home feed operations for site reliability engineers. Not reachable from outside the mesh.
     """
 
     @staticmethod

@@ -13,30 +13,30 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class FeedAdminServiceStub:
-    """What site reliability engineers do with home feeds. Not reachable from outside."""
+    """Home feed operations for site reliability engineers. Not reachable from outside the mesh."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     InspectFeed: _aio.UnaryUnaryMultiCallable[_feed_admin_service_pb2.InspectFeedRequest, _feed_admin_service_pb2.InspectFeedResponse]
-    """Tells what the cache holds of somebody's home feed, and what it lacks of what is in the
-    database.
+    """Returns what the cache holds of an account's home feed, and what it lacks compared with the
+    database. Read-only.
 
-    What fan-out is about to do shows, too, so look twice. It changes nothing.
+    Work that fan-out has yet to do also shows as a difference, so call it twice.
 
     Errors:
     - UNAVAILABLE (UNAVAILABLE): the cache, graph or post does not answer.
     """
     RebuildFeed: _aio.UnaryUnaryMultiCallable[_feed_admin_service_pb2.RebuildFeedRequest, _feed_admin_service_pb2.RebuildFeedResponse]
-    """Makes somebody's home timeline anew from the database.
+    """Rebuilds an account's home timeline from the database.
 
-    Their readers notice nothing but a slower page. To repeat it is harmless.
+    Readers only notice a slower page. The call is safe to repeat.
 
     Errors:
-    - UNAVAILABLE (UNAVAILABLE): the cache, graph or post does not answer. Unless it was the cache,
-      the timeline is gone, and the next reader has it made.
+    - UNAVAILABLE (UNAVAILABLE): the cache, graph, or post does not answer. Unless the cache
+      failed, the timeline is deleted, and the next read rebuilds it.
     """
 
 class FeedAdminServiceServicer(metaclass=_abc_1.ABCMeta):
-    """What site reliability engineers do with home feeds. Not reachable from outside."""
+    """Home feed operations for site reliability engineers. Not reachable from outside the mesh."""
 
     @_abc_1.abstractmethod
     def InspectFeed(
@@ -44,10 +44,10 @@ class FeedAdminServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _feed_admin_service_pb2.InspectFeedRequest,
         context: _aio.ServicerContext[_feed_admin_service_pb2.InspectFeedRequest, _abc.Awaitable[_feed_admin_service_pb2.InspectFeedResponse]],
     ) -> _abc.Awaitable[_feed_admin_service_pb2.InspectFeedResponse]:
-        """Tells what the cache holds of somebody's home feed, and what it lacks of what is in the
-        database.
+        """Returns what the cache holds of an account's home feed, and what it lacks compared with the
+        database. Read-only.
 
-        What fan-out is about to do shows, too, so look twice. It changes nothing.
+        Work that fan-out has yet to do also shows as a difference, so call it twice.
 
         Errors:
         - UNAVAILABLE (UNAVAILABLE): the cache, graph or post does not answer.
@@ -59,13 +59,13 @@ class FeedAdminServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _feed_admin_service_pb2.RebuildFeedRequest,
         context: _aio.ServicerContext[_feed_admin_service_pb2.RebuildFeedRequest, _abc.Awaitable[_feed_admin_service_pb2.RebuildFeedResponse]],
     ) -> _abc.Awaitable[_feed_admin_service_pb2.RebuildFeedResponse]:
-        """Makes somebody's home timeline anew from the database.
+        """Rebuilds an account's home timeline from the database.
 
-        Their readers notice nothing but a slower page. To repeat it is harmless.
+        Readers only notice a slower page. The call is safe to repeat.
 
         Errors:
-        - UNAVAILABLE (UNAVAILABLE): the cache, graph or post does not answer. Unless it was the cache,
-          the timeline is gone, and the next reader has it made.
+        - UNAVAILABLE (UNAVAILABLE): the cache, graph, or post does not answer. Unless the cache
+          failed, the timeline is deleted, and the next read rebuilds it.
         """
 
 def add_FeedAdminServiceServicer_to_server(servicer: FeedAdminServiceServicer, server: _aio.Server) -> None: ...

@@ -29,23 +29,23 @@ class _FeedStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_FeedState.V
     FEED_STATE_UNSPECIFIED: _FeedState.ValueType  # 0
     """Never sent."""
     FEED_STATE_COMPLETE: _FeedState.ValueType  # 1
-    """Everything that should be on the page is there."""
+    """The page is complete."""
     FEED_STATE_REGENERATING: _FeedState.ValueType  # 2
-    """The feed was not in the cache; the page comes from the database while it is rebuilt."""
+    """The feed was not cached; the page comes from the database while the cache is rebuilt."""
     FEED_STATE_DEGRADED: _FeedState.ValueType  # 3
-    """A part that the feed needs is away; posts may be missing. Ask again later."""
+    """A dependency is unavailable; posts may be missing. Retry later."""
 
 class FeedState(_FeedState, metaclass=_FeedStateEnumTypeWrapper):
-    """How much a page of a feed can be relied on."""
+    """How complete a page of a feed is."""
 
 FEED_STATE_UNSPECIFIED: FeedState.ValueType  # 0
 """Never sent."""
 FEED_STATE_COMPLETE: FeedState.ValueType  # 1
-"""Everything that should be on the page is there."""
+"""The page is complete."""
 FEED_STATE_REGENERATING: FeedState.ValueType  # 2
-"""The feed was not in the cache; the page comes from the database while it is rebuilt."""
+"""The feed was not cached; the page comes from the database while the cache is rebuilt."""
 FEED_STATE_DEGRADED: FeedState.ValueType  # 3
-"""A part that the feed needs is away; posts may be missing. Ask again later."""
+"""A dependency is unavailable; posts may be missing. Retry later."""
 Global___FeedState: _TypeAlias = FeedState  # noqa: Y015
 
 class _WatchFeedEnd:
@@ -57,16 +57,16 @@ class _WatchFeedEndEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_WatchFee
     WATCH_FEED_END_UNSPECIFIED: _WatchFeedEnd.ValueType  # 0
     """Never sent."""
     WATCH_FEED_END_DRAINING: _WatchFeedEnd.ValueType  # 1
-    """The process that served it is about to stop. Watch again at once."""
+    """The process is shutting down. Watch again at once."""
     WATCH_FEED_END_TIME_LIMIT: _WatchFeedEnd.ValueType  # 2
-    """It has lasted for about half an hour. Watch again at once."""
+    """The watch has lasted about half an hour. Watch again at once."""
     WATCH_FEED_END_TOO_SLOW: _WatchFeedEnd.ValueType  # 3
-    """Posts came faster than they were read. What was not read is left out: watch again when there
-    is time to read; a post that was read may then come again.
+    """The client read more slowly than posts arrived, and unread posts were dropped. Watch again when
+    the client can keep up; a post that it has already read may be sent again.
     """
     WATCH_FEED_END_TOO_FAR_BEHIND: _WatchFeedEnd.ValueType  # 4
-    """More than 100 posts are newer than `after_post_id`. Show the first page of the feed, and watch
-    from its newest post on.
+    """More than 100 posts are newer than `after_post_id`. Fetch the first page of the feed and watch
+    from its newest post.
     """
 
 class WatchFeedEnd(_WatchFeedEnd, metaclass=_WatchFeedEndEnumTypeWrapper):
@@ -75,31 +75,31 @@ class WatchFeedEnd(_WatchFeedEnd, metaclass=_WatchFeedEndEnumTypeWrapper):
 WATCH_FEED_END_UNSPECIFIED: WatchFeedEnd.ValueType  # 0
 """Never sent."""
 WATCH_FEED_END_DRAINING: WatchFeedEnd.ValueType  # 1
-"""The process that served it is about to stop. Watch again at once."""
+"""The process is shutting down. Watch again at once."""
 WATCH_FEED_END_TIME_LIMIT: WatchFeedEnd.ValueType  # 2
-"""It has lasted for about half an hour. Watch again at once."""
+"""The watch has lasted about half an hour. Watch again at once."""
 WATCH_FEED_END_TOO_SLOW: WatchFeedEnd.ValueType  # 3
-"""Posts came faster than they were read. What was not read is left out: watch again when there
-is time to read; a post that was read may then come again.
+"""The client read more slowly than posts arrived, and unread posts were dropped. Watch again when
+the client can keep up; a post that it has already read may be sent again.
 """
 WATCH_FEED_END_TOO_FAR_BEHIND: WatchFeedEnd.ValueType  # 4
-"""More than 100 posts are newer than `after_post_id`. Show the first page of the feed, and watch
-from its newest post on.
+"""More than 100 posts are newer than `after_post_id`. Fetch the first page of the feed and watch
+from its newest post.
 """
 Global___WatchFeedEnd: _TypeAlias = WatchFeedEnd  # noqa: Y015
 
 @_typing.final
 class GetFeedRequest(_message.Message):
-    """Asks for a page of the feed."""
+    """Request message for GetFeed."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
-    """How many posts at most: 1 to 100. 0: 20."""
+    """Maximum number of posts, 1 to 100. 0: 20."""
     page_token: _builtins.str
-    """The last page's `next_page_token`; empty: from the newest post."""
+    """The previous page's `next_page_token`. Empty: start with the newest post."""
     def __init__(
         self,
         *,
@@ -116,7 +116,7 @@ Global___GetFeedRequest: _TypeAlias = GetFeedRequest  # noqa: Y015
 
 @_typing.final
 class GetFeedResponse(_message.Message):
-    """Answers GetFeed."""
+    """Response message for GetFeed."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -124,9 +124,9 @@ class GetFeedResponse(_message.Message):
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
-    """Asks for the next page; empty at the end of the feed."""
+    """The token of the next page. Empty: this is the last page."""
     state: Global___FeedState.ValueType
-    """How much the page can be relied on."""
+    """How complete the page is."""
     @_builtins.property
     def posts(self) -> _containers.RepeatedCompositeFieldContainer[_post_service_pb2.Post]:
         """The posts, newest first."""
@@ -148,14 +148,14 @@ Global___GetFeedResponse: _TypeAlias = GetFeedResponse  # noqa: Y015
 
 @_typing.final
 class WatchFeedRequest(_message.Message):
-    """Asks to watch the feed."""
+    """Request message for WatchFeed."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     AFTER_POST_ID_FIELD_NUMBER: _builtins.int
     after_post_id: _builtins.int
-    """Posts newer than this one are told: the `resume_after_post_id` of a watch that ended, or the
-    newest post of the first page. 0: those that come from now on.
+    """Streams posts newer than this one: the `resume_after_post_id` of the previous watch, or the
+    newest post of the first page. 0: only posts published from now on.
     """
     def __init__(
         self,
@@ -172,7 +172,7 @@ Global___WatchFeedRequest: _TypeAlias = WatchFeedRequest  # noqa: Y015
 
 @_typing.final
 class WatchFeedResponse(_message.Message):
-    """Tells of a feed that is watched."""
+    """One message of a feed watch."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -180,12 +180,12 @@ class WatchFeedResponse(_message.Message):
     END_FIELD_NUMBER: _builtins.int
     RESUME_AFTER_POST_ID_FIELD_NUMBER: _builtins.int
     end: Global___WatchFeedEnd.ValueType
-    """This is the last message."""
+    """Why the watch ends. Set only in the last message."""
     resume_after_post_id: _builtins.int
-    """Where to go on when the watch ends after this message."""
+    """The `after_post_id` to resume with if the watch ends after this message."""
     @_builtins.property
     def post(self) -> _post_service_pb2.Post:
-        """A post that is new in the feed."""
+        """A new post in the feed."""
 
     def __init__(
         self,

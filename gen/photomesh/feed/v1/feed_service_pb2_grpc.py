@@ -28,9 +28,10 @@ if _version_not_supported:
 class FeedServiceStub:
     """The home feed.
 
-    Every method needs a session: UNAUTHENTICATED (TOKEN_MISSING, TOKEN_INVALID, TOKEN_EXPIRED)
-    without one. Every method may also fail with INTERNAL, UNAVAILABLE (retry with backoff) and
-    INVALID_ARGUMENT (FIELD_INVALID: the field violations say which and why).
+    Every method requires a session, and fails with UNAUTHENTICATED (TOKEN_MISSING, TOKEN_INVALID,
+    TOKEN_EXPIRED) without one. Every method can also fail with INTERNAL, UNAVAILABLE (retry with
+    backoff), and INVALID_ARGUMENT (FIELD_INVALID: the field violations name the field and the
+    reason).
     """
 
     def __init__(self, channel):
@@ -54,48 +55,51 @@ class FeedServiceStub:
 class FeedServiceServicer:
     """The home feed.
 
-    Every method needs a session: UNAUTHENTICATED (TOKEN_MISSING, TOKEN_INVALID, TOKEN_EXPIRED)
-    without one. Every method may also fail with INTERNAL, UNAVAILABLE (retry with backoff) and
-    INVALID_ARGUMENT (FIELD_INVALID: the field violations say which and why).
+    Every method requires a session, and fails with UNAUTHENTICATED (TOKEN_MISSING, TOKEN_INVALID,
+    TOKEN_EXPIRED) without one. Every method can also fail with INTERNAL, UNAVAILABLE (retry with
+    backoff), and INVALID_ARGUMENT (FIELD_INVALID: the field violations name the field and the
+    reason).
     """
 
     def GetFeed(self, request, context):
-        """Returns one page of the caller's home feed: posts of the accounts they follow and their own,
+        """Returns one page of the caller's home feed: posts by the accounts they follow and their own,
         newest first.
 
-        A page token stays valid while posts arrive: pages meet without gap or repeat, and a page is
-        shorter than asked for only at the end.
+        A page token stays valid while posts arrive: pages have no gaps or duplicates, and only the
+        last page is shorter than requested.
 
         Errors:
-        - INVALID_ARGUMENT (BAD_PAGE_TOKEN): this method gave the caller no such token.
+        - INVALID_ARGUMENT (BAD_PAGE_TOKEN): this method did not issue the token to the caller.
 
-        Over REST the JSON is made by feed itself, out of posts that are kept as JSON: a page has some
-        5,000 fields, and to write them anew for each reader would cost the gateway far more than the
-        mesh behind it.
+        Over REST, feed itself writes the JSON from posts that are cached as JSON: a page has some
+        5,000 fields, and encoding them for each reader would cost the gateway far more than the
+        services behind it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def WatchFeed(self, request, context):
-        """Tells what is new in the caller's home feed, while it happens: each post within about a second
-        of its being published, those of celebrities within two.
+        """Streams new posts of the caller's home feed, each within about a second of its publication;
+        within two seconds for posts by celebrities.
 
-        The first message comes at once and holds no post: from then on everything is told. Another
-        such comes every 15 seconds in which nothing else does. The message with `end` set is the last
-        one; a stream that ends without it was cut. In both cases watch again, with the last message's
-        `resume_after_post_id`: what came meanwhile is told first, oldest first.
+        The first message arrives at once and has no post: it confirms that every later event is
+        streamed. The same empty message follows after every 15 seconds without another. The message
+        with `end` set is the last one; a stream that ends without it was interrupted. In both cases
+        call WatchFeed again with `resume_after_post_id` of the last message: posts published in
+        between are sent first, oldest first.
 
-        Within one watch no post comes twice. Posts may come out of order, for a post is published when
-        its media are ready. One that took longer than ten minutes, or that was published while nobody
-        watched and is older than `after_post_id`, is not told: pages of the feed have it. So do they
-        have what is new about posts that were told: that they were deleted, say.
+        A watch never sends a post twice. Posts can arrive out of order, because a post is published
+        when its media are ready. A watch does not send a post whose publication took longer than ten
+        minutes, nor one that was published while nobody watched and is older than `after_post_id`;
+        GetFeed returns both. A watch does not send changes of posts, such as deletions; GetFeed
+        reflects them.
 
-        Over REST each message is a server-sent event, whose data are one line of JSON.
+        Over REST, each message is a server-sent event whose data is one line of JSON.
 
         Errors:
         - RESOURCE_EXHAUSTED (TOO_MANY_STREAMS): the caller has five watches open at this process, or
-        as many people watch here as it serves. Watch again in a few seconds.
+        the process serves as many people as it can. Watch again in a few seconds.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -125,9 +129,10 @@ def add_FeedServiceServicer_to_server(servicer, server):
 class FeedService:
     """The home feed.
 
-    Every method needs a session: UNAUTHENTICATED (TOKEN_MISSING, TOKEN_INVALID, TOKEN_EXPIRED)
-    without one. Every method may also fail with INTERNAL, UNAVAILABLE (retry with backoff) and
-    INVALID_ARGUMENT (FIELD_INVALID: the field violations say which and why).
+    Every method requires a session, and fails with UNAUTHENTICATED (TOKEN_MISSING, TOKEN_INVALID,
+    TOKEN_EXPIRED) without one. Every method can also fail with INTERNAL, UNAVAILABLE (retry with
+    backoff), and INVALID_ARGUMENT (FIELD_INVALID: the field violations name the field and the
+    reason).
     """
 
     @staticmethod

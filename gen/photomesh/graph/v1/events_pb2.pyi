@@ -18,10 +18,11 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class FollowChanged(_message.Message):
-    """An account started or stopped following or muting another one.
+    """An account started or stopped following or muting another account.
 
-    The event says that something changed, not what holds now: consumers ask graph, so that repeated
-    and late events are harmless. A block publishes one event for each direction that it cut.
+    The event only says that something changed. Consumers query graph for the current state, so
+    duplicate and late events are harmless. A block publishes one event for each direction in which
+    it removed a follow.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -29,9 +30,9 @@ class FollowChanged(_message.Message):
     FOLLOWER_ID_FIELD_NUMBER: _builtins.int
     FOLLOWEE_ID_FIELD_NUMBER: _builtins.int
     follower_id: _builtins.int
-    """The account that follows, or did."""
+    """The account that follows or followed."""
     followee_id: _builtins.int
-    """The account that is followed, or was."""
+    """The account that is or was followed."""
     def __init__(
         self,
         *,
@@ -48,18 +49,18 @@ Global___FollowChanged: _TypeAlias = FollowChanged  # noqa: Y015
 
 @_typing.final
 class CelebrityChanged(_message.Message):
-    """An account's number of followers crossed a threshold, so the way in which its posts reach them
+    """An account's number of followers crossed a threshold, so the delivery of its posts to them
     started to change.
 
-    A consumer asks graph for the current mode, updates the followers' feeds accordingly, and then
-    calls FinishModeChange.
+    A consumer queries graph for the current mode, updates the followers' feeds, and then calls
+    FinishModeChange.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
 
     ACCOUNT_ID_FIELD_NUMBER: _builtins.int
     account_id: _builtins.int
-    """The account whose mode is PROMOTING or DEMOTING, or was."""
+    """The account whose mode is or was PROMOTING or DEMOTING."""
     def __init__(
         self,
         *,

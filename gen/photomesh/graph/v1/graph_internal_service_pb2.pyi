@@ -30,17 +30,19 @@ class _AudienceModeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Audience
     AUDIENCE_MODE_PUSHED: _AudienceMode.ValueType  # 1
     """Posts are pushed into the followers' feeds."""
     AUDIENCE_MODE_PROMOTING: _AudienceMode.ValueType  # 2
-    """Posts are pushed. Feeds are told, one by one, to pull them, too."""
+    """Posts are pushed. Feeds are being switched, one by one, to also pull them."""
     AUDIENCE_MODE_PULLED: _AudienceMode.ValueType  # 3
-    """Feeds pull posts when they are read; nothing is pushed."""
+    """Feeds pull posts when they are read. Nothing is pushed."""
     AUDIENCE_MODE_DEMOTING: _AudienceMode.ValueType  # 4
-    """Posts are pushed again. Feeds are filled, one by one, with the last ones, and pull no more."""
+    """Posts are pushed again. The latest posts are being copied into feeds, one by one, and each feed
+    then stops pulling.
+    """
 
 class AudienceMode(_AudienceMode, metaclass=_AudienceModeEnumTypeWrapper):
     """How an account's posts reach its followers.
 
-    PUSHED -> PROMOTING -> PULLED -> DEMOTING -> PUSHED, and from PROMOTING and DEMOTING to each
-    other: so at each moment every follower gets each post by push, or by pull, or by both.
+    PUSHED -> PROMOTING -> PULLED -> DEMOTING -> PUSHED; PROMOTING and DEMOTING can also change into
+    each other. Thus every follower always gets each post by push, by pull, or by both.
     """
 
 AUDIENCE_MODE_UNSPECIFIED: AudienceMode.ValueType  # 0
@@ -48,16 +50,18 @@ AUDIENCE_MODE_UNSPECIFIED: AudienceMode.ValueType  # 0
 AUDIENCE_MODE_PUSHED: AudienceMode.ValueType  # 1
 """Posts are pushed into the followers' feeds."""
 AUDIENCE_MODE_PROMOTING: AudienceMode.ValueType  # 2
-"""Posts are pushed. Feeds are told, one by one, to pull them, too."""
+"""Posts are pushed. Feeds are being switched, one by one, to also pull them."""
 AUDIENCE_MODE_PULLED: AudienceMode.ValueType  # 3
-"""Feeds pull posts when they are read; nothing is pushed."""
+"""Feeds pull posts when they are read. Nothing is pushed."""
 AUDIENCE_MODE_DEMOTING: AudienceMode.ValueType  # 4
-"""Posts are pushed again. Feeds are filled, one by one, with the last ones, and pull no more."""
+"""Posts are pushed again. The latest posts are being copied into feeds, one by one, and each feed
+then stops pulling.
+"""
 Global___AudienceMode: _TypeAlias = AudienceMode  # noqa: Y015
 
 @_typing.final
 class StreamFollowersRequest(_message.Message):
-    """Asks for an account's followers."""
+    """Request message for StreamFollowers."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -67,9 +71,9 @@ class StreamFollowersRequest(_message.Message):
     followee_id: _builtins.int
     """The account that is followed."""
     after_follower_id: _builtins.int
-    """Only followers whose id is above this one; 0: from the first."""
+    """Returns only followers with a larger id. 0: from the first."""
     until_follower_id: _builtins.int
-    """Only followers whose id is not above this one; 0: to the last."""
+    """Returns only followers whose id is not larger than this one. 0: to the last."""
     def __init__(
         self,
         *,
@@ -94,7 +98,7 @@ class StreamFollowersResponse(_message.Message):
     FOLLOWER_IDS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def follower_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Ids, ascending, each 8 bytes on the wire; never more than 65,536."""
+        """Ids in ascending order, each 8 bytes on the wire. At most 65,536."""
 
     def __init__(
         self,
@@ -111,7 +115,7 @@ Global___StreamFollowersResponse: _TypeAlias = StreamFollowersResponse  # noqa: 
 
 @_typing.final
 class GetAudienceRequest(_message.Message):
-    """Asks how to reach an account's followers."""
+    """Request message for GetAudience."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -120,7 +124,7 @@ class GetAudienceRequest(_message.Message):
     followee_id: _builtins.int
     """The account that is followed."""
     chunk_size: _builtins.int
-    """How many followers one chunk shall have."""
+    """The number of followers in one chunk."""
     def __init__(
         self,
         *,
@@ -137,7 +141,7 @@ Global___GetAudienceRequest: _TypeAlias = GetAudienceRequest  # noqa: Y015
 
 @_typing.final
 class GetAudienceResponse(_message.Message):
-    """Answers GetAudience."""
+    """Response message for GetAudience."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -148,14 +152,15 @@ class GetAudienceResponse(_message.Message):
     mode: Global___AudienceMode.ValueType
     """How posts reach the followers."""
     change_id: _builtins.int
-    """Which change of mode was the last: what FinishModeChange takes. 0: there was none."""
+    """The latest mode change, to pass to FinishModeChange. 0: the mode never changed."""
     followers: _builtins.int
-    """How many follow the account."""
+    """The number of followers."""
     @_builtins.property
     def bounds(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """The last follower's id of each chunk but the last, ascending, each 8 bytes on the wire; empty
-        when there are no more followers than one chunk has. A chunk is what StreamFollowers streams
-        after one bound (0 for the first) until the next (0 for the last).
+        """The id of the last follower of each chunk except the last chunk, in ascending order, each 8
+        bytes on the wire. Empty: all followers fit into one chunk. To stream a chunk, call
+        StreamFollowers with its `after_follower_id` set to the previous bound (0 for the first chunk)
+        and its `until_follower_id` set to the next one (0 for the last chunk).
         """
 
     def __init__(
@@ -176,7 +181,7 @@ Global___GetAudienceResponse: _TypeAlias = GetAudienceResponse  # noqa: Y015
 
 @_typing.final
 class ListFolloweesRequest(_message.Message):
-    """Asks whom an account follows."""
+    """Request message for ListFollowees."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -198,7 +203,7 @@ Global___ListFolloweesRequest: _TypeAlias = ListFolloweesRequest  # noqa: Y015
 
 @_typing.final
 class ListFolloweesResponse(_message.Message):
-    """Answers ListFollowees."""
+    """Response message for ListFollowees."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -207,24 +212,24 @@ class ListFolloweesResponse(_message.Message):
     HIDDEN_IDS_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
     version: _builtins.int
-    """Grows with every change of what the follower gets from anybody."""
+    """Grows with every change of the posts that the follower receives."""
     @_builtins.property
     def followee_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """The accounts whose posts belong into the feed: all followees that are not muted. Ascending,
-        each 8 bytes on the wire.
+        """The accounts whose posts belong in the feed: all followees that are not muted. In ascending
+        order, each 8 bytes on the wire.
         """
 
     @_builtins.property
     def pulled_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Those of `followee_ids` whose posts are pulled when the feed is read: their mode is PROMOTING
-        or PULLED. Ascending.
+        """The accounts in `followee_ids` whose posts are pulled when the feed is read: their mode is
+        PROMOTING or PULLED. In ascending order.
         """
 
     @_builtins.property
     def hidden_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Accounts whose posts may be on their way into the feed and do not belong there: all that are
-        muted, followed or not, and those that the follower left, or that removed it, within the last
-        hour. Ascending; none is in `followee_ids`.
+        """Accounts whose posts do not belong in the feed but may still arrive there: all muted accounts,
+        followed or not, and those whose follow ended within the last hour by an unfollow or by
+        removing the follower. In ascending order; none is in `followee_ids`.
         """
 
     def __init__(
@@ -245,7 +250,7 @@ Global___ListFolloweesResponse: _TypeAlias = ListFolloweesResponse  # noqa: Y015
 
 @_typing.final
 class FollowPair(_message.Message):
-    """One account that may follow another."""
+    """A follower and a followee."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -271,7 +276,7 @@ Global___FollowPair: _TypeAlias = FollowPair  # noqa: Y015
 
 @_typing.final
 class FollowCheck(_message.Message):
-    """What holds between two accounts."""
+    """The state between a follower and a followee."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -286,7 +291,7 @@ class FollowCheck(_message.Message):
     mode: Global___AudienceMode.ValueType
     """How the followee's posts reach its followers."""
     version: _builtins.int
-    """Grows with every change of what the follower gets from anybody."""
+    """Grows with every change of the posts that the follower receives."""
     def __init__(
         self,
         *,
@@ -305,7 +310,7 @@ Global___FollowCheck: _TypeAlias = FollowCheck  # noqa: Y015
 
 @_typing.final
 class BatchCheckFollowsRequest(_message.Message):
-    """Asks about follows."""
+    """Request message for BatchCheckFollows."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -329,14 +334,14 @@ Global___BatchCheckFollowsRequest: _TypeAlias = BatchCheckFollowsRequest  # noqa
 
 @_typing.final
 class BatchCheckFollowsResponse(_message.Message):
-    """Answers BatchCheckFollows."""
+    """Response message for BatchCheckFollows."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     CHECKS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def checks(self) -> _containers.RepeatedCompositeFieldContainer[Global___FollowCheck]:
-        """One answer for each pair, in that order."""
+        """One result for each pair, in the order of the request."""
 
     def __init__(
         self,
@@ -353,7 +358,7 @@ Global___BatchCheckFollowsResponse: _TypeAlias = BatchCheckFollowsResponse  # no
 
 @_typing.final
 class FinishModeChangeRequest(_message.Message):
-    """Tells that a change of mode is done."""
+    """Request message for FinishModeChange."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -362,7 +367,7 @@ class FinishModeChangeRequest(_message.Message):
     account_id: _builtins.int
     """The account whose mode changed."""
     change_id: _builtins.int
-    """The change, as GetAudience told it."""
+    """The change, from GetAudience."""
     def __init__(
         self,
         *,
@@ -379,7 +384,7 @@ Global___FinishModeChangeRequest: _TypeAlias = FinishModeChangeRequest  # noqa: 
 
 @_typing.final
 class FinishModeChangeResponse(_message.Message):
-    """Answers FinishModeChange."""
+    """Response message for FinishModeChange."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -396,17 +401,17 @@ Global___FinishModeChangeResponse: _TypeAlias = FinishModeChangeResponse  # noqa
 
 @_typing.final
 class BatchCheckVisibilityRequest(_message.Message):
-    """Asks what a viewer may see."""
+    """Request message for BatchCheckVisibility."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     VIEWER_ID_FIELD_NUMBER: _builtins.int
     ACCOUNT_IDS_FIELD_NUMBER: _builtins.int
     viewer_id: _builtins.int
-    """Who wants to see."""
+    """The account that views."""
     @_builtins.property
     def account_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """1 to 500 accounts; the same may come twice."""
+        """1 to 500 accounts. Duplicates are allowed."""
 
     def __init__(
         self,
@@ -424,14 +429,14 @@ Global___BatchCheckVisibilityRequest: _TypeAlias = BatchCheckVisibilityRequest  
 
 @_typing.final
 class BatchCheckVisibilityResponse(_message.Message):
-    """Answers BatchCheckVisibility."""
+    """Response message for BatchCheckVisibility."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     VISIBLE_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def visible(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bool]:
-        """One answer for each account, in that order."""
+        """One result for each account, in the order of the request."""
 
     def __init__(
         self,

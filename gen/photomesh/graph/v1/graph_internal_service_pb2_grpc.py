@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class GraphInternalServiceStub:
-    """The follow graph, for the other services of the mesh. Not reachable from outside.
+    """The follow graph, for the other services of the mesh. Not reachable from outside the mesh.
     """
 
     def __init__(self, channel):
@@ -68,41 +68,41 @@ class GraphInternalServiceStub:
 
 
 class GraphInternalServiceServicer:
-    """The follow graph, for the other services of the mesh. Not reachable from outside.
+    """The follow graph, for the other services of the mesh. Not reachable from outside the mesh.
     """
 
     def StreamFollowers(self, request, context):
-        """Streams the ids of everybody who follows an account, in batches, lowest id first.
+        """Streams the ids of all followers of an account, in batches, in ascending order.
 
-        Resumable: a new call with the last id received goes on behind it. A follow made meanwhile
-        may be missed; none comes twice.
+        To resume, call it again with the last id received. A follow created during the call can be
+        missed; no follower is returned twice.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetAudience(self, request, context):
-        """Tells how an account's posts reach its followers, how many these are, and where to cut them
-        into chunks that StreamFollowers can stream each for itself.
+        """Returns how an account's posts reach its followers, how many followers it has, and where to
+        split them into chunks that StreamFollowers can stream independently.
 
-        Costs one look for an audience of one chunk; a larger one is scanned once.
+        For an audience of one chunk it costs one lookup; a larger audience is scanned once.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListFollowees(self, request, context):
-        """Returns whom an account follows (at most 7,500), and how its feed is to treat each.
+        """Returns the accounts that an account follows (at most 7,500), and how its feed treats each.
 
-        Everything in the answer held at one moment.
+        The response is a consistent snapshot.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def BatchCheckFollows(self, request, context):
-        """Tells for each pair what holds between the follower and the followee now, in the order asked
-        for. Everything in the answer held at one moment.
+        """Returns the current state of each follower-followee pair, in the order of the request. The
+        response is a consistent snapshot.
 
         Errors:
         - INVALID_ARGUMENT (FIELD_INVALID): no pair, or more than 500.
@@ -112,18 +112,19 @@ class GraphInternalServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def FinishModeChange(self, request, context):
-        """Tells that all feeds are in line with a change of mode: PROMOTING becomes PULLED, DEMOTING
-        becomes PUSHED.
+        """Confirms that all feeds reflect a mode change: PROMOTING becomes PULLED, DEMOTING becomes
+        PUSHED.
 
-        Changes nothing when it came before, or when another change has begun since.
+        Has no effect if the change is already finished or another change has started since.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def BatchCheckVisibility(self, request, context):
-        """Tells for each account whether the viewer may see what it posts: it is the viewer's own, or
-        neither blocks the other and it is public or followed by the viewer. A muted account is visible.
+        """Returns for each account whether the viewer may see its posts: if it is the viewer's own
+        account, or if neither blocks the other and the account is public or followed by the viewer.
+        Muted accounts are visible.
 
         Errors:
         - INVALID_ARGUMENT (FIELD_INVALID): no account, or more than 500.
@@ -174,7 +175,7 @@ def add_GraphInternalServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class GraphInternalService:
-    """The follow graph, for the other services of the mesh. Not reachable from outside.
+    """The follow graph, for the other services of the mesh. Not reachable from outside the mesh.
     """
 
     @staticmethod

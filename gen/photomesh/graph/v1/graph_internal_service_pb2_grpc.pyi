@@ -13,49 +13,50 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class GraphInternalServiceStub:
-    """The follow graph, for the other services of the mesh. Not reachable from outside."""
+    """The follow graph, for the other services of the mesh. Not reachable from outside the mesh."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     StreamFollowers: _aio.UnaryStreamMultiCallable[_graph_internal_service_pb2.StreamFollowersRequest, _graph_internal_service_pb2.StreamFollowersResponse]
-    """Streams the ids of everybody who follows an account, in batches, lowest id first.
+    """Streams the ids of all followers of an account, in batches, in ascending order.
 
-    Resumable: a new call with the last id received goes on behind it. A follow made meanwhile
-    may be missed; none comes twice.
+    To resume, call it again with the last id received. A follow created during the call can be
+    missed; no follower is returned twice.
     """
     GetAudience: _aio.UnaryUnaryMultiCallable[_graph_internal_service_pb2.GetAudienceRequest, _graph_internal_service_pb2.GetAudienceResponse]
-    """Tells how an account's posts reach its followers, how many these are, and where to cut them
-    into chunks that StreamFollowers can stream each for itself.
+    """Returns how an account's posts reach its followers, how many followers it has, and where to
+    split them into chunks that StreamFollowers can stream independently.
 
-    Costs one look for an audience of one chunk; a larger one is scanned once.
+    For an audience of one chunk it costs one lookup; a larger audience is scanned once.
     """
     ListFollowees: _aio.UnaryUnaryMultiCallable[_graph_internal_service_pb2.ListFolloweesRequest, _graph_internal_service_pb2.ListFolloweesResponse]
-    """Returns whom an account follows (at most 7,500), and how its feed is to treat each.
+    """Returns the accounts that an account follows (at most 7,500), and how its feed treats each.
 
-    Everything in the answer held at one moment.
+    The response is a consistent snapshot.
     """
     BatchCheckFollows: _aio.UnaryUnaryMultiCallable[_graph_internal_service_pb2.BatchCheckFollowsRequest, _graph_internal_service_pb2.BatchCheckFollowsResponse]
-    """Tells for each pair what holds between the follower and the followee now, in the order asked
-    for. Everything in the answer held at one moment.
+    """Returns the current state of each follower-followee pair, in the order of the request. The
+    response is a consistent snapshot.
 
     Errors:
     - INVALID_ARGUMENT (FIELD_INVALID): no pair, or more than 500.
     """
     FinishModeChange: _aio.UnaryUnaryMultiCallable[_graph_internal_service_pb2.FinishModeChangeRequest, _graph_internal_service_pb2.FinishModeChangeResponse]
-    """Tells that all feeds are in line with a change of mode: PROMOTING becomes PULLED, DEMOTING
-    becomes PUSHED.
+    """Confirms that all feeds reflect a mode change: PROMOTING becomes PULLED, DEMOTING becomes
+    PUSHED.
 
-    Changes nothing when it came before, or when another change has begun since.
+    Has no effect if the change is already finished or another change has started since.
     """
     BatchCheckVisibility: _aio.UnaryUnaryMultiCallable[_graph_internal_service_pb2.BatchCheckVisibilityRequest, _graph_internal_service_pb2.BatchCheckVisibilityResponse]
-    """Tells for each account whether the viewer may see what it posts: it is the viewer's own, or
-    neither blocks the other and it is public or followed by the viewer. A muted account is visible.
+    """Returns for each account whether the viewer may see its posts: if it is the viewer's own
+    account, or if neither blocks the other and the account is public or followed by the viewer.
+    Muted accounts are visible.
 
     Errors:
     - INVALID_ARGUMENT (FIELD_INVALID): no account, or more than 500.
     """
 
 class GraphInternalServiceServicer(metaclass=_abc_1.ABCMeta):
-    """The follow graph, for the other services of the mesh. Not reachable from outside."""
+    """The follow graph, for the other services of the mesh. Not reachable from outside the mesh."""
 
     @_abc_1.abstractmethod
     def StreamFollowers(
@@ -63,10 +64,10 @@ class GraphInternalServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _graph_internal_service_pb2.StreamFollowersRequest,
         context: _aio.ServicerContext[_graph_internal_service_pb2.StreamFollowersRequest, _abc.AsyncIterator[_graph_internal_service_pb2.StreamFollowersResponse]],
     ) -> _abc.AsyncIterator[_graph_internal_service_pb2.StreamFollowersResponse]:
-        """Streams the ids of everybody who follows an account, in batches, lowest id first.
+        """Streams the ids of all followers of an account, in batches, in ascending order.
 
-        Resumable: a new call with the last id received goes on behind it. A follow made meanwhile
-        may be missed; none comes twice.
+        To resume, call it again with the last id received. A follow created during the call can be
+        missed; no follower is returned twice.
         """
 
     @_abc_1.abstractmethod
@@ -75,10 +76,10 @@ class GraphInternalServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _graph_internal_service_pb2.GetAudienceRequest,
         context: _aio.ServicerContext[_graph_internal_service_pb2.GetAudienceRequest, _abc.Awaitable[_graph_internal_service_pb2.GetAudienceResponse]],
     ) -> _abc.Awaitable[_graph_internal_service_pb2.GetAudienceResponse]:
-        """Tells how an account's posts reach its followers, how many these are, and where to cut them
-        into chunks that StreamFollowers can stream each for itself.
+        """Returns how an account's posts reach its followers, how many followers it has, and where to
+        split them into chunks that StreamFollowers can stream independently.
 
-        Costs one look for an audience of one chunk; a larger one is scanned once.
+        For an audience of one chunk it costs one lookup; a larger audience is scanned once.
         """
 
     @_abc_1.abstractmethod
@@ -87,9 +88,9 @@ class GraphInternalServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _graph_internal_service_pb2.ListFolloweesRequest,
         context: _aio.ServicerContext[_graph_internal_service_pb2.ListFolloweesRequest, _abc.Awaitable[_graph_internal_service_pb2.ListFolloweesResponse]],
     ) -> _abc.Awaitable[_graph_internal_service_pb2.ListFolloweesResponse]:
-        """Returns whom an account follows (at most 7,500), and how its feed is to treat each.
+        """Returns the accounts that an account follows (at most 7,500), and how its feed treats each.
 
-        Everything in the answer held at one moment.
+        The response is a consistent snapshot.
         """
 
     @_abc_1.abstractmethod
@@ -98,8 +99,8 @@ class GraphInternalServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _graph_internal_service_pb2.BatchCheckFollowsRequest,
         context: _aio.ServicerContext[_graph_internal_service_pb2.BatchCheckFollowsRequest, _abc.Awaitable[_graph_internal_service_pb2.BatchCheckFollowsResponse]],
     ) -> _abc.Awaitable[_graph_internal_service_pb2.BatchCheckFollowsResponse]:
-        """Tells for each pair what holds between the follower and the followee now, in the order asked
-        for. Everything in the answer held at one moment.
+        """Returns the current state of each follower-followee pair, in the order of the request. The
+        response is a consistent snapshot.
 
         Errors:
         - INVALID_ARGUMENT (FIELD_INVALID): no pair, or more than 500.
@@ -111,10 +112,10 @@ class GraphInternalServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _graph_internal_service_pb2.FinishModeChangeRequest,
         context: _aio.ServicerContext[_graph_internal_service_pb2.FinishModeChangeRequest, _abc.Awaitable[_graph_internal_service_pb2.FinishModeChangeResponse]],
     ) -> _abc.Awaitable[_graph_internal_service_pb2.FinishModeChangeResponse]:
-        """Tells that all feeds are in line with a change of mode: PROMOTING becomes PULLED, DEMOTING
-        becomes PUSHED.
+        """Confirms that all feeds reflect a mode change: PROMOTING becomes PULLED, DEMOTING becomes
+        PUSHED.
 
-        Changes nothing when it came before, or when another change has begun since.
+        Has no effect if the change is already finished or another change has started since.
         """
 
     @_abc_1.abstractmethod
@@ -123,8 +124,9 @@ class GraphInternalServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _graph_internal_service_pb2.BatchCheckVisibilityRequest,
         context: _aio.ServicerContext[_graph_internal_service_pb2.BatchCheckVisibilityRequest, _abc.Awaitable[_graph_internal_service_pb2.BatchCheckVisibilityResponse]],
     ) -> _abc.Awaitable[_graph_internal_service_pb2.BatchCheckVisibilityResponse]:
-        """Tells for each account whether the viewer may see what it posts: it is the viewer's own, or
-        neither blocks the other and it is public or followed by the viewer. A muted account is visible.
+        """Returns for each account whether the viewer may see its posts: if it is the viewer's own
+        account, or if neither blocks the other and the account is public or followed by the viewer.
+        Muted accounts are visible.
 
         Errors:
         - INVALID_ARGUMENT (FIELD_INVALID): no account, or more than 500.

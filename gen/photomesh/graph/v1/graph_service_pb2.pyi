@@ -32,17 +32,17 @@ class _FollowStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_FollowSta
     FOLLOW_STATE_FOLLOWING: _FollowState.ValueType  # 1
     """The caller follows the account."""
     FOLLOW_STATE_REQUESTED: _FollowState.ValueType  # 2
-    """The account is private: its owner has been asked, and has not answered yet."""
+    """The account is private; the request to follow it is pending."""
 
 class FollowState(_FollowState, metaclass=_FollowStateEnumTypeWrapper):
-    """What became of a wish to follow."""
+    """The result of Follow."""
 
 FOLLOW_STATE_UNSPECIFIED: FollowState.ValueType  # 0
 """Never sent."""
 FOLLOW_STATE_FOLLOWING: FollowState.ValueType  # 1
 """The caller follows the account."""
 FOLLOW_STATE_REQUESTED: FollowState.ValueType  # 2
-"""The account is private: its owner has been asked, and has not answered yet."""
+"""The account is private; the request to follow it is pending."""
 Global___FollowState: _TypeAlias = FollowState  # noqa: Y015
 
 @_typing.final
@@ -55,11 +55,11 @@ class ListedAccount(_message.Message):
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def account(self) -> _account_service_pb2.AccountSummary:
-        """The account. The username is empty when it cannot be told just now."""
+        """The account. Its username is empty when the account service is unavailable."""
 
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
-        """When it came into the list."""
+        """When it was added to the list."""
 
     def __init__(
         self,
@@ -77,7 +77,7 @@ Global___ListedAccount: _TypeAlias = ListedAccount  # noqa: Y015
 
 @_typing.final
 class Relationship(_message.Message):
-    """What holds between the caller and an account."""
+    """The relationship between the caller and an account."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -94,17 +94,17 @@ class Relationship(_message.Message):
     follows: _builtins.bool
     """Whether the caller follows it."""
     requested: _builtins.bool
-    """Whether the caller waits for its leave to follow."""
+    """Whether the caller has a pending request to follow it."""
     followed_by: _builtins.bool
     """Whether it follows the caller."""
     requested_by: _builtins.bool
-    """Whether it waits for the caller's leave to follow."""
+    """Whether it has a pending request to follow the caller."""
     blocks: _builtins.bool
     """Whether the caller blocks it."""
     mutes: _builtins.bool
     """Whether the caller mutes it."""
     private: _builtins.bool
-    """Whether it is private: to follow it takes its owner's leave."""
+    """Whether it is private: following it requires its owner's approval."""
     def __init__(
         self,
         *,
@@ -127,7 +127,7 @@ Global___Relationship: _TypeAlias = Relationship  # noqa: Y015
 
 @_typing.final
 class FollowRequest(_message.Message):
-    """Asks to follow an account."""
+    """Request message for Follow."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -149,13 +149,13 @@ Global___FollowRequest: _TypeAlias = FollowRequest  # noqa: Y015
 
 @_typing.final
 class FollowResponse(_message.Message):
-    """Answers Follow."""
+    """Response message for Follow."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     STATE_FIELD_NUMBER: _builtins.int
     state: Global___FollowState.ValueType
-    """Whether the caller follows now, or has to wait."""
+    """Whether the caller follows the account now or the request is pending."""
     def __init__(
         self,
         *,
@@ -171,13 +171,13 @@ Global___FollowResponse: _TypeAlias = FollowResponse  # noqa: Y015
 
 @_typing.final
 class UnfollowRequest(_message.Message):
-    """Asks to follow an account no longer."""
+    """Request message for Unfollow."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     ACCOUNT_ID_FIELD_NUMBER: _builtins.int
     account_id: _builtins.int
-    """The account to follow no longer."""
+    """The account to unfollow."""
     def __init__(
         self,
         *,
@@ -193,7 +193,7 @@ Global___UnfollowRequest: _TypeAlias = UnfollowRequest  # noqa: Y015
 
 @_typing.final
 class UnfollowResponse(_message.Message):
-    """Answers Unfollow."""
+    """Response message for Unfollow."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -210,13 +210,13 @@ Global___UnfollowResponse: _TypeAlias = UnfollowResponse  # noqa: Y015
 
 @_typing.final
 class AcceptFollowRequest(_message.Message):
-    """Asks to let an account follow."""
+    """Request message for AcceptFollow."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     ACCOUNT_ID_FIELD_NUMBER: _builtins.int
     account_id: _builtins.int
-    """The account that asked."""
+    """The account that requested to follow."""
     def __init__(
         self,
         *,
@@ -232,7 +232,7 @@ Global___AcceptFollowRequest: _TypeAlias = AcceptFollowRequest  # noqa: Y015
 
 @_typing.final
 class AcceptFollowResponse(_message.Message):
-    """Answers AcceptFollow."""
+    """Response message for AcceptFollow."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -249,13 +249,13 @@ Global___AcceptFollowResponse: _TypeAlias = AcceptFollowResponse  # noqa: Y015
 
 @_typing.final
 class DeclineFollowRequest(_message.Message):
-    """Asks to remove a request."""
+    """Request message for DeclineFollow."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     ACCOUNT_ID_FIELD_NUMBER: _builtins.int
     account_id: _builtins.int
-    """The account that asked."""
+    """The account that requested to follow."""
     def __init__(
         self,
         *,
@@ -271,7 +271,7 @@ Global___DeclineFollowRequest: _TypeAlias = DeclineFollowRequest  # noqa: Y015
 
 @_typing.final
 class DeclineFollowResponse(_message.Message):
-    """Answers DeclineFollow."""
+    """Response message for DeclineFollow."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -288,13 +288,13 @@ Global___DeclineFollowResponse: _TypeAlias = DeclineFollowResponse  # noqa: Y015
 
 @_typing.final
 class RemoveFollowerRequest(_message.Message):
-    """Asks to be followed no longer."""
+    """Request message for RemoveFollower."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     ACCOUNT_ID_FIELD_NUMBER: _builtins.int
     account_id: _builtins.int
-    """The account that follows."""
+    """The follower to remove."""
     def __init__(
         self,
         *,
@@ -310,7 +310,7 @@ Global___RemoveFollowerRequest: _TypeAlias = RemoveFollowerRequest  # noqa: Y015
 
 @_typing.final
 class RemoveFollowerResponse(_message.Message):
-    """Answers RemoveFollower."""
+    """Response message for RemoveFollower."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -327,7 +327,7 @@ Global___RemoveFollowerResponse: _TypeAlias = RemoveFollowerResponse  # noqa: Y0
 
 @_typing.final
 class BlockRequest(_message.Message):
-    """Asks to block an account."""
+    """Request message for Block."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -349,7 +349,7 @@ Global___BlockRequest: _TypeAlias = BlockRequest  # noqa: Y015
 
 @_typing.final
 class BlockResponse(_message.Message):
-    """Answers Block."""
+    """Response message for Block."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -366,7 +366,7 @@ Global___BlockResponse: _TypeAlias = BlockResponse  # noqa: Y015
 
 @_typing.final
 class UnblockRequest(_message.Message):
-    """Asks to lift a block."""
+    """Request message for Unblock."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -388,7 +388,7 @@ Global___UnblockRequest: _TypeAlias = UnblockRequest  # noqa: Y015
 
 @_typing.final
 class UnblockResponse(_message.Message):
-    """Answers Unblock."""
+    """Response message for Unblock."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -405,7 +405,7 @@ Global___UnblockResponse: _TypeAlias = UnblockResponse  # noqa: Y015
 
 @_typing.final
 class MuteRequest(_message.Message):
-    """Asks to mute an account."""
+    """Request message for Mute."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -427,7 +427,7 @@ Global___MuteRequest: _TypeAlias = MuteRequest  # noqa: Y015
 
 @_typing.final
 class MuteResponse(_message.Message):
-    """Answers Mute."""
+    """Response message for Mute."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -444,7 +444,7 @@ Global___MuteResponse: _TypeAlias = MuteResponse  # noqa: Y015
 
 @_typing.final
 class UnmuteRequest(_message.Message):
-    """Asks to mute an account no longer."""
+    """Request message for Unmute."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -466,7 +466,7 @@ Global___UnmuteRequest: _TypeAlias = UnmuteRequest  # noqa: Y015
 
 @_typing.final
 class UnmuteResponse(_message.Message):
-    """Answers Unmute."""
+    """Response message for Unmute."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -483,7 +483,7 @@ Global___UnmuteResponse: _TypeAlias = UnmuteResponse  # noqa: Y015
 
 @_typing.final
 class GetPrivacyRequest(_message.Message):
-    """Asks for the caller's privacy."""
+    """Request message for GetPrivacy."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -500,7 +500,7 @@ Global___GetPrivacyRequest: _TypeAlias = GetPrivacyRequest  # noqa: Y015
 
 @_typing.final
 class GetPrivacyResponse(_message.Message):
-    """Answers GetPrivacy."""
+    """Response message for GetPrivacy."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -522,13 +522,13 @@ Global___GetPrivacyResponse: _TypeAlias = GetPrivacyResponse  # noqa: Y015
 
 @_typing.final
 class SetPrivacyRequest(_message.Message):
-    """Asks to make the caller's account private or public."""
+    """Request message for SetPrivacy."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     PRIVATE_FIELD_NUMBER: _builtins.int
     private: _builtins.bool
-    """Whether the account is to be private. Required: a request without it is refused."""
+    """Whether to make the account private. Required."""
     def __init__(
         self,
         *,
@@ -546,7 +546,7 @@ Global___SetPrivacyRequest: _TypeAlias = SetPrivacyRequest  # noqa: Y015
 
 @_typing.final
 class SetPrivacyResponse(_message.Message):
-    """Answers SetPrivacy."""
+    """Response message for SetPrivacy."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -563,14 +563,14 @@ Global___SetPrivacyResponse: _TypeAlias = SetPrivacyResponse  # noqa: Y015
 
 @_typing.final
 class BatchGetRelationshipsRequest(_message.Message):
-    """Asks about accounts."""
+    """Request message for BatchGetRelationships."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     ACCOUNT_IDS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def account_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """1 to 100 accounts; the same may come twice."""
+        """1 to 100 accounts. Duplicates are allowed."""
 
     def __init__(
         self,
@@ -587,14 +587,14 @@ Global___BatchGetRelationshipsRequest: _TypeAlias = BatchGetRelationshipsRequest
 
 @_typing.final
 class BatchGetRelationshipsResponse(_message.Message):
-    """Answers BatchGetRelationships."""
+    """Response message for BatchGetRelationships."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     RELATIONSHIPS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def relationships(self) -> _containers.RepeatedCompositeFieldContainer[Global___Relationship]:
-        """One answer for each account asked for, in that order."""
+        """One result for each account, in the order of the request."""
 
     def __init__(
         self,
@@ -611,7 +611,7 @@ Global___BatchGetRelationshipsResponse: _TypeAlias = BatchGetRelationshipsRespon
 
 @_typing.final
 class GetFollowCountsRequest(_message.Message):
-    """Asks for an account's counts."""
+    """Request message for GetFollowCounts."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -633,16 +633,16 @@ Global___GetFollowCountsRequest: _TypeAlias = GetFollowCountsRequest  # noqa: Y0
 
 @_typing.final
 class GetFollowCountsResponse(_message.Message):
-    """Answers GetFollowCounts."""
+    """Response message for GetFollowCounts."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     FOLLOWERS_FIELD_NUMBER: _builtins.int
     FOLLOWEES_FIELD_NUMBER: _builtins.int
     followers: _builtins.int
-    """How many follow the account. Exact."""
+    """The exact number of followers."""
     followees: _builtins.int
-    """How many the account follows. Exact."""
+    """The exact number of followees."""
     def __init__(
         self,
         *,
@@ -659,7 +659,7 @@ Global___GetFollowCountsResponse: _TypeAlias = GetFollowCountsResponse  # noqa: 
 
 @_typing.final
 class ListFollowersRequest(_message.Message):
-    """Asks for an account's followers."""
+    """Request message for ListFollowers."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -669,9 +669,9 @@ class ListFollowersRequest(_message.Message):
     account_id: _builtins.int
     """The account that is followed."""
     page_size: _builtins.int
-    """How many accounts at most: 1 to 200. 0: 50."""
+    """Maximum number of accounts, 1 to 200. 0: 50."""
     page_token: _builtins.str
-    """The last page's `next_page_token`; empty: from the newest."""
+    """The previous page's `next_page_token`. Empty: start with the newest."""
     def __init__(
         self,
         *,
@@ -689,14 +689,14 @@ Global___ListFollowersRequest: _TypeAlias = ListFollowersRequest  # noqa: Y015
 
 @_typing.final
 class ListFollowersResponse(_message.Message):
-    """Answers ListFollowers."""
+    """Response message for ListFollowers."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     FOLLOWERS_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
-    """Asks for the next page; empty at the end."""
+    """The token of the next page. Empty: this is the last page."""
     @_builtins.property
     def followers(self) -> _containers.RepeatedCompositeFieldContainer[Global___ListedAccount]:
         """The followers, newest follow first."""
@@ -717,7 +717,7 @@ Global___ListFollowersResponse: _TypeAlias = ListFollowersResponse  # noqa: Y015
 
 @_typing.final
 class ListFollowingRequest(_message.Message):
-    """Asks whom an account follows."""
+    """Request message for ListFollowing."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -727,9 +727,9 @@ class ListFollowingRequest(_message.Message):
     account_id: _builtins.int
     """The account that follows."""
     page_size: _builtins.int
-    """How many accounts at most: 1 to 200. 0: 50."""
+    """Maximum number of accounts, 1 to 200. 0: 50."""
     page_token: _builtins.str
-    """The last page's `next_page_token`; empty: from the newest."""
+    """The previous page's `next_page_token`. Empty: start with the newest."""
     def __init__(
         self,
         *,
@@ -747,14 +747,14 @@ Global___ListFollowingRequest: _TypeAlias = ListFollowingRequest  # noqa: Y015
 
 @_typing.final
 class ListFollowingResponse(_message.Message):
-    """Answers ListFollowing."""
+    """Response message for ListFollowing."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     FOLLOWEES_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
-    """Asks for the next page; empty at the end."""
+    """The token of the next page. Empty: this is the last page."""
     @_builtins.property
     def followees(self) -> _containers.RepeatedCompositeFieldContainer[Global___ListedAccount]:
         """The followees, newest follow first."""
@@ -775,16 +775,16 @@ Global___ListFollowingResponse: _TypeAlias = ListFollowingResponse  # noqa: Y015
 
 @_typing.final
 class ListReceivedRequestsRequest(_message.Message):
-    """Asks who wants to follow the caller."""
+    """Request message for ListReceivedRequests."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
-    """How many accounts at most: 1 to 200. 0: 50."""
+    """Maximum number of accounts, 1 to 200. 0: 50."""
     page_token: _builtins.str
-    """The last page's `next_page_token`; empty: from the newest."""
+    """The previous page's `next_page_token`. Empty: start with the newest."""
     def __init__(
         self,
         *,
@@ -801,17 +801,17 @@ Global___ListReceivedRequestsRequest: _TypeAlias = ListReceivedRequestsRequest  
 
 @_typing.final
 class ListReceivedRequestsResponse(_message.Message):
-    """Answers ListReceivedRequests."""
+    """Response message for ListReceivedRequests."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     REQUESTERS_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
-    """Asks for the next page; empty at the end."""
+    """The token of the next page. Empty: this is the last page."""
     @_builtins.property
     def requesters(self) -> _containers.RepeatedCompositeFieldContainer[Global___ListedAccount]:
-        """The accounts that wait for the caller's leave, newest request first."""
+        """The accounts with a pending request, newest request first."""
 
     def __init__(
         self,
@@ -829,16 +829,16 @@ Global___ListReceivedRequestsResponse: _TypeAlias = ListReceivedRequestsResponse
 
 @_typing.final
 class ListSentRequestsRequest(_message.Message):
-    """Asks whom the caller wants to follow."""
+    """Request message for ListSentRequests."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
-    """How many accounts at most: 1 to 200. 0: 50."""
+    """Maximum number of accounts, 1 to 200. 0: 50."""
     page_token: _builtins.str
-    """The last page's `next_page_token`; empty: from the newest."""
+    """The previous page's `next_page_token`. Empty: start with the newest."""
     def __init__(
         self,
         *,
@@ -855,17 +855,17 @@ Global___ListSentRequestsRequest: _TypeAlias = ListSentRequestsRequest  # noqa: 
 
 @_typing.final
 class ListSentRequestsResponse(_message.Message):
-    """Answers ListSentRequests."""
+    """Response message for ListSentRequests."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     REQUESTED_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
-    """Asks for the next page; empty at the end."""
+    """The token of the next page. Empty: this is the last page."""
     @_builtins.property
     def requested(self) -> _containers.RepeatedCompositeFieldContainer[Global___ListedAccount]:
-        """The accounts whose leave the caller waits for, newest request first."""
+        """The accounts that the caller requested to follow, newest request first."""
 
     def __init__(
         self,
@@ -883,16 +883,16 @@ Global___ListSentRequestsResponse: _TypeAlias = ListSentRequestsResponse  # noqa
 
 @_typing.final
 class ListBlocksRequest(_message.Message):
-    """Asks whom the caller blocks."""
+    """Request message for ListBlocks."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
-    """How many accounts at most: 1 to 200. 0: 50."""
+    """Maximum number of accounts, 1 to 200. 0: 50."""
     page_token: _builtins.str
-    """The last page's `next_page_token`; empty: from the newest."""
+    """The previous page's `next_page_token`. Empty: start with the newest."""
     def __init__(
         self,
         *,
@@ -909,14 +909,14 @@ Global___ListBlocksRequest: _TypeAlias = ListBlocksRequest  # noqa: Y015
 
 @_typing.final
 class ListBlocksResponse(_message.Message):
-    """Answers ListBlocks."""
+    """Response message for ListBlocks."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     BLOCKED_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
-    """Asks for the next page; empty at the end."""
+    """The token of the next page. Empty: this is the last page."""
     @_builtins.property
     def blocked(self) -> _containers.RepeatedCompositeFieldContainer[Global___ListedAccount]:
         """The blocked accounts, newest block first."""
@@ -937,16 +937,16 @@ Global___ListBlocksResponse: _TypeAlias = ListBlocksResponse  # noqa: Y015
 
 @_typing.final
 class ListMutesRequest(_message.Message):
-    """Asks whom the caller mutes."""
+    """Request message for ListMutes."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
-    """How many accounts at most: 1 to 200. 0: 50."""
+    """Maximum number of accounts, 1 to 200. 0: 50."""
     page_token: _builtins.str
-    """The last page's `next_page_token`; empty: from the newest."""
+    """The previous page's `next_page_token`. Empty: start with the newest."""
     def __init__(
         self,
         *,
@@ -963,14 +963,14 @@ Global___ListMutesRequest: _TypeAlias = ListMutesRequest  # noqa: Y015
 
 @_typing.final
 class ListMutesResponse(_message.Message):
-    """Answers ListMutes."""
+    """Response message for ListMutes."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     MUTED_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
-    """Asks for the next page; empty at the end."""
+    """The token of the next page. Empty: this is the last page."""
     @_builtins.property
     def muted(self) -> _containers.RepeatedCompositeFieldContainer[Global___ListedAccount]:
         """The muted accounts, newest mute first."""

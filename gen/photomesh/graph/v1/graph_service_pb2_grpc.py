@@ -26,15 +26,16 @@ if _version_not_supported:
 
 
 class GraphServiceStub:
-    """Who follows whom, who may, and who does not want to see whom.
+    """Follows, blocks, mutes, and the privacy of accounts.
 
-    An account that blocks the caller, or is blocked by the caller, does not exist for the caller:
-    NOT_FOUND (ACCOUNT_UNKNOWN), and lists leave it out, except the caller's own blocks.
+    If an account blocks the caller or the caller blocks it, methods treat it as if it did not exist:
+    they return NOT_FOUND (ACCOUNT_UNKNOWN), and lists omit it. Only the caller's own block list
+    includes it.
 
-    Every method needs a session: UNAUTHENTICATED (TOKEN_MISSING, TOKEN_INVALID, TOKEN_EXPIRED)
-    without one. Every method may also fail with INTERNAL, UNAVAILABLE (retry with backoff) and
-    INVALID_ARGUMENT (FIELD_INVALID: the field violations say which and why). Every method may be
-    repeated: what is so already stays so.
+    Every method requires a session, and fails with UNAUTHENTICATED (TOKEN_MISSING, TOKEN_INVALID,
+    TOKEN_EXPIRED) without one. Every method can also fail with INTERNAL, UNAVAILABLE (retry with
+    backoff), and INVALID_ARGUMENT (FIELD_INVALID: the field violations name the field and the
+    reason). Every method is idempotent.
     """
 
     def __init__(self, channel):
@@ -141,102 +142,107 @@ class GraphServiceStub:
 
 
 class GraphServiceServicer:
-    """Who follows whom, who may, and who does not want to see whom.
+    """Follows, blocks, mutes, and the privacy of accounts.
 
-    An account that blocks the caller, or is blocked by the caller, does not exist for the caller:
-    NOT_FOUND (ACCOUNT_UNKNOWN), and lists leave it out, except the caller's own blocks.
+    If an account blocks the caller or the caller blocks it, methods treat it as if it did not exist:
+    they return NOT_FOUND (ACCOUNT_UNKNOWN), and lists omit it. Only the caller's own block list
+    includes it.
 
-    Every method needs a session: UNAUTHENTICATED (TOKEN_MISSING, TOKEN_INVALID, TOKEN_EXPIRED)
-    without one. Every method may also fail with INTERNAL, UNAVAILABLE (retry with backoff) and
-    INVALID_ARGUMENT (FIELD_INVALID: the field violations say which and why). Every method may be
-    repeated: what is so already stays so.
+    Every method requires a session, and fails with UNAUTHENTICATED (TOKEN_MISSING, TOKEN_INVALID,
+    TOKEN_EXPIRED) without one. Every method can also fail with INTERNAL, UNAVAILABLE (retry with
+    backoff), and INVALID_ARGUMENT (FIELD_INVALID: the field violations name the field and the
+    reason). Every method is idempotent.
     """
 
     def Follow(self, request, context):
-        """Makes the caller follow an account; or, when it is private, asks its owner for leave to.
+        """Follows an account. If the account is private, sends its owner a request to follow.
 
         Errors:
-        - NOT_FOUND (ACCOUNT_UNKNOWN): no such account, it was deleted, or one blocks the other.
-        - INVALID_ARGUMENT (OWN_ACCOUNT): it is the caller's own account.
-        - FAILED_PRECONDITION (FOLLOW_LIMIT): the caller follows, or waits for leave to follow, 7,500
-        accounts already.
+        - NOT_FOUND (ACCOUNT_UNKNOWN): the account does not exist, was deleted, or one blocks the
+        other.
+        - INVALID_ARGUMENT (OWN_ACCOUNT): the account is the caller's own.
+        - FAILED_PRECONDITION (FOLLOW_LIMIT): the caller already follows, or has requested to follow,
+        7,500 accounts.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Unfollow(self, request, context):
-        """Makes the caller no longer follow an account; a request that still waits is cancelled.
+        """Unfollows an account. Cancels a pending request to follow it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def AcceptFollow(self, request, context):
-        """Lets an account follow the caller that asked for it.
+        """Accepts an account's request to follow the caller.
 
         Errors:
-        - NOT_FOUND (FOLLOW_REQUEST_UNKNOWN): the account neither waits for the caller's answer nor
-        follows the caller. It may have cancelled its request.
+        - NOT_FOUND (FOLLOW_REQUEST_UNKNOWN): the account neither follows the caller nor has a pending
+        request. It may have cancelled the request.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def DeclineFollow(self, request, context):
-        """Removes an account's request to follow the caller. The account may ask again.
+        """Declines an account's request to follow the caller. The account can request again.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def RemoveFollower(self, request, context):
-        """Makes an account no longer follow the caller. It is not told, and may follow or ask again.
+        """Removes an account from the caller's followers. The account is not notified, and can follow or
+        request again.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Block(self, request, context):
-        """Blocks an account: neither follows the other any longer, nor sees anything of the other.
+        """Blocks an account: removes the follows in both directions, and hides each from the other.
 
         Errors:
-        - NOT_FOUND (ACCOUNT_UNKNOWN): no such account, or it was deleted. One that blocks the caller
-        can be blocked.
-        - INVALID_ARGUMENT (OWN_ACCOUNT): it is the caller's own account.
+        - NOT_FOUND (ACCOUNT_UNKNOWN): the account does not exist, or was deleted. The caller can block
+        an account that blocks the caller.
+        - INVALID_ARGUMENT (OWN_ACCOUNT): the account is the caller's own.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Unblock(self, request, context):
-        """Lifts a block. Neither follows the other by that.
+        """Removes a block. Does not restore any follow.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Mute(self, request, context):
-        """Keeps an account's posts out of the caller's feed, whether followed or not. It is not told.
+        """Hides an account's posts from the caller's feed, whether followed or not. The account is not
+        notified.
 
         Errors:
-        - NOT_FOUND (ACCOUNT_UNKNOWN): no such account, it was deleted, or one blocks the other.
-        - INVALID_ARGUMENT (OWN_ACCOUNT): it is the caller's own account.
-        - FAILED_PRECONDITION (MUTE_LIMIT): the caller mutes 7,500 accounts already.
+        - NOT_FOUND (ACCOUNT_UNKNOWN): the account does not exist, was deleted, or one blocks the
+        other.
+        - INVALID_ARGUMENT (OWN_ACCOUNT): the account is the caller's own.
+        - FAILED_PRECONDITION (MUTE_LIMIT): the caller already mutes 7,500 accounts.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Unmute(self, request, context):
-        """Lets an account's posts into the caller's feed again, if it is followed.
+        """Shows an account's posts in the caller's feed again, if the caller follows it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetPrivacy(self, request, context):
-        """Tells whether the caller's account is private.
+        """Returns whether the caller's account is private.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -245,27 +251,28 @@ class GraphServiceServicer:
     def SetPrivacy(self, request, context):
         """Makes the caller's account private or public.
 
-        Who follows it keeps to; who waits for leave to follow a private account goes on waiting when
-        it becomes public, and may be accepted, or follow at once by asking again.
+        Followers stay followers. When a private account becomes public, requests stay pending: the
+        owner can still accept them, and a requester who calls Follow again follows at once.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def BatchGetRelationships(self, request, context):
-        """Tells what holds between the caller and each of several accounts, in the order asked for.
+        """Returns the relationship between the caller and each account, in the order of the request.
 
-        An account that does not exist, or blocks the caller, looks like a stranger's.
+        An account that does not exist or that blocks the caller has an empty relationship.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetFollowCounts(self, request, context):
-        """Counts an account's followers and followees. Anybody may know, also of a private account.
+        """Returns the numbers of an account's followers and followees, also for a private account.
 
         Errors:
-        - NOT_FOUND (ACCOUNT_UNKNOWN): no such account, it was deleted, or one blocks the other.
+        - NOT_FOUND (ACCOUNT_UNKNOWN): the account does not exist, was deleted, or one blocks the
+        other.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -274,12 +281,15 @@ class GraphServiceServicer:
     def ListFollowers(self, request, context):
         """Lists the accounts that follow an account, newest follow first.
 
-        A follow made while the caller pages may be missed; none comes twice. This is so for all lists.
+        An entry created while the caller pages can be missed; none is returned twice. This holds for
+        all lists of this service.
 
         Errors:
-        - NOT_FOUND (ACCOUNT_UNKNOWN): no such account, it was deleted, or one blocks the other.
-        - PERMISSION_DENIED (ACCOUNT_PRIVATE): it is private, and the caller does not follow it.
-        - INVALID_ARGUMENT (BAD_PAGE_TOKEN): no such token was given to the caller for this list.
+        - NOT_FOUND (ACCOUNT_UNKNOWN): the account does not exist, was deleted, or one blocks the
+        other.
+        - PERMISSION_DENIED (ACCOUNT_PRIVATE): the account is private, and the caller does not follow
+        it.
+        - INVALID_ARGUMENT (BAD_PAGE_TOKEN): the token was not issued to the caller for this list.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -289,29 +299,31 @@ class GraphServiceServicer:
         """Lists the accounts that an account follows, newest follow first.
 
         Errors:
-        - NOT_FOUND (ACCOUNT_UNKNOWN): no such account, it was deleted, or one blocks the other.
-        - PERMISSION_DENIED (ACCOUNT_PRIVATE): it is private, and the caller does not follow it.
-        - INVALID_ARGUMENT (BAD_PAGE_TOKEN): no such token was given to the caller for this list.
+        - NOT_FOUND (ACCOUNT_UNKNOWN): the account does not exist, was deleted, or one blocks the
+        other.
+        - PERMISSION_DENIED (ACCOUNT_PRIVATE): the account is private, and the caller does not follow
+        it.
+        - INVALID_ARGUMENT (BAD_PAGE_TOKEN): the token was not issued to the caller for this list.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListReceivedRequests(self, request, context):
-        """Lists the accounts that wait for the caller's leave to follow, newest request first.
+        """Lists the accounts with a pending request to follow the caller, newest request first.
 
         Errors:
-        - INVALID_ARGUMENT (BAD_PAGE_TOKEN): no such token was given to the caller for this list.
+        - INVALID_ARGUMENT (BAD_PAGE_TOKEN): the token was not issued to the caller for this list.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListSentRequests(self, request, context):
-        """Lists the accounts whose leave to follow the caller waits for, newest request first.
+        """Lists the accounts that the caller has a pending request to follow, newest request first.
 
         Errors:
-        - INVALID_ARGUMENT (BAD_PAGE_TOKEN): no such token was given to the caller for this list.
+        - INVALID_ARGUMENT (BAD_PAGE_TOKEN): the token was not issued to the caller for this list.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -321,7 +333,7 @@ class GraphServiceServicer:
         """Lists the accounts that the caller blocks, newest block first.
 
         Errors:
-        - INVALID_ARGUMENT (BAD_PAGE_TOKEN): no such token was given to the caller for this list.
+        - INVALID_ARGUMENT (BAD_PAGE_TOKEN): the token was not issued to the caller for this list.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -331,7 +343,7 @@ class GraphServiceServicer:
         """Lists the accounts that the caller mutes, newest mute first.
 
         Errors:
-        - INVALID_ARGUMENT (BAD_PAGE_TOKEN): no such token was given to the caller for this list.
+        - INVALID_ARGUMENT (BAD_PAGE_TOKEN): the token was not issued to the caller for this list.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -444,15 +456,16 @@ def add_GraphServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class GraphService:
-    """Who follows whom, who may, and who does not want to see whom.
+    """Follows, blocks, mutes, and the privacy of accounts.
 
-    An account that blocks the caller, or is blocked by the caller, does not exist for the caller:
-    NOT_FOUND (ACCOUNT_UNKNOWN), and lists leave it out, except the caller's own blocks.
+    If an account blocks the caller or the caller blocks it, methods treat it as if it did not exist:
+    they return NOT_FOUND (ACCOUNT_UNKNOWN), and lists omit it. Only the caller's own block list
+    includes it.
 
-    Every method needs a session: UNAUTHENTICATED (TOKEN_MISSING, TOKEN_INVALID, TOKEN_EXPIRED)
-    without one. Every method may also fail with INTERNAL, UNAVAILABLE (retry with backoff) and
-    INVALID_ARGUMENT (FIELD_INVALID: the field violations say which and why). Every method may be
-    repeated: what is so already stays so.
+    Every method requires a session, and fails with UNAUTHENTICATED (TOKEN_MISSING, TOKEN_INVALID,
+    TOKEN_EXPIRED) without one. Every method can also fail with INTERNAL, UNAVAILABLE (retry with
+    backoff), and INVALID_ARGUMENT (FIELD_INVALID: the field violations name the field and the
+    reason). Every method is idempotent.
     """
 
     @staticmethod

@@ -13,132 +13,145 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class GraphServiceStub:
-    """Who follows whom, who may, and who does not want to see whom.
+    """Follows, blocks, mutes, and the privacy of accounts.
 
-    An account that blocks the caller, or is blocked by the caller, does not exist for the caller:
-    NOT_FOUND (ACCOUNT_UNKNOWN), and lists leave it out, except the caller's own blocks.
+    If an account blocks the caller or the caller blocks it, methods treat it as if it did not exist:
+    they return NOT_FOUND (ACCOUNT_UNKNOWN), and lists omit it. Only the caller's own block list
+    includes it.
 
-    Every method needs a session: UNAUTHENTICATED (TOKEN_MISSING, TOKEN_INVALID, TOKEN_EXPIRED)
-    without one. Every method may also fail with INTERNAL, UNAVAILABLE (retry with backoff) and
-    INVALID_ARGUMENT (FIELD_INVALID: the field violations say which and why). Every method may be
-    repeated: what is so already stays so.
+    Every method requires a session, and fails with UNAUTHENTICATED (TOKEN_MISSING, TOKEN_INVALID,
+    TOKEN_EXPIRED) without one. Every method can also fail with INTERNAL, UNAVAILABLE (retry with
+    backoff), and INVALID_ARGUMENT (FIELD_INVALID: the field violations name the field and the
+    reason). Every method is idempotent.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Follow: _aio.UnaryUnaryMultiCallable[_graph_service_pb2.FollowRequest, _graph_service_pb2.FollowResponse]
-    """Makes the caller follow an account; or, when it is private, asks its owner for leave to.
+    """Follows an account. If the account is private, sends its owner a request to follow.
 
     Errors:
-    - NOT_FOUND (ACCOUNT_UNKNOWN): no such account, it was deleted, or one blocks the other.
-    - INVALID_ARGUMENT (OWN_ACCOUNT): it is the caller's own account.
-    - FAILED_PRECONDITION (FOLLOW_LIMIT): the caller follows, or waits for leave to follow, 7,500
-      accounts already.
+    - NOT_FOUND (ACCOUNT_UNKNOWN): the account does not exist, was deleted, or one blocks the
+      other.
+    - INVALID_ARGUMENT (OWN_ACCOUNT): the account is the caller's own.
+    - FAILED_PRECONDITION (FOLLOW_LIMIT): the caller already follows, or has requested to follow,
+      7,500 accounts.
     """
     Unfollow: _aio.UnaryUnaryMultiCallable[_graph_service_pb2.UnfollowRequest, _graph_service_pb2.UnfollowResponse]
-    """Makes the caller no longer follow an account; a request that still waits is cancelled."""
+    """Unfollows an account. Cancels a pending request to follow it."""
     AcceptFollow: _aio.UnaryUnaryMultiCallable[_graph_service_pb2.AcceptFollowRequest, _graph_service_pb2.AcceptFollowResponse]
-    """Lets an account follow the caller that asked for it.
+    """Accepts an account's request to follow the caller.
 
     Errors:
-    - NOT_FOUND (FOLLOW_REQUEST_UNKNOWN): the account neither waits for the caller's answer nor
-      follows the caller. It may have cancelled its request.
+    - NOT_FOUND (FOLLOW_REQUEST_UNKNOWN): the account neither follows the caller nor has a pending
+      request. It may have cancelled the request.
     """
     DeclineFollow: _aio.UnaryUnaryMultiCallable[_graph_service_pb2.DeclineFollowRequest, _graph_service_pb2.DeclineFollowResponse]
-    """Removes an account's request to follow the caller. The account may ask again."""
+    """Declines an account's request to follow the caller. The account can request again."""
     RemoveFollower: _aio.UnaryUnaryMultiCallable[_graph_service_pb2.RemoveFollowerRequest, _graph_service_pb2.RemoveFollowerResponse]
-    """Makes an account no longer follow the caller. It is not told, and may follow or ask again."""
+    """Removes an account from the caller's followers. The account is not notified, and can follow or
+    request again.
+    """
     Block: _aio.UnaryUnaryMultiCallable[_graph_service_pb2.BlockRequest, _graph_service_pb2.BlockResponse]
-    """Blocks an account: neither follows the other any longer, nor sees anything of the other.
+    """Blocks an account: removes the follows in both directions, and hides each from the other.
 
     Errors:
-    - NOT_FOUND (ACCOUNT_UNKNOWN): no such account, or it was deleted. One that blocks the caller
-      can be blocked.
-    - INVALID_ARGUMENT (OWN_ACCOUNT): it is the caller's own account.
+    - NOT_FOUND (ACCOUNT_UNKNOWN): the account does not exist, or was deleted. The caller can block
+      an account that blocks the caller.
+    - INVALID_ARGUMENT (OWN_ACCOUNT): the account is the caller's own.
     """
     Unblock: _aio.UnaryUnaryMultiCallable[_graph_service_pb2.UnblockRequest, _graph_service_pb2.UnblockResponse]
-    """Lifts a block. Neither follows the other by that."""
+    """Removes a block. Does not restore any follow."""
     Mute: _aio.UnaryUnaryMultiCallable[_graph_service_pb2.MuteRequest, _graph_service_pb2.MuteResponse]
-    """Keeps an account's posts out of the caller's feed, whether followed or not. It is not told.
+    """Hides an account's posts from the caller's feed, whether followed or not. The account is not
+    notified.
 
     Errors:
-    - NOT_FOUND (ACCOUNT_UNKNOWN): no such account, it was deleted, or one blocks the other.
-    - INVALID_ARGUMENT (OWN_ACCOUNT): it is the caller's own account.
-    - FAILED_PRECONDITION (MUTE_LIMIT): the caller mutes 7,500 accounts already.
+    - NOT_FOUND (ACCOUNT_UNKNOWN): the account does not exist, was deleted, or one blocks the
+      other.
+    - INVALID_ARGUMENT (OWN_ACCOUNT): the account is the caller's own.
+    - FAILED_PRECONDITION (MUTE_LIMIT): the caller already mutes 7,500 accounts.
     """
     Unmute: _aio.UnaryUnaryMultiCallable[_graph_service_pb2.UnmuteRequest, _graph_service_pb2.UnmuteResponse]
-    """Lets an account's posts into the caller's feed again, if it is followed."""
+    """Shows an account's posts in the caller's feed again, if the caller follows it."""
     GetPrivacy: _aio.UnaryUnaryMultiCallable[_graph_service_pb2.GetPrivacyRequest, _graph_service_pb2.GetPrivacyResponse]
-    """Tells whether the caller's account is private."""
+    """Returns whether the caller's account is private."""
     SetPrivacy: _aio.UnaryUnaryMultiCallable[_graph_service_pb2.SetPrivacyRequest, _graph_service_pb2.SetPrivacyResponse]
     """Makes the caller's account private or public.
 
-    Who follows it keeps to; who waits for leave to follow a private account goes on waiting when
-    it becomes public, and may be accepted, or follow at once by asking again.
+    Followers stay followers. When a private account becomes public, requests stay pending: the
+    owner can still accept them, and a requester who calls Follow again follows at once.
     """
     BatchGetRelationships: _aio.UnaryUnaryMultiCallable[_graph_service_pb2.BatchGetRelationshipsRequest, _graph_service_pb2.BatchGetRelationshipsResponse]
-    """Tells what holds between the caller and each of several accounts, in the order asked for.
+    """Returns the relationship between the caller and each account, in the order of the request.
 
-    An account that does not exist, or blocks the caller, looks like a stranger's.
+    An account that does not exist or that blocks the caller has an empty relationship.
     """
     GetFollowCounts: _aio.UnaryUnaryMultiCallable[_graph_service_pb2.GetFollowCountsRequest, _graph_service_pb2.GetFollowCountsResponse]
-    """Counts an account's followers and followees. Anybody may know, also of a private account.
+    """Returns the numbers of an account's followers and followees, also for a private account.
 
     Errors:
-    - NOT_FOUND (ACCOUNT_UNKNOWN): no such account, it was deleted, or one blocks the other.
+    - NOT_FOUND (ACCOUNT_UNKNOWN): the account does not exist, was deleted, or one blocks the
+      other.
     """
     ListFollowers: _aio.UnaryUnaryMultiCallable[_graph_service_pb2.ListFollowersRequest, _graph_service_pb2.ListFollowersResponse]
     """Lists the accounts that follow an account, newest follow first.
 
-    A follow made while the caller pages may be missed; none comes twice. This is so for all lists.
+    An entry created while the caller pages can be missed; none is returned twice. This holds for
+    all lists of this service.
 
     Errors:
-    - NOT_FOUND (ACCOUNT_UNKNOWN): no such account, it was deleted, or one blocks the other.
-    - PERMISSION_DENIED (ACCOUNT_PRIVATE): it is private, and the caller does not follow it.
-    - INVALID_ARGUMENT (BAD_PAGE_TOKEN): no such token was given to the caller for this list.
+    - NOT_FOUND (ACCOUNT_UNKNOWN): the account does not exist, was deleted, or one blocks the
+      other.
+    - PERMISSION_DENIED (ACCOUNT_PRIVATE): the account is private, and the caller does not follow
+      it.
+    - INVALID_ARGUMENT (BAD_PAGE_TOKEN): the token was not issued to the caller for this list.
     """
     ListFollowing: _aio.UnaryUnaryMultiCallable[_graph_service_pb2.ListFollowingRequest, _graph_service_pb2.ListFollowingResponse]
     """Lists the accounts that an account follows, newest follow first.
 
     Errors:
-    - NOT_FOUND (ACCOUNT_UNKNOWN): no such account, it was deleted, or one blocks the other.
-    - PERMISSION_DENIED (ACCOUNT_PRIVATE): it is private, and the caller does not follow it.
-    - INVALID_ARGUMENT (BAD_PAGE_TOKEN): no such token was given to the caller for this list.
+    - NOT_FOUND (ACCOUNT_UNKNOWN): the account does not exist, was deleted, or one blocks the
+      other.
+    - PERMISSION_DENIED (ACCOUNT_PRIVATE): the account is private, and the caller does not follow
+      it.
+    - INVALID_ARGUMENT (BAD_PAGE_TOKEN): the token was not issued to the caller for this list.
     """
     ListReceivedRequests: _aio.UnaryUnaryMultiCallable[_graph_service_pb2.ListReceivedRequestsRequest, _graph_service_pb2.ListReceivedRequestsResponse]
-    """Lists the accounts that wait for the caller's leave to follow, newest request first.
+    """Lists the accounts with a pending request to follow the caller, newest request first.
 
     Errors:
-    - INVALID_ARGUMENT (BAD_PAGE_TOKEN): no such token was given to the caller for this list.
+    - INVALID_ARGUMENT (BAD_PAGE_TOKEN): the token was not issued to the caller for this list.
     """
     ListSentRequests: _aio.UnaryUnaryMultiCallable[_graph_service_pb2.ListSentRequestsRequest, _graph_service_pb2.ListSentRequestsResponse]
-    """Lists the accounts whose leave to follow the caller waits for, newest request first.
+    """Lists the accounts that the caller has a pending request to follow, newest request first.
 
     Errors:
-    - INVALID_ARGUMENT (BAD_PAGE_TOKEN): no such token was given to the caller for this list.
+    - INVALID_ARGUMENT (BAD_PAGE_TOKEN): the token was not issued to the caller for this list.
     """
     ListBlocks: _aio.UnaryUnaryMultiCallable[_graph_service_pb2.ListBlocksRequest, _graph_service_pb2.ListBlocksResponse]
     """Lists the accounts that the caller blocks, newest block first.
 
     Errors:
-    - INVALID_ARGUMENT (BAD_PAGE_TOKEN): no such token was given to the caller for this list.
+    - INVALID_ARGUMENT (BAD_PAGE_TOKEN): the token was not issued to the caller for this list.
     """
     ListMutes: _aio.UnaryUnaryMultiCallable[_graph_service_pb2.ListMutesRequest, _graph_service_pb2.ListMutesResponse]
     """Lists the accounts that the caller mutes, newest mute first.
 
     Errors:
-    - INVALID_ARGUMENT (BAD_PAGE_TOKEN): no such token was given to the caller for this list.
+    - INVALID_ARGUMENT (BAD_PAGE_TOKEN): the token was not issued to the caller for this list.
     """
 
 class GraphServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Who follows whom, who may, and who does not want to see whom.
+    """Follows, blocks, mutes, and the privacy of accounts.
 
-    An account that blocks the caller, or is blocked by the caller, does not exist for the caller:
-    NOT_FOUND (ACCOUNT_UNKNOWN), and lists leave it out, except the caller's own blocks.
+    If an account blocks the caller or the caller blocks it, methods treat it as if it did not exist:
+    they return NOT_FOUND (ACCOUNT_UNKNOWN), and lists omit it. Only the caller's own block list
+    includes it.
 
-    Every method needs a session: UNAUTHENTICATED (TOKEN_MISSING, TOKEN_INVALID, TOKEN_EXPIRED)
-    without one. Every method may also fail with INTERNAL, UNAVAILABLE (retry with backoff) and
-    INVALID_ARGUMENT (FIELD_INVALID: the field violations say which and why). Every method may be
-    repeated: what is so already stays so.
+    Every method requires a session, and fails with UNAUTHENTICATED (TOKEN_MISSING, TOKEN_INVALID,
+    TOKEN_EXPIRED) without one. Every method can also fail with INTERNAL, UNAVAILABLE (retry with
+    backoff), and INVALID_ARGUMENT (FIELD_INVALID: the field violations name the field and the
+    reason). Every method is idempotent.
     """
 
     @_abc_1.abstractmethod
@@ -147,13 +160,14 @@ class GraphServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _graph_service_pb2.FollowRequest,
         context: _aio.ServicerContext[_graph_service_pb2.FollowRequest, _abc.Awaitable[_graph_service_pb2.FollowResponse]],
     ) -> _abc.Awaitable[_graph_service_pb2.FollowResponse]:
-        """Makes the caller follow an account; or, when it is private, asks its owner for leave to.
+        """Follows an account. If the account is private, sends its owner a request to follow.
 
         Errors:
-        - NOT_FOUND (ACCOUNT_UNKNOWN): no such account, it was deleted, or one blocks the other.
-        - INVALID_ARGUMENT (OWN_ACCOUNT): it is the caller's own account.
-        - FAILED_PRECONDITION (FOLLOW_LIMIT): the caller follows, or waits for leave to follow, 7,500
-          accounts already.
+        - NOT_FOUND (ACCOUNT_UNKNOWN): the account does not exist, was deleted, or one blocks the
+          other.
+        - INVALID_ARGUMENT (OWN_ACCOUNT): the account is the caller's own.
+        - FAILED_PRECONDITION (FOLLOW_LIMIT): the caller already follows, or has requested to follow,
+          7,500 accounts.
         """
 
     @_abc_1.abstractmethod
@@ -162,7 +176,7 @@ class GraphServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _graph_service_pb2.UnfollowRequest,
         context: _aio.ServicerContext[_graph_service_pb2.UnfollowRequest, _abc.Awaitable[_graph_service_pb2.UnfollowResponse]],
     ) -> _abc.Awaitable[_graph_service_pb2.UnfollowResponse]:
-        """Makes the caller no longer follow an account; a request that still waits is cancelled."""
+        """Unfollows an account. Cancels a pending request to follow it."""
 
     @_abc_1.abstractmethod
     def AcceptFollow(
@@ -170,11 +184,11 @@ class GraphServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _graph_service_pb2.AcceptFollowRequest,
         context: _aio.ServicerContext[_graph_service_pb2.AcceptFollowRequest, _abc.Awaitable[_graph_service_pb2.AcceptFollowResponse]],
     ) -> _abc.Awaitable[_graph_service_pb2.AcceptFollowResponse]:
-        """Lets an account follow the caller that asked for it.
+        """Accepts an account's request to follow the caller.
 
         Errors:
-        - NOT_FOUND (FOLLOW_REQUEST_UNKNOWN): the account neither waits for the caller's answer nor
-          follows the caller. It may have cancelled its request.
+        - NOT_FOUND (FOLLOW_REQUEST_UNKNOWN): the account neither follows the caller nor has a pending
+          request. It may have cancelled the request.
         """
 
     @_abc_1.abstractmethod
@@ -183,7 +197,7 @@ class GraphServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _graph_service_pb2.DeclineFollowRequest,
         context: _aio.ServicerContext[_graph_service_pb2.DeclineFollowRequest, _abc.Awaitable[_graph_service_pb2.DeclineFollowResponse]],
     ) -> _abc.Awaitable[_graph_service_pb2.DeclineFollowResponse]:
-        """Removes an account's request to follow the caller. The account may ask again."""
+        """Declines an account's request to follow the caller. The account can request again."""
 
     @_abc_1.abstractmethod
     def RemoveFollower(
@@ -191,7 +205,9 @@ class GraphServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _graph_service_pb2.RemoveFollowerRequest,
         context: _aio.ServicerContext[_graph_service_pb2.RemoveFollowerRequest, _abc.Awaitable[_graph_service_pb2.RemoveFollowerResponse]],
     ) -> _abc.Awaitable[_graph_service_pb2.RemoveFollowerResponse]:
-        """Makes an account no longer follow the caller. It is not told, and may follow or ask again."""
+        """Removes an account from the caller's followers. The account is not notified, and can follow or
+        request again.
+        """
 
     @_abc_1.abstractmethod
     def Block(
@@ -199,12 +215,12 @@ class GraphServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _graph_service_pb2.BlockRequest,
         context: _aio.ServicerContext[_graph_service_pb2.BlockRequest, _abc.Awaitable[_graph_service_pb2.BlockResponse]],
     ) -> _abc.Awaitable[_graph_service_pb2.BlockResponse]:
-        """Blocks an account: neither follows the other any longer, nor sees anything of the other.
+        """Blocks an account: removes the follows in both directions, and hides each from the other.
 
         Errors:
-        - NOT_FOUND (ACCOUNT_UNKNOWN): no such account, or it was deleted. One that blocks the caller
-          can be blocked.
-        - INVALID_ARGUMENT (OWN_ACCOUNT): it is the caller's own account.
+        - NOT_FOUND (ACCOUNT_UNKNOWN): the account does not exist, or was deleted. The caller can block
+          an account that blocks the caller.
+        - INVALID_ARGUMENT (OWN_ACCOUNT): the account is the caller's own.
         """
 
     @_abc_1.abstractmethod
@@ -213,7 +229,7 @@ class GraphServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _graph_service_pb2.UnblockRequest,
         context: _aio.ServicerContext[_graph_service_pb2.UnblockRequest, _abc.Awaitable[_graph_service_pb2.UnblockResponse]],
     ) -> _abc.Awaitable[_graph_service_pb2.UnblockResponse]:
-        """Lifts a block. Neither follows the other by that."""
+        """Removes a block. Does not restore any follow."""
 
     @_abc_1.abstractmethod
     def Mute(
@@ -221,12 +237,14 @@ class GraphServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _graph_service_pb2.MuteRequest,
         context: _aio.ServicerContext[_graph_service_pb2.MuteRequest, _abc.Awaitable[_graph_service_pb2.MuteResponse]],
     ) -> _abc.Awaitable[_graph_service_pb2.MuteResponse]:
-        """Keeps an account's posts out of the caller's feed, whether followed or not. It is not told.
+        """Hides an account's posts from the caller's feed, whether followed or not. The account is not
+        notified.
 
         Errors:
-        - NOT_FOUND (ACCOUNT_UNKNOWN): no such account, it was deleted, or one blocks the other.
-        - INVALID_ARGUMENT (OWN_ACCOUNT): it is the caller's own account.
-        - FAILED_PRECONDITION (MUTE_LIMIT): the caller mutes 7,500 accounts already.
+        - NOT_FOUND (ACCOUNT_UNKNOWN): the account does not exist, was deleted, or one blocks the
+          other.
+        - INVALID_ARGUMENT (OWN_ACCOUNT): the account is the caller's own.
+        - FAILED_PRECONDITION (MUTE_LIMIT): the caller already mutes 7,500 accounts.
         """
 
     @_abc_1.abstractmethod
@@ -235,7 +253,7 @@ class GraphServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _graph_service_pb2.UnmuteRequest,
         context: _aio.ServicerContext[_graph_service_pb2.UnmuteRequest, _abc.Awaitable[_graph_service_pb2.UnmuteResponse]],
     ) -> _abc.Awaitable[_graph_service_pb2.UnmuteResponse]:
-        """Lets an account's posts into the caller's feed again, if it is followed."""
+        """Shows an account's posts in the caller's feed again, if the caller follows it."""
 
     @_abc_1.abstractmethod
     def GetPrivacy(
@@ -243,7 +261,7 @@ class GraphServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _graph_service_pb2.GetPrivacyRequest,
         context: _aio.ServicerContext[_graph_service_pb2.GetPrivacyRequest, _abc.Awaitable[_graph_service_pb2.GetPrivacyResponse]],
     ) -> _abc.Awaitable[_graph_service_pb2.GetPrivacyResponse]:
-        """Tells whether the caller's account is private."""
+        """Returns whether the caller's account is private."""
 
     @_abc_1.abstractmethod
     def SetPrivacy(
@@ -253,8 +271,8 @@ class GraphServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _abc.Awaitable[_graph_service_pb2.SetPrivacyResponse]:
         """Makes the caller's account private or public.
 
-        Who follows it keeps to; who waits for leave to follow a private account goes on waiting when
-        it becomes public, and may be accepted, or follow at once by asking again.
+        Followers stay followers. When a private account becomes public, requests stay pending: the
+        owner can still accept them, and a requester who calls Follow again follows at once.
         """
 
     @_abc_1.abstractmethod
@@ -263,9 +281,9 @@ class GraphServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _graph_service_pb2.BatchGetRelationshipsRequest,
         context: _aio.ServicerContext[_graph_service_pb2.BatchGetRelationshipsRequest, _abc.Awaitable[_graph_service_pb2.BatchGetRelationshipsResponse]],
     ) -> _abc.Awaitable[_graph_service_pb2.BatchGetRelationshipsResponse]:
-        """Tells what holds between the caller and each of several accounts, in the order asked for.
+        """Returns the relationship between the caller and each account, in the order of the request.
 
-        An account that does not exist, or blocks the caller, looks like a stranger's.
+        An account that does not exist or that blocks the caller has an empty relationship.
         """
 
     @_abc_1.abstractmethod
@@ -274,10 +292,11 @@ class GraphServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _graph_service_pb2.GetFollowCountsRequest,
         context: _aio.ServicerContext[_graph_service_pb2.GetFollowCountsRequest, _abc.Awaitable[_graph_service_pb2.GetFollowCountsResponse]],
     ) -> _abc.Awaitable[_graph_service_pb2.GetFollowCountsResponse]:
-        """Counts an account's followers and followees. Anybody may know, also of a private account.
+        """Returns the numbers of an account's followers and followees, also for a private account.
 
         Errors:
-        - NOT_FOUND (ACCOUNT_UNKNOWN): no such account, it was deleted, or one blocks the other.
+        - NOT_FOUND (ACCOUNT_UNKNOWN): the account does not exist, was deleted, or one blocks the
+          other.
         """
 
     @_abc_1.abstractmethod
@@ -288,12 +307,15 @@ class GraphServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _abc.Awaitable[_graph_service_pb2.ListFollowersResponse]:
         """Lists the accounts that follow an account, newest follow first.
 
-        A follow made while the caller pages may be missed; none comes twice. This is so for all lists.
+        An entry created while the caller pages can be missed; none is returned twice. This holds for
+        all lists of this service.
 
         Errors:
-        - NOT_FOUND (ACCOUNT_UNKNOWN): no such account, it was deleted, or one blocks the other.
-        - PERMISSION_DENIED (ACCOUNT_PRIVATE): it is private, and the caller does not follow it.
-        - INVALID_ARGUMENT (BAD_PAGE_TOKEN): no such token was given to the caller for this list.
+        - NOT_FOUND (ACCOUNT_UNKNOWN): the account does not exist, was deleted, or one blocks the
+          other.
+        - PERMISSION_DENIED (ACCOUNT_PRIVATE): the account is private, and the caller does not follow
+          it.
+        - INVALID_ARGUMENT (BAD_PAGE_TOKEN): the token was not issued to the caller for this list.
         """
 
     @_abc_1.abstractmethod
@@ -305,9 +327,11 @@ class GraphServiceServicer(metaclass=_abc_1.ABCMeta):
         """Lists the accounts that an account follows, newest follow first.
 
         Errors:
-        - NOT_FOUND (ACCOUNT_UNKNOWN): no such account, it was deleted, or one blocks the other.
-        - PERMISSION_DENIED (ACCOUNT_PRIVATE): it is private, and the caller does not follow it.
-        - INVALID_ARGUMENT (BAD_PAGE_TOKEN): no such token was given to the caller for this list.
+        - NOT_FOUND (ACCOUNT_UNKNOWN): the account does not exist, was deleted, or one blocks the
+          other.
+        - PERMISSION_DENIED (ACCOUNT_PRIVATE): the account is private, and the caller does not follow
+          it.
+        - INVALID_ARGUMENT (BAD_PAGE_TOKEN): the token was not issued to the caller for this list.
         """
 
     @_abc_1.abstractmethod
@@ -316,10 +340,10 @@ class GraphServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _graph_service_pb2.ListReceivedRequestsRequest,
         context: _aio.ServicerContext[_graph_service_pb2.ListReceivedRequestsRequest, _abc.Awaitable[_graph_service_pb2.ListReceivedRequestsResponse]],
     ) -> _abc.Awaitable[_graph_service_pb2.ListReceivedRequestsResponse]:
-        """Lists the accounts that wait for the caller's leave to follow, newest request first.
+        """Lists the accounts with a pending request to follow the caller, newest request first.
 
         Errors:
-        - INVALID_ARGUMENT (BAD_PAGE_TOKEN): no such token was given to the caller for this list.
+        - INVALID_ARGUMENT (BAD_PAGE_TOKEN): the token was not issued to the caller for this list.
         """
 
     @_abc_1.abstractmethod
@@ -328,10 +352,10 @@ class GraphServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _graph_service_pb2.ListSentRequestsRequest,
         context: _aio.ServicerContext[_graph_service_pb2.ListSentRequestsRequest, _abc.Awaitable[_graph_service_pb2.ListSentRequestsResponse]],
     ) -> _abc.Awaitable[_graph_service_pb2.ListSentRequestsResponse]:
-        """Lists the accounts whose leave to follow the caller waits for, newest request first.
+        """Lists the accounts that the caller has a pending request to follow, newest request first.
 
         Errors:
-        - INVALID_ARGUMENT (BAD_PAGE_TOKEN): no such token was given to the caller for this list.
+        - INVALID_ARGUMENT (BAD_PAGE_TOKEN): the token was not issued to the caller for this list.
         """
 
     @_abc_1.abstractmethod
@@ -343,7 +367,7 @@ class GraphServiceServicer(metaclass=_abc_1.ABCMeta):
         """Lists the accounts that the caller blocks, newest block first.
 
         Errors:
-        - INVALID_ARGUMENT (BAD_PAGE_TOKEN): no such token was given to the caller for this list.
+        - INVALID_ARGUMENT (BAD_PAGE_TOKEN): the token was not issued to the caller for this list.
         """
 
     @_abc_1.abstractmethod
@@ -355,7 +379,7 @@ class GraphServiceServicer(metaclass=_abc_1.ABCMeta):
         """Lists the accounts that the caller mutes, newest mute first.
 
         Errors:
-        - INVALID_ARGUMENT (BAD_PAGE_TOKEN): no such token was given to the caller for this list.
+        - INVALID_ARGUMENT (BAD_PAGE_TOKEN): the token was not issued to the caller for this list.
         """
 
 def add_GraphServiceServicer_to_server(servicer: GraphServiceServicer, server: _aio.Server) -> None: ...

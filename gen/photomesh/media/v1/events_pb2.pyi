@@ -19,7 +19,7 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class MediaUploaded(_message.Message):
-    """An original is stored and checked, and is ready to be processed."""
+    """An original is stored and checked, and is ready for processing."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -45,7 +45,7 @@ Global___MediaUploaded: _TypeAlias = MediaUploaded  # noqa: Y015
 
 @_typing.final
 class MediaProcessed(_message.Message):
-    """A media item became READY or FAILED, or is READY and its variants were replaced."""
+    """A media item became READY or FAILED, or the variants of a READY item were replaced."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -75,7 +75,7 @@ Global___MediaProcessed: _TypeAlias = MediaProcessed  # noqa: Y015
 
 @_typing.final
 class MediaDeleted(_message.Message):
-    """A media item was deleted by its owner; its files are removed after this event."""
+    """The owner deleted a media item. Its files are removed after this event."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

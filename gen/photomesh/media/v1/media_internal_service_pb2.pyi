@@ -22,11 +22,10 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class StoredMedia(_message.Message):
-    """A media item and where its variants lie, so that whoever may show it can sign URLs for it.
+    """A media item and the location of its variants, with which a service can sign their URLs.
 
-    A post keeps it as it is when it is READY. It changes after that only when its variants are made
-    anew, which MEDIA_PROCESSED tells (the old ones stay where they are), and when it is DELETED,
-    which MEDIA_DELETED tells.
+    A post stores the READY item. The item changes after that only when its variants are regenerated
+    (MediaProcessed; the old variants stay where they are), and when it is deleted (MediaDeleted).
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -46,26 +45,26 @@ class StoredMedia(_message.Message):
     media_id: _builtins.int
     """Identifies the media."""
     owner_id: _builtins.int
-    """Who uploaded it."""
+    """The account that uploaded it."""
     state: _media_service_pb2.MediaState.ValueType
-    """Where it is on its way."""
+    """The processing state."""
     failure: _media_service_pb2.MediaFailure.ValueType
-    """Why it failed; set only when FAILED."""
+    """Why it failed. Set only when FAILED."""
     width: _builtins.int
-    """The upright picture's width in pixels, before any resizing; 0 until READY."""
+    """The width of the upright picture in pixels, before resizing. 0: not READY yet."""
     height: _builtins.int
-    """The upright picture's height in pixels, before any resizing; 0 until READY."""
+    """The height of the upright picture in pixels, before resizing. 0: not READY yet."""
     key_prefix: _builtins.str
-    """The S3 key that all variants begin with, with a slash at its end; what a URL is signed for."""
+    """The common S3 key prefix of all variants, ending with a slash. A URL signature covers it."""
     blurhash: _builtins.str
-    """What to show until a variant is there: a BlurHash (blurha.sh) of 4 by 3 components; empty
-    until READY.
+    """A placeholder to show until a variant has loaded: a BlurHash (blurha.sh) of 4 by 3 components.
+    Empty: not READY yet.
     """
     dominant_colour: _builtins.str
-    """The colour that most of the picture is near to, such as "#8eafae"; empty until READY."""
+    """The dominant colour, such as "#8eafae". Empty: not READY yet."""
     perceptual_hash: _builtins.str
-    """64 bits in 16 hex digits, of which copies of a picture, resized or encoded anew, differ in
-    few; empty until READY.
+    """A perceptual hash: 64 bits as 16 hex digits. The hashes of resized or re-encoded copies of a
+    picture differ in few bits. Empty: not READY yet.
     """
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
@@ -73,7 +72,7 @@ class StoredMedia(_message.Message):
 
     @_builtins.property
     def variants(self) -> _containers.RepeatedCompositeFieldContainer[Global___StoredVariant]:
-        """What clients show, smallest first; empty until READY."""
+        """The variants, smallest first. Empty: not READY yet."""
 
     def __init__(
         self,
@@ -101,7 +100,7 @@ Global___StoredMedia: _TypeAlias = StoredMedia  # noqa: Y015
 
 @_typing.final
 class StoredVariant(_message.Message):
-    """One size and encoding of a media item, and where it lies."""
+    """One size and encoding of a media item, and its location."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -122,7 +121,7 @@ class StoredVariant(_message.Message):
     size_bytes: _builtins.int
     """Size in bytes."""
     object_name: _builtins.str
-    """The object's S3 key behind the `key_prefix`."""
+    """The object's S3 key without the `key_prefix`."""
     def __init__(
         self,
         *,
@@ -143,14 +142,14 @@ Global___StoredVariant: _TypeAlias = StoredVariant  # noqa: Y015
 
 @_typing.final
 class BatchGetMediaRequest(_message.Message):
-    """Asks for media by their ids."""
+    """Request message for BatchGetMedia."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     MEDIA_IDS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def media_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """1 to 500 ids; the same id may come twice."""
+        """1 to 500 ids. Duplicates are allowed."""
 
     def __init__(
         self,
@@ -167,14 +166,14 @@ Global___BatchGetMediaRequest: _TypeAlias = BatchGetMediaRequest  # noqa: Y015
 
 @_typing.final
 class BatchGetMediaResponse(_message.Message):
-    """Answers BatchGetMedia."""
+    """Response message for BatchGetMedia."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     MEDIA_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def media(self) -> _containers.RepeatedCompositeFieldContainer[Global___StoredMedia]:
-        """One item for each id asked for, in that order."""
+        """One item for each requested id, in the order of the request."""
 
     def __init__(
         self,

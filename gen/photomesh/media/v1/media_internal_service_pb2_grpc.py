@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class MediaInternalServiceStub:
-    """Media, for the other services of the mesh. Not reachable from outside.
+    """Media, for the other services of the mesh. Not reachable from outside the mesh.
     """
 
     def __init__(self, channel):
@@ -43,13 +43,13 @@ class MediaInternalServiceStub:
 
 
 class MediaInternalServiceServicer:
-    """Media, for the other services of the mesh. Not reachable from outside.
+    """Media, for the other services of the mesh. Not reachable from outside the mesh.
     """
 
     def BatchGetMedia(self, request, context):
-        """Returns each media item, whoever owns it, in the order asked for.
+        """Returns each media item, regardless of its owner, in the order of the request.
 
-        An unknown item is told by a StoredMedia whose `media_id` is 0.
+        For an unknown item, the StoredMedia has `media_id` 0.
 
         Errors:
         - INVALID_ARGUMENT (FIELD_INVALID): no id, or more than 500.
@@ -75,7 +75,7 @@ def add_MediaInternalServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class MediaInternalService:
-    """Media, for the other services of the mesh. Not reachable from outside.
+    """Media, for the other services of the mesh. Not reachable from outside the mesh.
     """
 
     @staticmethod

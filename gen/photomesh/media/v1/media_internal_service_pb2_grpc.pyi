@@ -13,20 +13,20 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class MediaInternalServiceStub:
-    """Media, for the other services of the mesh. Not reachable from outside."""
+    """Media, for the other services of the mesh. Not reachable from outside the mesh."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     BatchGetMedia: _aio.UnaryUnaryMultiCallable[_media_internal_service_pb2.BatchGetMediaRequest, _media_internal_service_pb2.BatchGetMediaResponse]
-    """Returns each media item, whoever owns it, in the order asked for.
+    """Returns each media item, regardless of its owner, in the order of the request.
 
-    An unknown item is told by a StoredMedia whose `media_id` is 0.
+    For an unknown item, the StoredMedia has `media_id` 0.
 
     Errors:
     - INVALID_ARGUMENT (FIELD_INVALID): no id, or more than 500.
     """
 
 class MediaInternalServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Media, for the other services of the mesh. Not reachable from outside."""
+    """Media, for the other services of the mesh. Not reachable from outside the mesh."""
 
     @_abc_1.abstractmethod
     def BatchGetMedia(
@@ -34,9 +34,9 @@ class MediaInternalServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _media_internal_service_pb2.BatchGetMediaRequest,
         context: _aio.ServicerContext[_media_internal_service_pb2.BatchGetMediaRequest, _abc.Awaitable[_media_internal_service_pb2.BatchGetMediaResponse]],
     ) -> _abc.Awaitable[_media_internal_service_pb2.BatchGetMediaResponse]:
-        """Returns each media item, whoever owns it, in the order asked for.
+        """Returns each media item, regardless of its owner, in the order of the request.
 
-        An unknown item is told by a StoredMedia whose `media_id` is 0.
+        For an unknown item, the StoredMedia has `media_id` 0.
 
         Errors:
         - INVALID_ARGUMENT (FIELD_INVALID): no id, or more than 500.

@@ -31,35 +31,35 @@ class _MediaStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_MediaState
     MEDIA_STATE_UNSPECIFIED: _MediaState.ValueType  # 0
     """Never sent."""
     MEDIA_STATE_PENDING: _MediaState.ValueType  # 1
-    """Opened; the file was not completed yet."""
+    """The upload is open, and the file is not complete yet."""
     MEDIA_STATE_UPLOADED: _MediaState.ValueType  # 2
-    """The file is stored and checked; it waits for the worker."""
+    """The file is stored and checked, and waits for a worker."""
     MEDIA_STATE_PROCESSING: _MediaState.ValueType  # 3
-    """The worker has begun."""
+    """A worker has started processing."""
     MEDIA_STATE_READY: _MediaState.ValueType  # 4
     """Every variant is stored."""
     MEDIA_STATE_FAILED: _MediaState.ValueType  # 5
     """The file cannot be processed; `failure` says why. Final."""
     MEDIA_STATE_DELETED: _MediaState.ValueType  # 6
-    """Its owner deleted it. Final."""
+    """The owner deleted it. Final."""
 
 class MediaState(_MediaState, metaclass=_MediaStateEnumTypeWrapper):
-    """Where a media item is on its way."""
+    """The processing state of a media item."""
 
 MEDIA_STATE_UNSPECIFIED: MediaState.ValueType  # 0
 """Never sent."""
 MEDIA_STATE_PENDING: MediaState.ValueType  # 1
-"""Opened; the file was not completed yet."""
+"""The upload is open, and the file is not complete yet."""
 MEDIA_STATE_UPLOADED: MediaState.ValueType  # 2
-"""The file is stored and checked; it waits for the worker."""
+"""The file is stored and checked, and waits for a worker."""
 MEDIA_STATE_PROCESSING: MediaState.ValueType  # 3
-"""The worker has begun."""
+"""A worker has started processing."""
 MEDIA_STATE_READY: MediaState.ValueType  # 4
 """Every variant is stored."""
 MEDIA_STATE_FAILED: MediaState.ValueType  # 5
 """The file cannot be processed; `failure` says why. Final."""
 MEDIA_STATE_DELETED: MediaState.ValueType  # 6
-"""Its owner deleted it. Final."""
+"""The owner deleted it. Final."""
 Global___MediaState: _TypeAlias = MediaState  # noqa: Y015
 
 class _MediaFailure:
@@ -71,13 +71,13 @@ class _MediaFailureEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_MediaFai
     MEDIA_FAILURE_UNSPECIFIED: _MediaFailure.ValueType  # 0
     """It did not fail."""
     MEDIA_FAILURE_NOT_AN_IMAGE: _MediaFailure.ValueType  # 1
-    """The bytes are no image of a type that is understood."""
+    """The bytes are not an image of a supported type."""
     MEDIA_FAILURE_CORRUPT: _MediaFailure.ValueType  # 2
-    """It begins like an image, but cannot be decoded to its end."""
+    """The file starts as an image, but cannot be fully decoded."""
     MEDIA_FAILURE_TOO_MANY_PIXELS: _MediaFailure.ValueType  # 3
-    """It has more pixels than are decoded: the limits' `max_pixels`, or 30,000 on a side."""
+    """It exceeds the maximum number of pixels: the limits' `max_pixels`, or 30,000 per side."""
     MEDIA_FAILURE_TOO_EXPENSIVE: _MediaFailure.ValueType  # 4
-    """It took more memory or time than one image may take: see the limits' `pictures`."""
+    """Processing exceeded the memory or time limit of one image: see the limits' `pictures`."""
 
 class MediaFailure(_MediaFailure, metaclass=_MediaFailureEnumTypeWrapper):
     """Why a file cannot be processed."""
@@ -85,13 +85,13 @@ class MediaFailure(_MediaFailure, metaclass=_MediaFailureEnumTypeWrapper):
 MEDIA_FAILURE_UNSPECIFIED: MediaFailure.ValueType  # 0
 """It did not fail."""
 MEDIA_FAILURE_NOT_AN_IMAGE: MediaFailure.ValueType  # 1
-"""The bytes are no image of a type that is understood."""
+"""The bytes are not an image of a supported type."""
 MEDIA_FAILURE_CORRUPT: MediaFailure.ValueType  # 2
-"""It begins like an image, but cannot be decoded to its end."""
+"""The file starts as an image, but cannot be fully decoded."""
 MEDIA_FAILURE_TOO_MANY_PIXELS: MediaFailure.ValueType  # 3
-"""It has more pixels than are decoded: the limits' `max_pixels`, or 30,000 on a side."""
+"""It exceeds the maximum number of pixels: the limits' `max_pixels`, or 30,000 per side."""
 MEDIA_FAILURE_TOO_EXPENSIVE: MediaFailure.ValueType  # 4
-"""It took more memory or time than one image may take: see the limits' `pictures`."""
+"""Processing exceeded the memory or time limit of one image: see the limits' `pictures`."""
 Global___MediaFailure: _TypeAlias = MediaFailure  # noqa: Y015
 
 @_typing.final
@@ -114,28 +114,28 @@ class Media(_message.Message):
     media_id: _builtins.int
     """Identifies the media."""
     owner_id: _builtins.int
-    """Who uploaded it."""
+    """The account that uploaded it."""
     state: Global___MediaState.ValueType
-    """Where it is on its way."""
+    """The processing state."""
     failure: Global___MediaFailure.ValueType
-    """Why it failed; set only when FAILED."""
+    """Why it failed. Set only when FAILED."""
     width: _builtins.int
-    """The upright picture's width in pixels, before any resizing; 0 until READY."""
+    """The width of the upright picture in pixels, before resizing. 0: not READY yet."""
     height: _builtins.int
-    """The upright picture's height in pixels, before any resizing; 0 until READY."""
+    """The height of the upright picture in pixels, before resizing. 0: not READY yet."""
     blurhash: _builtins.str
-    """What to show until a variant is there: a BlurHash (blurha.sh) of 4 by 3 components; empty
-    until READY.
+    """A placeholder to show until a variant has loaded: a BlurHash (blurha.sh) of 4 by 3 components.
+    Empty: not READY yet.
     """
     dominant_colour: _builtins.str
-    """The colour that most of the picture is near to, such as "#8eafae"; empty until READY."""
+    """The dominant colour, such as "#8eafae". Empty: not READY yet."""
     perceptual_hash: _builtins.str
-    """64 bits in 16 hex digits, of which copies of a picture, resized or encoded anew, differ in
-    few; empty until READY.
+    """A perceptual hash: 64 bits as 16 hex digits. The hashes of resized or re-encoded copies of a
+    picture differ in few bits. Empty: not READY yet.
     """
     @_builtins.property
     def variants(self) -> _containers.RepeatedCompositeFieldContainer[Global___Variant]:
-        """What clients show, smallest first; empty until READY."""
+        """The variants, smallest first. Empty: not READY yet."""
 
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
@@ -179,7 +179,7 @@ class Variant(_message.Message):
     name: _builtins.str
     """The size's name: "square200", "w600", "w1080" or "w2048"."""
     content_type: _builtins.str
-    """"image/jpeg", "image/webp" or "image/avif": a client takes the smallest that it can show."""
+    """"image/jpeg", "image/webp", or "image/avif". Clients use the smallest that they support."""
     width: _builtins.int
     """Width in pixels."""
     height: _builtins.int
@@ -187,7 +187,7 @@ class Variant(_message.Message):
     size_bytes: _builtins.int
     """Size in bytes."""
     url: _builtins.str
-    """Where the CDN serves it, token included; good for at least one hour."""
+    """The CDN URL, including its token. Valid for at least one hour."""
     def __init__(
         self,
         *,
@@ -208,7 +208,7 @@ Global___Variant: _TypeAlias = Variant  # noqa: Y015
 
 @_typing.final
 class GetUploadLimitsRequest(_message.Message):
-    """Asks for the limits."""
+    """Request message for GetUploadLimits."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -225,7 +225,7 @@ Global___GetUploadLimitsRequest: _TypeAlias = GetUploadLimitsRequest  # noqa: Y0
 
 @_typing.final
 class GetUploadLimitsResponse(_message.Message):
-    """Answers GetUploadLimits."""
+    """Response message for GetUploadLimits."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -242,43 +242,43 @@ class GetUploadLimitsResponse(_message.Message):
     STREAM_MIN_BYTES_PER_SECOND_FIELD_NUMBER: _builtins.int
     STREAM_PATIENCE_FIELD_NUMBER: _builtins.int
     form_max_bytes: _builtins.int
-    """The largest file in one form (CreateUpload), in bytes."""
+    """The maximum file size of a form upload (CreateUpload), in bytes."""
     max_bytes: _builtins.int
-    """The largest file by any other door, in bytes."""
+    """The maximum file size of every other way to upload, in bytes."""
     part_bytes: _builtins.int
-    """The size of all parts but the last (CreateMultipartUpload), in bytes; what of a stream
-    (UploadMedia) is safe is a multiple of it.
+    """The size of all parts except the last (CreateMultipartUpload), in bytes. The stored length of
+    an incomplete stream (UploadMedia) is a multiple of it.
     """
     chunk_max_bytes: _builtins.int
-    """How many bytes one message of a stream may carry."""
+    """The maximum number of bytes in one message of a stream."""
     max_pixels: _builtins.int
-    """The most pixels of a picture that is processed: others end as FAILED, TOO_MANY_PIXELS."""
+    """The maximum number of pixels. A larger picture ends as FAILED, TOO_MANY_PIXELS."""
     max_open_uploads: _builtins.int
-    """How many uploads the caller may have open, by all doors together. Completing or aborting one
-    makes room.
+    """The maximum number of open uploads of the caller, across all ways to upload. Complete or abort
+    one to open another.
     """
     max_streams: _builtins.int
-    """How many streams (UploadMedia) of the caller one process takes at a time."""
+    """The maximum number of concurrent streams (UploadMedia) of the caller at one process."""
     stream_min_bytes_per_second: _builtins.int
-    """How fast a stream must be at least on average, in bytes."""
+    """The minimum average speed of a stream, in bytes per second."""
     @_builtins.property
     def content_types(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """The types that may be declared."""
+        """The content types that can be declared."""
 
     @_builtins.property
     def abandoned_after(self) -> _duration_pb2.Duration:
-        """How long after it was opened an upload is given up."""
+        """How long after it was opened an incomplete upload is aborted."""
 
     @_builtins.property
     def pictures(self) -> _containers.RepeatedCompositeFieldContainer[Global___PictureLimit]:
-        """How large a picture may be that is processed in any case. A larger one, up to `max_pixels`, is
-        processed if there is memory for it, as there is for a JPEG that is not progressive or for a
-        phone's HEIC of 48 megapixels, and otherwise ends as FAILED, TOO_EXPENSIVE.
+        """The sizes up to which a picture is always processed. A larger picture, up to `max_pixels`, is
+        processed if memory suffices, as it does for a baseline JPEG or a phone's 48-megapixel HEIC;
+        otherwise it ends as FAILED, TOO_EXPENSIVE.
         """
 
     @_builtins.property
     def stream_patience(self) -> _duration_pb2.Duration:
-        """How long a stream may be silent."""
+        """The maximum time a stream can be silent."""
 
     def __init__(
         self,
@@ -306,17 +306,17 @@ Global___GetUploadLimitsResponse: _TypeAlias = GetUploadLimitsResponse  # noqa: 
 
 @_typing.final
 class PictureLimit(_message.Message):
-    """How large a picture of one type may be."""
+    """The guaranteed picture size of one type."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     CONTENT_TYPE_FIELD_NUMBER: _builtins.int
     MAX_PIXELS_FIELD_NUMBER: _builtins.int
     content_type: _builtins.str
-    """The type."""
+    """The content type."""
     max_pixels: _builtins.int
-    """The most pixels, whatever their depth and the way they are compressed, of a picture that is at
-    most three times as high as wide, in a file of at most 256 MiB (AVIF and HEIF: 32 MiB).
+    """The maximum number of pixels, for any depth and compression, of a picture that is at most three
+    times as high as wide, in a file of at most 256 MiB (AVIF and HEIF: 32 MiB).
     """
     def __init__(
         self,
@@ -334,7 +334,7 @@ Global___PictureLimit: _TypeAlias = PictureLimit  # noqa: Y015
 
 @_typing.final
 class CreateUploadRequest(_message.Message):
-    """Asks to open an upload."""
+    """Request message for CreateUpload."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -347,12 +347,12 @@ class CreateUploadRequest(_message.Message):
     size_bytes: _builtins.int
     """The file's exact size in bytes: 1 to the limits' `form_max_bytes`."""
     request_id: _builtins.str
-    """Makes repeats of this request harmless: any text of 1 to 64 characters that the client makes
-    anew for each file, such as a UUID. Empty: a repeat opens a second upload.
+    """Makes retries safe: any string of 1 to 64 characters that the client generates for each file,
+    such as a UUID. Empty: a retry opens a second upload.
     """
     sha256: _builtins.str
-    """The file's SHA-256 as 64 hexadecimal digits, or empty. When the caller has uploaded the same
-    bytes before, that media is returned, and nothing needs to be sent.
+    """The file's SHA-256 as 64 hexadecimal digits. If the caller has already uploaded the same bytes,
+    that media is returned and the client sends nothing. Empty: not declared.
     """
     def __init__(
         self,
@@ -372,7 +372,7 @@ Global___CreateUploadRequest: _TypeAlias = CreateUploadRequest  # noqa: Y015
 
 @_typing.final
 class CreateUploadResponse(_message.Message):
-    """Answers CreateUpload."""
+    """Response message for CreateUpload."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -402,12 +402,12 @@ class CreateUploadResponse(_message.Message):
     EXPIRE_TIME_FIELD_NUMBER: _builtins.int
     REUSED_FIELD_NUMBER: _builtins.int
     upload_url: _builtins.str
-    """Where to POST the file; empty when nothing needs to be sent any more."""
+    """Where to POST the file. Empty: there is nothing to send."""
     reused: _builtins.bool
-    """Whether the media is one that the caller had uploaded before with these very bytes."""
+    """Whether the media is one that the caller already uploaded with the same bytes."""
     @_builtins.property
     def media(self) -> Global___Media:
-        """The media that the upload will become, PENDING; or what it has become already."""
+        """The media of the upload: PENDING, or its current state if it already exists."""
 
     @_builtins.property
     def form_fields(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
@@ -415,7 +415,7 @@ class CreateUploadResponse(_message.Message):
 
     @_builtins.property
     def expire_time(self) -> _timestamp_pb2.Timestamp:
-        """When S3 stops taking the form: 10 minutes after it was made."""
+        """When the form expires: 10 minutes after it is issued."""
 
     def __init__(
         self,
@@ -436,7 +436,7 @@ Global___CreateUploadResponse: _TypeAlias = CreateUploadResponse  # noqa: Y015
 
 @_typing.final
 class CreateMultipartUploadRequest(_message.Message):
-    """Asks to open an upload in parts."""
+    """Request message for CreateMultipartUpload."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -449,12 +449,12 @@ class CreateMultipartUploadRequest(_message.Message):
     size_bytes: _builtins.int
     """The file's exact size in bytes: 1 to the limits' `max_bytes`."""
     request_id: _builtins.str
-    """Makes repeats of this request harmless: any text of 1 to 64 characters that the client makes
-    anew for each file, such as a UUID. Empty: a repeat opens a second upload.
+    """Makes retries safe: any string of 1 to 64 characters that the client generates for each file,
+    such as a UUID. Empty: a retry opens a second upload.
     """
     sha256: _builtins.str
-    """The file's SHA-256 as 64 hexadecimal digits, or empty. When the caller has uploaded the same
-    bytes before, that media is returned, and nothing needs to be sent.
+    """The file's SHA-256 as 64 hexadecimal digits. If the caller has already uploaded the same bytes,
+    that media is returned and the client sends nothing. Empty: not declared.
     """
     def __init__(
         self,
@@ -474,7 +474,7 @@ Global___CreateMultipartUploadRequest: _TypeAlias = CreateMultipartUploadRequest
 
 @_typing.final
 class CreateMultipartUploadResponse(_message.Message):
-    """Answers CreateMultipartUpload."""
+    """Response message for CreateMultipartUpload."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -483,16 +483,16 @@ class CreateMultipartUploadResponse(_message.Message):
     PART_COUNT_FIELD_NUMBER: _builtins.int
     REUSED_FIELD_NUMBER: _builtins.int
     part_bytes: _builtins.int
-    """The size of all parts but the last, which holds the rest, in bytes; 0 when nothing needs to be
-    sent any more.
+    """The size in bytes of all parts except the last, which holds the rest. 0: there is nothing to
+    send.
     """
     part_count: _builtins.int
-    """How many parts there are: they have the numbers 1 to `part_count`."""
+    """The number of parts. Parts are numbered 1 to `part_count`."""
     reused: _builtins.bool
-    """Whether the media is one that the caller had uploaded before with these very bytes."""
+    """Whether the media is one that the caller already uploaded with the same bytes."""
     @_builtins.property
     def media(self) -> Global___Media:
-        """The media that the upload will become, PENDING; or what it has become already."""
+        """The media of the upload: PENDING, or its current state if it already exists."""
 
     def __init__(
         self,
@@ -512,17 +512,17 @@ Global___CreateMultipartUploadResponse: _TypeAlias = CreateMultipartUploadRespon
 
 @_typing.final
 class SignUploadPartsRequest(_message.Message):
-    """Asks where to PUT parts."""
+    """Request message for SignUploadParts."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     MEDIA_ID_FIELD_NUMBER: _builtins.int
     PART_NUMBERS_FIELD_NUMBER: _builtins.int
     media_id: _builtins.int
-    """The media that the upload will become."""
+    """The media of the upload."""
     @_builtins.property
     def part_numbers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """1 to 100 part numbers."""
+        """1 to 100 distinct part numbers."""
 
     def __init__(
         self,
@@ -540,7 +540,7 @@ Global___SignUploadPartsRequest: _TypeAlias = SignUploadPartsRequest  # noqa: Y0
 
 @_typing.final
 class SignUploadPartsResponse(_message.Message):
-    """Answers SignUploadParts."""
+    """Response message for SignUploadParts."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -548,11 +548,11 @@ class SignUploadPartsResponse(_message.Message):
     EXPIRE_TIME_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def parts(self) -> _containers.RepeatedCompositeFieldContainer[Global___SignedPart]:
-        """One for each number asked for, in that order."""
+        """One part for each requested number, in the order of the request."""
 
     @_builtins.property
     def expire_time(self) -> _timestamp_pb2.Timestamp:
-        """When S3 stops taking them: 1 hour after they were made."""
+        """When the URLs expire: 1 hour after they are issued."""
 
     def __init__(
         self,
@@ -570,7 +570,7 @@ Global___SignUploadPartsResponse: _TypeAlias = SignUploadPartsResponse  # noqa: 
 
 @_typing.final
 class SignedPart(_message.Message):
-    """Where one part goes."""
+    """The signed URL of one part."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -578,9 +578,11 @@ class SignedPart(_message.Message):
     URL_FIELD_NUMBER: _builtins.int
     SIZE_BYTES_FIELD_NUMBER: _builtins.int
     part_number: _builtins.int
-    """Its number, from 1."""
+    """The part number, from 1."""
     url: _builtins.str
-    """Where to PUT exactly `size_bytes` bytes of the file, from byte (part_number - 1) * part_bytes."""
+    """Where to PUT exactly `size_bytes` bytes of the file, starting at byte (part_number - 1) *
+    part_bytes.
+    """
     size_bytes: _builtins.int
     """The part's size in bytes."""
     def __init__(
@@ -600,13 +602,13 @@ Global___SignedPart: _TypeAlias = SignedPart  # noqa: Y015
 
 @_typing.final
 class ListUploadPartsRequest(_message.Message):
-    """Asks which parts have arrived."""
+    """Request message for ListUploadParts."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     MEDIA_ID_FIELD_NUMBER: _builtins.int
     media_id: _builtins.int
-    """The media that the upload will become."""
+    """The media of the upload."""
     def __init__(
         self,
         *,
@@ -622,7 +624,7 @@ Global___ListUploadPartsRequest: _TypeAlias = ListUploadPartsRequest  # noqa: Y0
 
 @_typing.final
 class ListUploadPartsResponse(_message.Message):
-    """Answers ListUploadParts."""
+    """Response message for ListUploadParts."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -630,12 +632,12 @@ class ListUploadPartsResponse(_message.Message):
     PART_BYTES_FIELD_NUMBER: _builtins.int
     PART_COUNT_FIELD_NUMBER: _builtins.int
     part_bytes: _builtins.int
-    """The size of all parts but the last, in bytes."""
+    """The size of all parts except the last, in bytes."""
     part_count: _builtins.int
-    """How many parts there will be."""
+    """The total number of parts."""
     @_builtins.property
     def parts(self) -> _containers.RepeatedCompositeFieldContainer[Global___UploadPart]:
-        """Those that have arrived, by their numbers."""
+        """The parts that have arrived, ordered by number."""
 
     def __init__(
         self,
@@ -654,16 +656,16 @@ Global___ListUploadPartsResponse: _TypeAlias = ListUploadPartsResponse  # noqa: 
 
 @_typing.final
 class UploadPart(_message.Message):
-    """A part that S3 has."""
+    """A part that S3 has received."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     PART_NUMBER_FIELD_NUMBER: _builtins.int
     SIZE_BYTES_FIELD_NUMBER: _builtins.int
     part_number: _builtins.int
-    """Its number, from 1."""
+    """The part number, from 1."""
     size_bytes: _builtins.int
-    """Its size in bytes."""
+    """The part's size in bytes."""
     def __init__(
         self,
         *,
@@ -680,13 +682,13 @@ Global___UploadPart: _TypeAlias = UploadPart  # noqa: Y015
 
 @_typing.final
 class CompleteUploadRequest(_message.Message):
-    """Asks to complete an upload."""
+    """Request message for CompleteUpload."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     MEDIA_ID_FIELD_NUMBER: _builtins.int
     media_id: _builtins.int
-    """The media whose file was sent."""
+    """The media of the upload."""
     def __init__(
         self,
         *,
@@ -702,7 +704,7 @@ Global___CompleteUploadRequest: _TypeAlias = CompleteUploadRequest  # noqa: Y015
 
 @_typing.final
 class CompleteUploadResponse(_message.Message):
-    """Answers CompleteUpload."""
+    """Response message for CompleteUpload."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -726,13 +728,13 @@ Global___CompleteUploadResponse: _TypeAlias = CompleteUploadResponse  # noqa: Y0
 
 @_typing.final
 class AbortUploadRequest(_message.Message):
-    """Asks to give an upload up."""
+    """Request message for AbortUpload."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     MEDIA_ID_FIELD_NUMBER: _builtins.int
     media_id: _builtins.int
-    """The media that the upload would have become."""
+    """The media of the upload."""
     def __init__(
         self,
         *,
@@ -748,7 +750,7 @@ Global___AbortUploadRequest: _TypeAlias = AbortUploadRequest  # noqa: Y015
 
 @_typing.final
 class AbortUploadResponse(_message.Message):
-    """Answers AbortUpload."""
+    """Response message for AbortUpload."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -765,7 +767,7 @@ Global___AbortUploadResponse: _TypeAlias = AbortUploadResponse  # noqa: Y015
 
 @_typing.final
 class UploadMediaRequest(_message.Message):
-    """A piece of a file; in the first message, also what comes."""
+    """A piece of a file. The first message also describes the file."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -775,20 +777,20 @@ class UploadMediaRequest(_message.Message):
     SHA256_FIELD_NUMBER: _builtins.int
     OFFSET_FIELD_NUMBER: _builtins.int
     size_bytes: _builtins.int
-    """First message: the file's exact size in bytes; 0: where the stream ends, the file does."""
+    """First message: the file's exact size in bytes. 0: the file ends where the stream ends."""
     request_id: _builtins.str
-    """First message: as in CreateUploadRequest. Empty: a stream that breaks cannot be continued."""
+    """First message: as in CreateUploadRequest. Empty: an interrupted stream cannot be resumed."""
     sha256: _builtins.str
     """First message: as in CreateUploadRequest."""
     offset: _builtins.int
-    """First message: the byte of the file that this stream begins with; what GetUploadOffset told.
-    0: the first.
+    """First message: the position in the file at which this stream starts, from GetUploadOffset. 0:
+    the start of the file.
     """
     @_builtins.property
     def file(self) -> _httpbody_pb2.HttpBody:
-        """The bytes, at most the limits' `chunk_max_bytes` in one message. The `content_type` of the
-        first is the file's type: one of the limits' `content_types`, or anything else for a type that
-        the bytes alone shall tell.
+        """The bytes, at most `chunk_max_bytes` of the limits in one message. The `content_type` of the
+        first message is the file's type: one of the limits' `content_types`, or any other value to
+        detect the type from the bytes alone.
         """
 
     def __init__(
@@ -810,14 +812,14 @@ Global___UploadMediaRequest: _TypeAlias = UploadMediaRequest  # noqa: Y015
 
 @_typing.final
 class UploadMediaResponse(_message.Message):
-    """Answers UploadMedia."""
+    """Response message for UploadMedia."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     MEDIA_FIELD_NUMBER: _builtins.int
     REUSED_FIELD_NUMBER: _builtins.int
     reused: _builtins.bool
-    """Whether the media is one that the caller had uploaded before with these very bytes."""
+    """Whether the media is one that the caller already uploaded with the same bytes."""
     @_builtins.property
     def media(self) -> Global___Media:
         """The media, UPLOADED or later."""
@@ -838,13 +840,13 @@ Global___UploadMediaResponse: _TypeAlias = UploadMediaResponse  # noqa: Y015
 
 @_typing.final
 class GetUploadOffsetRequest(_message.Message):
-    """Asks how much of a streamed upload is safe."""
+    """Request message for GetUploadOffset."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
-    """The request id of the stream that broke."""
+    """The request id of the interrupted stream."""
     def __init__(
         self,
         *,
@@ -860,17 +862,17 @@ Global___GetUploadOffsetRequest: _TypeAlias = GetUploadOffsetRequest  # noqa: Y0
 
 @_typing.final
 class GetUploadOffsetResponse(_message.Message):
-    """Answers GetUploadOffset."""
+    """Response message for GetUploadOffset."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     MEDIA_FIELD_NUMBER: _builtins.int
     OFFSET_FIELD_NUMBER: _builtins.int
     offset: _builtins.int
-    """How many bytes from the beginning are safe; all of them once the media is UPLOADED."""
+    """The number of stored bytes, counted from the start of the file. The file size when UPLOADED."""
     @_builtins.property
     def media(self) -> Global___Media:
-        """The media that the upload will become, or has become."""
+        """The media of the upload."""
 
     def __init__(
         self,
@@ -888,7 +890,7 @@ Global___GetUploadOffsetResponse: _TypeAlias = GetUploadOffsetResponse  # noqa: 
 
 @_typing.final
 class GetMediaRequest(_message.Message):
-    """Asks for a media item."""
+    """Request message for GetMedia."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -910,7 +912,7 @@ Global___GetMediaRequest: _TypeAlias = GetMediaRequest  # noqa: Y015
 
 @_typing.final
 class GetMediaResponse(_message.Message):
-    """Answers GetMedia."""
+    """Response message for GetMedia."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -934,7 +936,7 @@ Global___GetMediaResponse: _TypeAlias = GetMediaResponse  # noqa: Y015
 
 @_typing.final
 class WatchMediaRequest(_message.Message):
-    """Asks to watch a media item."""
+    """Request message for WatchMedia."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -956,7 +958,7 @@ Global___WatchMediaRequest: _TypeAlias = WatchMediaRequest  # noqa: Y015
 
 @_typing.final
 class WatchMediaResponse(_message.Message):
-    """Tells of a media item that is watched."""
+    """One message of a media watch."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -967,11 +969,11 @@ class WatchMediaResponse(_message.Message):
     """Whether this is the last message."""
     @_builtins.property
     def media(self) -> Global___Media:
-        """The media as it is now; unset: nothing happened for a while."""
+        """The current media. Unset: only progress is reported, or nothing happened for a while."""
 
     @_builtins.property
     def progress(self) -> Global___MediaProgress:
-        """How far the worker is; unset where `media` is."""
+        """The progress of the worker. Unset: `media` is set, or nothing happened for a while."""
 
     def __init__(
         self,
@@ -990,19 +992,20 @@ Global___WatchMediaResponse: _TypeAlias = WatchMediaResponse  # noqa: Y015
 
 @_typing.final
 class MediaProgress(_message.Message):
-    """What the worker has done of a media item."""
+    """The completed processing steps of a media item."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     STEPS_DONE_FIELD_NUMBER: _builtins.int
     STEPS_TOTAL_FIELD_NUMBER: _builtins.int
     steps_total: _builtins.int
-    """How many there are in all."""
+    """The total number of steps."""
     @_builtins.property
     def steps_done(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """The steps that are done, each behind those that it needs: "picture" when the file is decoded,
-        a size's name such as "w600" when the picture has it, "w600.avif" when that variant is stored,
-        "blurhash", "dominant_colour" and "perceptual_hash". All of them when the media is READY.
+        """The completed steps; each follows the steps that it depends on: "picture" (the file is
+        decoded), a size's name such as "w600" (the picture is resized), "w600.avif" (the variant is
+        stored), "blurhash", "dominant_colour", and "perceptual_hash". A READY media item has completed
+        all of them.
         """
 
     def __init__(
@@ -1021,7 +1024,7 @@ Global___MediaProgress: _TypeAlias = MediaProgress  # noqa: Y015
 
 @_typing.final
 class DeleteMediaRequest(_message.Message):
-    """Asks to delete a media item."""
+    """Request message for DeleteMedia."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1043,7 +1046,7 @@ Global___DeleteMediaRequest: _TypeAlias = DeleteMediaRequest  # noqa: Y015
 
 @_typing.final
 class DeleteMediaResponse(_message.Message):
-    """Answers DeleteMedia."""
+    """Response message for DeleteMedia."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

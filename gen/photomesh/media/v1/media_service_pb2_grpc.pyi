@@ -13,170 +13,180 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class MediaServiceStub:
-    """Uploading photos and learning what became of them.
+    """Uploads of photos and the results of their processing.
 
-    A file comes in by one of four doors: a form POSTed straight to S3 (CreateUpload), parts PUT
-    straight to S3 (CreateMultipartUpload), a gRPC stream, or the raw body of a REST request (both
-    UploadMedia). Size, SHA-256 (where one is declared or the bytes pass through here) and type are
-    checked before anybody is told of the file: its first bytes must not be those of another type
-    than the declared one. Bytes of no known type go on, and end as FAILED with a reason.
+    There are four ways to upload a file: a form POSTed directly to S3 (CreateUpload), parts PUT
+    directly to S3 (CreateMultipartUpload), a gRPC stream, or the raw body of a REST request (both
+    UploadMedia). The service checks the size, the SHA-256 (if declared, or if the bytes pass through
+    the service), and the type before any other service learns of the file: a file that starts with
+    the signature of another known type than the declared one is rejected. A file of unknown type is
+    accepted and ends as FAILED with a reason.
 
-    Every method needs a session: UNAUTHENTICATED (TOKEN_MISSING, TOKEN_INVALID, TOKEN_EXPIRED)
-    without one. Every method may also fail with INTERNAL, UNAVAILABLE (retry with backoff) and
-    INVALID_ARGUMENT (FIELD_INVALID: the field violations say which and why).
+    Every method requires a session, and fails with UNAUTHENTICATED (TOKEN_MISSING, TOKEN_INVALID,
+    TOKEN_EXPIRED) without one. Every method can also fail with INTERNAL, UNAVAILABLE (retry with
+    backoff), and INVALID_ARGUMENT (FIELD_INVALID: the field violations name the field and the
+    reason).
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     GetUploadLimits: _aio.UnaryUnaryMultiCallable[_media_service_pb2.GetUploadLimitsRequest, _media_service_pb2.GetUploadLimitsResponse]
-    """Tells what may be uploaded, and by which door."""
+    """Returns the limits of uploads."""
     CreateUpload: _aio.UnaryUnaryMultiCallable[_media_service_pb2.CreateUploadRequest, _media_service_pb2.CreateUploadResponse]
-    """Opens an upload: returns what the client needs to send the file straight to S3.
+    """Opens an upload and returns what the client needs to send the file directly to S3.
 
-    The file goes in a multipart/form-data POST to `upload_url`: every entry of `form_fields`
-    first, then a field `file` with the bytes. S3 refuses another size, type or key. A repeat
-    with the same `request_id` returns the same media, with fresh form fields while it is PENDING.
+    The client sends a multipart/form-data POST to `upload_url`: first every entry of
+    `form_fields`, then a field `file` with the bytes. S3 rejects a different size, type, or key. A
+    retry with the same `request_id` returns the same media, with new form fields while it is
+    PENDING.
 
     Errors:
-    - INVALID_ARGUMENT (FIELD_INVALID): also a size or type outside of the limits.
-    - ALREADY_EXISTS (REQUEST_ID_REUSED): the request id was used for another file or door.
-    - FAILED_PRECONDITION (UPLOAD_LIMIT): the caller has the limits' `max_open_uploads` open;
-      complete or abort some.
+    - INVALID_ARGUMENT (FIELD_INVALID): also for a size or type outside the limits.
+    - ALREADY_EXISTS (REQUEST_ID_REUSED): the request id was used for a different file or upload
+      method.
+    - FAILED_PRECONDITION (UPLOAD_LIMIT): the caller already has `max_open_uploads` uploads open.
+      Complete or abort some.
     """
     CreateMultipartUpload: _aio.UnaryUnaryMultiCallable[_media_service_pb2.CreateMultipartUploadRequest, _media_service_pb2.CreateMultipartUploadResponse]
-    """Opens an upload in parts that go straight to S3: in parallel, in any order, each again if need
-    be, from another process after a restart.
+    """Opens a multipart upload, whose parts go directly to S3. Parts can be sent in parallel, in any
+    order, repeatedly, and from another process after a restart.
 
-    SignUploadParts gives the URLs, ListUploadParts tells which parts have arrived, CompleteUpload
-    ends it. A repeat with the same `request_id` returns the same media.
+    SignUploadParts returns the URLs, ListUploadParts lists the parts that have arrived, and
+    CompleteUpload completes the upload. A retry with the same `request_id` returns the same media.
 
     Errors:
-    - INVALID_ARGUMENT (FIELD_INVALID): also a size or type outside of the limits.
-    - ALREADY_EXISTS (REQUEST_ID_REUSED): the request id was used for another file or door.
-    - FAILED_PRECONDITION (UPLOAD_LIMIT): the caller has the limits' `max_open_uploads` open;
-      complete or abort some.
+    - INVALID_ARGUMENT (FIELD_INVALID): also for a size or type outside the limits.
+    - ALREADY_EXISTS (REQUEST_ID_REUSED): the request id was used for a different file or upload
+      method.
+    - FAILED_PRECONDITION (UPLOAD_LIMIT): the caller already has `max_open_uploads` uploads open.
+      Complete or abort some.
     """
     SignUploadParts: _aio.UnaryUnaryMultiCallable[_media_service_pb2.SignUploadPartsRequest, _media_service_pb2.SignUploadPartsResponse]
-    """Returns where to PUT parts of an upload in parts; may be asked again at any time.
+    """Returns signed URLs for parts of a multipart upload. Can be called at any time.
 
-    S3 refuses a part of another size than told here.
+    S3 rejects a part whose size differs from the returned one.
 
     Errors:
-    - NOT_FOUND (MEDIA_UNKNOWN): no such media, or it is not the caller's.
-    - INVALID_ARGUMENT (FIELD_INVALID): a part number that the upload does not have.
-    - FAILED_PRECONDITION (UPLOAD_COMPLETED): the upload was completed before.
-    - FAILED_PRECONDITION (UPLOAD_NOT_MULTIPART): it was opened by another door.
+    - NOT_FOUND (MEDIA_UNKNOWN): the media does not exist, or does not belong to the caller.
+    - INVALID_ARGUMENT (FIELD_INVALID): also for a part number outside the upload's range.
+    - FAILED_PRECONDITION (UPLOAD_COMPLETED): the upload is already complete.
+    - FAILED_PRECONDITION (UPLOAD_NOT_MULTIPART): the upload is not a multipart upload.
     """
     ListUploadParts: _aio.UnaryUnaryMultiCallable[_media_service_pb2.ListUploadPartsRequest, _media_service_pb2.ListUploadPartsResponse]
-    """Tells which parts of an upload in parts have arrived, all of them in one answer.
+    """Lists all parts of a multipart upload that have arrived.
 
     Errors:
-    - NOT_FOUND (MEDIA_UNKNOWN): no such media, or it is not the caller's.
-    - FAILED_PRECONDITION (UPLOAD_COMPLETED): the upload was completed before.
-    - FAILED_PRECONDITION (UPLOAD_NOT_MULTIPART): it was opened by another door.
+    - NOT_FOUND (MEDIA_UNKNOWN): the media does not exist, or does not belong to the caller.
+    - FAILED_PRECONDITION (UPLOAD_COMPLETED): the upload is already complete.
+    - FAILED_PRECONDITION (UPLOAD_NOT_MULTIPART): the upload is not a multipart upload.
     """
     CompleteUpload: _aio.UnaryUnaryMultiCallable[_media_service_pb2.CompleteUploadRequest, _media_service_pb2.CompleteUploadResponse]
-    """Tells that the file was sent: it is checked against what was declared, then processed.
+    """Completes an upload: compares the file with the declaration and starts processing.
 
-    Idempotent: completing again returns the media as it is. A large file whose SHA-256 was
-    declared may take longer to check than a call lasts: after DEADLINE_EXCEEDED complete again,
-    the check goes on meanwhile.
+    Idempotent: completing again returns the current media. The check of a large file with a
+    declared SHA-256 can take longer than the deadline of the call and continues in the background:
+    after DEADLINE_EXCEEDED, call again.
 
     Errors:
-    - NOT_FOUND (MEDIA_UNKNOWN): no such media, or it is not the caller's.
+    - NOT_FOUND (MEDIA_UNKNOWN): the media does not exist, or does not belong to the caller.
     - FAILED_PRECONDITION (OBJECT_MISSING): nothing was uploaded yet, or parts are missing.
-    - FAILED_PRECONDITION (OBJECT_MISMATCH): what was uploaded is not what was declared.
+    - FAILED_PRECONDITION (OBJECT_MISMATCH): the uploaded file differs from the declared one.
     """
     AbortUpload: _aio.UnaryUnaryMultiCallable[_media_service_pb2.AbortUploadRequest, _media_service_pb2.AbortUploadResponse]
-    """Gives an upload up: what was sent of it is removed, and the media is unknown from then on.
+    """Aborts an upload: removes the uploaded bytes and forgets the media.
 
-    An upload that is not completed within a day (see the limits) is given up by itself. After an
-    abort the `request_id` opens a new upload.
+    The service aborts an upload that is not completed within a day (see the limits). After an
+    abort, the same `request_id` opens a new upload.
 
     Errors:
-    - NOT_FOUND (MEDIA_UNKNOWN): no such media, it is not the caller's, or it was aborted before.
-    - FAILED_PRECONDITION (UPLOAD_COMPLETED): the upload was completed before.
+    - NOT_FOUND (MEDIA_UNKNOWN): the media does not exist, does not belong to the caller, or was
+      already aborted.
+    - FAILED_PRECONDITION (UPLOAD_COMPLETED): the upload is already complete.
     """
     UploadMedia: _aio.StreamUnaryMultiCallable[_media_service_pb2.UploadMediaRequest, _media_service_pb2.UploadMediaResponse]
-    """Takes a file as a stream; answers when it is stored and checked.
+    """Uploads a file as a stream. Responds when the file is stored and checked.
 
-    Over gRPC the first message says what comes, and every message may carry bytes. Over REST the
-    body of the request is the file, of any content type and also chunked, and the other fields are
-    query parameters.
+    Over gRPC, the first message describes the file, and every message can carry bytes. Over REST,
+    the request body is the file, with any content type and optionally chunked, and the other
+    fields are query parameters.
 
-    A stream with a `request_id` that breaks can be continued: GetUploadOffset tells how many bytes
-    are safe, and a new stream with the same `request_id` and that `offset` sends the rest. A
-    repeat after the end returns the same media, at once.
+    An interrupted stream that had a `request_id` can be resumed: GetUploadOffset returns the
+    number of stored bytes, and a new stream with the same `request_id` and that `offset` sends the
+    rest. A retry after completion returns the same media at once.
 
-    A stream must keep up the limits' `stream_min_bytes_per_second` on average, and is never silent
-    for longer than `stream_patience`. Only whole messages count: on a slow line send small ones, of
-    64 KiB, say. Time in which the server does not read because its own storage is slow does not
-    count.
+    A stream must average at least the limits' `stream_min_bytes_per_second`, and must never be
+    silent for longer than `stream_patience`. Only complete messages count: on a slow connection,
+    send small ones, such as 64 KiB. Time in which the server does not read because its own storage
+    is slow does not count.
 
     Errors:
-    - INVALID_ARGUMENT (FIELD_INVALID): a bad first message, a size outside of the limits, more
-      bytes than declared, or an `offset` that is not acknowledged.
-    - ALREADY_EXISTS (REQUEST_ID_REUSED): the request id was used for another file or door.
-    - FAILED_PRECONDITION (OBJECT_MISSING): the stream ended before the declared size; go on.
-    - FAILED_PRECONDITION (OBJECT_MISMATCH): the bytes are not those that were declared; the
-      upload was given up.
+    - INVALID_ARGUMENT (FIELD_INVALID): also for an invalid first message, a size outside the
+      limits, more bytes than declared, or an `offset` that was not acknowledged.
+    - ALREADY_EXISTS (REQUEST_ID_REUSED): the request id was used for a different file or upload
+      method.
+    - FAILED_PRECONDITION (OBJECT_MISSING): the stream ended before the declared size. Resume it.
+    - FAILED_PRECONDITION (OBJECT_MISMATCH): the bytes differ from the declaration. The upload was
+      aborted.
     - FAILED_PRECONDITION (UPLOAD_LIMIT): as in CreateUpload.
-    - RESOURCE_EXHAUSTED (TOO_MANY_STREAMS): the caller has the limits' `max_streams` open at this
-      process, or as many are open as it takes. Open this one when another has ended, or in a few
-      seconds.
-    - ABORTED (STREAM_TOO_SLOW): too few bytes came for too long. What is safe is kept: continue.
+    - RESOURCE_EXHAUSTED (TOO_MANY_STREAMS): the caller has `max_streams` streams open at this
+      process, or the process has as many as it accepts. Retry when another stream has ended, or in
+      a few seconds.
+    - ABORTED (STREAM_TOO_SLOW): the stream was too slow for too long. Stored bytes are kept:
+      resume it.
     """
     GetUploadOffset: _aio.UnaryUnaryMultiCallable[_media_service_pb2.GetUploadOffsetRequest, _media_service_pb2.GetUploadOffsetResponse]
-    """Tells how much of a streamed upload is safe, so that it can go on from there.
+    """Returns how many bytes of a streamed upload are stored, so that the client can resume it.
 
     Errors:
-    - NOT_FOUND (UPLOAD_UNKNOWN): the caller streams nothing with this request id.
+    - NOT_FOUND (UPLOAD_UNKNOWN): the caller has no streamed upload with this request id.
     """
     GetMedia: _aio.UnaryUnaryMultiCallable[_media_service_pb2.GetMediaRequest, _media_service_pb2.GetMediaResponse]
-    """Returns the caller's media: its state, and when READY its variants with their URLs.
+    """Returns one of the caller's media: its state, and, when READY, its variants with their URLs.
 
     Errors:
-    - NOT_FOUND (MEDIA_UNKNOWN): no such media, or it is not the caller's.
+    - NOT_FOUND (MEDIA_UNKNOWN): the media does not exist, or does not belong to the caller.
     """
     WatchMedia: _aio.UnaryStreamMultiCallable[_media_service_pb2.WatchMediaRequest, _media_service_pb2.WatchMediaResponse]
-    """Tells what happens to the caller's media: at once as it is, then each time that its state
-    changes or the worker has done another step of it.
+    """Streams the progress of one of the caller's media: first its current state, then a message for
+    each change of state and each completed processing step.
 
-    Steps that are done within a quarter of a second may be told in one message. They are never
-    taken back, also when another worker begins anew.
+    Steps completed within a quarter of a second can share a message. A completed step is never
+    withdrawn, even when another worker restarts the processing.
 
-    The message with `last` set is the last one: the media is READY, FAILED or DELETED, or 10
-    minutes are over: watch again. A stream that ends without it was cut. A message without a
-    media comes every 15 seconds in which nothing else does. Over REST each message is a
-    server-sent event, whose data are one line of JSON.
+    The message with `last` set is the last one: the media is READY, FAILED, or DELETED, or 10
+    minutes have passed, in which case watch again. A stream that ends without it was interrupted.
+    A message without `media` follows after every 15 seconds without another. Over REST, each
+    message is a server-sent event whose data is one line of JSON.
 
     Errors:
-    - NOT_FOUND (MEDIA_UNKNOWN): no such media, or it is not the caller's.
-    - RESOURCE_EXHAUSTED (TOO_MANY_STREAMS): the caller has 20 watches open at this process, or as
-      many are open as it serves. End one, or watch again in a few seconds.
+    - NOT_FOUND (MEDIA_UNKNOWN): the media does not exist, or does not belong to the caller.
+    - RESOURCE_EXHAUSTED (TOO_MANY_STREAMS): the caller has 20 watches open at this process, or the
+      process serves as many as it can. Close one, or watch again in a few seconds.
     """
     DeleteMedia: _aio.UnaryUnaryMultiCallable[_media_service_pb2.DeleteMediaRequest, _media_service_pb2.DeleteMediaResponse]
-    """Deletes the caller's media: the original and all variants, wherever the media is on its way.
+    """Deletes one of the caller's media in any state: the original and all variants.
 
-    The media stays as DELETED, and so do the posts that show it, without its picture. The files
-    go within seconds, and the CDN stops serving them within 60 s; what browsers have, they keep.
-    Idempotent: deleting again returns the media as it is.
+    The media remains as DELETED, and posts that show it remain without its picture. The files are
+    removed within seconds, and the CDN stops serving them within 60 s; copies in browser caches
+    remain. Idempotent: deleting again returns the current media.
 
     Errors:
-    - NOT_FOUND (MEDIA_UNKNOWN): no such media, or it is not the caller's.
+    - NOT_FOUND (MEDIA_UNKNOWN): the media does not exist, or does not belong to the caller.
     """
 
 class MediaServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Uploading photos and learning what became of them.
+    """Uploads of photos and the results of their processing.
 
-    A file comes in by one of four doors: a form POSTed straight to S3 (CreateUpload), parts PUT
-    straight to S3 (CreateMultipartUpload), a gRPC stream, or the raw body of a REST request (both
-    UploadMedia). Size, SHA-256 (where one is declared or the bytes pass through here) and type are
-    checked before anybody is told of the file: its first bytes must not be those of another type
-    than the declared one. Bytes of no known type go on, and end as FAILED with a reason.
+    There are four ways to upload a file: a form POSTed directly to S3 (CreateUpload), parts PUT
+    directly to S3 (CreateMultipartUpload), a gRPC stream, or the raw body of a REST request (both
+    UploadMedia). The service checks the size, the SHA-256 (if declared, or if the bytes pass through
+    the service), and the type before any other service learns of the file: a file that starts with
+    the signature of another known type than the declared one is rejected. A file of unknown type is
+    accepted and ends as FAILED with a reason.
 
-    Every method needs a session: UNAUTHENTICATED (TOKEN_MISSING, TOKEN_INVALID, TOKEN_EXPIRED)
-    without one. Every method may also fail with INTERNAL, UNAVAILABLE (retry with backoff) and
-    INVALID_ARGUMENT (FIELD_INVALID: the field violations say which and why).
+    Every method requires a session, and fails with UNAUTHENTICATED (TOKEN_MISSING, TOKEN_INVALID,
+    TOKEN_EXPIRED) without one. Every method can also fail with INTERNAL, UNAVAILABLE (retry with
+    backoff), and INVALID_ARGUMENT (FIELD_INVALID: the field violations name the field and the
+    reason).
     """
 
     @_abc_1.abstractmethod
@@ -185,7 +195,7 @@ class MediaServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _media_service_pb2.GetUploadLimitsRequest,
         context: _aio.ServicerContext[_media_service_pb2.GetUploadLimitsRequest, _abc.Awaitable[_media_service_pb2.GetUploadLimitsResponse]],
     ) -> _abc.Awaitable[_media_service_pb2.GetUploadLimitsResponse]:
-        """Tells what may be uploaded, and by which door."""
+        """Returns the limits of uploads."""
 
     @_abc_1.abstractmethod
     def CreateUpload(
@@ -193,17 +203,19 @@ class MediaServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _media_service_pb2.CreateUploadRequest,
         context: _aio.ServicerContext[_media_service_pb2.CreateUploadRequest, _abc.Awaitable[_media_service_pb2.CreateUploadResponse]],
     ) -> _abc.Awaitable[_media_service_pb2.CreateUploadResponse]:
-        """Opens an upload: returns what the client needs to send the file straight to S3.
+        """Opens an upload and returns what the client needs to send the file directly to S3.
 
-        The file goes in a multipart/form-data POST to `upload_url`: every entry of `form_fields`
-        first, then a field `file` with the bytes. S3 refuses another size, type or key. A repeat
-        with the same `request_id` returns the same media, with fresh form fields while it is PENDING.
+        The client sends a multipart/form-data POST to `upload_url`: first every entry of
+        `form_fields`, then a field `file` with the bytes. S3 rejects a different size, type, or key. A
+        retry with the same `request_id` returns the same media, with new form fields while it is
+        PENDING.
 
         Errors:
-        - INVALID_ARGUMENT (FIELD_INVALID): also a size or type outside of the limits.
-        - ALREADY_EXISTS (REQUEST_ID_REUSED): the request id was used for another file or door.
-        - FAILED_PRECONDITION (UPLOAD_LIMIT): the caller has the limits' `max_open_uploads` open;
-          complete or abort some.
+        - INVALID_ARGUMENT (FIELD_INVALID): also for a size or type outside the limits.
+        - ALREADY_EXISTS (REQUEST_ID_REUSED): the request id was used for a different file or upload
+          method.
+        - FAILED_PRECONDITION (UPLOAD_LIMIT): the caller already has `max_open_uploads` uploads open.
+          Complete or abort some.
         """
 
     @_abc_1.abstractmethod
@@ -212,17 +224,18 @@ class MediaServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _media_service_pb2.CreateMultipartUploadRequest,
         context: _aio.ServicerContext[_media_service_pb2.CreateMultipartUploadRequest, _abc.Awaitable[_media_service_pb2.CreateMultipartUploadResponse]],
     ) -> _abc.Awaitable[_media_service_pb2.CreateMultipartUploadResponse]:
-        """Opens an upload in parts that go straight to S3: in parallel, in any order, each again if need
-        be, from another process after a restart.
+        """Opens a multipart upload, whose parts go directly to S3. Parts can be sent in parallel, in any
+        order, repeatedly, and from another process after a restart.
 
-        SignUploadParts gives the URLs, ListUploadParts tells which parts have arrived, CompleteUpload
-        ends it. A repeat with the same `request_id` returns the same media.
+        SignUploadParts returns the URLs, ListUploadParts lists the parts that have arrived, and
+        CompleteUpload completes the upload. A retry with the same `request_id` returns the same media.
 
         Errors:
-        - INVALID_ARGUMENT (FIELD_INVALID): also a size or type outside of the limits.
-        - ALREADY_EXISTS (REQUEST_ID_REUSED): the request id was used for another file or door.
-        - FAILED_PRECONDITION (UPLOAD_LIMIT): the caller has the limits' `max_open_uploads` open;
-          complete or abort some.
+        - INVALID_ARGUMENT (FIELD_INVALID): also for a size or type outside the limits.
+        - ALREADY_EXISTS (REQUEST_ID_REUSED): the request id was used for a different file or upload
+          method.
+        - FAILED_PRECONDITION (UPLOAD_LIMIT): the caller already has `max_open_uploads` uploads open.
+          Complete or abort some.
         """
 
     @_abc_1.abstractmethod
@@ -231,15 +244,15 @@ class MediaServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _media_service_pb2.SignUploadPartsRequest,
         context: _aio.ServicerContext[_media_service_pb2.SignUploadPartsRequest, _abc.Awaitable[_media_service_pb2.SignUploadPartsResponse]],
     ) -> _abc.Awaitable[_media_service_pb2.SignUploadPartsResponse]:
-        """Returns where to PUT parts of an upload in parts; may be asked again at any time.
+        """Returns signed URLs for parts of a multipart upload. Can be called at any time.
 
-        S3 refuses a part of another size than told here.
+        S3 rejects a part whose size differs from the returned one.
 
         Errors:
-        - NOT_FOUND (MEDIA_UNKNOWN): no such media, or it is not the caller's.
-        - INVALID_ARGUMENT (FIELD_INVALID): a part number that the upload does not have.
-        - FAILED_PRECONDITION (UPLOAD_COMPLETED): the upload was completed before.
-        - FAILED_PRECONDITION (UPLOAD_NOT_MULTIPART): it was opened by another door.
+        - NOT_FOUND (MEDIA_UNKNOWN): the media does not exist, or does not belong to the caller.
+        - INVALID_ARGUMENT (FIELD_INVALID): also for a part number outside the upload's range.
+        - FAILED_PRECONDITION (UPLOAD_COMPLETED): the upload is already complete.
+        - FAILED_PRECONDITION (UPLOAD_NOT_MULTIPART): the upload is not a multipart upload.
         """
 
     @_abc_1.abstractmethod
@@ -248,12 +261,12 @@ class MediaServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _media_service_pb2.ListUploadPartsRequest,
         context: _aio.ServicerContext[_media_service_pb2.ListUploadPartsRequest, _abc.Awaitable[_media_service_pb2.ListUploadPartsResponse]],
     ) -> _abc.Awaitable[_media_service_pb2.ListUploadPartsResponse]:
-        """Tells which parts of an upload in parts have arrived, all of them in one answer.
+        """Lists all parts of a multipart upload that have arrived.
 
         Errors:
-        - NOT_FOUND (MEDIA_UNKNOWN): no such media, or it is not the caller's.
-        - FAILED_PRECONDITION (UPLOAD_COMPLETED): the upload was completed before.
-        - FAILED_PRECONDITION (UPLOAD_NOT_MULTIPART): it was opened by another door.
+        - NOT_FOUND (MEDIA_UNKNOWN): the media does not exist, or does not belong to the caller.
+        - FAILED_PRECONDITION (UPLOAD_COMPLETED): the upload is already complete.
+        - FAILED_PRECONDITION (UPLOAD_NOT_MULTIPART): the upload is not a multipart upload.
         """
 
     @_abc_1.abstractmethod
@@ -262,16 +275,16 @@ class MediaServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _media_service_pb2.CompleteUploadRequest,
         context: _aio.ServicerContext[_media_service_pb2.CompleteUploadRequest, _abc.Awaitable[_media_service_pb2.CompleteUploadResponse]],
     ) -> _abc.Awaitable[_media_service_pb2.CompleteUploadResponse]:
-        """Tells that the file was sent: it is checked against what was declared, then processed.
+        """Completes an upload: compares the file with the declaration and starts processing.
 
-        Idempotent: completing again returns the media as it is. A large file whose SHA-256 was
-        declared may take longer to check than a call lasts: after DEADLINE_EXCEEDED complete again,
-        the check goes on meanwhile.
+        Idempotent: completing again returns the current media. The check of a large file with a
+        declared SHA-256 can take longer than the deadline of the call and continues in the background:
+        after DEADLINE_EXCEEDED, call again.
 
         Errors:
-        - NOT_FOUND (MEDIA_UNKNOWN): no such media, or it is not the caller's.
+        - NOT_FOUND (MEDIA_UNKNOWN): the media does not exist, or does not belong to the caller.
         - FAILED_PRECONDITION (OBJECT_MISSING): nothing was uploaded yet, or parts are missing.
-        - FAILED_PRECONDITION (OBJECT_MISMATCH): what was uploaded is not what was declared.
+        - FAILED_PRECONDITION (OBJECT_MISMATCH): the uploaded file differs from the declared one.
         """
 
     @_abc_1.abstractmethod
@@ -280,14 +293,15 @@ class MediaServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _media_service_pb2.AbortUploadRequest,
         context: _aio.ServicerContext[_media_service_pb2.AbortUploadRequest, _abc.Awaitable[_media_service_pb2.AbortUploadResponse]],
     ) -> _abc.Awaitable[_media_service_pb2.AbortUploadResponse]:
-        """Gives an upload up: what was sent of it is removed, and the media is unknown from then on.
+        """Aborts an upload: removes the uploaded bytes and forgets the media.
 
-        An upload that is not completed within a day (see the limits) is given up by itself. After an
-        abort the `request_id` opens a new upload.
+        The service aborts an upload that is not completed within a day (see the limits). After an
+        abort, the same `request_id` opens a new upload.
 
         Errors:
-        - NOT_FOUND (MEDIA_UNKNOWN): no such media, it is not the caller's, or it was aborted before.
-        - FAILED_PRECONDITION (UPLOAD_COMPLETED): the upload was completed before.
+        - NOT_FOUND (MEDIA_UNKNOWN): the media does not exist, does not belong to the caller, or was
+          already aborted.
+        - FAILED_PRECONDITION (UPLOAD_COMPLETED): the upload is already complete.
         """
 
     @_abc_1.abstractmethod
@@ -296,33 +310,35 @@ class MediaServiceServicer(metaclass=_abc_1.ABCMeta):
         request_iterator: _abc.AsyncIterator[_media_service_pb2.UploadMediaRequest],
         context: _aio.ServicerContext[_abc.AsyncIterator[_media_service_pb2.UploadMediaRequest], _abc.Awaitable[_media_service_pb2.UploadMediaResponse]],
     ) -> _abc.Awaitable[_media_service_pb2.UploadMediaResponse]:
-        """Takes a file as a stream; answers when it is stored and checked.
+        """Uploads a file as a stream. Responds when the file is stored and checked.
 
-        Over gRPC the first message says what comes, and every message may carry bytes. Over REST the
-        body of the request is the file, of any content type and also chunked, and the other fields are
-        query parameters.
+        Over gRPC, the first message describes the file, and every message can carry bytes. Over REST,
+        the request body is the file, with any content type and optionally chunked, and the other
+        fields are query parameters.
 
-        A stream with a `request_id` that breaks can be continued: GetUploadOffset tells how many bytes
-        are safe, and a new stream with the same `request_id` and that `offset` sends the rest. A
-        repeat after the end returns the same media, at once.
+        An interrupted stream that had a `request_id` can be resumed: GetUploadOffset returns the
+        number of stored bytes, and a new stream with the same `request_id` and that `offset` sends the
+        rest. A retry after completion returns the same media at once.
 
-        A stream must keep up the limits' `stream_min_bytes_per_second` on average, and is never silent
-        for longer than `stream_patience`. Only whole messages count: on a slow line send small ones, of
-        64 KiB, say. Time in which the server does not read because its own storage is slow does not
-        count.
+        A stream must average at least the limits' `stream_min_bytes_per_second`, and must never be
+        silent for longer than `stream_patience`. Only complete messages count: on a slow connection,
+        send small ones, such as 64 KiB. Time in which the server does not read because its own storage
+        is slow does not count.
 
         Errors:
-        - INVALID_ARGUMENT (FIELD_INVALID): a bad first message, a size outside of the limits, more
-          bytes than declared, or an `offset` that is not acknowledged.
-        - ALREADY_EXISTS (REQUEST_ID_REUSED): the request id was used for another file or door.
-        - FAILED_PRECONDITION (OBJECT_MISSING): the stream ended before the declared size; go on.
-        - FAILED_PRECONDITION (OBJECT_MISMATCH): the bytes are not those that were declared; the
-          upload was given up.
+        - INVALID_ARGUMENT (FIELD_INVALID): also for an invalid first message, a size outside the
+          limits, more bytes than declared, or an `offset` that was not acknowledged.
+        - ALREADY_EXISTS (REQUEST_ID_REUSED): the request id was used for a different file or upload
+          method.
+        - FAILED_PRECONDITION (OBJECT_MISSING): the stream ended before the declared size. Resume it.
+        - FAILED_PRECONDITION (OBJECT_MISMATCH): the bytes differ from the declaration. The upload was
+          aborted.
         - FAILED_PRECONDITION (UPLOAD_LIMIT): as in CreateUpload.
-        - RESOURCE_EXHAUSTED (TOO_MANY_STREAMS): the caller has the limits' `max_streams` open at this
-          process, or as many are open as it takes. Open this one when another has ended, or in a few
-          seconds.
-        - ABORTED (STREAM_TOO_SLOW): too few bytes came for too long. What is safe is kept: continue.
+        - RESOURCE_EXHAUSTED (TOO_MANY_STREAMS): the caller has `max_streams` streams open at this
+          process, or the process has as many as it accepts. Retry when another stream has ended, or in
+          a few seconds.
+        - ABORTED (STREAM_TOO_SLOW): the stream was too slow for too long. Stored bytes are kept:
+          resume it.
         """
 
     @_abc_1.abstractmethod
@@ -331,10 +347,10 @@ class MediaServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _media_service_pb2.GetUploadOffsetRequest,
         context: _aio.ServicerContext[_media_service_pb2.GetUploadOffsetRequest, _abc.Awaitable[_media_service_pb2.GetUploadOffsetResponse]],
     ) -> _abc.Awaitable[_media_service_pb2.GetUploadOffsetResponse]:
-        """Tells how much of a streamed upload is safe, so that it can go on from there.
+        """Returns how many bytes of a streamed upload are stored, so that the client can resume it.
 
         Errors:
-        - NOT_FOUND (UPLOAD_UNKNOWN): the caller streams nothing with this request id.
+        - NOT_FOUND (UPLOAD_UNKNOWN): the caller has no streamed upload with this request id.
         """
 
     @_abc_1.abstractmethod
@@ -343,10 +359,10 @@ class MediaServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _media_service_pb2.GetMediaRequest,
         context: _aio.ServicerContext[_media_service_pb2.GetMediaRequest, _abc.Awaitable[_media_service_pb2.GetMediaResponse]],
     ) -> _abc.Awaitable[_media_service_pb2.GetMediaResponse]:
-        """Returns the caller's media: its state, and when READY its variants with their URLs.
+        """Returns one of the caller's media: its state, and, when READY, its variants with their URLs.
 
         Errors:
-        - NOT_FOUND (MEDIA_UNKNOWN): no such media, or it is not the caller's.
+        - NOT_FOUND (MEDIA_UNKNOWN): the media does not exist, or does not belong to the caller.
         """
 
     @_abc_1.abstractmethod
@@ -355,21 +371,21 @@ class MediaServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _media_service_pb2.WatchMediaRequest,
         context: _aio.ServicerContext[_media_service_pb2.WatchMediaRequest, _abc.AsyncIterator[_media_service_pb2.WatchMediaResponse]],
     ) -> _abc.AsyncIterator[_media_service_pb2.WatchMediaResponse]:
-        """Tells what happens to the caller's media: at once as it is, then each time that its state
-        changes or the worker has done another step of it.
+        """Streams the progress of one of the caller's media: first its current state, then a message for
+        each change of state and each completed processing step.
 
-        Steps that are done within a quarter of a second may be told in one message. They are never
-        taken back, also when another worker begins anew.
+        Steps completed within a quarter of a second can share a message. A completed step is never
+        withdrawn, even when another worker restarts the processing.
 
-        The message with `last` set is the last one: the media is READY, FAILED or DELETED, or 10
-        minutes are over: watch again. A stream that ends without it was cut. A message without a
-        media comes every 15 seconds in which nothing else does. Over REST each message is a
-        server-sent event, whose data are one line of JSON.
+        The message with `last` set is the last one: the media is READY, FAILED, or DELETED, or 10
+        minutes have passed, in which case watch again. A stream that ends without it was interrupted.
+        A message without `media` follows after every 15 seconds without another. Over REST, each
+        message is a server-sent event whose data is one line of JSON.
 
         Errors:
-        - NOT_FOUND (MEDIA_UNKNOWN): no such media, or it is not the caller's.
-        - RESOURCE_EXHAUSTED (TOO_MANY_STREAMS): the caller has 20 watches open at this process, or as
-          many are open as it serves. End one, or watch again in a few seconds.
+        - NOT_FOUND (MEDIA_UNKNOWN): the media does not exist, or does not belong to the caller.
+        - RESOURCE_EXHAUSTED (TOO_MANY_STREAMS): the caller has 20 watches open at this process, or the
+          process serves as many as it can. Close one, or watch again in a few seconds.
         """
 
     @_abc_1.abstractmethod
@@ -378,14 +394,14 @@ class MediaServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _media_service_pb2.DeleteMediaRequest,
         context: _aio.ServicerContext[_media_service_pb2.DeleteMediaRequest, _abc.Awaitable[_media_service_pb2.DeleteMediaResponse]],
     ) -> _abc.Awaitable[_media_service_pb2.DeleteMediaResponse]:
-        """Deletes the caller's media: the original and all variants, wherever the media is on its way.
+        """Deletes one of the caller's media in any state: the original and all variants.
 
-        The media stays as DELETED, and so do the posts that show it, without its picture. The files
-        go within seconds, and the CDN stops serving them within 60 s; what browsers have, they keep.
-        Idempotent: deleting again returns the media as it is.
+        The media remains as DELETED, and posts that show it remain without its picture. The files are
+        removed within seconds, and the CDN stops serving them within 60 s; copies in browser caches
+        remain. Idempotent: deleting again returns the current media.
 
         Errors:
-        - NOT_FOUND (MEDIA_UNKNOWN): no such media, or it is not the caller's.
+        - NOT_FOUND (MEDIA_UNKNOWN): the media does not exist, or does not belong to the caller.
         """
 
 def add_MediaServiceServicer_to_server(servicer: MediaServiceServicer, server: _aio.Server) -> None: ...

@@ -44,8 +44,8 @@ Global___PostCreated: _TypeAlias = PostCreated  # noqa: Y015
 
 @_typing.final
 class PostChanged(_message.Message):
-    """A published post changed: it was archived, unarchived or deleted, or one of its media items was
-    deleted or processed again. Consumers ask post for the current state.
+    """A published post changed: it was archived, unarchived, or deleted, or one of its media items was
+    deleted or processed again. Consumers query post for the current state.
     """
 
     DESCRIPTOR: _descriptor.Descriptor

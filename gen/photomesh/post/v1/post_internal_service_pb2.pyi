@@ -21,14 +21,14 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class BatchGetPostsRequest(_message.Message):
-    """Asks for posts by their ids."""
+    """Request message for BatchGetPosts."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     POST_IDS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def post_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """1 to 500 ids; the same id may come twice."""
+        """1 to 500 ids. Duplicates are allowed."""
 
     def __init__(
         self,
@@ -45,14 +45,14 @@ Global___BatchGetPostsRequest: _TypeAlias = BatchGetPostsRequest  # noqa: Y015
 
 @_typing.final
 class BatchGetPostsResponse(_message.Message):
-    """Answers BatchGetPosts."""
+    """Response message for BatchGetPosts."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     POSTS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def posts(self) -> _containers.RepeatedCompositeFieldContainer[_post_service_pb2.Post]:
-        """One post for each id asked for, in that order."""
+        """One post for each requested id, in the order of the request."""
 
     def __init__(
         self,
@@ -69,7 +69,7 @@ Global___BatchGetPostsResponse: _TypeAlias = BatchGetPostsResponse  # noqa: Y015
 
 @_typing.final
 class ListRecentByAuthorsRequest(_message.Message):
-    """Asks for the newest posts of some authors."""
+    """Request message for ListRecentByAuthors."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -77,12 +77,12 @@ class ListRecentByAuthorsRequest(_message.Message):
     BEFORE_POST_ID_FIELD_NUMBER: _builtins.int
     LIMIT_FIELD_NUMBER: _builtins.int
     before_post_id: _builtins.int
-    """Only posts whose id is below this one; 0: from the newest."""
+    """Returns only smaller ids. 0: from the newest."""
     limit: _builtins.int
-    """How many at most: 1 to 1,000."""
+    """Maximum number of posts, 1 to 1,000."""
     @_builtins.property
     def author_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """1 to 8,000 authors, each 8 bytes on the wire: a request has at most 64 KiB."""
+        """1 to 8,000 authors, each 8 bytes on the wire, because a request is at most 64 KiB."""
 
     def __init__(
         self,
@@ -101,14 +101,14 @@ Global___ListRecentByAuthorsRequest: _TypeAlias = ListRecentByAuthorsRequest  # 
 
 @_typing.final
 class ListRecentByAuthorsResponse(_message.Message):
-    """Answers ListRecentByAuthors."""
+    """Response message for ListRecentByAuthors."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     POST_IDS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def post_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """The posts' ids, newest (largest) first; fewer than `limit` only when there are no more."""
+        """Post ids, newest (largest) first. Fewer than `limit`: there are no more."""
 
     def __init__(
         self,

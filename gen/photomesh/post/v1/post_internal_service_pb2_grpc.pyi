@@ -13,15 +13,15 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class PostInternalServiceStub:
-    """Posts, for the other services of the mesh. Not reachable from outside."""
+    """Posts, for the other services of the mesh. Not reachable from outside the mesh."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     BatchGetPosts: _aio.UnaryUnaryMultiCallable[_post_internal_service_pb2.BatchGetPostsRequest, _post_internal_service_pb2.BatchGetPostsResponse]
-    """Returns each published post, in the order asked for.
+    """Returns each published post, in the order of the request.
 
-    One that is unknown, not published yet, archived or deleted is told by a Post whose `post_id` is
-    0. Who may see its author's account is the caller's to know. While account is away or stalls,
-    authors have no username: such a post may be shown, but must not be kept.
+    For a post that is unknown, not published yet, archived, or deleted, the Post has `post_id` 0.
+    The caller checks who may see the author's account. While account is unavailable, authors have
+    no username: callers can show such a post, but must not cache it.
 
     Errors:
     - INVALID_ARGUMENT (FIELD_INVALID): no id, or more than 500.
@@ -29,17 +29,17 @@ class PostInternalServiceStub:
     ListRecentByAuthors: _aio.UnaryUnaryMultiCallable[_post_internal_service_pb2.ListRecentByAuthorsRequest, _post_internal_service_pb2.ListRecentByAuthorsResponse]
     """Returns the ids of the newest published posts of several authors, newest first.
 
-    This is what a feed is rebuilt from, and how it goes on past what the cache holds. A post
-    whose media took long, or that was archived for a while, enters the list below posts that were
-    made after it: whoever has paged past its place meets it when they begin anew. Pages never
-    repeat a post.
+    Feeds are rebuilt from this list, and read it past the end of the cache. A post whose media
+    took long to process, or that was archived for a while, enters the list below posts created
+    after it: a reader who has already paged past that position sees it when they start again at
+    the first page. Pages never repeat a post.
 
     Errors:
     - INVALID_ARGUMENT (FIELD_INVALID): no author, more than 8,000, or a bad limit.
     """
 
 class PostInternalServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Posts, for the other services of the mesh. Not reachable from outside."""
+    """Posts, for the other services of the mesh. Not reachable from outside the mesh."""
 
     @_abc_1.abstractmethod
     def BatchGetPosts(
@@ -47,11 +47,11 @@ class PostInternalServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _post_internal_service_pb2.BatchGetPostsRequest,
         context: _aio.ServicerContext[_post_internal_service_pb2.BatchGetPostsRequest, _abc.Awaitable[_post_internal_service_pb2.BatchGetPostsResponse]],
     ) -> _abc.Awaitable[_post_internal_service_pb2.BatchGetPostsResponse]:
-        """Returns each published post, in the order asked for.
+        """Returns each published post, in the order of the request.
 
-        One that is unknown, not published yet, archived or deleted is told by a Post whose `post_id` is
-        0. Who may see its author's account is the caller's to know. While account is away or stalls,
-        authors have no username: such a post may be shown, but must not be kept.
+        For a post that is unknown, not published yet, archived, or deleted, the Post has `post_id` 0.
+        The caller checks who may see the author's account. While account is unavailable, authors have
+        no username: callers can show such a post, but must not cache it.
 
         Errors:
         - INVALID_ARGUMENT (FIELD_INVALID): no id, or more than 500.
@@ -65,10 +65,10 @@ class PostInternalServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _abc.Awaitable[_post_internal_service_pb2.ListRecentByAuthorsResponse]:
         """Returns the ids of the newest published posts of several authors, newest first.
 
-        This is what a feed is rebuilt from, and how it goes on past what the cache holds. A post
-        whose media took long, or that was archived for a while, enters the list below posts that were
-        made after it: whoever has paged past its place meets it when they begin anew. Pages never
-        repeat a post.
+        Feeds are rebuilt from this list, and read it past the end of the cache. A post whose media
+        took long to process, or that was archived for a while, enters the list below posts created
+        after it: a reader who has already paged past that position sees it when they start again at
+        the first page. Pages never repeat a post.
 
         Errors:
         - INVALID_ARGUMENT (FIELD_INVALID): no author, more than 8,000, or a bad limit.

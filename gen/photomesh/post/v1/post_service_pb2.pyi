@@ -31,38 +31,38 @@ class _PostStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_PostState.V
     POST_STATE_UNSPECIFIED: _PostState.ValueType  # 0
     """Never sent."""
     POST_STATE_PROCESSING: _PostState.ValueType  # 1
-    """It waits for its media; only its author sees it."""
+    """It waits for its media. Only its author sees it."""
     POST_STATE_PUBLISHED: _PostState.ValueType  # 2
-    """Whoever may see its author's account sees it."""
+    """Everyone who may see the author's account sees it."""
     POST_STATE_FAILED: _PostState.ValueType  # 3
-    """One of its media cannot be processed, or was deleted before the post was published; `media`
-    says which and why. Final.
+    """One of its media cannot be processed, or was deleted before the post was published; see
+    `media`. Final.
     """
     POST_STATE_ARCHIVED: _PostState.ValueType  # 4
-    """It was published, and only its author sees it now."""
+    """It was published; now only its author sees it."""
     POST_STATE_DELETED: _PostState.ValueType  # 5
-    """Its author deleted it: it has neither caption nor media. Only told to a repeat of the request
-    that made it. Final.
+    """The author deleted it; it has neither caption nor media. Returned only to a retry of the
+    CreatePost call that created it. Final.
     """
 
 class PostState(_PostState, metaclass=_PostStateEnumTypeWrapper):
-    """Where a post is on its way."""
+    """The publication state of a post."""
 
 POST_STATE_UNSPECIFIED: PostState.ValueType  # 0
 """Never sent."""
 POST_STATE_PROCESSING: PostState.ValueType  # 1
-"""It waits for its media; only its author sees it."""
+"""It waits for its media. Only its author sees it."""
 POST_STATE_PUBLISHED: PostState.ValueType  # 2
-"""Whoever may see its author's account sees it."""
+"""Everyone who may see the author's account sees it."""
 POST_STATE_FAILED: PostState.ValueType  # 3
-"""One of its media cannot be processed, or was deleted before the post was published; `media`
-says which and why. Final.
+"""One of its media cannot be processed, or was deleted before the post was published; see
+`media`. Final.
 """
 POST_STATE_ARCHIVED: PostState.ValueType  # 4
-"""It was published, and only its author sees it now."""
+"""It was published; now only its author sees it."""
 POST_STATE_DELETED: PostState.ValueType  # 5
-"""Its author deleted it: it has neither caption nor media. Only told to a repeat of the request
-that made it. Final.
+"""The author deleted it; it has neither caption nor media. Returned only to a retry of the
+CreatePost call that created it. Final.
 """
 Global___PostState: _TypeAlias = PostState  # noqa: Y015
 
@@ -79,24 +79,24 @@ class Post(_message.Message):
     STATE_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     post_id: _builtins.int
-    """Identifies the post. Ids grow with the time of posting, not of publication."""
+    """Identifies the post. Ids are ordered by creation time, not by publication time."""
     caption: _builtins.str
     """The caption, as written."""
     state: Global___PostState.ValueType
-    """Where the post is on its way."""
+    """The publication state."""
     @_builtins.property
     def author(self) -> _account_service_pb2.AccountSummary:
-        """Who posted. The username is empty when it cannot be told just now."""
+        """The author. The username is empty when the account service is unavailable."""
 
     @_builtins.property
     def media(self) -> _containers.RepeatedCompositeFieldContainer[_media_service_pb2.Media]:
-        """The photos, in the author's order. One that was deleted after the post was published is
-        DELETED and has no variants.
+        """The photos, in the author's order. A photo deleted after the post was published is DELETED and
+        has no variants.
         """
 
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
-        """When it was posted."""
+        """When the post was created."""
 
     def __init__(
         self,
@@ -118,7 +118,7 @@ Global___Post: _TypeAlias = Post  # noqa: Y015
 
 @_typing.final
 class CreatePostRequest(_message.Message):
-    """Asks to post."""
+    """Request message for CreatePost."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -128,12 +128,12 @@ class CreatePostRequest(_message.Message):
     caption: _builtins.str
     """At most 2,200 characters (Unicode code points). Empty: no caption."""
     request_id: _builtins.str
-    """Makes repeats of this request harmless: any text of 1 to 64 characters that the client makes
-    anew for each post, such as a UUID. Empty: a repeat makes a second post.
+    """Makes retries safe: any string of 1 to 64 characters that the client generates for each post,
+    such as a UUID. Empty: a retry creates a second post.
     """
     @_builtins.property
     def media_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """1 to 10 different media of the caller, in the order to show."""
+        """1 to 10 distinct media of the caller, in display order."""
 
     def __init__(
         self,
@@ -152,14 +152,14 @@ Global___CreatePostRequest: _TypeAlias = CreatePostRequest  # noqa: Y015
 
 @_typing.final
 class CreatePostResponse(_message.Message):
-    """Answers CreatePost."""
+    """Response message for CreatePost."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     POST_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def post(self) -> Global___Post:
-        """The post, PROCESSING or PUBLISHED; for a repeat, as it is by now."""
+        """The post, PROCESSING or PUBLISHED. For a retry, in its current state."""
 
     def __init__(
         self,
@@ -176,7 +176,7 @@ Global___CreatePostResponse: _TypeAlias = CreatePostResponse  # noqa: Y015
 
 @_typing.final
 class GetPostRequest(_message.Message):
-    """Asks for a post."""
+    """Request message for GetPost."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -198,7 +198,7 @@ Global___GetPostRequest: _TypeAlias = GetPostRequest  # noqa: Y015
 
 @_typing.final
 class GetPostResponse(_message.Message):
-    """Answers GetPost."""
+    """Response message for GetPost."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -222,7 +222,7 @@ Global___GetPostResponse: _TypeAlias = GetPostResponse  # noqa: Y015
 
 @_typing.final
 class ArchivePostRequest(_message.Message):
-    """Asks to archive a post."""
+    """Request message for ArchivePost."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -244,7 +244,7 @@ Global___ArchivePostRequest: _TypeAlias = ArchivePostRequest  # noqa: Y015
 
 @_typing.final
 class ArchivePostResponse(_message.Message):
-    """Answers ArchivePost."""
+    """Response message for ArchivePost."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -268,7 +268,7 @@ Global___ArchivePostResponse: _TypeAlias = ArchivePostResponse  # noqa: Y015
 
 @_typing.final
 class UnarchivePostRequest(_message.Message):
-    """Asks to show an archived post again."""
+    """Request message for UnarchivePost."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -290,14 +290,14 @@ Global___UnarchivePostRequest: _TypeAlias = UnarchivePostRequest  # noqa: Y015
 
 @_typing.final
 class UnarchivePostResponse(_message.Message):
-    """Answers UnarchivePost."""
+    """Response message for UnarchivePost."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     POST_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def post(self) -> Global___Post:
-        """The post, PUBLISHED, if it was archived."""
+        """The post, PUBLISHED if it was archived."""
 
     def __init__(
         self,
@@ -314,7 +314,7 @@ Global___UnarchivePostResponse: _TypeAlias = UnarchivePostResponse  # noqa: Y015
 
 @_typing.final
 class DeletePostRequest(_message.Message):
-    """Asks to delete a post."""
+    """Request message for DeletePost."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -336,7 +336,7 @@ Global___DeletePostRequest: _TypeAlias = DeletePostRequest  # noqa: Y015
 
 @_typing.final
 class DeletePostResponse(_message.Message):
-    """Answers DeletePost: the post is deleted."""
+    """Response message for DeletePost."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

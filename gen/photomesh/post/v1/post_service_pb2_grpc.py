@@ -26,11 +26,12 @@ if _version_not_supported:
 
 
 class PostServiceStub:
-    """Posts: photos with a caption, told to the author's followers.
+    """Posts: photos with a caption, delivered to the author's followers.
 
-    Every method needs a session: UNAUTHENTICATED (TOKEN_MISSING, TOKEN_INVALID, TOKEN_EXPIRED)
-    without one. Every method may also fail with INTERNAL, UNAVAILABLE (retry with backoff) and
-    INVALID_ARGUMENT (FIELD_INVALID: the field violations say which and why).
+    Every method requires a session, and fails with UNAUTHENTICATED (TOKEN_MISSING, TOKEN_INVALID,
+    TOKEN_EXPIRED) without one. Every method can also fail with INTERNAL, UNAVAILABLE (retry with
+    backoff), and INVALID_ARGUMENT (FIELD_INVALID: the field violations name the field and the
+    reason).
     """
 
     def __init__(self, channel):
@@ -67,26 +68,27 @@ class PostServiceStub:
 
 
 class PostServiceServicer:
-    """Posts: photos with a caption, told to the author's followers.
+    """Posts: photos with a caption, delivered to the author's followers.
 
-    Every method needs a session: UNAUTHENTICATED (TOKEN_MISSING, TOKEN_INVALID, TOKEN_EXPIRED)
-    without one. Every method may also fail with INTERNAL, UNAVAILABLE (retry with backoff) and
-    INVALID_ARGUMENT (FIELD_INVALID: the field violations say which and why).
+    Every method requires a session, and fails with UNAUTHENTICATED (TOKEN_MISSING, TOKEN_INVALID,
+    TOKEN_EXPIRED) without one. Every method can also fail with INTERNAL, UNAVAILABLE (retry with
+    backoff), and INVALID_ARGUMENT (FIELD_INVALID: the field violations name the field and the
+    reason).
     """
 
     def CreatePost(self, request, context):
-        """Makes a post of one or several of the caller's media.
+        """Creates a post from one or more of the caller's media.
 
-        The post is published at once when all its media are READY, else when the last of them is;
-        until then only its author sees it. When one of them FAILED, so does the post. A repeat with
-        the same `request_id` returns the same post as it is by then; of a deleted one nothing is kept
-        to compare with, so it is told, DELETED, whatever else the repeat asks for.
+        The post is published when all its media are READY, at once if they already are. Until then
+        only its author sees it. If one of its media becomes FAILED, so does the post. A retry with the
+        same `request_id` returns the post in its current state. A deleted post keeps no content to
+        compare with, so any retry with its `request_id` returns it as DELETED.
 
         Errors:
-        - NOT_FOUND (MEDIA_UNKNOWN): one of the media does not exist, or is not the caller's.
-        - FAILED_PRECONDITION (MEDIA_NOT_UPLOADED): one of the media was not completed yet.
+        - NOT_FOUND (MEDIA_UNKNOWN): one of the media does not exist, or does not belong to the caller.
+        - FAILED_PRECONDITION (MEDIA_NOT_UPLOADED): the upload of one of the media is not complete.
         - FAILED_PRECONDITION (MEDIA_FAILED): one of the media cannot be processed.
-        - ALREADY_EXISTS (REQUEST_ID_REUSED): the request id was used for another post.
+        - ALREADY_EXISTS (REQUEST_ID_REUSED): the request id was used for a different post.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -95,53 +97,56 @@ class PostServiceServicer:
     def GetPost(self, request, context):
         """Returns a post.
 
-        Its author sees it wherever it is on its way. Others see it while it is PUBLISHED, if neither
-        blocks the other and the author's account is public or followed by them.
+        The author sees it in any state. Others see it while it is PUBLISHED, if neither blocks the
+        other and the author's account is public or followed by them.
 
         Errors:
-        - NOT_FOUND (POST_UNKNOWN): no such post, it was deleted, or the caller may not see it.
-        - UNAVAILABLE: also while it cannot be told whether somebody else than the author may see it.
+        - NOT_FOUND (POST_UNKNOWN): the post does not exist, was deleted, or is not visible to the
+        caller.
+        - UNAVAILABLE: also when the visibility for a caller other than the author cannot be checked.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ArchivePost(self, request, context):
-        """Archives one of the caller's posts: only its author sees it, until it is unarchived.
+        """Archives one of the caller's posts: only its author sees it until it is unarchived.
 
-        It is on no page of a feed that is asked for after the answer; while the cache stalls, that may
-        take seconds longer. Idempotent: archiving again returns the post as it is.
+        Feed pages requested after the response omit it; while the cache stalls, this can take seconds
+        longer. Idempotent: archiving again returns the current post.
 
         Errors:
-        - NOT_FOUND (POST_UNKNOWN): no such post, it was deleted, or it is not the caller's.
-        - FAILED_PRECONDITION (POST_NOT_PUBLISHED): it waits for its media, or FAILED; nobody else sees
-        it anyway.
+        - NOT_FOUND (POST_UNKNOWN): the post does not exist, was deleted, or does not belong to the
+        caller.
+        - FAILED_PRECONDITION (POST_NOT_PUBLISHED): the post waits for its media, or FAILED. It is
+        visible to its author only anyway.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def UnarchivePost(self, request, context):
-        """Shows an archived post again, in every feed at its old place, within seconds.
+        """Restores an archived post to its old position in every feed, within seconds.
 
-        Idempotent: a post that is not archived is returned as it is.
+        Idempotent: for a post that is not archived, returns the current post.
 
         Errors:
-        - NOT_FOUND (POST_UNKNOWN): no such post, it was deleted, or it is not the caller's.
+        - NOT_FOUND (POST_UNKNOWN): the post does not exist, was deleted, or does not belong to the
+        caller.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def DeletePost(self, request, context):
-        """Deletes one of the caller's posts, wherever it is on its way, for good.
+        """Permanently deletes one of the caller's posts, in any state.
 
-        It is on no page of a feed that is asked for after the answer; while the cache stalls, that may
-        take seconds longer. Its media stay: they are the author's, and other posts may show them;
-        DeleteMedia deletes them. Idempotent: deleting again succeeds.
+        Feed pages requested after the response omit it; while the cache stalls, this can take seconds
+        longer. Its media remain: they belong to the author, and other posts can show them. DeleteMedia
+        deletes them. Idempotent: deleting again succeeds.
 
         Errors:
-        - NOT_FOUND (POST_UNKNOWN): there never was such a post, or it is not the caller's.
+        - NOT_FOUND (POST_UNKNOWN): the post never existed, or does not belong to the caller.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -184,11 +189,12 @@ def add_PostServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class PostService:
-    """Posts: photos with a caption, told to the author's followers.
+    """Posts: photos with a caption, delivered to the author's followers.
 
-    Every method needs a session: UNAUTHENTICATED (TOKEN_MISSING, TOKEN_INVALID, TOKEN_EXPIRED)
-    without one. Every method may also fail with INTERNAL, UNAVAILABLE (retry with backoff) and
-    INVALID_ARGUMENT (FIELD_INVALID: the field violations say which and why).
+    Every method requires a session, and fails with UNAUTHENTICATED (TOKEN_MISSING, TOKEN_INVALID,
+    TOKEN_EXPIRED) without one. Every method can also fail with INTERNAL, UNAVAILABLE (retry with
+    backoff), and INVALID_ARGUMENT (FIELD_INVALID: the field violations name the field and the
+    reason).
     """
 
     @staticmethod
