@@ -1,1 +1,1 @@
-"""The doors of the mesh: the API gateway and the CDN edge, two Envoys configured in Python."""
+"""The entry points of the mesh, configured in Python: the API gateway and the CDN edge (Envoy)."""

@@ -1,6 +1,6 @@
-"""`python -m gateway {gateway,edge}`: prints an Envoy configuration, settings from the environment.
+"""`python -m gateway {gateway,edge}`: prints an Envoy configuration, built from the environment.
 
-Every setting is a variable; `--help` names them.
+`--help` lists the environment variables.
 """
 
 import argparse
@@ -52,7 +52,7 @@ def _gateway(environment: Mapping[str, str]) -> str:
             public_key=Path(environment["PHOTOMESH_PUBLIC_KEY"]),
             identity=Path(environment["PHOTOMESH_TLS_DIR"]),
             services={
-                # photomesh.feed.v1.FeedService is answered by the process `feed`.
+                # The process `feed` serves photomesh.feed.v1.FeedService.
                 service: _peer(service.split(".")[1], environment)
                 for service in public_services(public_methods(descriptors))
             },
@@ -107,7 +107,7 @@ def main() -> None:
         sys.exit(f"{missing.args[0]} is not set; see python -m gateway --help")
     except (ValueError, OSError) as error:
         sys.exit(str(error))
-    print(configuration)  # noqa: T201  (this is what the command is for)
+    print(configuration)  # noqa: T201  (the output of the command)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""What the gateway offers, read out of the contracts.
+"""The gateway's public API, read from the contracts.
 
-A proto service is public when one of its methods has a `google.api.http` rule: only those are
-routed, so an internal method cannot be reached from outside by construction.
+A proto service is public if one of its methods has a `google.api.http` rule. The gateway routes
+only public services, so internal methods are unreachable from outside by construction.
 """
 
 import re
@@ -18,25 +18,25 @@ _FILE = ".google.api.HttpBody"
 
 @dataclass(frozen=True)
 class PublicMethod:
-    """One method that people outside may call."""
+    """One method that external clients can call."""
 
-    # The full name of its proto service, such as "photomesh.feed.v1.FeedService".
+    # The full name of the proto service, such as "photomesh.feed.v1.FeedService".
     service: str
     name: str
-    # The REST request that is transcoded to it: the verb in capitals and the path template. Both
-    # are empty for a method that is for gRPC alone.
+    # The REST request that is transcoded to the method: the verb in capitals and the path template.
+    # Empty: the method is available over gRPC only.
     http_verb: str
     http_path: str
-    # Whether it changes nothing, so that it may be sent twice.
+    # Whether it has no side effects, so that it can be retried.
     reads: bool
-    # Whether it is asked or answers with a stream.
+    # Whether the request or the response is a stream.
     streams: bool
-    # The message that is the REST request's whole body, empty if none is. `name` is its full name,
-    # `fields` are its fields, each under both of its names: what it is `called` in the contract,
-    # whether it is a list (`many`), and the `name` and `fields` of messages that it holds. True:
-    # nothing is known of what it holds.
+    # The message that is the whole REST request body. Empty: the request has no body. `name` is the
+    # message's full name, `fields` maps each field, under both its proto and its JSON name, to its
+    # proto name (`called`), whether it is repeated (`many`), and, for a message, that message's
+    # `name` and `fields`. True: the content is not described.
     body: Mapping[str, object]
-    # Whether the REST request's body is the bytes of a file.
+    # Whether the REST request body is a file.
     takes_file: bool
 
     @property
@@ -46,17 +46,17 @@ class PublicMethod:
 
     @property
     def http_pattern(self) -> str:
-        """The REST paths that fit the template, as a regular expression."""
+        """The REST paths that match the template, as a regular expression."""
         literals = re.split(r"\{[^}]*\}", self.http_path)
         return "[^/:]+".join(re.escape(literal) for literal in literals)
 
 
 def public_methods(descriptors: Path) -> tuple[PublicMethod, ...]:
-    """Returns the public methods in a file that holds a FileDescriptorSet, in its order.
+    """Returns the public methods in a file that holds a FileDescriptorSet, in file order.
 
     Raises:
-        ValueError: a public service has a method whose REST path was forgotten (one that has none
-            on purpose has an idempotency level), or is of a kind that the gateway does not know.
+        ValueError: a method of a public service has no REST path (a method that has none on purpose
+        sets an idempotency level), or uses a feature that the gateway does not support.
     """
     files = descriptor_pb2.FileDescriptorSet.FromString(descriptors.read_bytes())
     messages = _Messages(files)
@@ -70,7 +70,7 @@ def public_methods(descriptors: Path) -> tuple[PublicMethod, ...]:
 
 
 def public_services(methods: tuple[PublicMethod, ...]) -> tuple[str, ...]:
-    """Returns the full names of the services that the methods belong to, each once, in order."""
+    """Returns the full names of the methods' services, without duplicates, in order."""
     return tuple(dict.fromkeys(method.service for method in methods))
 
 
@@ -116,12 +116,12 @@ def _public_method(
 def _is_file(
     method: descriptor_pb2.MethodDescriptorProto, field: str, messages: "_Messages"
 ) -> bool:
-    """Tells whether a field takes a body of any type as it is, piece by piece."""
+    """Reports whether a field takes a body of any type unchanged, in chunks."""
     return method.client_streaming and messages.type_of(method.input_type, field) == _FILE
 
 
 def _without_bound(message: Mapping[str, Any], path: str) -> dict[str, object]:
-    """Returns a message without the fields that stand in the path and so not in the body."""
+    """Returns a message without the fields that the path binds."""
     bound = {name.replace("_", "") for name in re.findall(r"\{([^}]*)\}", path)}
     fields = {
         name: held
@@ -132,7 +132,7 @@ def _without_bound(message: Mapping[str, Any], path: str) -> dict[str, object]:
 
 
 def _rule(method: descriptor_pb2.MethodDescriptorProto) -> http_pb2.HttpRule | None:
-    # The extension is known to this process because annotations_pb2 is imported.
+    # Importing annotations_pb2 registers the extension in this process.
     if not method.options.HasExtension(annotations_pb2.http):
         return None
     return method.options.Extensions[annotations_pb2.http]
@@ -154,7 +154,7 @@ class _Messages:
             self._add(name, nested)
 
     def type_of(self, name: str, field: str) -> str:
-        """Returns the full name of the message in a field; empty: it holds none, or is none."""
+        """Returns the full name of a field's message type. Empty: no such field, or a scalar."""
         return next((f.type_name for f in self._by_name[name].field if f.name == field), "")
 
     def describe(self, name: str, within: frozenset[str] = frozenset()) -> dict[str, object]:
@@ -171,8 +171,8 @@ class _Messages:
         if field.type != field.TYPE_MESSAGE:
             return plain
         name = field.type_name
-        # Google's own types have JSON forms of their own, a map has any keys, and a message within
-        # itself has no end.
+        # Google's well-known types have JSON forms of their own, a map has arbitrary keys, and a
+        # recursive message has no finite description.
         if name.startswith(".google.protobuf.") or name in within or self._is_map(name):
             return True
         return plain | self.describe(name, within)

@@ -1,11 +1,11 @@
--- Lets a request through to the cache when its path lies below the prefix that its token names,
--- and turns it into S3's path without a query: whoever may see a picture shares one cached answer.
--- Lets nothing but pictures out.
+-- Checks that the path of a request is below the prefix that its token names, and rewrites it to
+-- S3's path without a query, so that all viewers of an image share one cached response. Blocks
+-- responses that are not images.
 
 local MEDIA = "/media/"
 local OWN = "photomesh.edge"
 
--- Whether one of the entity tags in an If-None-Match is this one; RFC 9110, section 13.1.2.
+-- Reports whether an If-None-Match value contains the entity tag; RFC 9110, section 13.1.2.
 local function names(known, etag)
   if known:match("^%s*%*%s*$") then
     return true
@@ -19,8 +19,8 @@ local function names(known, etag)
   return false
 end
 
--- Answers a viewer who has the picture already. With a condition the cache would step aside and
--- leave each request to S3, so it is asked for the head alone, through our own front door.
+-- Responds 304 to a viewer who already has the image. A conditional request would bypass the cache
+-- and reach S3 each time, so this sends a HEAD request to the edge itself instead.
 local function answer_known(handle, path, known)
   local head = handle:httpCall(
     "self", { [":method"] = "HEAD", [":path"] = path, [":authority"] = "self" }, "", 5000
@@ -47,7 +47,7 @@ function envoy_on_request(handle)
   local metadata = handle:streamInfo():dynamicMetadata()
   local claims = metadata:get("envoy.filters.http.jwt_authn")
   local prefix = claims and claims["token"] and claims["token"]["p"]
-  -- The slash at its end keeps a prefix from covering its neighbours' names.
+  -- The trailing slash keeps a prefix from matching longer names, such as "ab" for "a".
   local good = type(prefix) == "string"
     and prefix:sub(1, #MEDIA) == MEDIA and prefix:sub(-1) == "/"
     and path:sub(1, #prefix) == prefix
@@ -55,7 +55,7 @@ function envoy_on_request(handle)
     handle:respond({ [":status"] = "403" }, "")
     return
   end
-  -- No key ends so; a store that has folders would show one.
+  -- No key ends with a slash; a store with folders would return a listing.
   if path:sub(-1) == "/" then
     handle:respond({ [":status"] = "404" }, "")
     return
@@ -66,20 +66,20 @@ function envoy_on_request(handle)
     if answer_known(handle, headers:get(":path"), known) then
       return
     end
-    -- Asked for anew: waiting for the answer ended the object from above.
+    -- Fetched again: waiting for the response invalidated the earlier object.
     headers = handle:headers()
   end
   headers:replace(":path", "/" .. bucket .. "/" .. path:sub(#MEDIA + 1))
   headers:replace(":authority", authority)
   headers:remove("if-none-match")
   headers:remove("if-modified-since")
-  -- What a key holds never changes, so a part always belongs to what the viewer has of it.
+  -- The object of a key never changes, so a range always matches the viewer's copy.
   headers:remove("if-range")
 end
 
 local GOOD = { ["200"] = true, ["206"] = true }
 
--- What says something of the object, and nothing of the refusal that takes its place.
+-- Headers that describe the object, and must not appear in the error that replaces it.
 local OF_THE_OBJECT = {
   "accept-ranges", "content-encoding", "content-language", "content-range", "etag", "expires",
   "last-modified", "location",
@@ -94,7 +94,7 @@ function envoy_on_response(handle)
   headers:replace("content-security-policy", "default-src 'none'; sandbox")
   headers:remove("x-envoy-upstream-service-time")
   if headers:get("www-authenticate") then
-    -- Envoy repeats the whole URL here, token included.
+    -- Envoy puts the whole URL here, including the token.
     headers:replace("www-authenticate", "Bearer")
   end
   local own = handle:streamInfo():dynamicMetadata():get(OWN)
@@ -104,7 +104,7 @@ function envoy_on_response(handle)
   local status = headers:get(":status")
   if GOOD[status] then
     if context:get("types")[headers:get("content-type")] then
-      -- The edge asks anew before long, in case the picture was deleted; whoever has it, has it.
+      -- The edge itself revalidates soon, in case the image was deleted. Viewers keep their copy.
       headers:replace("cache-control", context:get("cache_control"))
       return
     end
@@ -114,7 +114,7 @@ function envoy_on_response(handle)
       headers:remove(name)
     end
   elseif headers:get("content-type") == "application/json" then
-    -- Envoy's own refusals are JSON already; others are S3's and the cache's.
+    -- Envoy's own errors are already JSON; all others come from S3 and the cache.
     return
   end
   local answer = answers[status]
@@ -127,14 +127,14 @@ function envoy_on_response(handle)
   if own["method"] == "HEAD" then
     return
   end
-  -- Piece by piece: what it takes the place of may be larger than fits in memory.
+  -- In chunks, because the replaced body can exceed memory.
   local told = false
   for piece in handle:bodyChunks() do
     piece:setBytes(told and "" or answer)
     told = true
   end
   if not told then
-    -- The answer came without a body.
+    -- The response has no body.
     handle:body(true):setBytes(answer)
   end
 end

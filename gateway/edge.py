@@ -1,8 +1,9 @@
-"""The CDN edge: an Envoy that serves media from S3 to whoever shows a token for it.
+"""The CDN edge: an Envoy that serves media from S3 to clients with a valid token.
 
-A request is `/media/<key>?token=<JWT>`. The token is checked, the path must lie below the prefix
-that the token names, the query is dropped so that all viewers share one cached answer, and what is
-not cached is fetched from the private bucket with a signed request. Only pictures are passed.
+A request is `/media/<key>?token=<JWT>`. The edge validates the token, requires the path to be below
+the prefix that the token names, and drops the query so that all viewers share one cached response.
+On a cache miss, it fetches the object from the private bucket with a signed request. It serves
+images only.
 """
 
 import base64
@@ -75,11 +76,11 @@ _ORIGIN_LUA = Path(__file__).with_name("origin.lua")
 
 _CACHE_BYTES = 2 << 30
 
-# The types that the media pipeline writes; all else that lies in the bucket is not shown. Not
-# image/*: an SVG runs scripts.
+# The types that the media pipeline writes. The edge serves nothing else from the bucket. Not
+# image/*: an SVG can run scripts.
 IMAGE_TYPES = ("image/jpeg", "image/webp", "image/avif")
 
-# What a key holds never changes: who has it need not ask again.
+# The object of a key never changes, so clients need not revalidate.
 _FOR_EVER = "public, max-age=31536000, immutable"
 
 _OBJECT_UNKNOWN = errors.Refusal(
@@ -107,7 +108,7 @@ _ORIGIN_AWAY = errors.Refusal(
     message="The media store is not available now; retry with backoff.",
 )
 
-# What Envoy itself answers; what S3 answers is turned in edge.lua.
+# Envoy's own responses. edge.lua converts those of S3.
 _REFUSALS = errors.local_replies(
     (
         *errors.TOKEN_REFUSALS,
@@ -122,7 +123,7 @@ _REFUSALS = errors.local_replies(
 
 @dataclass(frozen=True)
 class EdgeSettings:
-    """Everything that one edge differs in from another. The configuration holds its secrets."""
+    """The settings of one edge, including secrets."""
 
     # Ports on loopback.
     port: int
@@ -136,16 +137,16 @@ class EdgeSettings:
     region: str
     # The HS256 secret that tokens are signed with.
     token_secret: bytes = field(repr=False)
-    # Where cached answers lie. It must exist: without it Envoy starts, and caches nothing.
+    # Where cached responses are stored. Must exist: without it, Envoy starts but caches nothing.
     cache_folder: Path
-    # For how long a cached answer is given out before S3 is asked whether the object is still
-    # there: so long may a deleted one be seen. Each object that is looked at costs one request to
-    # S3 without a body in this time.
+    # How long a cached response is served before the edge asks S3 whether the object still exists:
+    # a deleted object can remain visible for this long. Each requested object costs one bodiless
+    # request to S3 in this time.
     fresh_seconds: int = 30
 
 
 def build(settings: EdgeSettings) -> str:
-    """Returns Envoy's configuration as JSON. It holds the secrets: keep it from others' eyes."""
+    """Returns Envoy's configuration as JSON. It contains secrets: keep it private."""
     chain = pieces.connection_manager(
         "edge", routes=_routes(settings), filters=_filters(settings), refusals=_REFUSALS
     )
@@ -159,7 +160,7 @@ def build(settings: EdgeSettings) -> str:
     ).to_json(indent=2)
 
 
-# --- Towards those who look ----------------------------------------------------------------------
+# --- Downstream: viewers -------------------------------------------------------------------------
 
 
 def _filters(settings: EdgeSettings) -> list[HttpFilter]:
@@ -177,13 +178,13 @@ def _token_check(secret: bytes) -> JwtAuthentication:
         providers={
             "media": JwtProvider(
                 require_expiration=True,
-                # Enough for clocks that drift.
+                # Tolerates clock drift.
                 clock_skew_seconds=5,
                 local_jwks=DataSource(
                     inline_string=json.dumps({"keys": [{"kty": "oct", "alg": "HS256", "k": key}]})
                 ),
                 from_params=["token"],
-                # edge.lua needs it once more, and then drops it with the whole query.
+                # edge.lua reads the token again, and then drops it with the whole query.
                 forward=True,
                 payload_in_metadata="token",
                 jwt_cache_config=JwtCacheConfig(jwt_cache_size=10_000),
@@ -198,7 +199,7 @@ def _token_check(secret: bytes) -> JwtAuthentication:
 
 
 def _prefix_check() -> Lua:
-    # The path that it writes is S3's; the route was chosen by the one that came.
+    # The script rewrites the path for S3; the route must remain that of the original path.
     return Lua(default_source_code=pieces.file(_EDGE_LUA), clear_route_cache=False)
 
 
@@ -213,7 +214,7 @@ def _cache(folder: Path) -> CacheV2Config:
                 max_cache_size_bytes=_CACHE_BYTES,
             )
         ),
-        # No reload needs to ask S3 again; freshness does, before long.
+        # A client's reload must not query S3; `fresh_seconds` bounds staleness.
         ignore_request_cache_control_header=True,
     )
 
@@ -235,7 +236,7 @@ def _routes(settings: EdgeSettings) -> RouteConfiguration:
                             _LUA: Any.pack(LuaPerRoute(filter_context=_context(settings)))
                         },
                     ),
-                    # A page asks this before it reads a picture's bytes with headers of its own.
+                    # Browsers send this before a page reads an image's bytes with custom headers.
                     Route(
                         name="preflight",
                         match=RouteMatch(prefix="/media/", headers=[_verbs("OPTIONS")]),
@@ -267,7 +268,7 @@ def _verbs(pattern: str) -> HeaderMatcher:
 
 
 def _context(settings: EdgeSettings) -> Struct:
-    """What edge.lua needs to know."""
+    """The settings that edge.lua reads."""
     answers = {404: _OBJECT_UNKNOWN, 416: _RANGE_OUTSIDE, 503: _ORIGIN_AWAY}
     context: Struct = Struct.from_dict(
         {
@@ -284,12 +285,13 @@ def _context(settings: EdgeSettings) -> Struct:
     return context
 
 
-# --- Towards S3 ----------------------------------------------------------------------------------
+# --- Upstream: S3 --------------------------------------------------------------------------------
 
 
 def _s3(settings: EdgeSettings) -> Cluster:
-    # The cache asks S3 by itself, past the listener's router: what every request to S3 needs, and
-    # what its answers must lose before they are cached, belongs to the cluster.
+    # The cache sends its own requests to S3, bypassing the listener's router. So filters that every
+    # request to S3 needs, and those that change responses before they are cached, belong to the
+    # cluster.
     options = HttpProtocolOptions(
         explicit_http_config=HttpProtocolOptionsExplicitHttpConfig(
             http_protocol_options=Http1ProtocolOptions()
@@ -313,7 +315,7 @@ def _s3(settings: EdgeSettings) -> Cluster:
 
 
 def _self(settings: EdgeSettings) -> Cluster:
-    """The edge as its own client; see edge.lua."""
+    """The edge as its own upstream; see edge.lua."""
     return Cluster(
         name="self",
         type=pieces.discovery(pieces.LOOPBACK),
@@ -335,7 +337,7 @@ def _header_changes() -> HeaderMutation:
     return HeaderMutation(
         mutations=Mutations(
             request_mutations=pieces.remove_headers("cookie", "x-forwarded-", "x-envoy-"),
-            # The cache never keeps an answer that varies; these vary by nothing.
+            # The cache never stores responses with a Vary header; these responses do not vary.
             response_mutations=pieces.remove_headers(
                 "vary",
                 "x-amz-",
@@ -353,7 +355,7 @@ def _signing(settings: EdgeSettings) -> AwsRequestSigning:
         service_name="s3",
         region=settings.region,
         use_unsigned_payload=True,
-        # Other headers may still change on their way.
+        # Other headers can still change before the request is sent.
         match_included_headers=[StringMatcher(prefix="x-amz-")],
         credential_provider=AwsCredentialProvider(
             inline_credential=InlineCredentialProvider(

@@ -1,8 +1,9 @@
 """The API gateway: one Envoy in front of every public method, as REST and as gRPC.
 
-The way of a request: headers that only we may set are removed, CORS is answered, gRPC-Web becomes
-gRPC, the access token is checked and becomes `x-photomesh-user-id`, REST becomes gRPC, and the
-router sends it over mutual TLS to the service. Pages of feeds go to theirs as the REST they are.
+Envoy processes a request as follows: it removes internal headers, answers CORS preflights, converts
+gRPC-Web to gRPC, validates the access token and sets `x-photomesh-user-id` from it, transcodes REST
+to gRPC, and routes the request to the service over mutual TLS. REST requests for pages of feeds are
+forwarded without transcoding.
 """
 
 from collections.abc import Iterable, Mapping
@@ -82,25 +83,25 @@ from gateway import errors, pieces
 from gateway.contracts import PublicMethod, public_methods, public_services
 from gateway.pieces import SECOND
 
-TOKEN_ISSUER = "photomesh"  # noqa: S105  (a name, no secret)
-TOKEN_AUDIENCE = "photomesh-api"  # noqa: S105  (a name, no secret)
+TOKEN_ISSUER = "photomesh"  # noqa: S105  (a name, not a secret)
+TOKEN_AUDIENCE = "photomesh-api"  # noqa: S105  (a name, not a secret)
 
-# How long a call may take once its request is complete, retries included. Services learn it from
-# x-envoy-expected-rq-timeout-ms. Streams have no limit.
+# The deadline of a call, counted from the complete request, including retries. Services receive it
+# in x-envoy-expected-rq-timeout-ms. Streams have no deadline.
 CALL_TIMEOUT = 15 * SECOND
 
-# How long a request may take to arrive. Streams have no limit, but end after a minute of silence.
+# How long a request can take to arrive. Streams have no limit, but end after a minute of silence.
 ARRIVAL_TIMEOUT = 10 * SECOND
 
 _UNLIMITED = timedelta(0)
 
-# The largest JSON that is read and written; the largest honest request, a post whose caption is
-# 2,200 escaped characters, takes 27 KB. Files that pass here are streams, which this does not
-# bound: the service counts what comes.
+# The largest JSON body to read and to write. The largest legitimate request, a post whose caption
+# is 2,200 escaped characters, takes 27 KB. File uploads are streams and not subject to this limit:
+# the service counts their bytes.
 _REQUEST_BODY_BYTES = 64 << 10
 _RESPONSE_BODY_BYTES = 8 << 20
 
-# Whoever calls these has no token yet. Everything else needs one.
+# Clients call these before they have a token. Every other method requires one.
 _WITHOUT_TOKEN = frozenset(
     f"/photomesh.account.v1.AccountService/{name}"
     for name in ("CreateAccount", "CreateSession", "RefreshSession")
@@ -109,7 +110,7 @@ _WITHOUT_TOKEN = frozenset(
 _REFLECTION = ("grpc.reflection.v1.ServerReflection", "grpc.reflection.v1alpha.ServerReflection")
 _REFLECTION_CLUSTER = "reflection"
 
-# The query of a request for a page of which nothing can be said but yes: how large, behind which.
+# The query string of a valid page request: only a page size and a page token.
 _PLAIN_QUERY = r"(\?((page(_s|S)ize=[0-9]{1,3}|page(_t|T)oken=([0-9A-Za-z_=-]|%3D)*)&?)*)?"
 
 _STRICT_LUA = Path(__file__).with_name("strict.lua")
@@ -128,7 +129,7 @@ _ROUTER = "envoy.filters.http.router"
 
 @dataclass(frozen=True)
 class Peer:
-    """Where a process of the mesh listens, and the identity that its certificate must prove."""
+    """The address of a process of the mesh, and the identity that its certificate must prove."""
 
     host: str
     port: int
@@ -137,9 +138,9 @@ class Peer:
 
 @dataclass(frozen=True)
 class GatewaySettings:
-    """Everything that one gateway differs in from another."""
+    """The settings of one gateway."""
 
-    # Ports on loopback: plain HTTP/1.1 and h2c, TLS, and Envoy's own pages.
+    # Ports on loopback: plain HTTP/1.1 and h2c, TLS, and Envoy's admin interface.
     http_port: int
     https_port: int
     admin_port: int
@@ -147,26 +148,26 @@ class GatewaySettings:
     descriptors: Path
     # The keys that access tokens are signed with, as a JSON Web Key Set.
     jwks: Path
-    # What the TLS listener shows to the public.
+    # The certificate of the public TLS listener.
     public_certificate: Path
     public_key: Path
     # The folder of the identity `gateway`: ca.pem, cert.pem, key.pem.
     identity: Path
-    # Full name of each public proto service -> the process that answers it.
+    # Full name of each public proto service -> the process that serves it.
     services: Mapping[str, Peer]
     reflection: Peer
-    # gRPC path of each method with pages whose service answers plain requests for them as REST, and
-    # in JSON -> the process that does, see services/common/rest.py.
+    # gRPC path of each paged method whose service also serves it over REST -> that process; see
+    # services/common/rest.py.
     pages: Mapping[str, Peer]
-    # Origins whose pages may call from a browser, such as "https://photomesh.example".
+    # Origins whose web pages can call the API, such as "https://photomesh.example".
     cors_origins: tuple[str, ...] = ()
 
 
 def build(settings: GatewaySettings) -> str:
     """Returns Envoy's configuration as JSON.
 
-    Raises ValueError when `settings.services` does not name exactly the public proto services of
-    the descriptor set.
+    Raises ValueError if `settings.services` does not name exactly the public proto services of the
+    descriptor set.
     """
     methods = public_methods(settings.descriptors)
     _check_services(settings, public_services(methods))
@@ -228,11 +229,11 @@ def _token_check(settings: GatewaySettings) -> JwtAuthentication:
                 issuer=TOKEN_ISSUER,
                 audiences=[TOKEN_AUDIENCE],
                 require_expiration=True,
-                # Enough for clocks that drift.
+                # Tolerates clock drift.
                 clock_skew_seconds=5,
                 local_jwks=pieces.file(settings.jwks),
-                # Named, because by default a token is also taken from the query, where logs and
-                # histories keep it.
+                # Explicit, because by default Envoy also accepts a token in the query, which logs
+                # and browser histories keep.
                 from_headers=[JwtHeader(name="Authorization", value_prefix="Bearer ")],
                 claim_to_headers=[
                     JwtClaimToHeader(claim_name="sub", header_name=pieces.USER_HEADER)
@@ -240,7 +241,8 @@ def _token_check(settings: GatewaySettings) -> JwtAuthentication:
                 jwt_cache_config=JwtCacheConfig(jwt_cache_size=10_000),
             )
         },
-        # Everything, even what has no route: the routes say what needs no token.
+        # Applies to every request, even without a route. Routes of methods without a token disable
+        # it.
         rules=[
             RequirementRule(
                 match=RouteMatch(prefix="/"), requires=JwtRequirement(provider_name="access")
@@ -258,7 +260,8 @@ def _transcoder(settings: GatewaySettings, methods: tuple[PublicMethod, ...]) ->
         print_options=GrpcJsonTranscoderPrintOptions(
             always_print_primitive_fields=True, stream_sse_style_delimited=True
         ),
-        # Without all three, what cannot be transcoded goes on as it is and comes back as 503.
+        # Without all three, requests that cannot be transcoded are forwarded unchanged and fail
+        # with 503.
         request_validation_options=GrpcJsonTranscoderRequestValidationOptions(
             reject_unknown_method=True,
             reject_unknown_query_parameters=True,
@@ -290,16 +293,16 @@ def _routes(settings: GatewaySettings, methods: tuple[PublicMethod, ...]) -> Rou
                 typed_per_filter_config={_CORS: Any.pack(_cors(settings.cors_origins))},
             )
         ],
-        # The token was read here and must not travel on; no service reads a cookie.
+        # The gateway has validated the token and must not forward it. No service reads cookies.
         request_headers_to_remove=["authorization", "cookie"],
     )
 
 
 def _rest_route(method: PublicMethod) -> Route:
-    """Says whether a REST request needs a token, and what its body may hold.
+    """Configures the token check and body validation of a REST request.
 
-    The route is not gone to its end: the transcoder turns the request into gRPC, which is routed
-    anew, or refuses it.
+    The request does not reach this route's cluster: the transcoder converts the request to gRPC,
+    which selects a new route, or rejects it.
     """
     known = Struct.from_dict({"message": method.body, "takes_file": method.takes_file})
     strict = LuaPerRoute(filter_context=known)
@@ -309,16 +312,16 @@ def _rest_route(method: PublicMethod) -> Route:
         name=f"rest {method.path}",
         match=RouteMatch(safe_regex=path, headers=[verb]),
         route=_dead_end(arrival=_UNLIMITED if method.streams else ARRIVAL_TIMEOUT),
-        # Of what strict.lua reads; the transcoder has a limit of its own.
+        # Limits what strict.lua reads; the transcoder has its own limit.
         request_body_buffer_limit=None if method.takes_file else _REQUEST_BODY_BYTES,
         typed_per_filter_config=_token_unless_open(method) | {_STRICT_JSON: Any.pack(strict)},
     )
 
 
 def _page_route(method: PublicMethod) -> Route:
-    """Sends plain requests for pages to where they are answered as they are.
+    """Forwards valid page requests to the service that serves them over REST.
 
-    What is not plain may be wrong in any way, and takes the transcoder's, which says so.
+    Any other request takes the transcoder's route, which reports what is wrong.
     """
     verb = HeaderMatcher(name=":method", string_match=StringMatcher(exact="GET"))
     plain = RegexMatcher(regex=method.http_pattern + _PLAIN_QUERY)
@@ -329,7 +332,7 @@ def _page_route(method: PublicMethod) -> Route:
         route=RouteAction(
             cluster=_pages_of(method.path),
             timeout=CALL_TIMEOUT,
-            # What a new process does not take yet, or an old one no longer, is asked for again.
+            # Retries a request that a process rejects while it starts or drains.
             retry_policy=RetryPolicy(
                 retry_on="connect-failure,reset,retriable-status-codes",
                 retriable_status_codes=[503],
@@ -348,7 +351,8 @@ def _grpc_route(settings: GatewaySettings, method: PublicMethod) -> Route:
     if method.streams:
         action.max_stream_duration = _within(_UNLIMITED)
     else:
-        # Not both: with max_stream_duration Envoy ignores `timeout` and tells services no deadline.
+        # Not both: with max_stream_duration, Envoy ignores `timeout` and sends no deadline to
+        # services.
         action.timeout = CALL_TIMEOUT
     return Route(
         name=method.path,
@@ -359,8 +363,8 @@ def _grpc_route(settings: GatewaySettings, method: PublicMethod) -> Route:
 
 
 def _retries(method: PublicMethod) -> RetryPolicy:
-    # A call that never reached its service may always be sent again; one that only reads may also
-    # be sent again when the service went away in the middle of it.
+    # A call that never reached its service is always safe to retry. A call without side effects is
+    # also safe to retry if the service fails during the call.
     retry_on = "connect-failure,refused-stream"
     if method.reads:
         retry_on += ",reset,unavailable"
@@ -371,14 +375,14 @@ def _reflection_route(service: str) -> Route:
     return Route(
         name=service,
         match=RouteMatch(prefix=f"/{service}/"),
-        # A stream for as long as the caller asks.
+        # The stream stays open as long as the caller wants.
         route=RouteAction(cluster=_REFLECTION_CLUSTER, max_stream_duration=_within(_UNLIMITED)),
         typed_per_filter_config=pieces.without(_JWT),
     )
 
 
 def _nowhere() -> Route:
-    """Ends whatever is no public path: without the transcoder, so that it cannot become one."""
+    """Rejects other paths, without the transcoder, so that none of them can reach a method."""
     return Route(
         name="nowhere",
         match=RouteMatch(prefix="/"),
@@ -392,9 +396,9 @@ def _within(duration: timedelta) -> RouteActionMaxStreamDuration:
 
 
 def _dead_end(*, arrival: timedelta = ARRIVAL_TIMEOUT) -> RouteAction:
-    """Answers 404, by naming a cluster in a header that nobody can send.
+    """Returns 404 by naming a cluster in a header that clients cannot send.
 
-    A direct response would be plainer, but the CORS filter passes over those.
+    A direct response would be simpler, but the CORS filter does not process those.
     """
     return RouteAction(
         max_stream_duration=_within(arrival),
@@ -419,7 +423,7 @@ def _cors(origins: Iterable[str]) -> CorsPolicy:
     )
 
 
-# --- Towards the services ------------------------------------------------------------------------
+# --- Upstream: services --------------------------------------------------------------------------
 
 
 def _cluster(name: str, peer: Peer, identity: Path) -> Cluster:
@@ -445,7 +449,7 @@ def _rest_cluster(method: str, peer: Peer, identity: Path) -> Cluster:
 
 
 def _pages_of(method: str) -> str:
-    """Returns the name of the cluster that answers a method's pages as REST."""
+    """Returns the name of the cluster that serves a method's pages over REST."""
     return f"pages of {method}"
 
 
@@ -454,15 +458,15 @@ def _health(
     grpc: HealthCheckGrpcHealthCheck | None = None,
     http: HealthCheckHttpHealthCheck | None = None,
 ) -> HealthCheck:
-    """Where one of several instances is away, the others are used.
+    """Excludes unavailable instances of a service.
 
-    Where it is the only one, Envoy tries it anyway, so that nothing waits for a check after a
-    restart.
+    If a service has a single instance, Envoy uses it even when unhealthy, so that requests after a
+    restart need not wait for a health check.
     """
     return HealthCheck(
         timeout=SECOND,
         interval=5 * SECOND,
-        # Otherwise a minute, which a service without calls would stay unhealthy for.
+        # The default is one minute, in which an idle service would stay unhealthy.
         no_traffic_interval=5 * SECOND,
         unhealthy_threshold=2,
         healthy_threshold=1,
@@ -507,8 +511,8 @@ def _http2() -> dict[str, Any]:
     options = HttpProtocolOptions(
         explicit_http_config=HttpProtocolOptionsExplicitHttpConfig(
             http2_protocol_options=Http2ProtocolOptions(
-                # Only before a call on a connection that was long idle: gRPC servers end
-                # connections whose pings come without calls.
+                # Pings only before a call on a connection that was idle: gRPC servers close
+                # connections that send pings without calls.
                 connection_keepalive=KeepaliveSettings(
                     connection_idle_interval=30 * SECOND, timeout=2 * SECOND
                 ),

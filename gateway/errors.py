@@ -1,7 +1,7 @@
-"""What Envoy itself answers when it refuses a request, in the form that the services use.
+"""Envoy's own error responses, in the format that the services use.
 
-For REST that is the JSON of a google.rpc.Status, for gRPC the status with its details. A service's
-own errors do not pass here: the transcoder prints them as they are.
+For REST, the format is the JSON of a google.rpc.Status; for gRPC, the status with its details. A
+service's own errors are not converted here: the transcoder prints them unchanged.
 """
 
 import base64
@@ -25,36 +25,36 @@ from gateway import pieces
 DOMAIN = "photomesh"
 _TYPES = "type.googleapis.com/"
 
-# Answers that a filter may still complete with the field that its text names; see strict.lua.
+# Marks responses to which a filter can add the field named in the text; see strict.lua.
 MALFORMED_MARK = "x-photomesh-malformed"
 
-# A refusal may repeat what was sent: no browser shall take it for a page.
+# A response can echo the request, so browsers must not render it as a page.
 _PASSIVE = (
     pieces.set_header("content-security-policy", "default-src 'none'; sandbox"),
     pieces.set_header("x-content-type-options", "nosniff"),
 )
 
-# Envoy's own text, which says what is wrong with the request.
+# Envoy's own text, which describes the error in the request.
 _TEXT = "%LOCAL_REPLY_BODY%"
 
 
 @dataclass(frozen=True)
 class Refusal:
-    """One kind of refusal."""
+    """One type of error response."""
 
-    # Which of Envoy's answers it is, as a CEL expression.
+    # A CEL expression that matches Envoy's response.
     when: str
     reason: str
     code: "code_pb2.Code"
-    # A sentence for developers; None: Envoy's own text, which then names what is wrong.
+    # A sentence for developers. None: Envoy's own text, which describes the error.
     message: str | None
-    # The HTTP status, where Envoy's is not the right one.
+    # The HTTP status. None: Envoy's own.
     http_status: int | None = None
-    # The gRPC status, where gRPC has a custom of its own.
+    # The gRPC status, if it differs by gRPC convention. None: `code`.
     grpc_code: "code_pb2.Code | None" = None
 
     def __post_init__(self) -> None:
-        # A reason that the contract does not list must fail here, not in a client.
+        # A reason that is missing in the contract must fail here, not in a client.
         ErrorReason.Value(f"ERROR_REASON_{self.reason}")
 
 
@@ -78,7 +78,7 @@ TOKEN_REFUSALS = (
         reason="TOKEN_INVALID",
         code=code_pb2.UNAUTHENTICATED,
         message="The access token is not one of ours.",
-        # Envoy says 403 for another audience's token, 401 for all else.
+        # Envoy returns 403 for a token with a wrong audience, and 401 for all other invalid tokens.
         http_status=401,
     ),
 )
@@ -98,7 +98,7 @@ MALFORMED = Refusal(
     message=None,
 )
 
-# What every listener may meet; the last two take whatever is left.
+# Errors of every listener. The last two match everything not matched before.
 COMMON_REFUSALS = (
     Refusal(
         when="response.code in [413, 431]",
@@ -135,7 +135,7 @@ COMMON_REFUSALS = (
 
 
 def status_json(refusal: Refusal, message: str | None = None) -> dict[str, object]:
-    """Returns a refusal as the JSON of a google.rpc.Status, before it is printed."""
+    """Returns a refusal as the JSON of a google.rpc.Status, before serialization."""
     return {
         "code": int(refusal.code),
         "message": message or refusal.message or _TEXT,
@@ -150,9 +150,9 @@ def status_json(refusal: Refusal, message: str | None = None) -> dict[str, objec
 
 
 def local_replies(refusals: Iterable[Refusal], *, grpc: bool) -> LocalReplyConfig:
-    """Maps Envoy's own answers; the first refusal that fits is taken.
+    """Maps Envoy's own error responses. The first matching refusal applies.
 
-    With `grpc`, callers that speak gRPC get theirs as a gRPC status.
+    With `grpc`, gRPC clients receive a gRPC status.
     """
     mappers = []
     for refusal in refusals:
@@ -174,9 +174,9 @@ def _rest_mapper(refusal: Refusal) -> ResponseMapper:
     )
 
 
-# A request that came as REST is gRPC by now when its service could not be reached, and keeps what
-# it was in x-envoy-original-method. Without headers (a request that could not even be read) the
-# expression fails, which counts as false.
+# If a service is unreachable, a transcoded REST request is gRPC at this point;
+# x-envoy-original-method identifies it. For a request without headers (one that could not be
+# parsed), the expression fails, which counts as false.
 _SPEAKS_GRPC = (
     "request.headers['content-type'].startsWith('application/grpc')"
     " && !('x-envoy-original-method' in request.headers)"

@@ -1,8 +1,7 @@
--- Says how long S3's answers may be kept before the cache asks S3 whether they are still there, and
--- that refusals and what is no picture may not be kept at all. What a viewer can do nothing about is
--- told as 503.
+-- Sets how long the cache serves S3's responses before it revalidates them, and forbids caching
+-- errors and objects that are not images. Reports errors that a viewer cannot act on as 503.
 --
--- FRESH_SECONDS and TYPES stand before this text; see gateway/edge.py.
+-- gateway/edge.py prepends the definitions of FRESH_SECONDS and TYPES.
 
 local GOOD = { ["200"] = true, ["206"] = true }
 local PASSED = { ["404"] = true, ["416"] = true }

@@ -1,4 +1,4 @@
-"""Pieces of Envoy configuration that the gateway and the edge share."""
+"""Building blocks of Envoy configurations, shared by the gateway and the edge."""
 
 from datetime import timedelta
 from ipaddress import ip_address
@@ -72,11 +72,11 @@ SECOND = timedelta(seconds=1)
 
 USER_HEADER = "x-photomesh-user-id"
 
-# Names in these families are made by the gateway and by Envoy; whoever believes them must know
-# that no one outside can write them.
+# Prefixes of headers that only the gateway and Envoy set. Services trust them, so the listener
+# removes them from incoming requests.
 OWN_HEADERS = ("x-photomesh-", "x-envoy-")
 
-# Reading is enough for those who watch; what changes a running Envoy is done by a new one.
+# Read-only paths, for monitoring. To change a running Envoy, start a new one.
 _ADMIN_PATHS = ("/ready", "/stats", "/clusters", "/listeners", "/certs", "/server_info", "/memory")
 
 
@@ -85,7 +85,7 @@ def address(host: str, port: int) -> Address:
 
 
 def admin(port: int) -> Admin:
-    """Envoy's own pages, on loopback, reading only."""
+    """Envoy's admin interface, on loopback, read-only."""
     return Admin(
         address=address(LOOPBACK, port),
         allow_paths=[StringMatcher(prefix=path) for path in _ADMIN_PATHS],
@@ -101,12 +101,12 @@ def file(path: object) -> DataSource:
 
 
 def without(*filters: str) -> dict[str, Any]:
-    """A route's configuration that leaves filters out."""
+    """A route configuration that disables filters."""
     return {name: Any.pack(FilterConfig(disabled=True)) for name in filters}
 
 
 def health_route(*filters: str) -> Route:
-    """Tells that Envoy answers, without the filters."""
+    """Reports that Envoy is serving, bypassing the filters."""
     return Route(
         name="health",
         match=RouteMatch(path="/healthz"),
@@ -129,7 +129,7 @@ def listener(
     return Listener(
         name=name,
         address=address(LOOPBACK, port),
-        # With SO_REUSEPORT a second Envoy on the same port would take half of the connections
+        # With SO_REUSEPORT, a second Envoy on the same port would take half of the connections
         # instead of failing.
         enable_reuse_port=False,
         per_connection_buffer_limit_bytes=1 << 20,
@@ -156,10 +156,10 @@ def connection_manager(
     request_timeout: timedelta = 30 * SECOND,
     max_stream_duration: timedelta | None = None,
 ) -> HttpConnectionManager:
-    """What may come in from outside, and in which form it goes on.
+    """Limits and normalizes incoming requests.
 
-    A request must be here whole within `request_timeout`; zero: its route says within what.
-    `max_stream_duration` bounds request and answer together where the route does not.
+    A complete request must arrive within `request_timeout`; zero: the route sets the limit.
+    `max_stream_duration` limits request and response together unless the route sets a limit.
     """
     return HttpConnectionManager(
         stat_prefix=name,
@@ -172,7 +172,7 @@ def connection_manager(
         use_remote_address=True,
         generate_request_id=True,
         always_set_request_id_in_response=True,
-        # The path that is checked must be the path that is meant.
+        # The checked path must equal the path that services interpret.
         normalize_path=True,
         merge_slashes=True,
         path_with_escaped_slashes_action=EscapedSlashes.REJECT_REQUEST,
@@ -184,21 +184,21 @@ def connection_manager(
             idle_timeout=300 * SECOND,
             max_stream_duration=max_stream_duration,
             max_headers_count=100,
-            # x_photomesh_user_id must not be taken for x-photomesh-user-id by anyone behind.
+            # Upstreams must not mistake x_photomesh_user_id for x-photomesh-user-id.
             headers_with_underscores_action=HeadersWithUnderscores.REJECT_REQUEST,
         ),
         http2_protocol_options=Http2ProtocolOptions(
             max_concurrent_streams=128,
             initial_stream_window_size=256 << 10,
             initial_connection_window_size=1 << 20,
-            # A client's mistake in one call must not end its other calls.
+            # An error in one call must not close the connection's other calls.
             override_stream_error_on_invalid_http_message=True,
         ),
     )
 
 
 def set_header(name: str, value: str) -> HeaderValueOption:
-    """Sets a header, whatever it was before."""
+    """Sets a header, replacing any existing value."""
     return HeaderValueOption(
         header=HeaderValue(key=name, value=value),
         append_action=HeaderValueOptionHeaderAppendAction.OVERWRITE_IF_EXISTS_OR_ADD,
@@ -206,7 +206,7 @@ def set_header(name: str, value: str) -> HeaderValueOption:
 
 
 def remove_headers(*prefixes: str) -> list[HeaderMutation]:
-    """Removes every header whose name begins with one of the prefixes."""
+    """Removes every header whose name starts with one of the prefixes."""
     return [
         HeaderMutation(
             remove_on_match=HeaderMutationRemoveOnMatch(key_matcher=StringMatcher(prefix=prefix))
@@ -216,7 +216,7 @@ def remove_headers(*prefixes: str) -> list[HeaderMutation]:
 
 
 def _strip_own_headers() -> TypedExtensionConfig:
-    """Removes what only we may say, before anything reads the request."""
+    """Removes internal headers before any filter reads the request."""
     return TypedExtensionConfig(
         name="envoy.http.early_header_mutation.header_mutation",
         typed_config=Any.pack(EarlyHeaderMutation(mutations=remove_headers(*OWN_HEADERS))),
@@ -235,7 +235,7 @@ def endpoints(cluster: str, host: str, port: int) -> ClusterLoadAssignment:
 
 
 def discovery(host: str) -> ClusterDiscoveryType:
-    """How the endpoints are found: an address is itself, a name is all its addresses."""
+    """How to find the endpoints: an IP address is static, a name resolves to all its addresses."""
     try:
         ip_address(host)
     except ValueError:
@@ -244,7 +244,7 @@ def discovery(host: str) -> ClusterDiscoveryType:
 
 
 def circuit_breakers() -> CircuitBreakers:
-    """Bounds what may wait for one upstream, and what retries may add to its load."""
+    """Limits the load and the retries for one upstream."""
     return CircuitBreakers(
         thresholds=[
             CircuitBreakersThresholds(
@@ -260,7 +260,7 @@ def circuit_breakers() -> CircuitBreakers:
 
 
 def connection_limit(most: int) -> OverloadManager:
-    """Refuses connections past a number that the process has memory and descriptors for."""
+    """Rejects connections beyond a number for which the process has memory and file descriptors."""
     return OverloadManager(
         resource_monitors=[
             ResourceMonitor(
@@ -274,8 +274,8 @@ def connection_limit(most: int) -> OverloadManager:
 
 
 def _access_log() -> AccessLog:
-    # Paths without their query, which carries what people look for and the tokens of the edge.
-    # Whatever a client writes has a length: that of the longest honest value.
+    # Paths exclude the query, which contains search terms and the edge's tokens. Values from
+    # clients are truncated to the length of the longest legitimate value.
     fields = {
         "time": "%START_TIME%",
         "verb": "%REQ(x-envoy-original-method?:method):8%",

@@ -1,7 +1,7 @@
-"""`python -m gateway.reflection`: tells grpcurl and its like what the gateway offers.
+"""`python -m gateway.reflection`: serves gRPC reflection for the gateway's public API.
 
-The services behind the gateway each describe themselves, internal methods included. This process
-describes the public ones, all in one place, and serves none of them.
+Each service behind the gateway describes itself, including its internal methods. This process
+describes the public methods of all services in one place, and serves none of them.
 """
 
 from pathlib import Path

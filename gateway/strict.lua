@@ -1,25 +1,25 @@
--- Refuses what the transcoder would take: fields that the message does not have (it drops them),
--- fields that come twice (it merges them), JSON that is none (it is lenient), text that is no UTF-8
--- (services cannot read it), and bodies of methods that have none (it reads fields from them). And
--- tells, in answers about malformed requests, which field is meant.
+-- Rejects requests that the transcoder would accept: unknown fields (it drops them), duplicate
+-- fields (it merges them), invalid JSON (it is lenient), invalid UTF-8 (services cannot parse it),
+-- and bodies of methods without one (it reads fields from them). Adds the field name to responses
+-- about malformed requests.
 
 local DEEPEST = 64
 
--- Values in one body. Reading as many takes about a millisecond.
+-- The maximum number of values in one body. Parsing that many takes about a millisecond.
 local MOST_VALUES = 4096
 
--- Bytes of a field's name, and of a message that quotes the request.
+-- In bytes: the maximum length of a field name, and of a message that quotes the request.
 local LONGEST_NAME = 128
 local LONGEST_MESSAGE = 1024
 
 local UNREADABLE = "The request cannot be read."
 
--- Set on Envoy's answers about malformed requests; see gateway/errors.py.
+-- Set on Envoy's responses to malformed requests; see gateway/errors.py.
 local MALFORMED_MARK = "x-photomesh-malformed"
 
 local read_value
 
--- How many values were read of the body at hand.
+-- The number of values parsed in the current body.
 local values = 0
 
 local function refuse(message)
@@ -37,7 +37,7 @@ local function not_json(text, at)
   refuse("The body is no JSON: byte " .. at .. " is unexpected.")
 end
 
--- Returns the text between the quotes as it is written, and the position behind them.
+-- Returns the raw text between the quotes, and the position after the closing quote.
 local function read_string(text, at)
   if text:sub(at, at) ~= '"' then
     not_json(text, at)
@@ -67,7 +67,7 @@ local function read_scalar(text, at)
   not_json(text, at)
 end
 
--- Reads what stands between an opening bracket and `close`; `read_item` reads one item.
+-- Parses the items between an opening bracket and `close`; `read_item` parses one item.
 local function read_items(text, at, close, read_item)
   at = skip_space(text, at + 1)
   if text:sub(at, at) == close then
@@ -89,8 +89,8 @@ local function below(path, name)
   return path == "" and name or path .. "." .. name
 end
 
--- Returns the position behind the value that begins at `at`, which is what `field` says: a table
--- with `called` and `many`, and for messages `name` and `fields`; `true` where nothing is known.
+-- Returns the position after the value at `at`. `field` describes the value: a table with `called`
+-- and `many`, and, for messages, `name` and `fields`; or `true` for a value without a description.
 function read_value(text, at, field, path, depth)
   if depth > DEEPEST then
     refuse("The body is nested too deep.")
@@ -125,7 +125,7 @@ function read_value(text, at, field, path, depth)
           inner_path = below(path, inner.called)
         end
       end
-      -- Both names of a field make the same path.
+      -- Both names of a field result in the same path.
       if seen[inner_path] then
         refuse(inner_path .. ": must not come twice")
       end
@@ -169,7 +169,7 @@ local function check_body(text, message)
   end
 end
 
--- The sequences of more than one byte that UTF-8 has; RFC 3629, section 4.
+-- The multi-byte sequences of UTF-8; RFC 3629, section 4.
 local UTF8 = {
   "^[\194-\223][\128-\191]",
   "^\224[\160-\191][\128-\191]",
@@ -239,7 +239,7 @@ function envoy_on_request(handle)
   end
 end
 
--- Each finds the field in one of the texts about malformed requests, as they stand in JSON.
+-- Patterns that find the field name in error messages, as escaped in JSON.
 local NAMING = {
   '^Could not find field \\"(.-)\\" in the type ',
   "^([%w_.%[%]]+): ",
@@ -255,7 +255,7 @@ function envoy_on_response(handle)
   if not body then
     return
   end
-  -- The index that Envoy gives in a list is not the item's.
+  -- Removes the list index that Envoy reports: it is not the index of the item.
   local text = body:getBytes(0, body:length())
     :gsub('("message":"[%w_.]+)%[%d+%](: invalid value )', "%1%2", 1)
   local message = text:match('"message":"(.*)"')
@@ -263,7 +263,7 @@ function envoy_on_response(handle)
     return
   end
   local told = #message <= LONGEST_MESSAGE and message or UNREADABLE
-  -- Functions, because % means something in a replacement text.
+  -- Functions, because % is special in a replacement string.
   text = text:gsub('"message":".*"', function() return '"message":"' .. told .. '"' end, 1)
   for _, naming in ipairs(NAMING) do
     local field = message:match(naming)
@@ -274,6 +274,6 @@ function envoy_on_response(handle)
       break
     end
   end
-  -- Asked for anew: waiting for the body ended the object from above.
+  -- Fetched again: waiting for the body invalidated the earlier object.
   handle:headers():replace("content-length", body:setBytes(text))
 end
