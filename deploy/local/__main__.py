@@ -44,11 +44,11 @@ console = Console(highlight=False, soft_wrap=True)
 )
 @click.pass_context
 def cli(context: click.Context, state_dir: Path) -> None:
-    """The whole mesh on this machine: real parts, loopback only, everything under var/.
+    """Runs the whole mesh on this machine: real parts, loopback only, everything under var/.
 
-    The ports are the block from 18000, or the next that is free; PHOTOMESH_PORT_BASE chooses
-    another. PHOTOMESH_CACHE=cluster makes Valkey three masters with a replica each; run `clean`
-    before changing that.
+    The ports are a block starting at 18000, or the next free block; PHOTOMESH_PORT_BASE selects
+    another one. PHOTOMESH_CACHE=cluster makes Valkey three masters with a replica each; run `clean`
+    before you change it.
     """
     context.obj = state_dir.resolve()
 
@@ -58,10 +58,10 @@ def cli(context: click.Context, state_dir: Path) -> None:
 @click.option("--timeout", default=60.0, show_default=True, help="Seconds each process may take.")
 @click.pass_obj
 def up(state_dir: Path, names: Sequence[str], timeout: float) -> None:
-    """Starts everything, or only NAMES and what they need, and waits until it is healthy.
+    """Starts all processes, or NAMES and their dependencies, and waits until they are healthy.
 
-    What runs already is left alone, unless its code or settings changed. NAMES are processes or
-    one of the groups `infrastructure`, `provision` and `services`.
+    Running processes are left alone unless their code or settings changed. NAMES are processes or
+    one of the groups `infrastructure`, `provision`, and `services`.
     """
     began = time.monotonic()
     stack = _stack(state_dir)
@@ -87,7 +87,7 @@ def up(state_dir: Path, names: Sequence[str], timeout: float) -> None:
 @click.argument("names", nargs=-1)
 @click.pass_obj
 def down(state_dir: Path, names: Sequence[str]) -> None:
-    """Stops everything, or only NAMES. Each drains first; data stay."""
+    """Stops all processes, or only NAMES, gracefully. Keeps the data."""
     stack = _stack(state_dir)
     if not any(stack.pid(name) for name in stack.processes):
         console.print("Nothing runs.")
@@ -98,7 +98,7 @@ def down(state_dir: Path, names: Sequence[str]) -> None:
 @cli.command()
 @click.pass_obj
 def status(state_dir: Path) -> None:
-    """Shows what runs where. Ends with code 1 if something is not healthy."""
+    """Shows the state of all processes. Exits with code 1 if one is not healthy."""
     statuses = _stack(state_dir).status()
     _print_statuses(statuses)
     if not all(status.healthy for status in statuses):
@@ -116,14 +116,14 @@ def logs(state_dir: Path, service: str, follow: bool, lines: int) -> None:
     if not log.exists():
         raise StackError(f"{service} has written no log yet")
     arguments = ["tail", "-n", str(lines), *(["-F"] if follow else []), str(log)]
-    os.execvp("tail", arguments)  # noqa: S606 - no shell is the point
+    os.execvp("tail", arguments)  # noqa: S606 - deliberately without a shell
 
 
 @cli.command()
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @click.pass_obj
 def clean(state_dir: Path, yes: bool) -> None:
-    """Stops everything and removes data, logs, keys and passwords."""
+    """Stops all processes and removes data, logs, keys, and passwords."""
     if not state_dir.exists():
         console.print("There is nothing to remove.")
         return
@@ -139,7 +139,7 @@ def clean(state_dir: Path, yes: bool) -> None:
 @cli.command()
 @click.pass_obj
 def env(state_dir: Path) -> None:
-    """Prints where everything is, for a shell: `eval "$(python -m deploy.local env)"`."""
+    """Prints all addresses for a shell: `eval "$(python -m deploy.local env)"`."""
     for name, value in _stack(state_dir).shell_environment().items():
         click.echo(f"export {name}={shlex.quote(value)}")
 
@@ -186,7 +186,7 @@ def _print_statuses(statuses: Sequence[Status]) -> None:
                 f"{status.state}: {status.detail}" if status.detail else str(status.state),
             )
         )
-    # Not rich's table, which leaves out what does not fit: a pid or a path must be whole.
+    # Not rich's table, which truncates cells: pids and paths must be complete.
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     styles = ["bold", *(_STYLES[status.state] for status in statuses)]
     for row, style in zip(rows, styles, strict=True):
@@ -209,13 +209,13 @@ def _print_plainly(progress: Progress) -> None:
         return
     seconds = f" after {progress.seconds:.1f} s" if progress.seconds >= 0.05 else ""
     detail = f" ({progress.detail})" if progress.detail else ""
-    # One write per line: several threads report.
+    # One write per line, because several threads report.
     sys.stdout.write(f"{progress.name}: {progress.state}{seconds}{detail}\n")
     sys.stdout.flush()
 
 
 class _LiveDisplay:
-    """A table that grows with every process that something happens to."""
+    """A table of the processes that have reported a state."""
 
     def __init__(self, processes: Sequence[Process]) -> None:
         self._names = [process.name for process in processes]

@@ -1,10 +1,10 @@
-"""Makes .venv from requirements.lock with nothing but Python 3.11 or newer.
+"""Creates .venv from requirements.lock with nothing but Python 3.11 or newer.
 
     python3 deploy/local/bootstrap.py
 
-It does nothing when .venv already is what the lock says, and begins anew when an earlier run was
-interrupted. Only the standard library is used, and only syntax that Python 3.7 can read, so that
-an old Python can say what is wrong.
+It does nothing if .venv matches the lock, and starts over if an earlier run was interrupted. It
+uses only the standard library, and only syntax that Python 3.7 can parse, so that an old Python can
+report the problem.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ LOCK = ROOT / "requirements.lock"
 STAMP = VENV / "photomesh.stamp"
 
 OLDEST = (3, 11)
-# Tried in this order when `python3` is too old.
+# Tried in this order if `python3` is too old.
 OTHER_PYTHONS = ("python3.13", "python3.12", "python3.11", "python3.14")
 
-# What pip is told by its files and variables, and how uv, which reads neither, is told the same.
+# Maps pip's settings to variables of uv, which does not read pip's files and variables.
 UV_VARIABLES = {
     "index-url": "UV_DEFAULT_INDEX",
     "extra-index-url": "UV_INDEX",
@@ -46,17 +46,17 @@ UV_VARIABLES = {
 
 def main() -> None:
     require_python()
-    # Two commands in one fresh clone: the second waits, and then finds everything done.
+    # If two commands run in a fresh clone, the second waits and then finds nothing to do.
     folder = os.open(str(ROOT), os.O_RDONLY)
     fcntl.flock(folder, fcntl.LOCK_EX)
     place, lock = fingerprint()
     known = STAMP.read_text().splitlines() if STAMP.exists() else []
-    # The link to a Python that was removed since does not count as existing.
+    # A link to a Python that was removed does not count as existing.
     whole = known[:1] == [place] and (VENV / "bin" / "python").exists()
     if whole and known[1:] == [lock]:
         return
     began = time.monotonic()
-    # From here on it is not what any lock says, until everything is done.
+    # Without the stamp, an interrupted run does not count as complete.
     if known:
         STAMP.unlink()
     try:
@@ -78,7 +78,7 @@ def require_python() -> None:
         for name in OTHER_PYTHONS:
             other = shutil.which(name)
             if other and runs(other, "-c", "import venv, ensurepip"):
-                os.execv(other, [other, *sys.argv])  # noqa: S606 - no shell is the point
+                os.execv(other, [other, *sys.argv])  # noqa: S606 - deliberately without a shell
         fail(
             f"Photomesh needs Python {OLDEST[0]}.{OLDEST[1]} or newer; {sys.executable} is "
             f"{sys.version.split()[0]}. Install a newer one, or name it: "
@@ -96,7 +96,7 @@ def require_python() -> None:
 
 
 def fingerprint() -> tuple[str, str]:
-    """Returns what .venv is bound to (its programs name their folder and Python), and the lock."""
+    """Returns what .venv is bound to (its scripts contain its folder and Python), and the lock."""
     place = f"{ROOT} Python {sys.version_info[0]}.{sys.version_info[1]}"
     return place, hashlib.sha256(LOCK.read_bytes()).hexdigest()
 
@@ -125,7 +125,7 @@ def make_environment() -> None:
 
 
 def uv_requirement() -> str:
-    """Returns the entry of uv, with its hashes, cut out of the lock."""
+    """Returns uv's entry of the lock, with its hashes."""
     entry: list[str] = []
     for line in LOCK.read_text().splitlines():
         if entry or line.startswith("uv=="):
@@ -153,11 +153,11 @@ def install_packages() -> None:
 
 
 def uv_environment() -> dict[str, str]:
-    """Returns this environment, and pip's own settings where uv has none."""
+    """Returns the current environment, with pip's settings added unless uv has its own."""
     environment = dict(os.environ)
-    # uv would otherwise prefer an environment that happens to be active.
+    # Otherwise uv would prefer an active environment.
     environment.pop("VIRTUAL_ENV", None)
-    # Several indexes are searched as pip does; the hashes say which file is right.
+    # Search all indexes, as pip does; the hashes identify the right file.
     environment.setdefault("UV_INDEX_STRATEGY", "unsafe-best-match")
     for name, value in pip_settings():
         variable = UV_VARIABLES.get(name)
@@ -167,7 +167,7 @@ def uv_environment() -> dict[str, str]:
 
 
 def pip_settings() -> list[tuple[str, str]]:
-    """Returns names and values of pip's settings, the strongest source first."""
+    """Returns the names and values of pip's settings, highest priority first."""
     listed = subprocess.run(
         [str(VENV / "bin" / "python"), "-m", "pip", "config", "list"],
         stdout=subprocess.PIPE,

