@@ -41,6 +41,7 @@ NOT_SECRET = {
     "photomesh.media.v1.CreateUploadRequest.size_bytes": "a size",
     "photomesh.media.v1.CreateUploadResponse.expire_time": "a time",
     "photomesh.media.v1.GetUploadLimitsResponse.form_max_bytes": "a size",
+    "photomesh.media.v1.SignUploadPartsResponse.expire_time": "a time",
     "photomesh.media.v1.StoredMedia.key_prefix": "a name in S3, which only signed requests open",
     "photomesh.media.v1.StoredVariant.object_name": "a name in S3, which only signed requests open",
 }
