@@ -1,1 +1,1 @@
-"""Uploads, the image pipeline, and where variants lie."""
+"""Uploads, the image pipeline, and the storage of variants."""

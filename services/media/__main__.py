@@ -1,4 +1,4 @@
-"""`python -m services.media`: wires the media service and serves it."""
+"""`python -m services.media`: wires and runs the media service."""
 
 from photomesh.media.v1.media_internal_service_pb2_grpc import (
     add_MediaInternalServiceServicer_to_server,

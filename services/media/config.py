@@ -1,4 +1,4 @@
-"""The settings of the media service and of its worker."""
+"""The settings of the media service, of its worker, and of `services.media.reprocess`."""
 
 import os
 
@@ -12,30 +12,30 @@ from services.common.config import (
 
 
 class MediaSettings(MeshSettings, DatabaseSettings, KafkaSettings, StorageSettings, CdnSettings):
-    """Read from PHOTOMESH_* variables."""
+    """The settings of the media service."""
 
 
 class ReprocessSettings(DatabaseSettings, KafkaSettings):
-    """Read from PHOTOMESH_* variables."""
+    """The settings of `services.media.reprocess`."""
 
     log_level: str = "INFO"
 
 
 class MediaWorkerSettings(MeshSettings, DatabaseSettings, KafkaSettings, StorageSettings):
-    """Read from PHOTOMESH_* variables."""
+    """The settings of the media worker."""
 
     renderers: int = os.cpu_count() or 1
     """How many photos are rendered at a time."""
     renderer_memory_mib: int = 320
-    """How much memory a renderer may allocate. A phone's photo needs about 200."""
+    """The memory limit of a renderer. A phone's photo needs about 200 MiB."""
     renderer_large_memory_mib: int = 560
-    """How much it may allocate for a large picture, of which there is one at a time. With two
-    renderers the worker's processes stay below 1 GiB so, and there is room for the pictures that
-    the limits promise (SURE_PIXELS in services/media/pipeline/header.py)."""
+    """The memory limit for a large picture, of which one is rendered at a time. With two renderers,
+    the worker's processes stay below 1 GiB, and the pictures that the limits promise
+    (SURE_PIXELS in services/media/pipeline/header.py) fit."""
     renderer_cpu_seconds: int = 30
-    """How long one photo may keep its core busy."""
+    """The CPU time limit for one photo."""
     renderer_wall_seconds: float = 120.0
-    """How long one photo may take on a machine that is busy with other things."""
+    """The wall-clock limit for one photo, for a machine that is busy with other work."""
     progress_seconds: float = 0.25
-    """How often at most a photo's steps are written down for those who watch it; whoever watches
-    looks no oftener. 0: each step by itself."""
+    """The shortest interval between two writes of a photo's progress. Watchers poll no more often.
+    0: every step is written immediately."""

@@ -1,4 +1,4 @@
-"""What can go wrong with uploads."""
+"""The errors of uploads."""
 
 import grpc
 
@@ -6,7 +6,7 @@ from services.common.errors import MeshError
 
 
 class ObjectMissing(MeshError):
-    """The file of a media item was not uploaded yet, or not all of it."""
+    """The file of a media item is not uploaded yet, or only in part."""
 
     code = grpc.StatusCode.FAILED_PRECONDITION
     reason = "OBJECT_MISSING"
@@ -16,7 +16,7 @@ class ObjectMissing(MeshError):
 
 
 class ObjectMismatch(MeshError):
-    """What was uploaded is not what was declared."""
+    """The uploaded file does not match its declaration."""
 
     code = grpc.StatusCode.FAILED_PRECONDITION
     reason = "OBJECT_MISMATCH"
@@ -26,7 +26,7 @@ class ObjectMismatch(MeshError):
 
 
 class UploadCompleted(MeshError):
-    """An upload was completed before."""
+    """The upload is already completed."""
 
     code = grpc.StatusCode.FAILED_PRECONDITION
     reason = "UPLOAD_COMPLETED"
@@ -36,7 +36,7 @@ class UploadCompleted(MeshError):
 
 
 class UploadNotMultipart(MeshError):
-    """An upload was opened by another door than CreateMultipartUpload."""
+    """The upload was not opened with CreateMultipartUpload."""
 
     code = grpc.StatusCode.FAILED_PRECONDITION
     reason = "UPLOAD_NOT_MULTIPART"
@@ -46,7 +46,7 @@ class UploadNotMultipart(MeshError):
 
 
 class UploadUnknown(MeshError):
-    """The caller streams nothing with this request id."""
+    """The caller has no streamed upload with this request id."""
 
     code = grpc.StatusCode.NOT_FOUND
     reason = "UPLOAD_UNKNOWN"
@@ -58,7 +58,7 @@ class UploadUnknown(MeshError):
 
 
 class UploadLimit(MeshError):
-    """The caller has as many uploads open, and not completed, as one may."""
+    """The caller has reached the limit of open uploads."""
 
     code = grpc.StatusCode.FAILED_PRECONDITION
     reason = "UPLOAD_LIMIT"
@@ -70,7 +70,7 @@ class UploadLimit(MeshError):
 
 
 class StreamTooSlow(MeshError):
-    """A stream brought too few bytes for too long."""
+    """A stream was slower than the minimum speed for too long."""
 
     code = grpc.StatusCode.ABORTED
     reason = "STREAM_TOO_SLOW"

@@ -1,4 +1,4 @@
-"""Ends streams that hardly send anything."""
+"""Ends streams that are too slow."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -16,14 +16,14 @@ async def paced(
     bytes_per_second: int,
     patience: float,
 ) -> AsyncIterator[Message]:
-    """Yields a client's messages for as long as they come at a least speed on average.
+    """Yields a client's messages while their average speed is above a minimum.
 
-    The wait for the client may take `patience` seconds in all. Each byte that arrives allows
-    another 1 / `bytes_per_second` of a second, up to `patience` again. Only the wait for messages
-    counts: whatever the reader does between them, such as waiting for S3, does not.
+    The client has a time budget of `patience` seconds. Waiting for its messages uses up the budget;
+    each received byte adds 1 / `bytes_per_second` seconds, up to `patience` in total. The time that
+    the reader spends between messages, for example to wait for S3, does not count.
 
     Raises:
-        StreamTooSlow: the client used up its time.
+        StreamTooSlow: the client used up its budget.
     """
     clock = asyncio.get_running_loop().time
     left = patience

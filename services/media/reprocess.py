@@ -1,11 +1,13 @@
-"""`python -m services.media.reprocess`: brings READY media to today's recipe.
+"""`python -m services.media.reprocess`: updates READY media to the current recipe.
 
-After a step was added or its version raised, this goes through all media once and tells the worker
-of those that another recipe made; the worker makes what is missing, and MEDIA_PROCESSED tells who
-keeps a snapshot. Meanwhile the old variants are served.
+Run it after a step was added or its version raised. It scans all media once and publishes
+MediaUploaded for those that another recipe made. The worker makes the missing variants and facts,
+and publishes MediaProcessed for services that keep a snapshot. Until then, the old variants are
+served.
 
-It may be stopped and started at any time: what is remade is found to be so. `--after` begins where
-the last line of an earlier run ended, which saves going through what is done.
+It may be stopped and restarted at any time, because it skips media that are up to date. To resume
+the scan where an earlier run ended, pass the `after` field of its last `media.announced` log line
+as `--after`.
 """
 
 import argparse
@@ -26,10 +28,15 @@ _PAGE = 100
 
 
 async def reprocess(store: MediaStore, *, per_second: float, after: tuple[int, int]) -> int:
-    """Tells the worker of all outdated media, at most so many each second; returns how many.
+    """Publishes MediaUploaded for all outdated media, and returns how many there were.
+
+    Args:
+        store: the media.
+        per_second: the largest number of media per second.
+        after: the shard and media id after which the scan starts; (-1, 0) for all.
 
     Raises:
-        Unavailable: the database is away; the log says how far it went.
+        Unavailable: the database is unavailable; the log contains the last position.
     """
     told = 0
     begun = time.monotonic()
@@ -39,8 +46,8 @@ async def reprocess(store: MediaStore, *, per_second: float, after: tuple[int, i
         if not count:
             return told
         told += count
-        _log.info("told", media=told, after=f"{after[0]}/{after[1]}")
-        # New uploads share the worker, so it is not given all at once.
+        _log.info("media.announced", media=told, after=f"{after[0]}/{after[1]}")
+        # The worker also processes new uploads, so this limits the rate.
         await asyncio.sleep(max(0.0, begun + told / per_second - time.monotonic()))
 
 
@@ -53,9 +60,9 @@ async def main(per_second: float, after: tuple[int, int]) -> None:
         try:
             store = MediaStore(database, Outbox(database, relay))
             told = await reprocess(store, per_second=per_second, after=after)
-            _log.info("all media were looked at", told=told)
+            _log.info("reprocess.finished", told=told)
         finally:
-            # What was stored and not relayed yet, the media service's relay takes on.
+            # The media service's relay publishes the remaining events of the outbox.
             relaying.cancel()
             await asyncio.gather(relaying, return_exceptions=True)
 

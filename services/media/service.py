@@ -1,4 +1,4 @@
-"""The media service's methods, in the order of its contracts."""
+"""The methods of the media service, in the order of its contracts."""
 
 from collections.abc import AsyncIterator
 from contextlib import aclosing
@@ -34,7 +34,7 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class MediaService(MediaServiceServicer):
-    """Uploads, for people."""
+    """The public methods, for users."""
 
     def __init__(
         self,
@@ -154,7 +154,7 @@ class MediaService(MediaServiceServicer):
         self, request_iterator: AsyncIterator[pb.UploadMediaRequest], context: Context
     ) -> pb.UploadMediaResponse:
         owner_id = signed_in()
-        # Counted before the first message, for which a client can keep us waiting as well.
+        # Counts the stream before its first message, because a client can delay that one, too.
         with self._streams.opened_by(owner_id):
             messages = paced(
                 request_iterator,
@@ -230,10 +230,10 @@ class MediaService(MediaServiceServicer):
         return pb.DeleteMediaResponse(media=self._to_pb(await self._own(request.media_id)))
 
     async def _own(self, media_id: int) -> Media:
-        """Returns a media item of the caller's.
+        """Returns a media item that the caller owns.
 
         Raises:
-            MediaUnknown: there is none, or it is somebody else's.
+            MediaUnknown: the item does not exist or belongs to another account.
         """
         owner_id = signed_in()
         media = await self._store.media(media_id)
@@ -246,7 +246,7 @@ class MediaService(MediaServiceServicer):
 
 
 class MediaInternalService(MediaInternalServiceServicer):
-    """Media, for the mesh."""
+    """The internal methods, for other services."""
 
     def __init__(self, store: MediaStore) -> None:
         self._store = store

@@ -1,10 +1,10 @@
-"""Whether a file begins as its declared type does."""
+"""Checks whether the first bytes of a file match its declared type."""
 
 from services.media.pipeline.header import Kind, kind_of
 from services.media.pipeline.outputs import Unprocessable
 
 SNIFFED_BYTES = 256
-"""How many bytes are enough."""
+"""How many bytes the check needs."""
 
 KINDS = {
     "image/jpeg": Kind.JPEG,
@@ -16,13 +16,14 @@ KINDS = {
     "image/gif": Kind.GIF,
     "image/tiff": Kind.TIFF,
 }
-"""The types that are understood, by their names."""
+"""The supported types, by content type."""
 
 
 def contradicts(content_type: str, first: bytes) -> bool:
-    """Tells whether a file begins like one of another known type than a declared one.
+    """Returns whether a file starts like a supported type other than the declared one.
 
-    What begins like none is for the pipeline to refuse, with a reason that stays with the media.
+    Returns False for a file of no supported type: the pipeline rejects it, and the reason is stored
+    with the media item.
     """
     try:
         kind = kind_of(first)

@@ -1,8 +1,8 @@
-"""All of S3: where the files of a media item lie, and how they get there and back.
+"""All access to S3, and the layout of its objects.
 
-Two buckets: originals, which nobody but media reads, with their metadata; and media, the
-variants, which the CDN reads. In both, all of one item is under
-`<year>/<month>/<day>/<owner_id>/<media_id>/`.
+There are two buckets. The originals bucket contains uploaded files with their metadata; only the
+media service and its worker read it. The media bucket contains the variants, which the CDN reads.
+In both, the keys of one media item start with `<year>/<month>/<day>/<owner_id>/<media_id>/`.
 """
 
 import asyncio
@@ -28,21 +28,22 @@ if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
 _AT_A_TIME = 16
-"""How many requests are under way; boto3 blocks, so each has a thread."""
+"""How many short requests run at a time. boto3 blocks, so each needs a thread."""
 
 _LONG_AT_A_TIME = 8
-"""How many requests that carry much are under way besides: they must not hold up the others."""
+"""How many large transfers run at a time, in a separate pool so that they do not delay the short
+requests."""
 
 _READ_BYTES = 1 << 20
 
 _IMMUTABLE = "public, max-age=31536000, immutable"
-"""The content under a variant's key never changes."""
+"""The content of a variant's key never changes."""
 
 Result = TypeVar("Result")
 
 
 def key_prefix(media_id: int, owner_id: int) -> str:
-    """Returns what the keys of all files of a media item begin with."""
+    """Returns the prefix of the keys of all files of a media item."""
     return f"{created_at(media_id):%Y/%m/%d}/{owner_id}/{media_id}/"
 
 
@@ -52,7 +53,7 @@ def _original_key(media_id: int, owner_id: int) -> str:
 
 @dataclass(frozen=True)
 class UploadForm:
-    """What a client POSTs together with its file."""
+    """The form that a client POSTs to S3 with its file."""
 
     url: str
     fields: dict[str, str]
@@ -61,34 +62,34 @@ class UploadForm:
 
 @dataclass(frozen=True)
 class Original:
-    """What S3 tells of an uploaded file."""
+    """An uploaded file as S3 describes it."""
 
     size_bytes: int
     content_type: str
     etag: str
-    """Identifies the content: another upload under the same key has another one."""
+    """Identifies the content: each upload to the same key gets a new ETag."""
     first: bytes
-    """What it begins with."""
+    """The first bytes."""
     sha256: bytes | None
-    """What S3 itself has checked; None: nobody asked it to."""
+    """The checksum that S3 verified; None: the upload did not include one."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """A part of an upload that S3 has."""
+    """A part of an upload, stored in S3."""
 
     number: int
-    """From 1."""
+    """Starts at 1."""
     size_bytes: int
     etag: str
 
 
 class OriginalChanged(Exception):
-    """The file was uploaded again after it was checked."""
+    """The file was replaced by another upload after it was checked."""
 
 
 class Storage:
-    """Files in S3. Every method that is awaited may raise Unavailable."""
+    """Files in S3. Every async method may raise Unavailable."""
 
     def __init__(self, settings: StorageSettings) -> None:
         self._originals = settings.originals_bucket
@@ -110,14 +111,15 @@ class Storage:
                     connect_timeout=1,
                     read_timeout=read_timeout,
                     retries={"total_max_attempts": 2, "mode": "standard"},
-                    # TLS and ETags guard the bytes; more checksums cost more than the request.
+                    # TLS and ETags protect the content. Additional checksums would take longer
+                    # than the request itself.
                     request_checksum_calculation="when_required",
                     response_checksum_validation="when_required",
                 ),
             )
 
         self._s3 = client(connections=_AT_A_TIME, read_timeout=5)
-        # Carries parts and whole files, and puts hundreds of parts together.
+        # For parts and whole files, and for assembling hundreds of parts.
         self._long_s3 = client(connections=_LONG_AT_A_TIME, read_timeout=30)
 
     def form(
@@ -130,7 +132,7 @@ class Storage:
         sha256: bytes | None,
         life: timedelta,
     ) -> UploadForm:
-        """Returns a form that S3 takes for exactly this key, type, size and content."""
+        """Returns a form that S3 accepts only for this exact key, type, size and content."""
         expire_time = datetime.now(UTC) + life
         fields = {"Content-Type": content_type}
         if sha256 is not None:
@@ -157,7 +159,7 @@ class Storage:
         size_bytes: int,
         life: timedelta,
     ) -> str:
-        """Returns where S3 takes exactly this part in exactly this size."""
+        """Returns a URL that accepts only this part, in this exact size."""
         return self._s3.generate_presigned_url(
             "upload_part",
             Params={
@@ -165,14 +167,14 @@ class Storage:
                 "Key": _original_key(media_id, owner_id),
                 "UploadId": s3_upload_id,
                 "PartNumber": number,
-                # Signed, so S3 refuses another.
+                # The length is signed, so S3 rejects any other.
                 "ContentLength": size_bytes,
             },
             ExpiresIn=int(life.total_seconds()),
         )
 
     async def begin_parts(self, media_id: int, owner_id: int, content_type: str) -> str:
-        """Begins an upload in parts and returns S3's name of it."""
+        """Starts a multipart upload and returns its S3 upload id."""
 
         def create() -> str:
             return self._s3.create_multipart_upload(
@@ -186,9 +188,10 @@ class Storage:
     async def parts(
         self, media_id: int, owner_id: int, s3_upload_id: str
     ) -> dict[int, list[Part]] | None:
-        """Returns the parts that S3 has, by number; None: the upload was completed or aborted.
+        """Returns the stored parts by number; None: the upload was completed or aborted.
 
-        S3 has one of each number. SeaweedFS keeps all that were ever sent, newest last here.
+        S3 stores one part per number. SeaweedFS keeps every part that was sent; in the result, the
+        newest is last.
         """
 
         def pages() -> dict[int, list[Part]] | None:
@@ -226,7 +229,7 @@ class Storage:
                     Key=_original_key(media_id, owner_id),
                     UploadId=s3_upload_id,
                     PartNumber=number,
-                    Body=content,  # type: ignore[arg-type]  # The stubs forget bytearray.
+                    Body=content,  # type: ignore[arg-type]  # The stubs lack bytearray.
                 )
             except ClientError as error:
                 if _status(error) == 404:
@@ -239,9 +242,10 @@ class Storage:
     async def complete_parts(
         self, media_id: int, owner_id: int, s3_upload_id: str, parts: Sequence[Part]
     ) -> None:
-        """Makes parts the original, exactly those with these ETags.
+        """Assembles the original from exactly the parts with these ETags.
 
-        Nothing if the upload was completed or aborted before: what lies there tells which.
+        Does nothing if the upload was already completed or aborted. The caller finds out which by
+        reading the original.
         """
 
         def complete() -> None:
@@ -263,27 +267,27 @@ class Storage:
     async def put_original(
         self, media_id: int, owner_id: int, content: bytearray, *, content_type: str, sha256: bytes
     ) -> None:
-        """Stores a small original, unless there is one already."""
+        """Stores a small original unless one exists."""
 
         def put() -> None:
             try:
                 self._long_s3.put_object(
                     Bucket=self._originals,
                     Key=_original_key(media_id, owner_id),
-                    Body=content,  # type: ignore[arg-type]  # The stubs forget bytearray.
+                    Body=content,  # type: ignore[arg-type]  # The stubs lack bytearray.
                     ContentType=content_type,
                     ChecksumSHA256=b64encode(sha256).decode(),
                     IfNoneMatch="*",
                 )
             except ClientError as error:
-                # 409: somebody else is at it this very moment, which is as good.
+                # 412: an original exists. 409: a concurrent request is storing one.
                 if _status(error) not in (409, 412):
                     raise
 
         await self._in_thread(put, long=True)
 
     async def abort_parts(self, media_id: int, owner_id: int, s3_upload_id: str) -> None:
-        """Removes the parts of an upload that was not completed; again is harmless."""
+        """Removes the parts of an upload that is not completed. Idempotent."""
 
         def abort() -> None:
             try:
@@ -299,7 +303,7 @@ class Storage:
         await self._in_thread(abort)
 
     async def remove_original(self, media_id: int, owner_id: int) -> None:
-        """Removes an original; again is harmless."""
+        """Removes an original. Idempotent."""
         await self._in_thread(
             lambda: self._s3.delete_object(
                 Bucket=self._originals, Key=_original_key(media_id, owner_id)
@@ -307,12 +311,12 @@ class Storage:
         )
 
     async def original(self, media_id: int, owner_id: int) -> Original | None:
-        """Returns what was uploaded for a media item; None: nothing yet."""
+        """Returns the uploaded file of a media item; None: there is none yet."""
         key = _original_key(media_id, owner_id)
 
         def get() -> Original | None:
             try:
-                # Of a range S3 tells no checksum, so that takes a request of its own.
+                # S3 returns no checksum for a range request, so this takes a second request.
                 told = self._s3.head_object(Bucket=self._originals, Key=key, ChecksumMode="ENABLED")
                 begin = self._s3.get_object(
                     Bucket=self._originals,
@@ -330,19 +334,20 @@ class Storage:
                 content_type=told["ContentType"],
                 etag=told["ETag"],
                 first=begin["Body"].read(),
-                # Of an upload in parts it is made of the parts' checksums.
+                # A multipart upload has a checksum of its parts' checksums (with a "-"), which is
+                # not the SHA-256 of the content.
                 sha256=b64decode(sha256) if sha256 and "-" not in sha256 else None,
             )
 
         return await self._in_thread(get)
 
     async def hash_original(self, media_id: int, owner_id: int, etag: str) -> bytes:
-        """Reads the original that has this ETag once over, and returns its SHA-256.
+        """Reads the original with this ETag and returns its SHA-256.
 
-        Costs one request and a second of one core for each GiB, but little memory.
+        Takes one request, little memory, and one second of one core per GiB.
 
         Raises:
-            OriginalChanged: another file lies there now.
+            OriginalChanged: the original now has another ETag.
         """
 
         def get() -> bytes:
@@ -362,13 +367,13 @@ class Storage:
         return await self._in_thread(get, long=True)
 
     async def fetch_original(self, media_id: int, owner_id: int, etag: str, into: BinaryIO) -> None:
-        """Writes the content of the original that has this ETag into a file.
+        """Writes the content of the original with this ETag to a file.
 
-        One that is missing counts as Unavailable: it was there when it was checked, and S3 may
-        take a while to find its objects again after a crash.
+        A missing original raises Unavailable: it existed when it was checked, and after a crash S3
+        may take a while to find its objects again.
 
         Raises:
-            OriginalChanged: another file lies there now.
+            OriginalChanged: the original now has another ETag.
         """
 
         def get() -> None:
@@ -388,7 +393,7 @@ class Storage:
     async def put_variant(
         self, media_id: int, owner_id: int, variant: Variant, content: bytes
     ) -> None:
-        """Stores a variant; again is harmless."""
+        """Stores a variant. Idempotent."""
         key = key_prefix(media_id, owner_id) + variant.object_name
         await self._in_thread(
             lambda: self._s3.put_object(
@@ -401,7 +406,7 @@ class Storage:
         )
 
     async def variants(self, media_id: int, owner_id: int) -> dict[str, int]:
-        """Returns what is stored of a media item's variants: object names, sizes in bytes."""
+        """Returns the object names of a media item's stored variants, with sizes in bytes."""
         prefix = key_prefix(media_id, owner_id)
 
         def ls() -> dict[str, int]:
@@ -413,7 +418,7 @@ class Storage:
         return await self._in_thread(ls)
 
     async def erase(self, media_id: int, owner_id: int) -> int:
-        """Removes all files of a media item, and uploads in progress; returns how many."""
+        """Removes all files and unfinished uploads of a media item; returns how many."""
         prefix = key_prefix(media_id, owner_id)
 
         def remove() -> int:
@@ -426,7 +431,7 @@ class Storage:
                         Bucket=bucket, Key=upload["Key"], UploadId=upload["UploadId"]
                     )
                     removed += 1
-                # One item has far fewer files than a page of S3's.
+                # One item has far fewer files than one page of a listing (1,000).
                 for found in self._s3.list_objects_v2(Bucket=bucket, Prefix=prefix).get(
                     "Contents", []
                 ):
@@ -442,7 +447,8 @@ class Storage:
         try:
             return await loop.run_in_executor(threads, work)
         except (BotoCoreError, ClientError) as error:
-            # Also a refusal: wrong keys are our fault and will be put right, not the caller's.
+            # This includes rejected credentials: they are a server misconfiguration, not the
+            # caller's error.
             raise Unavailable("The object storage") from error
 
 

@@ -1,4 +1,4 @@
-"""All SQL of the media service and its worker."""
+"""All SQL of the media service and of its worker."""
 
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -24,7 +24,7 @@ _COLUMNS = """
     steps_done
 """
 
-# Two that race with one request id: the second waits for the first and then adds nothing.
+# Of two concurrent inserts with one request id, the second waits for the first and adds nothing.
 _ADD = f"""
     INSERT INTO media (shard, media_id, owner_id, request_id, door, size_bytes, content_type,
                        sha256)
@@ -32,7 +32,7 @@ _ADD = f"""
             %(content_type)s, %(sha256)s)
     ON CONFLICT (shard, owner_id, request_id) WHERE request_id IS NOT NULL DO NOTHING
     RETURNING {_COLUMNS}
-"""  # noqa: S608 -- Only constants are put in, here and below.
+"""  # noqa: S608 -- Only constants are interpolated, here and below.
 
 # Answered by media_requests.
 _BY_REQUEST = f"""
@@ -51,7 +51,7 @@ _COUNT_OPEN = """
              LIMIT %(most)s) AS open
 """
 
-# Answered by media_content. What is given up, failed or deleted is not worth to be reused.
+# Answered by media_content. Aborted, failed and deleted items are not reused.
 _BY_CONTENT = f"""
     SELECT {_COLUMNS}
       FROM media
@@ -77,14 +77,14 @@ _MANY = f"""
        AND NOT aborted
 """  # noqa: S608
 
-# Each step names the states that it leaves, so of two that race one finds no row.
+# Each transition checks the old state, so that of two concurrent ones the second updates no row.
 _UPLOADED = """
     UPDATE media
        SET state = 'UPLOADED', etag = %(etag)s, size_bytes = %(size_bytes)s, sha256 = %(sha256)s
      WHERE shard = %(shard)s AND media_id = %(media_id)s AND state = 'PENDING' AND NOT aborted
 """
 
-# Of two that race the first one's stays.
+# Of two concurrent updates, the first one wins.
 _IN_PARTS = """
     UPDATE media
        SET s3_upload_id = %(s3_upload_id)s
@@ -92,14 +92,14 @@ _IN_PARTS = """
        AND s3_upload_id IS NULL
 """
 
-# Its request id may open a new upload.
+# Clears the request id, so that it can open a new upload.
 _ABORT = """
     UPDATE media
        SET aborted = true, request_id = NULL
      WHERE shard = %(shard)s AND media_id = %(media_id)s AND state = 'PENDING' AND NOT aborted
 """
 
-# Answered by media_pending, as is the next one: ids sort by time.
+# Answered by media_pending, like the next statement. Ids sort by time.
 _ABANDON = """
     UPDATE media
        SET aborted = true, request_id = NULL
@@ -123,7 +123,7 @@ _ABORTED = f"""
 
 _REMOVE = "DELETE FROM media WHERE shard = %(shard)s AND media_id = %(media_id)s AND aborted"
 
-# PROCESSING, too: whoever began it before may have died.
+# Also matches PROCESSING: the worker that started to process the item may have died.
 _PROCESSING = f"""
     UPDATE media
        SET state = 'PROCESSING'
@@ -131,7 +131,7 @@ _PROCESSING = f"""
     RETURNING {_COLUMNS}
 """  # noqa: S608
 
-# Steps are only ever added: a run that begins anew does not take back what was told.
+# Only adds steps, so that a repeated run does not reset the reported progress.
 _STEPS_DONE = """
     UPDATE media
        SET steps_done = ARRAY(SELECT DISTINCT unnest(steps_done || %(steps)s::text[]))
@@ -139,7 +139,7 @@ _STEPS_DONE = """
        AND NOT steps_done @> %(steps)s::text[]
 """
 
-# READY, too, when it was made by another recipe: it stays READY with the old variants meanwhile.
+# Also matches READY items of another recipe, which keep that state while they are remade.
 _READY = """
     UPDATE media
        SET state = 'READY', width = %(width)s, height = %(height)s, variants = %(variants)s,
@@ -149,7 +149,7 @@ _READY = """
        AND (state = 'PROCESSING' OR state = 'READY' AND recipe IS DISTINCT FROM %(recipe)s)
 """
 
-# Answered by the primary key, of which it reads on from where the last page ended.
+# Answered by the primary key, from the end of the last page.
 _OUTDATED = """
     SELECT shard, media_id, owner_id
       FROM media
@@ -166,7 +166,7 @@ _FAILED = """
 """
 
 
-# What was known of the picture goes with it. Deleting again changes nothing.
+# Also clears what was derived from the picture. Idempotent.
 _DELETED = """
     UPDATE media
        SET state = 'DELETED', failure = NULL, width = NULL, height = NULL, variants = NULL,
@@ -175,8 +175,8 @@ _DELETED = """
      WHERE shard = %(shard)s AND media_id = %(media_id)s AND state <> 'DELETED'
 """
 
-# Puts the items off while it takes them, so that replicas share the work and what fails is tried
-# again. Answered by media_to_erase.
+# Postpones the items that it returns, so that replicas share the work and failures are retried.
+# Answered by media_to_erase.
 _TAKE_TO_ERASE = f"""
     UPDATE media
        SET erase_time = now() + %(again_after)s
@@ -196,13 +196,13 @@ _ERASED = """
 """
 
 _ERASE_AFTER = timedelta(minutes=20)
-"""Longer than any form or link for an upload is good, and than a worker takes for an item."""
+"""Longer than an upload form is valid, and than a worker takes to process an item."""
 
 _ERASE_AGAIN_AFTER = timedelta(minutes=5)
 
 
 class State(StrEnum):
-    """Where a media item is on its way; the names of photomesh.media.v1.MediaState."""
+    """The state of a media item; the names of photomesh.media.v1.MediaState."""
 
     PENDING = "PENDING"
     UPLOADED = "UPLOADED"
@@ -213,23 +213,23 @@ class State(StrEnum):
 
 
 class Door(StrEnum):
-    """By which way the file comes in."""
+    """The upload method of a file."""
 
     FORM = "FORM"
-    """POSTed to S3 by the client."""
+    """The client POSTs the file to S3."""
     PARTS = "PARTS"
-    """PUT to S3 by the client, in parts."""
+    """The client PUTs the file to S3 in parts."""
     STREAM = "STREAM"
-    """Through this service."""
+    """The client streams the file through this service."""
 
 
 @dataclass(frozen=True)
 class Declaration:
-    """What a client says of a file before it comes."""
+    """A client's declaration of a file that it is about to upload."""
 
     door: Door
     size_bytes: int
-    """0: not told."""
+    """0: not declared."""
     content_type: str
     sha256: bytes | None
     request_id: str | None
@@ -242,28 +242,29 @@ class Media:
     media_id: int
     owner_id: int
     size_bytes: int
-    """Of the original, as declared (0: not told) and, from UPLOADED on, checked."""
+    """The size of the original: declared (0: not declared) while PENDING, then verified."""
     content_type: str
     state: State
     etag: str | None
-    """Of the original that was checked; None while PENDING."""
+    """The ETag of the checked original; None while PENDING."""
     failure: Failure | None
     width: int
-    """Of the upright picture in pixels; 0 until READY."""
+    """The width of the upright picture in pixels; 0 until READY."""
     height: int
+    """The height of the upright picture in pixels; 0 until READY."""
     variants: tuple[Variant, ...]
     """Smallest first; empty until READY."""
     facts: Mapping[Fact, str]
     """Empty until READY."""
     recipe: str | None
-    """What made the variants and facts; None until READY."""
+    """The recipe that made the variants and facts; None until READY."""
     door: Door
     sha256: bytes | None
-    """Of the original, as declared and, from UPLOADED on, checked; None: nobody has told."""
+    """The SHA-256 of the original: declared while PENDING, then verified; None: unknown."""
     s3_upload_id: str | None
-    """S3's name of the upload, if it is one in parts."""
+    """S3's id of a multipart upload; None: there is none."""
     steps_done: tuple[str, ...]
-    """What the worker has done of it, in the order of STEPS."""
+    """The finished steps, in the order of STEPS."""
 
 
 class MediaStore:
@@ -274,33 +275,33 @@ class MediaStore:
         self._outbox = outbox
 
     async def add(self, owner_id: int, declaration: Declaration) -> Media:
-        """Adds a PENDING media item, or returns the one that its owner's request id made."""
+        """Adds a PENDING media item, or returns the one that has the owner's request id."""
         values = asdict(declaration) | {"shard": shard_of(owner_id), "owner_id": owner_id}
         async with self._database.connection() as connection:
             rows = await _rows(connection, _ADD, values) or await _rows(
                 connection, _BY_REQUEST, values
             )
         if not rows:
-            # Aborted in between.
+            # The item with this request id was aborted between the two statements.
             raise Unavailable("The upload")
         return _media(rows[0])
 
     async def count_open(self, owner_id: int, *, most: int) -> int:
-        """Returns how many uploads of an owner are open, counted up to `most`."""
+        """Returns the number of an owner's open uploads; at most `most`."""
         values = {"shard": shard_of(owner_id), "owner_id": owner_id, "most": most}
         async with self._database.connection() as connection:
             [row] = await _rows(connection, _COUNT_OPEN, values)
         return int(row["count"])
 
     async def requested(self, owner_id: int, request_id: str) -> Media | None:
-        """Returns the media item that its owner's request id made."""
+        """Returns the media item that has the owner's request id."""
         values = {"shard": shard_of(owner_id), "owner_id": owner_id, "request_id": request_id}
         async with self._database.connection() as connection:
             rows = await _rows(connection, _BY_REQUEST, values)
         return _media(rows[0]) if rows else None
 
     async def same_content(self, owner_id: int, *, sha256: bytes, size_bytes: int) -> Media | None:
-        """Returns a media item of the owner's, UPLOADED, PROCESSING or READY, of these bytes."""
+        """Returns the owner's UPLOADED, PROCESSING or READY media item with these bytes."""
         values = {
             "shard": shard_of(owner_id),
             "owner_id": owner_id,
@@ -312,13 +313,13 @@ class MediaStore:
         return _media(rows[0]) if rows else None
 
     async def media(self, media_id: int) -> Media | None:
-        """Returns a media item, whoever owns it."""
+        """Returns a media item of any owner."""
         async with self._database.connection() as connection:
             rows = await _rows(connection, _ONE, _key(media_id))
         return _media(rows[0]) if rows else None
 
     async def many(self, media_ids: Sequence[int]) -> dict[int, Media]:
-        """Returns those of the media that exist, by their ids."""
+        """Returns the existing media items by id."""
         values = {
             "shards": int_array({*map(shard_of, media_ids)}),
             "media_ids": int_array({*media_ids}),
@@ -328,7 +329,10 @@ class MediaStore:
         return {row["media_id"]: _media(row) for row in rows}
 
     async def use_parts(self, media: Media, s3_upload_id: str) -> bool:
-        """Keeps S3's name of a PENDING upload in parts; False: it has one, or is no more."""
+        """Stores the S3 upload id of a PENDING upload.
+
+        Returns False if the upload already has one, or is not open any more.
+        """
         values = _key(media.media_id) | {"s3_upload_id": s3_upload_id}
         async with self._database.connection() as connection:
             return (await connection.execute(_IN_PARTS, values)).rowcount == 1
@@ -336,7 +340,10 @@ class MediaStore:
     async def mark_uploaded(
         self, media: Media, etag: str, *, size_bytes: int, sha256: bytes | None
     ) -> None:
-        """Makes a PENDING media item UPLOADED and tells the worker; otherwise does nothing."""
+        """Makes a PENDING media item UPLOADED and publishes MediaUploaded.
+
+        Does nothing if the item is not PENDING.
+        """
         values = {"etag": etag, "size_bytes": size_bytes, "sha256": sha256}
         async with self._outbox.transaction() as tx:
             updated = await tx.connection.execute(_UPLOADED, _key(media.media_id) | values)
@@ -344,21 +351,21 @@ class MediaStore:
                 tx.publish(MediaUploaded(media_id=media.media_id, owner_id=media.owner_id))
 
     async def abort(self, media: Media) -> bool:
-        """Gives a PENDING upload up; False: it is not PENDING any more."""
+        """Aborts a PENDING upload; False: it is not PENDING any more."""
         async with self._database.connection() as connection:
             return (await connection.execute(_ABORT, _key(media.media_id))).rowcount == 1
 
     async def abandon(self, *, before: int, most: int) -> int:
-        """Gives uploads up that are PENDING and have smaller ids; returns how many."""
+        """Aborts up to `most` PENDING uploads with ids less than `before`; returns how many."""
         async with self._database.connection() as connection:
             return (await connection.execute(_ABANDON, {"before": before, "most": most})).rowcount
 
     async def remove_aborted(
         self, clear: Callable[[Media], Awaitable[None]], *, before: int, most: int
     ) -> int:
-        """Calls `clear` for uploads that were given up and have smaller ids, and forgets them.
+        """Calls `clear` for aborted uploads whose ids are less than `before`, and deletes the rows.
 
-        Returns how many. Those that another process is at are left to it.
+        Returns how many, at most `most`. Skips uploads that another process is removing.
         """
         async with self._database.transaction() as connection:
             rows = await _rows(connection, _ABORTED, {"before": before, "most": most})
@@ -369,9 +376,9 @@ class MediaStore:
         return len(rows)
 
     async def begin(self, media_id: int) -> Media | None:
-        """Makes an uploaded media item PROCESSING; None: there is nothing (more) to process.
+        """Makes an uploaded media item PROCESSING; None: there is nothing to process.
 
-        One that is READY by another recipe than today's is returned as it is.
+        Returns an item that is READY by an outdated recipe unchanged.
         """
         async with self._database.connection() as connection:
             rows = await _rows(connection, _PROCESSING, _key(media_id))
@@ -382,20 +389,21 @@ class MediaStore:
         return media if outdated else None
 
     async def add_steps(self, media: Media, steps: Collection[str]) -> None:
-        """Tells that steps of a PROCESSING media item are done; otherwise does nothing."""
+        """Adds finished steps to a PROCESSING media item. Does nothing in other states."""
         async with self._database.connection() as connection:
             await connection.execute(_STEPS_DONE, _key(media.media_id) | {"steps": list(steps)})
 
     async def announce_outdated(
         self, after: tuple[int, int], limit: int
     ) -> tuple[int, tuple[int, int]]:
-        """Tells the worker of media that are READY by another recipe than today's.
+        """Publishes MediaUploaded for media that are READY by an outdated recipe.
 
         Args:
-            after: the shard and media id of the last one that was told; (-1, 0) to begin.
-            limit: how many are told.
+            after: the shard and media id after which to start; (-1, 0) for the first call.
+            limit: the largest number of media.
 
-        Returns how many were told now, and the last of them. None: there are no more.
+        Returns the number of media, and the shard and media id of the last one; `after` if there
+        are none left.
         """
         async with self._outbox.transaction() as tx:
             rows = await _rows(
@@ -413,9 +421,9 @@ class MediaStore:
         return len(rows), (rows[-1]["shard"], rows[-1]["media_id"]) if rows else after
 
     async def mark_ready(self, media: Media, rendition: Rendition) -> None:
-        """Makes a media item READY and tells so, if it is PROCESSING or READY but outdated.
+        """Makes a media item READY and publishes MediaProcessed.
 
-        Otherwise does nothing.
+        Does nothing unless the item is PROCESSING, or READY by an outdated recipe.
         """
         facts = {fact.value: rendition.facts[fact] for fact in Fact}
         values = facts | {
@@ -427,11 +435,14 @@ class MediaStore:
         await self._end(media, MediaState.MEDIA_STATE_READY, _READY, values)
 
     async def mark_failed(self, media: Media, failure: Failure) -> None:
-        """Makes a PROCESSING media item FAILED and tells so; otherwise does nothing."""
+        """Makes a PROCESSING media item FAILED and publishes MediaProcessed.
+
+        Does nothing in other states.
+        """
         await self._end(media, MediaState.MEDIA_STATE_FAILED, _FAILED, {"failure": failure.value})
 
     async def delete(self, media: Media) -> None:
-        """Makes a media item DELETED and tells so; nothing if it is so already."""
+        """Makes a media item DELETED and publishes MediaDeleted. Idempotent."""
         async with self._outbox.transaction() as tx:
             values = _key(media.media_id) | {"erase_after": _ERASE_AFTER}
             deleted = await tx.connection.execute(_DELETED, values)
@@ -439,16 +450,16 @@ class MediaStore:
                 tx.publish(MediaDeleted(media_id=media.media_id, owner_id=media.owner_id))
 
     async def take_to_erase(self, limit: int) -> list[Media]:
-        """Returns up to `limit` items whose files are to be removed for good, longest due first.
+        """Returns up to `limit` items whose second removal of files is due, longest due first.
 
-        No caller is given one of them again within 5 minutes.
+        Does not return the same items again for 5 minutes.
         """
         values = {"limit": limit, "again_after": _ERASE_AGAIN_AFTER}
         async with self._database.connection() as connection:
             return [_media(row) for row in await _rows(connection, _TAKE_TO_ERASE, values)]
 
     async def mark_erased(self, media: Media) -> None:
-        """Tells that an item's files were removed for good."""
+        """Records that an item's files were removed for the second and last time."""
         async with self._database.connection() as connection:
             await connection.execute(_ERASED, _key(media.media_id))
 

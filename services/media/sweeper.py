@@ -1,4 +1,4 @@
-"""Removes uploads that nobody has completed."""
+"""Removes uploads that were never completed."""
 
 import asyncio
 import random
@@ -13,7 +13,7 @@ from services.media.store import MediaStore
 from services.media.uploads import Uploads
 
 _PAUSE_SECONDS = (30.0, 90.0)
-"""Drawn anew each time, so that the sweepers of many processes spread out."""
+"""The range of the random pause between sweeps, which spreads the sweepers of all processes."""
 
 _BATCH = 20
 """How many uploads are removed in one transaction."""
@@ -22,9 +22,9 @@ _log = logs.logger(__name__)
 
 
 class Sweeper:
-    """Gives up what was abandoned, and removes what was given up.
+    """Aborts abandoned uploads, and removes aborted ones.
 
-    Any number may run at a time: each takes other rows.
+    Any number of sweepers may run at a time: each locks different rows.
     """
 
     def __init__(self, store: MediaStore, uploads: Uploads, limits: UploadLimits = LIMITS) -> None:
@@ -33,29 +33,29 @@ class Sweeper:
         self._limits = limits
 
     async def run(self, ready: Callable[[], None]) -> None:
-        """Sweeps until it is cancelled; a database or S3 that is away is waited for."""
+        """Sweeps until it is cancelled. Retries while the database or S3 is unavailable."""
         ready()
         while True:
             context.enter(context.CallContext(trace_id=context.trace_id_of(None)))
             try:
                 await self.sweep(datetime.now(UTC))
             except Unavailable:
-                _log.warning("the sweeper waits", exc_info=True)
+                _log.warning("sweep.blocked", exc_info=True)
             await asyncio.sleep(random.uniform(*_PAUSE_SECONDS))
 
     async def sweep(self, now: datetime) -> None:
-        """Sweeps once, as of a moment."""
+        """Sweeps once; `now` is the time that ages are compared with."""
         old = now - self._limits.abandoned_after
         while await self._store.abandon(before=least_id(old), most=_BATCH) == _BATCH:
             pass
-        # Only when the last form that was given for it has expired: what is POSTed after the
-        # removal would lie there for ever.
+        # Waits until the last form of an upload has expired: a file that is POSTed after the
+        # removal would never be removed.
         expired = least_id(old - self._limits.form_life)
         while True:
             removed = await self._store.remove_aborted(
                 self._uploads.clear, before=expired, most=_BATCH
             )
             if removed:
-                _log.info("removed abandoned uploads", uploads=removed)
+                _log.info("uploads.removed", uploads=removed)
             if removed < _BATCH:
                 return

@@ -1,8 +1,9 @@
-"""What happens to a file between the opening of its upload and its announcement.
+"""The life of an upload, from opening it to publishing MediaUploaded.
 
-Four doors, one way: every upload is opened PENDING, its bytes come to lie in S3, they are checked
-against what was declared, and then, in one transaction, the media item is UPLOADED and announced.
-Each step can be repeated, by several at once, and after a crash at any moment.
+All upload methods share these steps: the upload is opened as PENDING, its bytes are stored in S3,
+they are checked against the declaration, and then one transaction makes the media item UPLOADED and
+publishes MediaUploaded. Every step may be repeated, run concurrently, and resume after a crash at
+any point.
 """
 
 import asyncio
@@ -26,41 +27,42 @@ from services.media.storage import OriginalChanged, Part, Storage
 from services.media.store import Declaration, Door, Media, MediaStore, State
 
 _IN_FLIGHT = 2
-"""How many parts of one stream are on their way to S3 while the next one is read."""
+"""How many parts of one stream are being sent to S3 while the next part is read."""
 
 _log = logs.logger(__name__)
 
 
 @dataclass(frozen=True)
 class Opened:
-    """An upload, or the media item that makes it needless."""
+    """An upload, or an existing media item that replaces it."""
 
     media: Media
     reused: bool
-    """Whether it is another upload's, of the same bytes."""
+    """Whether the media item comes from an earlier upload of the same bytes."""
 
 
 @dataclass(frozen=True)
 class Safe:
-    """What of a stream would outlive a crash now."""
+    """The durably stored beginning of a stream."""
 
     size_bytes: int
     parts: tuple[Part, ...] = ()
     whole: bool = False
-    """Whether the file is all there and only needs to be announced."""
+    """Whether the whole file is stored, so that only MediaUploaded may still have to be
+    published."""
 
 
 @dataclass(frozen=True)
 class Arrived:
-    """Which parts of an upload S3 has."""
+    """The parts of an upload that S3 stores."""
 
     parts: tuple[Part, ...]
     count: int
-    """How many there will be."""
+    """The number of parts of the whole file."""
 
 
 class Uploads:
-    """The uploads of all people. Every method that is awaited may raise Unavailable."""
+    """The uploads of all accounts. Every async method may raise Unavailable."""
 
     def __init__(self, store: MediaStore, storage: Storage, limits: UploadLimits = LIMITS) -> None:
         self._store = store
@@ -69,12 +71,15 @@ class Uploads:
         self._completing: dict[int, asyncio.Task[None]] = {}
 
     async def open(self, owner_id: int, declaration: Declaration) -> Opened:
-        """Opens an upload, or returns the one of its request id, or media of the same bytes.
+        """Opens an upload, or returns an existing one.
+
+        Returns the upload with the same request id, if any; otherwise a media item with the same
+        bytes, if any; otherwise a new upload.
 
         Raises:
-            FieldInvalid: the size or the type is outside of the limits.
-            RequestIdReused: the request id was used for another file or door.
-            UploadLimit: the owner has too many uploads open.
+            FieldInvalid: the size or the type is outside the limits.
+            RequestIdReused: the request id was used for another file or upload method.
+            UploadLimit: the owner has too many open uploads.
         """
         self._check(declaration)
         media = None
@@ -108,13 +113,13 @@ class Uploads:
             raise FieldInvalid(wrong)
 
     async def complete(self, media: Media) -> None:
-        """Checks what the client has sent to S3 and announces it; again is harmless.
+        """Checks the file in S3, makes the item UPLOADED and publishes MediaUploaded. Idempotent.
 
-        Of several calls one does the work, which goes on when nobody waits for it any more.
+        Concurrent calls in this process share one task, which continues if the callers cancel.
 
         Raises:
-            ObjectMissing: the file, or a part of it, is not there.
-            ObjectMismatch: it is not what was declared.
+            ObjectMissing: the file, or a part of it, is missing.
+            ObjectMismatch: the file does not match the declaration.
         """
         if media.state is not State.PENDING:
             return
@@ -128,13 +133,14 @@ class Uploads:
     def _completed(self, media_id: int, task: asyncio.Task[None]) -> None:
         del self._completing[media_id]
         if not task.cancelled():
-            # Told to those who waited, if any; asyncio complains of errors that nobody asks for.
+            # The waiting callers, if any, receive the error. Reading it here keeps asyncio from
+            # logging it as never retrieved.
             task.exception()
 
     async def _complete(self, media: Media) -> None:
         if media.s3_upload_id is not None and media.door is Door.PARTS:
             sent = await self._storage.parts(media.media_id, media.owner_id, media.s3_upload_id)
-            # Otherwise S3 has put them together before, and only our commit was lost.
+            # None: S3 has already assembled the parts, and only the database commit was lost.
             if sent is not None:
                 parts = self._parts_of(media, sent)
                 if len(parts) < self._limits.part_count(media.size_bytes):
@@ -145,7 +151,7 @@ class Uploads:
         await self._announce(media)
 
     async def _announce(self, media: Media, counted: "_Counted | None" = None) -> None:
-        """Checks the original in S3, then makes the media item UPLOADED and tells so."""
+        """Checks the original in S3, makes the item UPLOADED and publishes MediaUploaded."""
         original = await self._storage.original(media.media_id, media.owner_id)
         if original is None:
             raise ObjectMissing(media.media_id)
@@ -173,34 +179,34 @@ class Uploads:
         )
 
     async def abort(self, media: Media) -> None:
-        """Gives an upload up and removes what was sent.
+        """Aborts an upload and removes its data from S3.
 
         Raises:
-            UploadCompleted: it is none any more.
+            UploadCompleted: the upload is not open.
         """
         if not await self._store.abort(media):
             raise UploadCompleted(media.media_id)
         try:
             await self.clear(media)
         except Unavailable:
-            # The sweeper will.
-            _log.warning("an aborted upload stays for now", media_id=media.media_id)
+            # The sweeper removes the data later.
+            _log.warning("removal.postponed", media_id=media.media_id)
 
     async def clear(self, media: Media) -> None:
-        """Removes what was sent of an upload that was given up; again is harmless."""
-        # First the parts: those that were put together are then there to be removed, and those
-        # that were not can be put together no more.
+        """Removes the data of an aborted upload from S3. Idempotent."""
+        # Removes the parts first. Afterwards they are either already assembled, and removed with
+        # the original, or cannot be assembled any more.
         if media.s3_upload_id is not None:
             await self._storage.abort_parts(media.media_id, media.owner_id, media.s3_upload_id)
         await self._storage.remove_original(media.media_id, media.owner_id)
 
-    # --- In parts that the client sends to S3 -------------------------------------------------
+    # --- Uploads in parts, which the client sends to S3 ---------------------------------------
 
     async def in_parts(self, media: Media) -> Media:
-        """Returns a PENDING upload with S3's name of it, which is made if need be.
+        """Returns a PENDING upload with its S3 upload id, which is created if missing.
 
         Raises:
-            MediaUnknown: it was aborted meanwhile.
+            MediaUnknown: the upload was aborted meanwhile.
         """
         if media.s3_upload_id is not None:
             return media
@@ -214,10 +220,11 @@ class Uploads:
         return found
 
     async def sign_parts(self, media: Media, numbers: Sequence[int]) -> list[tuple[Part, str]]:
-        """Returns the parts with these numbers, without ETags, each with where it goes.
+        """Returns the parts with these numbers, without ETags, each with the URL to PUT it to.
 
         Raises:
-            UploadCompleted, UploadNotMultipart: there is nothing to be sent.
+            UploadCompleted: the upload is not open.
+            UploadNotMultipart: the upload is not one in parts.
             FieldInvalid: the upload has no such part.
         """
         s3_upload_id = _open_in_parts(media)
@@ -242,14 +249,16 @@ class Uploads:
             )
             return Part(number, size_bytes, etag=""), url
 
-        # A signature takes a fraction of a millisecond of arithmetic, a hundred some tens of them.
+        # In a thread: a signature takes a fraction of a millisecond of CPU, and a hundred of them
+        # take tens of milliseconds.
         return await asyncio.to_thread(lambda: [sign(number) for number in numbers])
 
     async def arrived(self, media: Media) -> Arrived:
-        """Tells which parts S3 has.
+        """Returns the parts that S3 stores.
 
         Raises:
-            UploadCompleted, UploadNotMultipart: there are no parts any more, or were none.
+            UploadCompleted: the upload is not open.
+            UploadNotMultipart: the upload is not one in parts.
         """
         sent = await self._storage.parts(media.media_id, media.owner_id, _open_in_parts(media))
         if sent is None:
@@ -265,10 +274,10 @@ class Uploads:
         )
         return tuple(parts[-1] for parts in fitting if parts)
 
-    # --- Through this process -----------------------------------------------------------------
+    # --- Uploads as a stream through this process ---------------------------------------------
 
     async def safe(self, media: Media) -> Safe:
-        """Tells how much of a stream S3 has, in whole parts from the beginning."""
+        """Returns how much of a stream S3 stores, in whole parts from the beginning."""
         if media.state is not State.PENDING:
             return Safe(media.size_bytes, whole=True)
         if media.s3_upload_id is not None:
@@ -282,13 +291,14 @@ class Uploads:
     async def receive(
         self, owner_id: int, declaration: Declaration, offset: int, chunks: AsyncIterator[bytes]
     ) -> Opened:
-        """Takes a file, or the rest of one from `offset`, and announces it.
+        """Stores a file, or its rest from `offset`, and publishes MediaUploaded.
 
         Raises:
-            FieldInvalid, RequestIdReused, UploadLimit: as for `open`; or the offset is not safe,
-                or more comes than was declared.
-            ObjectMissing: less came than was declared.
-            ObjectMismatch: it is not what was declared; the upload is given up.
+            FieldInvalid: as for `open`; or the offset is beyond the stored parts or not at the
+                start of a part, or the file is empty or larger than declared.
+            RequestIdReused, UploadLimit: as for `open`.
+            ObjectMissing: the file is smaller than declared.
+            ObjectMismatch: the file does not match the declaration; the upload is aborted.
         """
         opened = await self.open(owner_id, declaration)
         if opened.media.state is State.PENDING:
@@ -308,19 +318,22 @@ class Uploads:
         try:
             await self._announce(media, counted)
         except ObjectMismatch:
-            # Nobody can put it right: what S3 has of a stream cannot be replaced.
+            # Permanent: the stored bytes of a stream cannot be replaced.
             await self.abort(media)
             raise
 
     async def _take(
         self, media: Media, safe: tuple[Part, ...], chunks: AsyncIterator[bytes]
     ) -> "_Counted | None":
-        """Stores what comes behind the safe parts, as parts or, if it is small, as it is."""
+        """Stores the bytes after the safe parts: as parts, or a small file as one object.
+
+        Returns the SHA-256 of a file in parts, if this call has read all of it.
+        """
         limits = self._limits
         most = media.size_bytes or limits.most_bytes
         parts = list(safe)
         total = len(parts) * limits.part_bytes
-        # What is safe was counted by another stream, and would have to be read again.
+        # An earlier stream received the safe parts, so hashing them would need a second read.
         digest = None if parts else hashlib.sha256()
         storing: deque[asyncio.Task[Part]] = deque()
         buffer, filled = bytearray(limits.part_bytes), 0
@@ -333,7 +346,7 @@ class Uploads:
             nonlocal media
             media = await self.in_parts(media)
             await count()
-            # Nothing is read meanwhile, so the sender has to wait.
+            # Backpressure: while this waits, nothing is read from the client.
             if len(storing) == _IN_FLIGHT:
                 parts.append(await storing.popleft())
             number = len(parts) + len(storing) + 1
@@ -390,23 +403,24 @@ class Uploads:
             media.media_id, media.owner_id, media.s3_upload_id, number, content
         )
         if part is None:
-            # A parallel stream has completed it, or it was aborted: a repeat will tell.
+            # A concurrent stream has completed the upload, or it was aborted. A retry finds out.
             raise Unavailable("The upload")
         return part
 
 
 @dataclass(frozen=True)
 class _Counted:
-    """The SHA-256 of the object that will have this ETag."""
+    """A SHA-256 of received bytes, and the ETag that the object of these bytes must have."""
 
     etag: str
     sha256: bytes
 
 
 def _etag_of(parts: Sequence[Part]) -> str:
-    """Returns the ETag of an object that is made of parts, where ETags are MD5s.
+    """Returns the ETag of an object assembled from these parts, if ETags are MD5s.
 
-    Where they are not (with some encryptions) no object has it, and it will be read.
+    With some types of encryption they are not. Then no object has the returned ETag, and the
+    object is read to hash it.
     """
     try:
         digests = b"".join(bytes.fromhex(part.etag.strip('"')) for part in parts)
@@ -416,7 +430,7 @@ def _etag_of(parts: Sequence[Part]) -> str:
 
 
 def _unbroken(sent: Mapping[int, Sequence[Part]], part_bytes: int) -> list[Part]:
-    """Returns the whole parts before the first gap."""
+    """Returns the full-size parts before the first gap."""
     parts: list[Part] = []
     while whole := [part for part in sent.get(len(parts) + 1, ()) if part.size_bytes == part_bytes]:
         parts.append(whole[-1])
@@ -424,7 +438,10 @@ def _unbroken(sent: Mapping[int, Sequence[Part]], part_bytes: int) -> list[Part]
 
 
 def _is_of(media: Media, declaration: Declaration) -> bool:
-    """Tells whether a media item is of a declaration, which may have left open what is known."""
+    """Returns whether a media item matches a declaration.
+
+    The declaration may omit the size and the SHA-256, which are known once the item is not PENDING.
+    """
     known = media.state is not State.PENDING
     same_size = declaration.size_bytes == media.size_bytes
     same_content = declaration.sha256 == media.sha256
@@ -436,7 +453,7 @@ def _is_of(media: Media, declaration: Declaration) -> bool:
 
 
 def _open_in_parts(media: Media) -> str:
-    """Returns S3's name of an upload in parts that is not completed."""
+    """Returns the S3 upload id of an open upload in parts."""
     if media.state is not State.PENDING:
         raise UploadCompleted(media.media_id)
     if media.s3_upload_id is None or media.door is not Door.PARTS:
@@ -445,5 +462,5 @@ def _open_in_parts(media: Media) -> str:
 
 
 def content_type_of(told: str) -> str:
-    """Returns a type that may be declared for what a REST client has put into its header."""
+    """Returns a REST client's content type if it is supported, otherwise `UNTOLD`."""
     return told if told in LIMITS.content_types else UNTOLD

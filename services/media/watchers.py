@@ -1,4 +1,4 @@
-"""Tells those who watch media what happens to them."""
+"""Sends the changes of media items to their watchers."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Iterator
@@ -12,7 +12,7 @@ from services.media.store import Media, MediaStore, State
 _POLL_SECONDS = 0.25
 _MOST_WATCHERS = 2_000
 _OF_ONE_ACCOUNT = 20
-"""Two devices that watch each photo of an album of ten."""
+"""Enough for two devices that each watch an album of ten photos."""
 
 _ENDS = (State.READY, State.FAILED, State.DELETED)
 
@@ -20,9 +20,10 @@ _log = logs.logger(__name__)
 
 
 class Watchers:
-    """All who watch media in this process: one query asks for all of them at a time.
+    """All watchers of media in this process.
 
-    So a watcher costs the database nothing of its own, and nothing is asked while nobody watches.
+    One query per interval reads the items of all watchers, so that the number of queries does not
+    grow with the number of watchers. Without watchers there are no queries.
     """
 
     def __init__(
@@ -32,14 +33,14 @@ class Watchers:
         most: int = _MOST_WATCHERS,
         of_one_account: int = _OF_ONE_ACCOUNT,
     ) -> None:
-        """Takes how many watches may be open at a time."""
+        """Sets how many watches may be open at a time, in total and per account."""
         self._store = store
         self._open = OpenStreams("watches of media", most=most, of_one_account=of_one_account)
         self._watching: dict[int, list[asyncio.Queue[Media | None]]] = {}
         self._somebody = asyncio.Event()
 
     async def run(self, ready: Callable[[], None]) -> None:
-        """Asks, and tells watchers, until it is cancelled."""
+        """Polls the database and notifies watchers until it is cancelled."""
         ready()
         while True:
             await self._somebody.wait()
@@ -48,11 +49,11 @@ class Watchers:
             try:
                 found = await self._store.many(asked)
             except Unavailable as error:
-                _log.warning("watchers wait", error=str(error))
+                _log.warning("watchers.blocked", error=str(error))
             else:
                 for media_id in asked:
                     for queue in self._watching.get(media_id, ()):
-                        # What a slow watcher has not seen yet is of no interest any more.
+                        # Replaces the version that a slow watcher has not read yet.
                         if queue.full():
                             queue.get_nowait()
                         queue.put_nowait(found.get(media_id))
@@ -61,16 +62,17 @@ class Watchers:
     async def watch(
         self, media_id: int, account_id: int, *, seconds: float, heartbeat: float
     ) -> AsyncGenerator[tuple[Media | None, bool], None]:
-        """Yields an item whenever it has changed, and whether that is the last of it.
+        """Yields the item now and after each change, with a flag that marks the last one.
 
-        The watch counts as the account's.
+        The watch ends when the item is READY, FAILED or DELETED, after `seconds`, or when the
+        upload is aborted; in the last two cases the last item is the current or last known one.
+        Yields None, as a heartbeat, when the item has not changed for `heartbeat` seconds.
 
-        The last one is READY, FAILED or DELETED, or whatever it is after `seconds`, or was when
-        its upload was given up. None comes when nothing else did for `heartbeat` seconds.
+        The watch counts towards the limit of `account_id`.
 
         Raises:
-            TooManyStreams: the account, or this process, has no room for one more.
-            Unavailable: the database is away.
+            TooManyStreams: the limit of the account or of this process is reached.
+            Unavailable: the database is unavailable.
         """
         clock = asyncio.get_running_loop().time
         end = clock() + seconds
@@ -101,7 +103,7 @@ class Watchers:
 
     @contextmanager
     def _queue(self, media_id: int) -> Iterator[asyncio.Queue[Media | None]]:
-        """Gives a queue for what is asked about an item, until its watcher leaves."""
+        """Provides a queue that receives an item's polled versions while the block runs."""
         queue: asyncio.Queue[Media | None] = asyncio.Queue(maxsize=1)
         self._watching.setdefault(media_id, []).append(queue)
         self._somebody.set()

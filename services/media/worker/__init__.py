@@ -1,1 +1,1 @@
-"""The media worker: makes the variants of every uploaded photo."""
+"""The media worker, which makes the variants of every uploaded photo."""

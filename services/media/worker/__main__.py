@@ -1,4 +1,4 @@
-"""`python -m services.media.worker`: wires the media worker and runs it."""
+"""`python -m services.media.worker`: wires and runs the media worker."""
 
 from photomesh.media.v1.events_pb2 import MediaDeleted, MediaUploaded
 
@@ -39,12 +39,12 @@ async def main() -> None:
             store,
             storage,
             renderers,
-            # While one is rendered the next is fetched, or the last one stored.
+            # Twice the renderers: others are fetched or stored while some are rendered.
             at_a_time=2 * settings.renderers,
             progress_seconds=settings.progress_seconds,
         )
         subscriptions = [
-            # The photos of one album are rendered side by side.
+            # Not in order, so that the photos of one album are rendered in parallel.
             Subscription(MediaUploaded, processor.process, in_order=False),
             Subscription(MediaDeleted, eraser.on_media_deleted, in_order=False),
         ]

@@ -18,10 +18,10 @@ _log = logs.logger(__name__)
 
 
 class Eraser:
-    """Removes files twice: as soon as an item was deleted, and once more a while later.
+    """Removes files twice: when an item is deleted, and again 20 minutes later.
 
-    What a worker was just making of the item, or somebody uploads with a form that is still good,
-    comes after the first time, but nothing comes after the second. Both are idempotent.
+    The second removal catches variants that a worker was still making, and files that were uploaded
+    with a form that was still valid. No file can arrive after it. Both are idempotent.
     """
 
     def __init__(self, store: MediaStore, storage: Storage) -> None:
@@ -32,30 +32,30 @@ class Eraser:
         """Removes the files of an item that was just deleted.
 
         Raises:
-            Unavailable: a part is away; to be called again.
+            Unavailable: the database or S3 is unavailable; call again.
         """
         media = await self._store.media(event.media_id)
-        # Whoever tells so, only what its owner deleted is ever removed.
+        # Checks the database, so that a wrong event cannot remove files of a live item.
         if media is not None and media.state is State.DELETED:
             await self._erase(media)
 
     async def sweep_until_cancelled(self, ready: Callable[[], None]) -> None:
-        """Removes, time and again, what came after the files were removed first."""
+        """Runs `sweep` periodically, until it is cancelled."""
         ready()
         while True:
-            # Jitter keeps the replicas apart.
+            # Jitter spreads the sweeps of the replicas.
             await asyncio.sleep(_SWEEP_SECONDS * random.uniform(0.5, 1.5))
             context.enter(context.CallContext(trace_id=context.trace_id_of(None)))
             try:
                 await self.sweep()
             except Unavailable as error:
-                _log.warning("the sweep was cut short", error=str(error))
+                _log.warning("sweep.blocked", error=str(error))
 
     async def sweep(self) -> None:
-        """Removes for good the files of all items for which it is time.
+        """Removes the files of all items whose second removal is due.
 
         Raises:
-            Unavailable: a part is away; the next sweeps remove the rest.
+            Unavailable: the database or S3 is unavailable; the next sweeps remove the rest.
         """
         while media := await self._store.take_to_erase(_SWEEP_BATCH):
             for item in media:
@@ -66,4 +66,4 @@ class Eraser:
 
     async def _erase(self, media: Media) -> None:
         removed = await self._storage.erase(media.media_id, media.owner_id)
-        _log.info("erased", media_id=media.media_id, objects=removed)
+        _log.info("media.erased", media_id=media.media_id, objects=removed)

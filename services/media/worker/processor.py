@@ -1,4 +1,4 @@
-"""What the worker does with an uploaded photo."""
+"""Processing of uploaded photos by the worker."""
 
 import asyncio
 import tempfile
@@ -23,15 +23,16 @@ from services.media.worker.progress import Progress
 _log = logs.logger(__name__)
 
 _USUAL_BYTES = 64 * 1024 * 1024
-"""Larger originals are processed one at a time, and overtaken by others meanwhile: they take long
-to fetch, and up to 4 GiB of the disk."""
+"""Larger originals are processed one at a time, while smaller ones overtake them: they take long to
+fetch, and need up to 4 GiB of disk space."""
 
 
 class Processor:
     """Renders photos and stores their variants.
 
-    Everything may happen again after a crash at any moment: the same original gives the same
-    variants under the same keys, what is stored is not made again, and only one run's end is told.
+    Processing may be repeated after a crash at any point: the same original gives the same variants
+    under the same keys, stored variants are not made again, and only one run publishes
+    MediaProcessed.
     """
 
     def __init__(
@@ -43,7 +44,15 @@ class Processor:
         at_a_time: int,
         progress_seconds: float,
     ) -> None:
-        """Takes how many photos are at hand at a time, those being fetched or stored too."""
+        """Creates a processor.
+
+        Args:
+            store: the media.
+            storage: their files.
+            renderers: make the variants.
+            at_a_time: how many photos are processed at a time, including fetching and storing.
+            progress_seconds: the shortest interval between two writes of a photo's progress.
+        """
         self._store = store
         self._storage = storage
         self._renderers = renderers
@@ -52,15 +61,15 @@ class Processor:
         self._progress_seconds = progress_seconds
 
     async def process(self, event: MediaUploaded) -> None:
-        """Brings a media item to its end, READY or FAILED; nothing if it is there already.
+        """Processes a media item until it is READY or FAILED. Does nothing if it already is.
 
         Raises:
-            Unavailable: a part is away; nothing is wrong with the photo.
+            Unavailable: a dependency is unavailable; the photo is not the cause.
         """
         async with self._room:
             media = await self._store.begin(event.media_id)
             if media is None:
-                _log.info("nothing to process", media_id=event.media_id)
+                _log.info("media.skipped", media_id=event.media_id)
                 return
             if media.size_bytes <= _USUAL_BYTES:
                 await self._bring_to_its_end(media)
@@ -70,26 +79,26 @@ class Processor:
 
     async def _bring_to_its_end(self, media: Media) -> None:
         try:
-            # It has no name, so that nothing is left of it when the worker is killed.
+            # The file has no name, so the kernel frees it even if the worker is killed.
             with tempfile.TemporaryFile() as original:
                 await self._fetch(media, original)
                 rendition = await self._make(media, original)
         except Unprocessable as error:
             if media.state is State.READY:
-                # What it has stays, rather than what today's steps would no longer give.
-                _log.warning("not remade", media_id=media.media_id, failure=error.failure)
+                # Keeps the old variants, because the current steps cannot make new ones.
+                _log.warning("remake.failed", media_id=media.media_id, failure=error.failure)
                 return
-            # An outcome, not a dead letter: it is the file that is wrong, not the message.
+            # A result, not a dead letter: the file is the problem, not the event.
             await self._store.mark_failed(media, error.failure)
-            _log.info("failed", media_id=media.media_id, failure=error.failure)
+            _log.info("media.failed", media_id=media.media_id, failure=error.failure)
             return
-        # Only now that every variant is there may anybody learn of them.
+        # After all variants are stored, so that nobody sees a variant that does not exist yet.
         await self._store.mark_ready(media, rendition)
-        _log.info("ready", media_id=media.media_id)
+        _log.info("media.ready", media_id=media.media_id)
 
     async def _make(self, media: Media, original: BinaryIO) -> Rendition:
-        """Makes and stores the variants of an item, each as soon as it is made."""
-        # What a run before made, or another recipe that made it in the same way, is not made again.
+        """Makes the variants of an item, and stores each as soon as it is made."""
+        # Skips variants that an earlier run made, or another recipe with the same steps.
         present = await self._storage.variants(media.media_id, media.owner_id)
         storing: list[asyncio.Task[None]] = []
         async with Progress(self._store, media, seconds=self._progress_seconds) as progress:
@@ -122,6 +131,6 @@ class Processor:
         try:
             await self._storage.fetch_original(media.media_id, media.owner_id, media.etag, into)
         except OriginalChanged:
-            # The client sent another file after this one was checked. Were it rendered, two runs
-            # could store variants of different photos under the same, cached, keys.
+            # The client replaced the file after it was checked. If it were rendered, two runs could
+            # store variants of different photos under the same keys, which caches keep.
             raise Unprocessable(Failure.CORRUPT) from None

@@ -1,4 +1,4 @@
-"""Tells those who watch a media item which steps of it are done."""
+"""Writes a media item's finished steps to the database, for its watchers."""
 
 import asyncio
 import contextlib
@@ -11,14 +11,14 @@ _log = logs.logger(__name__)
 
 
 class Progress:
-    """The steps of one media item that are done, written down together and not too often.
+    """Collects the finished steps of one media item, and writes them in batches.
 
-    Nothing depends on them: while the database is away they are not told, and the item's end tells
-    the last ones.
+    Writes are best effort: while the database is unavailable they are skipped, and the final state
+    of the item implies the last steps.
     """
 
     def __init__(self, store: MediaStore, media: Media, *, seconds: float) -> None:
-        """Takes how many seconds there are at least between two writes."""
+        """Takes the shortest interval between two writes, in seconds."""
         self._store = store
         self._media = media
         self._seconds = seconds
@@ -33,11 +33,11 @@ class Progress:
     async def __aexit__(self, *_: object) -> None:
         self._over.set()
         self._news.set()
-        # To its end rather than cancelled: a connection would be lost in the middle of a query.
+        # Waits instead of cancelling: a cancelled query would cost the pool its connection.
         await self._writing
 
     def add(self, *steps: str) -> None:
-        """Tells that steps are done."""
+        """Records finished steps."""
         self._steps.update(steps)
         self._news.set()
 
@@ -50,7 +50,7 @@ class Progress:
             try:
                 await self._store.add_steps(self._media, self._steps)
             except Unavailable as error:
-                _log.warning("steps are not told", media_id=self._media.media_id, error=str(error))
+                _log.warning("progress.blocked", media_id=self._media.media_id, error=str(error))
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._seconds):
                     await self._over.wait()
