@@ -141,7 +141,7 @@ class MediaService(MediaServiceServicer):
         self, request: pb.CompleteUploadRequest, context: Context
     ) -> pb.CompleteUploadResponse:
         await self._uploads.complete(await self._own(request.media_id))
-        # The worker may be further already.
+        # Reads the item again, because the worker may have changed its state already.
         return pb.CompleteUploadResponse(media=self._to_pb(await self._own(request.media_id)))
 
     async def AbortUpload(

@@ -1,5 +1,5 @@
-"""From the bytes of a photo to the bytes of its variants.
+"""The image pipeline, which makes variants and facts from the bytes of a photo.
 
-`render` does the work and is the only module that knows OpenCV. It runs in child processes
-(`child`) that `renderers` starts, bounds and replaces: no file can take the worker down.
+`render` and the modules that it uses decode and encode. They run in child processes (`child`),
+which `renderers` starts, limits and replaces, so that no file can crash the worker.
 """

@@ -1,14 +1,14 @@
-"""The process that decodes: `python -m ...pipeline.child MEMORY LARGE CPU THREADS FILES`.
+"""The renderer process: `python -m ...pipeline.child MEMORY LARGE CPU THREADS FILES`.
 
-It holds no secret and no connection, only pipes to the worker (see `renderers`):
+It has no secrets and no network connections, only pipes to the worker (see `renderers`):
 
-    in:  the length of an order (4 bytes, big-endian), the order (JSON); the file's descriptor
-         comes through a socket
-    out: the length of an answer (4 bytes), the answer (JSON), the content of the variant that the
-         answer may tell of: one answer that tells the picture's width and height, one for each
-         step that is done, and one at the end
+    in:  for each file, the length of an order (4 bytes, big-endian) and the order (JSON); the file
+         descriptor arrives through a socket
+    out: for each answer, its length (4 bytes), the answer (JSON) and, if the answer announces a
+         variant, the variant's content. Each file gets one answer with the picture's width and
+         height, one for each finished step, and a final one.
 
-It ends when its input does, so it never outlives the worker, however that ends.
+The process ends when its input ends, so it never outlives the worker.
 """
 
 import json
@@ -35,23 +35,24 @@ _Orders = queue.SimpleQueue[tuple[dict[str, Any], BinaryIO]]
 def main(
     memory_bytes: int, large_memory_bytes: int, cpu_seconds: int, threads: int, files: int
 ) -> None:
-    """Answers one file after the other.
+    """Renders one file after the other.
 
     Args:
-        memory_bytes: how much the process may allocate, all told, for an ordinary file.
-        large_memory_bytes: how much for a large one, which only comes when the order says so.
-        cpu_seconds: how long one file may keep cores busy; SIGXCPU ends the process then.
-        threads: how many steps are done at a time; of a large file one.
-        files: the descriptor of the socket that the files come through.
+        memory_bytes: the process's total memory limit for an ordinary file.
+        large_memory_bytes: the limit for a large file, which the order marks as such.
+        cpu_seconds: the CPU time limit for one file; SIGXCPU ends the process when it is exceeded.
+        threads: how many steps run at a time; for a large file, one.
+        files: the descriptor of the socket through which files arrive.
     """
-    # What a library prints must not get between the answers.
+    # Redirects standard output to standard error, so that output of libraries cannot corrupt the
+    # answers.
     answers = _Answers(os.fdopen(os.dup(1), "wb"))
     os.dup2(2, 1)
-    # A crash is an outcome here; its core would be as large as the memory limit.
+    # A crash is an expected result. Its core dump would be as large as the memory limit.
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
     orders: _Orders = queue.SimpleQueue()
-    # In a thread of its own, so that the end of the input is noticed in the middle of a file.
+    # Reads in a separate thread, so that the process ends with its input even during a file.
     reading = threading.Thread(
         target=_read_orders, args=(sys.stdin.buffer, files, orders), daemon=True
     )
@@ -80,7 +81,7 @@ def _answer(order: dict[str, Any], file: BinaryIO, answers: "_Answers", threads:
     except Unprocessable as error:
         answers.write({"failure": error.failure})
     except MemoryError:
-        # It is larger than it seemed.
+        # The file needs more memory than estimated.
         answers.write({"failure": Failure.TOO_EXPENSIVE} if order["large"] else {"large": True})
     except Exception:
         answers.write({"bug": traceback.format_exc()})
@@ -98,7 +99,7 @@ def _read_orders(pipe: BinaryIO, files: int, orders: _Orders) -> None:
 
 
 class _Answers:
-    """What is told to the worker, by any thread."""
+    """Writes answers to the worker. Thread-safe."""
 
     def __init__(self, pipe: BinaryIO) -> None:
         self._pipe = pipe

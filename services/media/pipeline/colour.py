@@ -1,6 +1,6 @@
-"""Colours as they are meant: ICC profiles converted to sRGB, by littleCMS.
+"""Conversion from ICC profiles to sRGB, with littleCMS.
 
-What a viewer shows for a picture without a profile is sRGB, and variants carry none.
+Variants contain no profile, and viewers show pictures without a profile as sRGB.
 """
 
 import io
@@ -18,10 +18,10 @@ _FLAGS = ImageCms.Flags.BLACKPOINTCOMPENSATION
 
 
 def to_srgb(picture: MatLike, profile: bytes | None) -> MatLike:
-    """Converts blue, green, red and perhaps alpha (not premultiplied) from a profile to sRGB.
+    """Converts BGR or BGRA pixels (alpha not premultiplied) from a profile to sRGB.
 
-    A profile that cannot be read, or is for other colours than the picture has, counts as none:
-    the picture is shown as a viewer shows it that knows no profiles.
+    Ignores a profile that cannot be read or that does not match the picture's colour space, like a
+    viewer that does not support profiles.
     """
     found = _opened(profile)
     if found is None:
@@ -43,7 +43,7 @@ def to_srgb(picture: MatLike, profile: bytes | None) -> MatLike:
 
 
 def inks_to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
-    """Converts a picture in inks (CMYK) or in LAB to sRGB; without a profile as browsers do."""
+    """Converts a CMYK or LAB picture to sRGB; without a usable profile, as browsers do."""
     found = ImageCms.ImageCmsProfile(_LAB) if image.mode == "LAB" else _opened(profile)
     wanted = {"CMYK": "CMYK", "LAB": "Lab"}[image.mode]
     if found is not None and found.profile.xcolor_space.strip() == wanted:
@@ -54,7 +54,7 @@ def inks_to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
 
 
 def _opened(profile: bytes | None) -> ImageCms.ImageCmsProfile | None:
-    """Returns a profile; None for none, for one that cannot be read, and for sRGB itself."""
+    """Returns the parsed profile; None: it is missing, cannot be read, or is sRGB."""
     if profile is None:
         return None
     try:
@@ -62,7 +62,8 @@ def _opened(profile: bytes | None) -> ImageCms.ImageCmsProfile | None:
         description = ImageCms.getProfileDescription(found)
     except (OSError, ImageCms.PyCMSError, ValueError):
         return None
-    # Most photos say sRGB, under a few names. Converting them would only round them.
+    # Most photos have an sRGB profile, under one of a few names. Converting them from sRGB to sRGB
+    # would only add rounding errors.
     return None if description.startswith("sRGB") else found
 
 

@@ -1,7 +1,7 @@
-"""From a file to its picture: upright, sRGB, and no larger than the largest variants need.
+"""Decoding of a file to an upright sRGB picture, no larger than the largest variants need.
 
-Nothing of the file but its pixels goes further, so neither does its metadata: no GPS position, no
-camera, no thumbnail.
+Only pixels leave this module, so no metadata of the file reaches a variant: no GPS position, no
+camera model, no thumbnail.
 """
 
 import mmap
@@ -23,9 +23,9 @@ from services.media.pipeline.header import Header, Kind, check_size, kind_of, re
 from services.media.pipeline.outputs import SIZES, Failure, Size, Unprocessable
 
 Pixels = MatLike
-"""Rows of pixels: blue, green, red, and for some alpha, by which the colours are multiplied."""
+"""Rows of BGR pixels, or of BGRA pixels with premultiplied alpha."""
 
-# What turns a picture upright: a transposition (rows become columns), then a flip.
+# How to turn a picture upright, by EXIF orientation: whether to transpose it, then how to flip it.
 _ROWS, _COLUMNS, _BOTH = 0, 1, -1
 _UPRIGHT: dict[int, tuple[bool, int | None]] = {
     1: (False, None),
@@ -44,15 +44,16 @@ _REDUCED = (
     (2, cv2.IMREAD_REDUCED_COLOR_2),
 )
 
-# libjpeg fills what is missing with grey and only complains. Its other complaints, such as
-# needless bytes between segments, are of files that every viewer shows.
+# libjpeg fills missing data with grey and prints one of these warnings. Its other warnings, such as
+# extra bytes between segments, concern files that every viewer shows.
 _FATAL = (b"premature end of data", b"bad Huffman code")
 
 _BAND_PIXELS = 2_000_000
 
 _NEAR_PIXELS = 1_000_000
 
-# The decoders of these have all of the file in memory that they have read: OpenCV's, and libtiff.
+# The decoders of these types (OpenCV's, and libtiff) keep all of the file that they have read in
+# memory.
 _MAPPED = frozenset({Kind.JPEG, Kind.WEBP, Kind.TIFF})
 MOST_MAPPED_BYTES = 256 * 1024 * 1024
 
@@ -60,13 +61,13 @@ _MARGIN_BYTES = 24 * 1024 * 1024
 
 _LARGE_BYTES = 128 * 1024 * 1024
 
-# Bytes that each pixel of a file takes while it is decoded, measured. OpenCV holds a picture twice.
+# Bytes per pixel of a file while it is decoded, measured. OpenCV holds the picture twice.
 _BYTES_A_PIXEL = {Kind.PNG: 8, Kind.WEBP: 9, Kind.AVIF: 10, Kind.HEIF: 9}
 
-# Pillow holds it once, if it is then taken out of it in bands.
+# Pillow holds the picture once, if it is read in bands.
 _BYTES_A_BANDED_PIXEL = 4
 
-# What an encoder takes for each pixel of a variant.
+# Bytes that an encoder needs per pixel of a variant.
 _BYTES_AN_ENCODED_PIXEL = 24
 
 
@@ -75,20 +76,20 @@ class Source:
     """A file whose header was read."""
 
     data: mmap.mmap
-    """All of it, though little of it is in memory."""
+    """The whole file, memory-mapped."""
     header: Header
     image: Image.Image | None
-    """What decodes it when OpenCV does not."""
+    """The Pillow image that decodes the file; None: OpenCV decodes it."""
 
     @property
     def size(self) -> tuple[int, int]:
-        """The upright picture's width and height in pixels."""
+        """The width and height of the upright picture, in pixels."""
         width, height = self.header.width, self.header.height
         return (height, width) if _UPRIGHT[self.header.orientation][0] else (width, height)
 
     @property
     def large(self) -> bool:
-        """Whether it takes so much memory that only one of its like is to be done at a time."""
+        """Whether the file needs so much memory that only one such file may render at a time."""
         header = self.header
         pixels = header.width * header.height
         if header.kind is Kind.JPEG:
@@ -104,11 +105,11 @@ class Source:
 
 
 def open_source(file: BinaryIO) -> Source:
-    """Reads a file's header; the file, one on a disk, must stay open.
+    """Reads a file's header. The file must be on a disk and stay open.
 
     Raises:
-        Unprocessable: NOT_AN_IMAGE, CORRUPT or TOO_MANY_PIXELS.
-        MemoryError: there is less than it needs.
+        Unprocessable: NOT_AN_IMAGE, CORRUPT, TOO_MANY_PIXELS or TOO_EXPENSIVE.
+        MemoryError: the memory limit is too low.
     """
     if not os.fstat(file.fileno()).st_size:
         raise Unprocessable(Failure.NOT_AN_IMAGE)
@@ -126,13 +127,13 @@ def open_source(file: BinaryIO) -> Source:
     check_size(header)
     if kind in _MAPPED and len(data) > MOST_MAPPED_BYTES:
         raise Unprocessable(Failure.TOO_EXPENSIVE)
-    # Reading the header may have left much of the file in memory.
+    # Releases the pages that reading the header has loaded.
     data.madvise(mmap.MADV_DONTNEED)
     return Source(data, header, image)
 
 
 def _banded(header: Header) -> bool:
-    """Returns whether a picture is best taken out of Pillow in bands, for it leaves room so."""
+    """Returns whether to read a picture from Pillow in bands, which saves memory."""
     if header.kind is Kind.PNG:
         return (
             header.unusual or _BYTES_A_PIXEL[Kind.PNG] * header.width * header.height > _LARGE_BYTES
@@ -145,11 +146,12 @@ def decode(source: Source) -> Pixels:
 
     Raises:
         Unprocessable: CORRUPT.
-        MemoryError: there is less than it needs.
+        MemoryError: the memory limit is too low.
     """
     profile = source.header.profile
     if source.header.progressive:
-        # libjpeg calls a file damaged when it runs out of memory.
+        # libjpeg reports a damaged file when it runs out of memory. This allocation raises
+        # MemoryError instead.
         np.empty(_coefficient_bytes(source.header) + _MARGIN_BYTES, np.uint8)
     if source.image is None:
         pixels = _decode(source)
@@ -159,7 +161,7 @@ def decode(source: Source) -> Pixels:
     upright = _enough(source.size)
     transposed, flip = _UPRIGHT[source.header.orientation]
     target = upright[::-1] if transposed else upright
-    # Turned only when it is small.
+    # Shrinks first, because rotating a smaller picture is cheaper.
     pixels = shrink(pixels, target)
     if transposed:
         pixels = cv2.transpose(pixels)
@@ -174,33 +176,33 @@ def decode(source: Source) -> Pixels:
 
 
 def shrink(pixels: Pixels, target: tuple[int, int]) -> Pixels:
-    """Returns a picture in another width and height, none of them larger."""
+    """Returns a picture resized to a width and height that are at most its own."""
     height, width = pixels.shape[:2]
     most = min(width // target[0], height // target[1])
-    # Averaging whole pixels costs a fraction of averaging parts of them.
+    # Averaging whole pixels is several times faster than averaging fractions of them.
     factor = next((f for f in range(most, 1, -1) if width % f == height % f == 0), 1)
     if factor > 1:
         width, height = width // factor, height // factor
         pixels = cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA)
     if (width, height) == target:
         return pixels
-    # Where less than two pixels become one, interpolating leaves none out and takes a tenth of the
-    # time. In a small picture, where each pixel is seen, there is little time to be saved.
+    # If the factor is less than 2, linear interpolation skips no pixel and takes a tenth of the
+    # time. In small pictures single pixels are visible, and there is little time to save.
     near = width < 2 * target[0] and height < 2 * target[1]
     how = cv2.INTER_LINEAR if near and width * height > _NEAR_PIXELS else cv2.INTER_AREA
     return cv2.resize(pixels, target, interpolation=how)
 
 
 def unpremultiply(pixels: Pixels) -> Pixels:
-    """Returns blue, green, red and alpha as a file has them."""
+    """Returns BGRA pixels with straight (not premultiplied) alpha."""
     alpha = pixels[..., 3]
-    # Where nothing is visible the colour is 0 already, and so is 0 by 0 here.
+    # Invisible pixels have the colour 0, and OpenCV defines 0 divided by 0 as 0.
     colours = cv2.divide(pixels[..., :3], cv2.cvtColor(alpha, cv2.COLOR_GRAY2BGR), scale=255)
     return cv2.merge((*cv2.split(colours), alpha))
 
 
 def _enough(picture: tuple[int, int]) -> tuple[int, int]:
-    """Returns the least size of a picture that every variant can be made of."""
+    """Returns the smallest size from which every variant can be made."""
     width, height = picture
     scale = max(_scale(size, width, height) for size in SIZES)
     return max(1, round(width * scale)), max(1, round(height * scale))
@@ -214,7 +216,7 @@ def _scale(size: Size, width: int, height: int) -> float:
 
 
 def _reduction(picture: tuple[int, int]) -> int:
-    """Returns by how much a JPEG can be reduced while it is decoded: 1, 2, 4 or 8."""
+    """Returns the factor by which a JPEG can be reduced while it is decoded: 1, 2, 4 or 8."""
     wanted = _enough(picture)
     for factor, _ in _REDUCED:
         if picture[0] // factor >= wanted[0] and picture[1] // factor >= wanted[1]:
@@ -223,14 +225,14 @@ def _reduction(picture: tuple[int, int]) -> int:
 
 
 def _decode(source: Source) -> Pixels:
-    """Returns the picture as it lies in the file, perhaps reduced."""
+    """Decodes with OpenCV; returns the picture before rotation, possibly reduced."""
     header = source.header
     encoded = np.frombuffer(source.data, np.uint8)
     flags = cv2.IMREAD_UNCHANGED
     if not header.transparent:
         flags = cv2.IMREAD_COLOR
         if header.kind is Kind.JPEG:
-            # A JPEG decoder can leave out the detail that no variant shows, and is faster for it.
+            # A JPEG decoder can skip detail that no variant shows, which is faster.
             flags = dict(_REDUCED).get(_reduction(source.size), flags)
         flags |= cv2.IMREAD_IGNORE_ORIENTATION
     try:
@@ -249,7 +251,7 @@ def _decode(source: Source) -> Pixels:
 
 @contextmanager
 def _complaints() -> Iterator[bytearray]:
-    """Gives, when it ends, what the decoders' C code wrote to standard error meanwhile."""
+    """Captures what the decoders' C code writes to standard error; filled when the block ends."""
     text = bytearray()
     before = os.dup(2)
     with tempfile.TemporaryFile() as file:
@@ -264,9 +266,10 @@ def _complaints() -> Iterator[bytearray]:
 
 
 def _decode_foreign(source: Source, image: Image.Image) -> tuple[Pixels, bytes | None]:
-    """Returns the picture as it lies in the file, perhaps reduced, and the profile it is still in.
+    """Decodes with Pillow; returns the picture before rotation, possibly reduced, and its profile.
 
-    It is taken out of Pillow in bands, so that a large one is not in memory twice.
+    The profile is None if the colours are already sRGB. Reads the picture from Pillow in bands, so
+    that a large one is not in memory twice.
     """
     header = source.header
     with blamed_on_the_file():
@@ -274,7 +277,7 @@ def _decode_foreign(source: Source, image: Image.Image) -> tuple[Pixels, bytes |
             factor = _reduction(source.size)
             image.draft(image.mode, (header.width // factor, header.height // factor))
         image.load()
-        # Of a TIFF that is to be turned Pillow tells another size than it holds.
+        # image.size is wrong for a rotated TIFF: Pillow reports the size after rotation.
         width, height = image.im.size
         inks = image.mode in ("CMYK", "LAB")
         wanted = _enough(source.size)
@@ -289,7 +292,7 @@ def _decode_foreign(source: Source, image: Image.Image) -> tuple[Pixels, bytes |
                 np.asarray(band),
                 cv2.COLOR_RGBA2BGRA if band.mode == "RGBa" else cv2.COLOR_RGB2BGR,
             )
-        # Lets go of the picture: what follows needs the room.
+        # Frees the picture, because the next steps need the memory.
         image.im = image.im.crop((0, 0, 1, 1))
     if pixels.shape[2] == 4 and int(pixels[..., 3].min()) == 255:
         pixels = cv2.cvtColor(pixels, cv2.COLOR_BGRA2BGR)
@@ -297,7 +300,7 @@ def _decode_foreign(source: Source, image: Image.Image) -> tuple[Pixels, bytes |
 
 
 def _as_shown(band: Image.Image, header: Header, factor: int) -> Image.Image:
-    """Returns a part of a picture, reduced, as RGB, or as RGBa: with colours by their opacity."""
+    """Returns a reduced band of a picture as RGB, or as RGBa (premultiplied alpha)."""
     if band.mode.startswith(("I", "F")):
         band = _eight_bits(band)
     if band.mode in ("CMYK", "LAB"):
@@ -310,25 +313,25 @@ def _as_shown(band: Image.Image, header: Header, factor: int) -> Image.Image:
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
-    """Returns a grey picture of 16 bits, or of fractions from 0 to 1, as one of 8 bits."""
+    """Converts a grey picture of 16 bits, or of floats from 0 to 1, to 8 bits."""
     values = np.asarray(image)
     scale = 255.0 if values.dtype.kind == "f" else 1 / 257
     return Image.fromarray(np.clip(np.nan_to_num(values) * scale + 0.5, 0, 255).astype(np.uint8))
 
 
 def _coefficient_bytes(header: Header) -> int:
-    """Returns what libjpeg holds of a progressive JPEG until its end, at most."""
+    """Returns the largest size of the coefficients that libjpeg buffers for a progressive JPEG."""
     return 2 * (4 if header.unusual else 3) * header.width * header.height
 
 
 def _premultiply(pixels: Pixels) -> Pixels:
-    """Weighs colours by their opacity, in place; drops an alpha channel that hides nothing.
+    """Multiplies colours by alpha, in place; drops an alpha channel that is fully opaque.
 
-    Otherwise the colours of invisible pixels would bleed into their neighbours when resized.
+    Without this, resizing would mix the colours of invisible pixels into their neighbours.
     """
     if int(pixels[..., 3].min()) == 255:
         return cv2.cvtColor(pixels, cv2.COLOR_BGRA2BGR)
-    # In bands, so that a large picture is not in memory several times.
+    # Works in bands, so that a large picture is not in memory several times.
     rows = max(1, _BAND_PIXELS // pixels.shape[1])
     for top in range(0, len(pixels), rows):
         band = pixels[top : top + rows]

@@ -1,4 +1,4 @@
-"""What is told of a photo beside its variants, from a small picture of it."""
+"""The facts of a photo (blurhash, dominant colour, perceptual hash), from a small version of it."""
 
 import cv2
 import numpy as np
@@ -15,16 +15,16 @@ def _linear() -> np.ndarray:
 
 
 _LINEAR = _linear()
-"""The light that each sRGB value stands for, 0 to 1."""
+"""The linear light of each sRGB value, 0 to 1."""
 
 
 def blurhash(picture: MatLike) -> str:
-    """Returns a BlurHash (blurha.sh) of 4 by 3 components: what to show until the photo is there.
+    """Returns a BlurHash (blurha.sh) of 4 by 3 components, a placeholder while a photo loads.
 
     Args:
-        picture: blue, green, red.
+        picture: BGR pixels.
     """
-    # More pixels change nothing: the finest component has three half waves.
+    # More pixels would not change the result: the finest component has three half waves.
     small = cv2.resize(picture, (64, 64), interpolation=cv2.INTER_AREA)
     light = _LINEAR[small[..., ::-1]]
     x = np.cos(np.pi * np.outer(np.arange(_COMPONENTS_X), np.arange(64)) / 64)
@@ -60,12 +60,12 @@ def _base83(value: int, length: int) -> str:
 
 
 def dominant_colour(picture: MatLike) -> str:
-    """Returns the colour that most of a picture is near to, as #rrggbb.
+    """Returns the most frequent colour of a picture, as #rrggbb.
 
-    Not the mean: that of a blue sea under a red sky is a grey that nobody sees.
+    Not the mean: the mean of a blue sea under a red sky is a colour that the picture lacks.
     """
     small = cv2.resize(picture, (64, 64), interpolation=cv2.INTER_AREA).reshape(-1, 3)
-    # Eight levels of each channel: near enough to be called one colour.
+    # Counts colours in bins of eight levels per channel, and averages the fullest bin.
     blue, green, red = small.T.astype(int) >> 5
     bins = red << 6 | green << 3 | blue
     fullest = np.bincount(bins).argmax()
@@ -74,13 +74,14 @@ def dominant_colour(picture: MatLike) -> str:
 
 
 def perceptual_hash(picture: MatLike) -> str:
-    """Returns 64 bits as 16 hex digits; copies of a photo differ in few of them.
+    """Returns 64 bits as 16 hex digits. The hashes of copies of a photo differ in few bits.
 
-    The pHash of the DCT's 8 by 8 lowest frequencies: 1 where one is above their median.
+    This is pHash: each bit says whether one of the DCT's 8 by 8 lowest frequencies is above their
+    median.
     """
     small = cv2.resize(picture, (32, 32), interpolation=cv2.INTER_AREA)
     grey = cv2.cvtColor(small, cv2.COLOR_BGR2GRAY)
     lowest = cv2.dct(grey.astype(np.float32))[:8, :8].flatten()
-    # The first is the brightness, which tells nothing of what is seen.
+    # The median excludes the first value, which is the brightness and not a feature.
     bits = lowest > np.median(lowest[1:])
     return np.packbits(bits).tobytes().hex()

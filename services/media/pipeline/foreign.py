@@ -1,7 +1,7 @@
-"""Pictures that OpenCV does not read, or not as they are meant, read by Pillow and libheif.
+"""Files that OpenCV cannot read, or reads incorrectly, opened with Pillow and libheif.
 
-Pillow tells a file's dimensions, orientation and colour profile when it opens it, and decodes
-when it is told to; pillow-heif does the same for HEIF.
+When Pillow opens a file, it reads the dimensions, the orientation and the colour profile; it
+decodes only on request. pillow-heif does the same for HEIF.
 """
 
 import mmap
@@ -17,13 +17,14 @@ from PIL import AvifImagePlugin, ExifTags, Image, TiffImagePlugin
 from services.media.pipeline.header import MOST_PIXELS, Header, Kind
 from services.media.pipeline.outputs import Failure, Unprocessable
 
-# More than this is refused before; this is for files that tell their decoder something else.
+# `check_size` already rejects larger pictures. This limit is for files whose decoder sees other
+# dimensions.
 Image.MAX_IMAGE_PIXELS = MOST_PIXELS
 
-# Imported here, so that no file makes Pillow look for all the formats that it knows.
+# Imported here, so that no file makes Pillow load the plugins of all formats.
 _PLUGINS = (AvifImagePlugin, TiffImagePlugin)
 
-# Neither threads nor pictures beside the first are wanted.
+# Disables threads and all images except the main one.
 pillow_heif.register_heif_opener(
     thumbnails=False, depth_images=False, aux_images=False, decode_threads=1
 )
@@ -32,18 +33,18 @@ _TRANSPARENT_MODES = frozenset({"RGBA", "LA", "PA", "RGBa", "La"})
 
 
 def open_foreign(kind: Kind, data: mmap.mmap, file: BinaryIO) -> tuple[Header, Image.Image]:
-    """Reads the header of a file, whose content is `data`, and returns it with what decodes it.
+    """Returns the header of a file, whose content is `data`, and the image that decodes it.
 
     Raises:
-        Unprocessable: CORRUPT, or TOO_MANY_PIXELS.
-        MemoryError: there is less than it needs.
+        Unprocessable: CORRUPT or TOO_MANY_PIXELS.
+        MemoryError: the memory limit is too low.
     """
     with blamed_on_the_file():
         image = Image.open(file, formats=[kind.name])
         width, height = image.size
         orientation = 1 if kind is Kind.GIF else _orientation(kind, data, image)
         if kind is Kind.TIFF:
-            # Pillow would turn it after decoding, and hold it twice meanwhile.
+            # Prevents Pillow from rotating after decoding, which would hold the picture twice.
             turned = image.tag_v2.get(ExifTags.Base.Orientation)  # type: ignore[attr-defined]
             if turned in (5, 6, 7, 8):
                 width, height = height, width
@@ -62,11 +63,11 @@ def open_foreign(kind: Kind, data: mmap.mmap, file: BinaryIO) -> tuple[Header, I
 
 def _orientation(kind: Kind, data: mmap.mmap, image: Image.Image) -> int:
     if kind is Kind.HEIF:
-        # libheif obeys what HEIF itself says of turning and mirroring, and then EXIF, which says
-        # the same again, counts for nothing. There are files, though, where only EXIF says it.
+        # libheif applies HEIF's own rotation and mirroring. If there are any, EXIF only repeats
+        # them and is ignored. In some files, however, only EXIF has the orientation.
         meta = _box(data, b"meta")
         turned = b"irot" in meta or b"imir" in meta
-        # pillow-heif writes over what EXIF says, and keeps it under this name.
+        # pillow-heif overwrites the EXIF orientation and keeps the original under this name.
         told = None if turned else image.info.get("original_orientation")
     else:
         told = image.getexif().get(ExifTags.Base.Orientation)
@@ -74,7 +75,7 @@ def _orientation(kind: Kind, data: mmap.mmap, image: Image.Image) -> int:
 
 
 def _box(data: mmap.mmap, name: bytes) -> bytes:
-    """Returns an outermost box of a HEIF file; empty when there is none."""
+    """Returns a top-level box of a HEIF file; empty if there is none."""
     position = 0
     while position + 8 <= len(data):
         length, found = struct.unpack_from(">I4s", data, position)
@@ -90,11 +91,11 @@ def _box(data: mmap.mmap, name: bytes) -> bytes:
 
 @contextmanager
 def blamed_on_the_file() -> Iterator[None]:
-    """Turns what Pillow raises about a damaged file, which may be anything, into CORRUPT.
+    """Converts the exceptions that Pillow raises for a damaged file, which have many types.
 
     Raises:
-        Unprocessable: CORRUPT, or TOO_MANY_PIXELS.
-        MemoryError: there is less memory than it needs.
+        Unprocessable: CORRUPT or TOO_MANY_PIXELS.
+        MemoryError: the memory limit is too low.
     """
     try:
         yield

@@ -1,9 +1,9 @@
-"""What a file's header tells before anything of it is decoded.
+"""Parsing of a file's header before the file is decoded.
 
-Only what decides how to decode is read: the real type, the dimensions, the orientation, the
-colour profile, and whether there is transparency. The bytes may be anything, so nothing in them
-is believed. Of AVIF, HEIF, GIF and TIFF only the type is told here: their headers are as long a
-story as their pixels, and left to the libraries that decode them (see `foreign`).
+The header determines how to decode: the real type, the dimensions, the orientation, the colour
+profile, and whether the picture may be transparent. The bytes are untrusted. For AVIF, HEIF, GIF
+and TIFF, this module only detects the type: their headers are complex, and the libraries that
+decode these types parse them (see `foreign`).
 """
 
 import mmap
@@ -26,7 +26,7 @@ _SHORT = 3
 
 
 class Kind(Enum):
-    """What is understood."""
+    """A supported file type."""
 
     JPEG = auto()
     PNG = auto()
@@ -46,32 +46,35 @@ SURE_PIXELS = {
     Kind.GIF: 100_000_000,
     Kind.TIFF: 100_000_000,
 }
-"""What there is memory for (see the worker's settings) in the dearest form of each: progressive in
-four inks, lossless, 12 bits with transparency. What has more is tried."""
+"""The largest picture that fits the memory limits (see the worker's settings) in the costliest form
+of each type: progressive CMYK, lossless, 12 bits with transparency. For larger pictures, decoding
+is tried and may fail."""
 
 
 @dataclass(frozen=True)
 class Header:
-    """A picture as it lies in its file."""
+    """A picture as stored in its file."""
 
     kind: Kind
     width: int
-    """In pixels, before the orientation is applied; at least 1."""
+    """The width in pixels, before the orientation is applied; at least 1."""
     height: int
+    """The height in pixels, before the orientation is applied; at least 1."""
     orientation: int = _UPRIGHT
-    """1 to 8, as EXIF counts."""
+    """The EXIF orientation, 1 to 8."""
     transparent: bool = False
-    """Whether there may be pixels that are not opaque."""
+    """Whether pixels may be transparent."""
     profile: bytes | None = None
-    """The ICC profile that its colours are meant by; None: sRGB."""
+    """The ICC profile of the colours; None: sRGB."""
     unusual: bool = False
-    """Whether it has what few files have: four inks, or 16 bits and transparency."""
+    """Whether the picture has a rare format: CMYK, or 16 bits with transparency. Always True for
+    pictures that `open_foreign` opened."""
     progressive: bool = False
-    """Whether a JPEG's pixels are only known when all of it was read."""
+    """Whether the decoder must read the whole JPEG before it can output pixels."""
 
 
 def kind_of(data: bytes | mmap.mmap) -> Kind:
-    """Tells what a file is by its first bytes, whatever anybody says that it is.
+    """Returns the type of a file from its first bytes, whatever type was declared.
 
     Raises:
         Unprocessable: NOT_AN_IMAGE.
@@ -105,7 +108,7 @@ def read_header(kind: Kind, data: mmap.mmap) -> Header:
 
 
 def check_size(header: Header) -> None:
-    """Checks that a picture is neither empty nor too large to be decoded.
+    """Checks that a picture is neither empty nor too large to decode.
 
     Raises:
         Unprocessable: CORRUPT or TOO_MANY_PIXELS.
@@ -121,7 +124,11 @@ _HEIF_BRANDS = frozenset({b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", 
 
 
 def _boxed(data: bytes) -> Kind:
-    """Tells pictures apart from films, which lie in the same boxes."""
+    """Returns the type of an ISO base media file, which may also be a video, by its brands.
+
+    Raises:
+        Unprocessable: NOT_AN_IMAGE.
+    """
     end = min(int.from_bytes(data[:4], "big"), _NAMED_BYTES)
     brands = {data[start : start + 4] for start in (8, *range(16, end, 4))}
     if brands & _AVIF_BRANDS:
@@ -131,7 +138,7 @@ def _boxed(data: bytes) -> Kind:
     raise Unprocessable(Failure.NOT_AN_IMAGE)
 
 
-# Start of frame: C0 to CF, but for DHT, JPG and DAC, which share the range.
+# Start of frame: C0 to CF, except DHT, JPG and DAC, which share the range.
 _JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _JPEG_PROGRESSIVE = frozenset({0xC2, 0xC6, 0xCA, 0xCE})
 _JPEG_APP1 = 0xE1
@@ -141,7 +148,7 @@ _JPEG_END = 0xD9
 
 
 def _jpeg(data: mmap.mmap) -> Header:
-    """Walks the segments up to the first scan."""
+    """Reads the segments up to the first scan."""
     orientation = _UPRIGHT
     size: tuple[int, int, int] | None = None
     progressive = False
@@ -157,7 +164,7 @@ def _jpeg(data: mmap.mmap) -> Header:
         (length,) = struct.unpack_from(">H", data, position + 1)
         body = position + 3
         if marker == _JPEG_SCAN and size is not None:
-            # Of one channel after the other, for example.
+            # The scan does not contain all channels, so the decoder must buffer the picture.
             progressive |= data[body] < size[2]
         if marker in (_JPEG_SCAN, _JPEG_END):
             break
@@ -167,7 +174,7 @@ def _jpeg(data: mmap.mmap) -> Header:
         elif marker == _JPEG_APP1 and data[body : body + 6] == b"Exif\0\0":
             orientation = _orientation(data[body + 6 : position + 1 + length])
         elif marker == _JPEG_APP2 and data[body : body + 12] == b"ICC_PROFILE\0":
-            # At most 255 parts, each with its number.
+            # A profile has at most 255 numbered parts.
             profile[data[body + 12]] = data[body + 14 : position + 1 + length]
         position += 1 + length
     if size is None:
@@ -204,7 +211,7 @@ def _png(data: mmap.mmap) -> Header:
         elif name == b"eXIf":
             orientation = _orientation(data[position + 8 : position + 8 + length])
         elif name == b"iCCP":
-            # Its name, a zero, the method (there is but one), then it is compressed.
+            # Layout: name, zero byte, compression method (there is only one), compressed profile.
             _, _, packed = data[position + 8 : position + 8 + length].partition(b"\0")
             profile = zlib.decompressobj().decompress(packed[1:], _MOST_PROFILE_BYTES)
         elif name == b"IEND":
@@ -255,7 +262,7 @@ def _webp(data: mmap.mmap) -> Header:
 
 
 def _webp_chunks(data: mmap.mmap) -> Iterator[tuple[bytes, slice]]:
-    """Yields each chunk's name and where its content lies."""
+    """Yields the name and the content range of each chunk."""
     position = 12
     while position < len(data):
         name, length = struct.unpack_from("<4sI", data, position)
@@ -265,7 +272,7 @@ def _webp_chunks(data: mmap.mmap) -> Iterator[tuple[bytes, slice]]:
 
 
 def _orientation(exif: bytes) -> int:
-    """Returns the orientation in an EXIF block; upright when it tells none that can be read."""
+    """Returns the orientation in an EXIF block; upright if it has no valid one."""
     order = {b"II*\0": "<", b"MM\0*": ">"}.get(exif[:4])
     if order is None:
         return _UPRIGHT

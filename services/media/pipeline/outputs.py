@@ -1,10 +1,10 @@
-"""What is made of a photo, as data: steps, what each takes, and their versions.
+"""The outputs of the pipeline as data: steps, their inputs, and their versions.
 
-A step's result follows from its file and from the steps behind it alone. So what a step makes is
-stored under a name that tells the versions of all of them (`fingerprint`): a run that finds that
-name in the bucket need not make it again, and raising a version gives a new name, which no cache
-has seen. A new size or encoding is a new line in SIZES or ENCODINGS, and `services.media.reprocess`
-makes it for the photos that are there already.
+The result of a step depends only on the file and on the steps before it. Its object name contains a
+hash of the versions of all these steps (`fingerprint`): a run that finds the name in the bucket
+does not make the object again, and a raised version gives a new name, which no cache contains. To
+add a size or an encoding, add a line to SIZES or ENCODINGS; `services.media.reprocess` makes it for
+existing photos.
 """
 
 import hashlib
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 _MOST_HEIGHT = 16_383
-"""WebP has no room for more."""
+"""The format limit of WebP."""
 
 
 class Failure(StrEnum):
@@ -26,7 +26,7 @@ class Failure(StrEnum):
 
 
 class Unprocessable(Exception):
-    """Nothing can be made of a file, however often it is tried."""
+    """The file cannot be processed; a retry does not help."""
 
     def __init__(self, failure: Failure) -> None:
         super().__init__(failure)
@@ -35,13 +35,13 @@ class Unprocessable(Exception):
 
 @dataclass(frozen=True)
 class Size:
-    """How large a variant is. None is larger than its original."""
+    """The size of a variant, which is never larger than its original."""
 
     name: str
     width: int
-    """In pixels, at most."""
+    """The largest width in pixels."""
     square: bool = False
-    """Whether it is cut to the largest square in the picture's middle."""
+    """Whether the variant is cropped to the largest centred square."""
     version: int = 1
 
     def fit(self, width: int, height: int) -> tuple[int, int]:
@@ -55,12 +55,12 @@ class Size:
 
 @dataclass(frozen=True)
 class Encoding:
-    """How a variant is written."""
+    """The format of a variant."""
 
     content_type: str
     extension: str
     quality: int
-    """0 to 100, as the encoder counts."""
+    """0 to 100, on the encoder's scale."""
     version: int = 1
 
 
@@ -74,14 +74,14 @@ SIZES = (
 
 JPEG = Encoding("image/jpeg", "jpg", quality=82)
 WEBP = Encoding("image/webp", "webp", quality=80)
-# As good to the eye as the others in two thirds of their bytes; and at the speed that it is
-# written with it costs less time than WebP.
+# Looks as good as the others in two thirds of their bytes, and encodes faster than WebP at the
+# speed that `render` sets.
 AVIF = Encoding("image/avif", "avif", quality=55)
 ENCODINGS = (JPEG, WEBP, AVIF)
 
 
 class Fact(StrEnum):
-    """What is told of a photo beside its variants."""
+    """A property of a photo that is stored with its variants."""
 
     BLURHASH = "blurhash"
     DOMINANT_COLOUR = "dominant_colour"
@@ -90,7 +90,7 @@ class Fact(StrEnum):
 
 @dataclass(frozen=True)
 class Decoding:
-    """The picture: decoded, upright, sRGB, no larger than the largest variants need."""
+    """The decoded picture: upright, sRGB, no larger than the largest variants need."""
 
 
 @dataclass(frozen=True)
@@ -100,9 +100,9 @@ class Step:
     name: str
     makes: Decoding | Size | Encoding | Fact
     version: int
-    """Raised when the step makes something else of the same inputs."""
+    """Increment it when the step gives another result for the same inputs."""
     inputs: tuple[str, ...] = ()
-    """The steps whose results it takes; none: it takes the file."""
+    """The steps whose results are the inputs; empty: the file is the input."""
 
 
 _PICTURE = "picture"
@@ -113,7 +113,7 @@ _SKETCH = "w600"
 
 def _steps() -> Iterator[Step]:
     yield Step(_PICTURE, Decoding(), version=1)
-    # The largest first: it takes longest, and the others are made beside it.
+    # The largest first: it takes longest, and the others run in parallel with it.
     for size in reversed(SIZES):
         yield Step(size.name, size, size.version, inputs=(_PICTURE,))
         for encoding in ENCODINGS:
@@ -124,11 +124,11 @@ def _steps() -> Iterator[Step]:
 
 
 STEPS = {step.name: step for step in _steps()}
-"""By their names, each behind its inputs."""
+"""All steps by name, each after its inputs."""
 
 
 def fingerprint(name: str) -> str:
-    """Returns 8 hex digits that change when the version of a step or of one behind it does."""
+    """Returns 8 hex digits that change with the version of a step or of a step before it."""
     return _digest(sorted(_behind(STEPS[name])))
 
 
@@ -142,7 +142,7 @@ def _digest(lines: list[str]) -> str:
 
 
 RECIPE = _digest(sorted(set().union(*(_behind(step) for step in STEPS.values()))))
-"""Tells this set of steps and versions from every other: what is stored with what they made."""
+"""Identifies this set of steps and versions. It is stored with each media item that they made."""
 
 
 VARIANT_STEPS = {
@@ -154,7 +154,7 @@ VARIANT_STEPS = {
 
 
 def object_name(size: Size, encoding: Encoding) -> str:
-    """Returns a variant's S3 key behind the photo's own prefix, such as w600.0f3c2d1b.jpg."""
+    """Returns a variant's S3 key after the photo's prefix, such as w600.0f3c2d1b.jpg."""
     step = f"{size.name}.{encoding.extension}"
     return f"{size.name}.{fingerprint(step)}.{encoding.extension}"
 
@@ -167,14 +167,14 @@ class Variant:
     """The size's name."""
     content_type: str
     object_name: str
-    """Its S3 key behind the photo's own prefix."""
+    """The S3 key after the photo's prefix."""
     width: int
     height: int
     size_bytes: int
 
 
 def variant(step: str, picture: tuple[int, int], size_bytes: int) -> Variant:
-    """Returns what a step makes of an upright picture of this width and height.
+    """Returns the variant that a step makes from an upright picture of this width and height.
 
     Raises:
         KeyError: the step makes no variant.
@@ -191,24 +191,25 @@ def variant(step: str, picture: tuple[int, int], size_bytes: int) -> Variant:
 
 @dataclass(frozen=True)
 class Made:
-    """A step is done."""
+    """A finished step."""
 
     step: str
     variant: Variant | None = None
-    """What it makes, if that is to be stored."""
+    """The variant that the step made; None: it made none."""
     content: bytes = b""
-    """The variant's."""
+    """The content of the variant."""
 
 
 @dataclass(frozen=True)
 class Rendition:
-    """All that was made of one photo."""
+    """Everything that was made from one photo."""
 
     width: int
-    """Of the upright photo, in pixels, before any resizing."""
+    """The width of the upright photo in pixels, before any resizing."""
     height: int
+    """The height of the upright photo in pixels, before any resizing."""
     facts: dict[Fact, str]
     variants: tuple[Variant, ...]
     """Smallest first."""
     contents: dict[str, bytes]
-    """Of the variants that were not there before, by their object names."""
+    """The content of the variants that were not stored before, by object name."""

@@ -1,6 +1,6 @@
-"""Runs the steps of the pipeline on one file, those that need not wait for each other at once.
+"""Runs the steps of the pipeline on one file, and independent steps in parallel.
 
-Runs only in child processes, see `renderers`.
+Runs only in child processes; see `renderers`.
 """
 
 from collections.abc import Callable, Mapping
@@ -37,7 +37,7 @@ _PARAMETERS = {
     WEBP: (cv2.IMWRITE_WEBP_QUALITY, WEBP.quality),
     AVIF: (
         *(cv2.IMWRITE_AVIF_QUALITY, AVIF.quality),
-        # One slower takes three times as long for the same bytes.
+        # The next slower speed takes three times as long, and its files are not smaller.
         *(cv2.IMWRITE_AVIF_SPEED, 9),
         *(cv2.IMWRITE_AVIF_DEPTH, 8),
     ),
@@ -49,7 +49,7 @@ _FACTS = {
     Fact.PERCEPTUAL_HASH: perceptual_hash,
 }
 
-# The steps are spread over the cores, not what one step does.
+# Steps run in parallel, so OpenCV must not start threads within one.
 cv2.setNumThreads(1)
 
 
@@ -60,13 +60,13 @@ def render(
 
     Args:
         source: the file.
-        present: variants that need not be made again: their object names and sizes in bytes.
-        tell: hears of each step that is done, in one of several threads.
+        present: the variants to skip: object names and sizes in bytes.
+        tell: called with each finished step, from any of several threads.
         threads: how many steps run at a time.
 
     Raises:
         Unprocessable: the file is damaged.
-        MemoryError: there is less than a step needs.
+        MemoryError: the memory limit is too low for a step.
     """
     names = {step: object_name(*makes) for step, makes in VARIANT_STEPS.items()}
 
@@ -81,7 +81,7 @@ def render(
     results: dict[str, Future[Any]] = {}
     pool = ThreadPoolExecutor(threads)
     try:
-        # In an order in which every step is behind its inputs: what a step waits for has begun.
+        # STEPS lists every step after its inputs, so a step only waits for steps that have started.
         for step in STEPS.values():
             if names.get(step.name) not in present:
                 inputs = [results[name] for name in step.inputs]
@@ -114,7 +114,10 @@ def _run(step: Step, source: Source, inputs: list[Future[Any]]) -> Any:
 
 
 def resize(picture: Pixels, size: Size, original: tuple[int, int]) -> Pixels:
-    """Returns a picture in the size of a variant; `original`: its width and height at first."""
+    """Returns a picture in the size of a variant.
+
+    `original` is the width and height of the upright photo before any resizing.
+    """
     target = size.fit(*original)
     if size.square:
         picture = _middle(picture)
@@ -122,7 +125,7 @@ def resize(picture: Pixels, size: Size, original: tuple[int, int]) -> Pixels:
 
 
 def _middle(pixels: Pixels) -> Pixels:
-    """Returns the largest square in the middle."""
+    """Returns the largest centred square."""
     height, width = pixels.shape[:2]
     side = min(width, height)
     left, top = (width - side) // 2, (height - side) // 2
@@ -130,10 +133,10 @@ def _middle(pixels: Pixels) -> Pixels:
 
 
 def encode(pixels: Pixels, encoding: Encoding) -> bytes:
-    """Writes a picture as a variant.
+    """Encodes a picture.
 
     Raises:
-        MemoryError: there is less than the encoder needs.
+        MemoryError: the memory limit is too low for the encoder.
     """
     pixels = _opaque(pixels) if encoding is JPEG or pixels.shape[2] == 3 else unpremultiply(pixels)
     try:
@@ -141,13 +144,13 @@ def encode(pixels: Pixels, encoding: Encoding) -> bytes:
     except cv2.error as error:
         raise MemoryError from error
     if not encoded:
-        # No picture is too odd for an encoder: all it can lack is memory.
+        # Encoders accept every picture, so a failure can only mean too little memory.
         raise MemoryError
     return content.tobytes()
 
 
 def _opaque(pixels: Pixels) -> Pixels:
-    """Returns a picture on white, if there is anything to see through."""
+    """Returns a picture without alpha, on a white background if it has transparency."""
     if pixels.shape[2] == 3:
         return pixels
     white = cv2.cvtColor(255 - pixels[..., 3], cv2.COLOR_GRAY2BGR)

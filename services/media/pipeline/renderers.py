@@ -1,7 +1,7 @@
-"""A few child processes that make renditions, each bounded in memory and time.
+"""A pool of child processes that make renditions, each with memory and time limits.
 
-OpenCV is only ever imported there: forking a process that has imported it is a trap, and a
-decoder that a file crashes or takes over must hold nothing of worth.
+Only these processes import OpenCV. A process that has imported it cannot fork safely, and a decoder
+that a malicious file crashes or takes over must not have access to anything valuable.
 """
 
 import asyncio
@@ -37,47 +37,47 @@ _CHILD = "services.media.pipeline.child"
 
 _LENGTH_BYTES = 4
 
-# A child that was taken over by a file must not take the worker's memory with its answer.
+# Keeps a compromised child from exhausting the worker's memory with its answers.
 _MOST_ANSWER_BYTES = 64 * 1024
 _MOST_VARIANT_BYTES = 32 * 1024 * 1024
 
 _START_SECONDS = 30.0
 
 _THREADS = os.cpu_count() or 1
-"""How many steps of one file are done at a time: all cores, when they have nothing else to do."""
+"""How many steps of one file run at a time: as many as there are cores."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What one child, or one file in it, may take."""
+    """The limits of one child, or of one file in it."""
 
     memory_bytes: int
     large_memory_bytes: int
-    """What a large picture may take. There is one at a time, whatever the number of children."""
+    """The memory limit for a large picture. All children together render one at a time."""
     cpu_seconds: int
     wall_seconds: float
-    """A file that takes longer without spending the CPU time is tried again: not it, but the
-    machine is slow."""
+    """A file that exceeds this limit but not `cpu_seconds` is retried, because the machine is slow
+    and not the file."""
 
 
 class RendererFailed(Exception):
-    """A child met an error that the file is not to blame for: a bug of ours."""
+    """A child failed because of a bug, not because of the file."""
 
 
 class Renderers:
-    """Renders as many files at a time as it has children; others wait in line."""
+    """Renders one file per child at a time; more files wait in a queue."""
 
     def __init__(self, children: int, limits: Limits) -> None:
         self._limits = limits
         self._large = asyncio.Lock()
-        # None: a child that is to be started when it is its turn.
+        # None: a child that starts when its turn comes.
         self._idle: asyncio.LifoQueue[_Child | None] = asyncio.LifoQueue()
         for _ in range(children):
             self._idle.put_nowait(None)
         self._children = children
 
     async def __aenter__(self) -> "Renderers":
-        # All at once: each imports OpenCV first, which takes a while.
+        # Starts all children in parallel, because importing OpenCV takes a while.
         for _ in range(self._children):
             self._idle.get_nowait()
         started = await asyncio.gather(*(_Child.start(self._limits) for _ in range(self._children)))
@@ -97,21 +97,24 @@ class Renderers:
         present: Mapping[str, int] | None = None,
         tell: Callable[[Made], None] = lambda _: None,
     ) -> Rendition:
-        """Makes every variant of a file that is not `present`: object names and sizes in bytes.
+        """Makes every variant of a file, and every fact.
 
-        `tell` hears of each step as soon as it is done; of some twice, when it turns out that a
-        picture needs more memory than it seemed. The file must be on a disk.
+        Args:
+            file: must be on a disk.
+            present: the variants to skip: object names and sizes in bytes.
+            tell: called with each step as soon as it is finished. If a picture needs more memory
+                than estimated, rendering restarts, and some steps are reported twice.
 
         Raises:
-            Unprocessable: nothing can be made of it.
+            Unprocessable: the file cannot be processed.
             Unavailable: the child was killed from outside or cannot start, or the machine is
-                too slow now.
+                too slow at present.
             RendererFailed: there is a bug.
         """
         order = {"present": dict(present or {}), "large": False}
         rendition = await self._render(file, order, tell)
         if rendition is None:
-            # It waits without a child, so that smaller ones overtake it.
+            # Waits without occupying a child, so that smaller pictures can overtake it.
             async with self._large:
                 rendition = await self._render(file, order | {"large": True}, tell)
         if rendition is None:
@@ -121,7 +124,7 @@ class Renderers:
     async def _render(
         self, file: BinaryIO, order: Mapping[str, Any], tell: Callable[[Made], None]
     ) -> Rendition | None:
-        """Renders a file; None: it is a large one and was not ordered as such."""
+        """Renders a file; None: the file is large and the order does not mark it as such."""
         child = await self._idle.get()
         try:
             if child is None or child.ended:
@@ -131,8 +134,8 @@ class Renderers:
         except TimeoutError:
             raise Unavailable("The renderer") from None
         finally:
-            # Whatever ended in the middle, also by cancellation, leaves an answer unread. And what
-            # a large picture leaves behind in the allocator would be missing for the next ones.
+            # Replaces the child after an interrupted or cancelled order, which leaves answers
+            # unread, and after a large picture, whose memory the allocator would not return.
             if child is not None and (child.busy or order["large"]):
                 await child.kill()
                 child = None
@@ -152,7 +155,7 @@ class _Child:
 
     @property
     def ended(self) -> bool:
-        """Whether the child has ended by itself, such as by an operator's hand while idle."""
+        """Whether the process has ended, for example because an operator killed it while idle."""
         return self._process.returncode is not None or self._stdin.is_closing()
 
     @classmethod
@@ -160,14 +163,14 @@ class _Child:
         """Starts a child and returns when it is ready.
 
         Raises:
-            Unavailable: it cannot start.
+            Unavailable: the child cannot start.
         """
         try:
             async with asyncio.timeout(_START_SECONDS):
                 child = cls(*await _spawn(limits))
                 await child._until_ready()
         except (OSError, TimeoutError, asyncio.IncompleteReadError) as error:
-            # Nothing that a file could be blamed for.
+            # No file was involved, so none can be the cause.
             raise Unavailable("The renderer") from error
         return child
 
@@ -186,7 +189,8 @@ class _Child:
             text = json.dumps(order).encode()
             self._stdin.write(len(text).to_bytes(_LENGTH_BYTES, "big"))
             self._stdin.write(text)
-            # The child reads it where it lies: however large it is, it is in nobody's memory.
+            # The child maps the file through its descriptor, so that a file of any size is never
+            # loaded into memory as a whole.
             socket.send_fds(self._files, [b"f"], [file.fileno()])
             await self._stdin.drain()
             answer = await self._answer()
@@ -221,13 +225,13 @@ class _Child:
             return Made(step)
         if size_bytes > _MOST_VARIANT_BYTES:
             raise RendererFailed("a variant is too long")
-        # A child that was taken over does not say where its variant is stored, or as what.
+        # Computes the name and the type here, so that a compromised child cannot choose them.
         return Made(
             step, variant(step, picture, size_bytes), await self._stdout.readexactly(size_bytes)
         )
 
     async def kill(self) -> None:
-        """Ends the child, whatever it does."""
+        """Kills the child."""
         self._files.close()
         if self._process.returncode is None:
             self._process.kill()
@@ -253,7 +257,7 @@ def _rendition(
 
 
 async def _spawn(limits: Limits) -> tuple[Process, socket.socket]:
-    """Returns a new child, and the socket by which it takes files."""
+    """Returns a new child process, and the socket through which it receives files."""
     ours, theirs = socket.socketpair()
     ours.setblocking(False)
     with theirs:
@@ -272,27 +276,28 @@ async def _spawn_with(limits: Limits, files: socket.socket) -> Process:
         pass_fds=[files.fileno()],
         stdin=PIPE,
         stdout=PIPE,
-        # Nothing else: neither the worker's keys nor its addresses.
+        # No other variables, so that the child does not see the worker's keys and addresses.
         env={
             "PATH": os.environ.get("PATH", os.defpath),
             "PYTHONPATH": str(_ROOT),
             "OPENBLAS_NUM_THREADS": "1",
-            # What each thread would keep for itself is missing for the pictures.
+            # Each malloc arena reserves memory that pictures need.
             "MALLOC_ARENA_MAX": "2",
-            # OpenCV reads it when it is imported. The header is checked first, but a file could
-            # tell its decoder other dimensions than it tells us.
+            # OpenCV reads this when it is imported. The header is checked before decoding, but the
+            # decoder may see other dimensions in the file than `read_header`.
             "OPENCV_IO_MAX_IMAGE_PIXELS": str(MOST_PIXELS),
         },
     )
 
 
 def _why(return_code: int) -> Exception:
-    """Returns what it means that a child ended in the middle of a file."""
-    _log.warning("a renderer ended", return_code=return_code)
+    """Returns the error for a child that ended while it rendered a file."""
+    _log.warning("renderer.ended", return_code=return_code)
     if return_code == -signal.SIGXCPU:
         return Unprocessable(Failure.TOO_EXPENSIVE)
     if return_code in (-signal.SIGKILL, -signal.SIGTERM):
-        # Its own limits never send these: the kernel was short of memory, or an operator.
+        # The child's own limits never send these signals: the kernel's OOM killer did, or an
+        # operator.
         return Unavailable("The renderer")
-    # A decoder crashed on it.
+    # The decoder crashed on the file.
     return Unprocessable(Failure.CORRUPT)
