@@ -1,4 +1,4 @@
-"""Makes the database of the services, and migrates the schema of each."""
+"""Creates the services' database, and migrates the schema of each service."""
 
 import hashlib
 import logging
@@ -21,45 +21,45 @@ log = logging.getLogger(__name__)
 
 SERVICES = Path(__file__).parents[1] / "services"
 
-# One number for "migrations of Photomesh" among PostgreSQL's advisory locks.
+# Identifies Photomesh's migrations among PostgreSQL's advisory locks.
 _MIGRATION_LOCK = 0x70686F746F
 _MIGRATION_WAIT_SECONDS = 300
 
-# A migration that cannot have its lock soon would queue every query behind it; one that runs long
-# belongs into batches.
+# A migration that waits long for a lock would block every query behind it; a migration that runs
+# long must be split into batches.
 _LOCK_TIMEOUT = "5s"
 _STATEMENT_TIMEOUT = "60s"
 
-# trgm: search by parts of a name. stat_statements: which query costs what.
+# pg_trgm: search by parts of a name. pg_stat_statements: the cost of each query.
 _EXTENSIONS = ("pg_trgm", "citext", "btree_gin", "pg_stat_statements")
 
 
 class Database(BaseSettings):
-    """Which database and roles to make, and as whom."""
+    """The database and roles to create, and the superuser's URL."""
 
     model_config = SettingsConfigDict(env_prefix="PHOTOMESH_", frozen=True, extra="ignore")
 
     admin_database_url: SecretStr
-    """May create roles and databases."""
+    """Can create roles and databases."""
     database: str = "photomesh"
     database_passwords: dict[str, SecretStr]
     """Password by role; each role owns the schema of its name."""
 
 
 class MigrationFailed(Exception):
-    """A schema could not be brought to its newest form; the text says which and why."""
+    """A schema could not be migrated; the text names the schema and the reason."""
 
 
 def provision_database(settings: Database, *, services: Path = SERVICES) -> None:
-    """Makes the database, a role and a schema for each service, and migrates each schema.
+    """Creates the database, a role and a schema for each service, and migrates each schema.
 
     Args:
-        settings: which database and roles, and as whom.
-        services: folder whose `common/migrations` goes into every schema, followed by the
-            schema's own `<service>/migrations`. Either may be absent.
+        settings: the database and the roles.
+        services: the folder whose `common/migrations` applies to every schema, followed by the
+            schema's own `<service>/migrations`. Either can be missing.
 
     Raises:
-        MigrationFailed: a migration failed, or another machine migrates for over 5 minutes.
+        MigrationFailed: a migration failed, or another machine migrates for more than 5 minutes.
     """
     admin_url = settings.admin_database_url.get_secret_value()
     passwords = {
@@ -73,15 +73,15 @@ def provision_database(settings: Database, *, services: Path = SERVICES) -> None
             _make_schemas(own, passwords)
         for role, password in passwords.items():
             url = _as_role(own_url, role, password)
-            # The common ones first: a service's tables may use its ids.
+            # Common migrations first, because a service's tables can use their id functions.
             for owner in ("common", role):
                 _migrate(url, role, services / owner / "migrations")
 
 
 @contextmanager
 def _migration_lock(admin: psycopg.Connection) -> Iterator[None]:
-    # Asked for again and again rather than waited for: a waiting session would hold a snapshot
-    # for as long, which blocks CREATE INDEX CONCURRENTLY in the one that migrates.
+    # Polled, because a session that waits for the lock would hold a snapshot, which blocks CREATE
+    # INDEX CONCURRENTLY in the session that migrates.
     deadline = time.monotonic() + _MIGRATION_WAIT_SECONDS
     while True:
         row = admin.execute("SELECT pg_try_advisory_lock(%s)", [_MIGRATION_LOCK]).fetchone()
@@ -102,8 +102,8 @@ def _make_roles(admin: psycopg.Connection, passwords: Mapping[str, str]) -> None
     known = {name for (name,) in admin.execute("SELECT rolname FROM pg_roles")}
     for role, password in passwords.items():
         verb = "ALTER" if role in known else "CREATE"
-        # The server logs statements that fail or are slow, and pg_stat_statements keeps all, so
-        # the password itself must not be in one.
+        # The server logs statements that fail or are slow, and pg_stat_statements stores all, so no
+        # statement may contain the password itself.
         verifier = admin.pgconn.encrypt_password(
             password.encode(), role.encode(), b"scram-sha-256"
         ).decode()
@@ -112,15 +112,15 @@ def _make_roles(admin: psycopg.Connection, passwords: Mapping[str, str]) -> None
                 sql.SQL(verb), sql.Identifier(role), sql.Literal(verifier)
             )
         )
-        # After the role's own schema comes only where the extensions are: what is not there, in
-        # another service's schema, is not found by accident.
+        # The search path contains the role's own schema and the extensions only, so that a name
+        # cannot resolve to another service's schema by accident.
         admin.execute(
             sql.SQL("ALTER ROLE {} SET search_path = {}, extensions").format(
                 sql.Identifier(role), sql.Identifier(role)
             )
         )
         if role not in known:
-            log.info("made role %s", role)
+            log.info("role.created name=%s", role)
 
 
 def _make_database(admin: psycopg.Connection, database: str, passwords: Mapping[str, str]) -> None:
@@ -128,7 +128,7 @@ def _make_database(admin: psycopg.Connection, database: str, passwords: Mapping[
     found = admin.execute("SELECT 1 FROM pg_database WHERE datname = %s", [database]).fetchone()
     if not found:
         admin.execute(sql.SQL("CREATE DATABASE {}").format(name))
-        log.info("made database %s", database)
+        log.info("database.created name=%s", database)
     admin.execute(sql.SQL("REVOKE ALL ON DATABASE {} FROM PUBLIC").format(name))
     for role in passwords:
         grant = sql.SQL("GRANT CONNECT, TEMPORARY ON DATABASE {} TO {}")
@@ -151,10 +151,10 @@ def _make_schemas(own: psycopg.Connection, passwords: Mapping[str, str]) -> None
 
 
 class _Backend(PostgresqlPsycopgBackend):  # type: ignore[misc]
-    """Applies and records a migration in one transaction, and remembers its text.
+    """Applies and records a migration in one transaction, and stores its digest.
 
-    yoyo records it in a second one: a process killed between the two would apply the migration
-    again. Nor does it notice that a migration was edited after it was applied.
+    yoyo records it in a second transaction: a process killed between the two would apply the
+    migration again. yoyo also does not detect a migration that was edited after it was applied.
     """
 
     def apply_one(self, migration: Migration, force: bool = False, mark: bool = True) -> None:
@@ -169,7 +169,7 @@ class _Backend(PostgresqlPsycopgBackend):  # type: ignore[misc]
             self._remember(migration)
 
     def edited(self, migrations: Iterable[Migration]) -> list[str]:
-        """The migrations whose text is not what was applied."""
+        """Returns the migrations that were edited after they were applied."""
         self.connection.execute(
             "CREATE TABLE IF NOT EXISTS schema_texts (migration_id text PRIMARY KEY, sha256 text)"
         )
@@ -198,7 +198,7 @@ def _migrate(url: str, role: str, folder: Path) -> None:
     uri = uri._replace(args={**uri.args, "options": timeouts})
     with _Backend(uri, "schema_migrations") as backend:
         backend.create_lock_table()
-        # We hold the lock that counts, so this one can only be left from a killed process.
+        # We hold the advisory lock, so this lock can only be left from a killed process.
         backend.break_lock()
         migrations = read_migrations(str(folder))
         if edited := backend.edited(migrations):
@@ -213,7 +213,7 @@ def _migrate(url: str, role: str, folder: Path) -> None:
                 raise MigrationFailed(
                     f"migration {migration.path} failed in schema {role}: {error}"
                 ) from error
-            log.info("applied %s to schema %s", migration.id, role)
+            log.info("migration.applied id=%s schema=%s", migration.id, role)
 
 
 def _at_database(url: str, database: str) -> str:

@@ -1,7 +1,7 @@
-"""The mesh's own processes: one row each, and nothing else lists them.
+"""The mesh's own processes: one row each. Nothing else lists them.
 
-Identities and certificates, database roles and schemas, ports, addresses of peers, readiness and
-the order of starting derive from the rows; what a method or an event needs is in its contract.
+Identities and certificates, database roles and schemas, ports, addresses of peers, readiness, and
+start order derive from the rows. The requirements of a method or an event are in its contract.
 """
 
 from dataclasses import dataclass
@@ -9,12 +9,12 @@ from enum import Enum, StrEnum
 
 
 class Kind(StrEnum):
-    """What a process is for."""
+    """The type of a process."""
 
     SERVICE = "service"
-    """Answers the methods of its contract."""
+    """Serves the methods of its contract."""
     WORKER = "worker"
-    """Handles events or jobs; what it answers is for operators."""
+    """Handles events or jobs; serves methods only to operators."""
     PART = "part"
     """Belongs to the gateway, and starts after the services."""
 
@@ -29,7 +29,7 @@ class Need(StrEnum):
 
 
 class Key(Enum):
-    """A key that a process is given: the variable that names its file, and the file."""
+    """A key that a process receives: the variable that names its file, and the file."""
 
     ACCESS_TOKENS = ("PHOTOMESH_TOKEN_KEY_FILE", "token/key.pem")
     MEDIA_URLS = ("PHOTOMESH_CDN_KEY_FILE", "cdn.key")
@@ -41,22 +41,22 @@ class MeshProcess:
     """One process of the mesh."""
 
     name: str
-    """Its identity, as its certificate proves it."""
+    """Its identity, as in its certificate."""
     kind: Kind
     port: int
-    """Where it answers gRPC: an offset in the stack's block of ports."""
+    """Its gRPC port: an offset in the stack's block of ports."""
     module: str = ""
-    """What `python -m` runs; empty: services.<name>."""
+    """The module that `python -m` runs. Empty: services.<name>."""
     rest_port: int = 0
-    """Where it answers REST itself; 0: it does not."""
+    """Its REST port, if it serves REST itself. 0: it does not."""
     rest_methods: tuple[str, ...] = ()
-    """The gRPC paths of the methods that it also answers as REST."""
+    """The gRPC paths of the methods that it also serves over REST."""
     role: str = ""
-    """The database role and schema that it uses; empty: none."""
+    """The database role and schema that it uses. Empty: none."""
     needs: tuple[Need, ...] = ()
     keys: tuple[Key, ...] = ()
     ready: tuple[str, ...] = ()
-    """The workers, by their names in grpc.health.v1, that must be ready before it is."""
+    """The workers, by their names in grpc.health.v1, that must be ready before the process is."""
 
     @property
     def program(self) -> str:
@@ -126,15 +126,15 @@ MESH = (
     ),
     MeshProcess("reflection", Kind.PART, port=108, module="gateway.reflection"),
 )
-"""In the order in which people should see them."""
+"""In display order."""
 
 IDENTITIES = (*(process.name for process in MESH), "gateway", "operator")
-"""Whom a certificate of the mesh may belong to."""
+"""The identities for which the mesh issues certificates."""
 
 DATABASE_ROLES = tuple(dict.fromkeys(process.role for process in MESH if process.role))
-"""Each owns the schema of its name."""
+"""Each role owns the schema of its name."""
 
 
 def variable(peer: str) -> str:
-    """Returns the variable that tells where a process is, such as PHOTOMESH_PEER_MEDIA_WORKER."""
+    """Returns the variable with a process's address, such as PHOTOMESH_PEER_MEDIA_WORKER."""
     return f"PHOTOMESH_PEER_{peer.upper().replace('-', '_')}"

@@ -2,8 +2,8 @@
 
     python -m deploy.provision storage|database|topics ...
 
-Each can be repeated and run by several machines at once. Settings come from the environment, so
-the same program prepares a laptop and a production cluster.
+Every step is idempotent and can run on several machines at once. Settings come from the
+environment, so the same program prepares a laptop and a production cluster.
 """
 
 import logging
@@ -26,7 +26,7 @@ _MILLISECOND = timedelta(milliseconds=1)
 
 
 class Storage(BaseSettings):
-    """Which buckets to make, and as whom."""
+    """The buckets to create, and the identity that creates them."""
 
     model_config = SettingsConfigDict(env_prefix="PHOTOMESH_", frozen=True, extra="ignore")
 
@@ -37,13 +37,13 @@ class Storage(BaseSettings):
     originals_bucket: str = "photomesh-originals"
     media_bucket: str = "photomesh-media"
     broker_bucket: str = ""
-    """The local broker keeps its messages in S3; elsewhere there is none."""
+    """The bucket of the local broker, which stores its messages in S3. Empty: none."""
     cors_origins: tuple[str, ...] = ("*",)
-    """Web clients at these origins may send presigned uploads."""
+    """The origins whose web clients can send presigned uploads."""
 
 
 class Topics(BaseSettings):
-    """Which broker to make topics at."""
+    """The broker on which to create topics."""
 
     model_config = SettingsConfigDict(env_prefix="PHOTOMESH_", frozen=True, extra="ignore")
 
@@ -51,7 +51,7 @@ class Topics(BaseSettings):
 
 
 class Topic(Protocol):
-    """A topic as `services.common.topics` describes it."""
+    """A topic as described by `services.common.topics`."""
 
     @property
     def name(self) -> str: ...
@@ -62,14 +62,14 @@ class Topic(Protocol):
 
 
 class TopicMismatch(Exception):
-    """A topic exists in another form than it should, which cannot be changed safely."""
+    """A topic exists with different settings that cannot be changed safely."""
 
 
 def provision_storage(settings: Storage) -> None:
-    """Makes the buckets, private, and lets browsers post originals.
+    """Creates the private buckets, and allows browsers to POST originals.
 
     Raises:
-        botocore.exceptions.ClientError: S3 refuses.
+        botocore.exceptions.ClientError: S3 rejected a request.
     """
     import boto3
     from botocore.config import Config
@@ -87,7 +87,7 @@ def provision_storage(settings: Storage) -> None:
         buckets.append(settings.broker_bucket)
     for bucket in buckets:
         try:
-            # us-east-1 is the one region that must not be named.
+            # us-east-1 is the only region that must not be specified.
             if settings.s3_region == "us-east-1":
                 s3.create_bucket(Bucket=bucket)
             else:
@@ -97,17 +97,17 @@ def provision_storage(settings: Storage) -> None:
                 )
         except s3.exceptions.BucketAlreadyOwnedByYou:
             continue
-        log.info("made bucket %s", bucket)
-    # What a crash or a client leaves of an upload in parts; the media service's sweeper removes
-    # those that it knows of.
+        log.info("bucket.created name=%s", bucket)
+    # Removes incomplete multipart uploads that crashes and clients leave behind; the media
+    # service's sweeper removes only those that it knows.
     abandoned_parts: LifecycleRuleTypeDef = {
         "ID": "abandoned-parts",
         "Status": "Enabled",
         "Filter": {"Prefix": ""},
         "AbortIncompleteMultipartUpload": {"DaysAfterInitiation": 1},
     }
-    # Originals are read when they are processed, and when a new variant is made of all of them.
-    # Both storage classes still answer at once.
+    # Originals are read when they are processed, and when a new variant is generated for all of
+    # them. Both storage classes still respond at once.
     rarely_read: LifecycleRuleTypeDef = {
         "ID": "rarely-read",
         "Status": "Enabled",
@@ -123,10 +123,10 @@ def provision_storage(settings: Storage) -> None:
             LifecycleConfiguration={"Rules": [abandoned_parts, rarely_read]},
         )
     except s3.exceptions.ClientError as error:
-        # SeaweedFS has one storage class; it refuses the whole configuration.
+        # SeaweedFS has one storage class, and rejects the whole configuration.
         if error.response["Error"]["Code"] != "NotImplemented":
             raise
-        log.info("this S3 has no other storage classes: originals stay in theirs")
+        log.info("storage_classes.unsupported")
         s3.put_bucket_lifecycle_configuration(
             Bucket=settings.originals_bucket,
             LifecycleConfiguration={"Rules": [abandoned_parts]},
@@ -139,7 +139,7 @@ def provision_storage(settings: Storage) -> None:
                     "AllowedOrigins": list(settings.cors_origins),
                     "AllowedMethods": ["POST", "PUT"],
                     "AllowedHeaders": ["*"],
-                    # Multipart uploads must name the parts by what S3 answered.
+                    # A client must name the parts of a multipart upload by their ETags.
                     "ExposeHeaders": ["ETag"],
                     "MaxAgeSeconds": 3600,
                 }
@@ -149,11 +149,11 @@ def provision_storage(settings: Storage) -> None:
 
 
 def provision_topics(settings: Topics, topics: Sequence[Topic]) -> None:
-    """Makes the topics that do not exist.
+    """Creates the topics that do not exist.
 
     Raises:
-        TopicMismatch: a topic exists with another number of partitions. To change it would send
-            a key's later events elsewhere than its earlier ones, out of order.
+        TopicMismatch: a topic exists with a different number of partitions. Changing the number
+            would route later events of a key to another partition, out of order.
     """
     from kafka.admin import KafkaAdminClient, NewTopic
     from kafka.errors import TopicAlreadyExistsError
@@ -165,7 +165,7 @@ def provision_topics(settings: Topics, topics: Sequence[Topic]) -> None:
             if topic.name in existing:
                 continue
             try:
-                # -1: as many replicas as the cluster's default.
+                # -1: the cluster's default number of replicas.
                 admin.create_topics(
                     [
                         NewTopic(
@@ -178,7 +178,7 @@ def provision_topics(settings: Topics, topics: Sequence[Topic]) -> None:
                 )
             except TopicAlreadyExistsError:
                 continue
-            log.info("made topic %s with %d partitions", topic.name, topic.partitions)
+            log.info("topic.created name=%s partitions=%d", topic.name, topic.partitions)
         described = admin.describe_topics([topic.name for topic in topics])
         partitions = {found["name"]: len(found["partitions"]) for found in described}
     finally:
@@ -192,7 +192,7 @@ def provision_topics(settings: Topics, topics: Sequence[Topic]) -> None:
         raise TopicMismatch("; ".join(wrong))
 
 
-# The steps import their clients only when they run: each is a process on the way of `make up`.
+# Each step imports its clients only when it runs, to keep `make up` fast.
 
 
 def _storage() -> None:

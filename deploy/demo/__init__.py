@@ -1,1 +1,1 @@
-"""Shows the main job on real input: people, photos, a follow graph, one feed."""
+"""Demonstrates the main use case: people, photos, a follow graph, and one feed."""

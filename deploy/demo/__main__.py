@@ -1,4 +1,4 @@
-"""`make demo`: signs people up, lets them follow, upload and post, and shows one feed."""
+"""`make demo`: signs people up, makes them follow, upload, and post, and shows one feed."""
 
 import asyncio
 import secrets
@@ -22,7 +22,7 @@ from deploy.demo.sheet import contact_sheet
 from deploy.local import state
 from deploy.local.table import ROOT
 
-# Enough to keep the mesh busy; more would only wait in line behind the password hashes.
+# Enough to keep the mesh busy; more requests would only queue for password hashing.
 _AT_A_TIME = 8
 _PATIENCE_SECONDS = 120.0
 
@@ -31,7 +31,7 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True)
 class Posted:
-    """A post, and when it was asked for."""
+    """A post, and when its creation was requested."""
 
     post_id: str
     author: str
@@ -39,12 +39,12 @@ class Posted:
 
 
 class Demo:
-    """The steps of the demonstration."""
+    """The steps of the demo."""
 
     def __init__(self, http: httpx.AsyncClient, console: Console) -> None:
         self._http = http
         self._console = console
-        # Names must be new at each run; the suffix is the run's.
+        # Usernames must be new in each run, so they end with the run's suffix.
         self._run = secrets.token_hex(3)
         self._phones: dict[str, Phone] = {}
 
@@ -52,14 +52,14 @@ class Demo:
         """Runs all steps; returns the contact sheet.
 
         Raises:
-            Refused: the API refused something.
-            TimeoutError: a post did not come into a feed.
+            Refused: the API rejected a request.
+            TimeoutError: a post did not appear in a feed.
         """
         await self._sign_up(follows.people)
         await self._follow(follows)
         authors = follows.most_followed()
         work = [(authors[n % len(authors)], picture) for n, picture in enumerate(pictures)]
-        # Cold feeds are built on their first read; afterwards posts are pushed into them.
+        # The first read builds a feed; after that, new posts are pushed into it.
         watchers = sorted({f for author, _ in work for f in follows.followers_of(author)})
         await self._each("Opening feeds", watchers, lambda name: self._phones[name].feed(1))
         posted, seconds = await self._post_and_watch(follows, work)
@@ -91,10 +91,10 @@ class Demo:
     async def _post_and_watch(
         self, follows: graph.FollowGraph, work: list[tuple[str, Photo]]
     ) -> tuple[list[Posted], dict[str, dict[str, float]]]:
-        """Uploads, posts, and waits until every follower has every post.
+        """Uploads, posts, and waits until every follower's feed has every post.
 
-        Returns the posts, and for each follower the seconds from each post's request (its photo
-        uploaded, not yet processed) until it was seen in the feed.
+        Returns the posts, and for each follower the seconds from each CreatePost request (with the
+        photo uploaded but not yet processed) until the post appeared in the feed.
         """
         posted: list[Posted] = []
 
@@ -177,7 +177,7 @@ class Demo:
     async def _each(
         self, title: str, items: Iterable[Item], do: Callable[[Item], Awaitable[Any]]
     ) -> None:
-        """Does something with each item, a few at a time, and shows how far it is."""
+        """Processes the items, a few at a time, and shows the progress."""
         todo = list(items)
         gate = asyncio.Semaphore(_AT_A_TIME)
         began = time.monotonic()
@@ -204,7 +204,7 @@ class Demo:
 
 
 def _gateway() -> str:
-    """Returns where the stack that `make up` started has its API."""
+    """Returns the API address of the stack that `make up` started."""
     known = state.read(ROOT / "var")
     if known is None:
         raise click.ClickException("there is no mesh here yet: make up")
@@ -239,10 +239,10 @@ def _gateway() -> str:
     help="Where the contact sheet is written.",
 )
 def main(photo_folder: Path | None, graph_file: Path | None, gateway: str, sheet: Path) -> None:
-    """Shows the main job on real input.
+    """Demonstrates the main use case on real input.
 
-    People sign up and follow each other, upload photos straight to S3 and post them; then one
-    feed is shown, its pictures are fetched through the CDN edge, and a contact sheet is written.
+    People sign up, follow each other, upload photos directly to S3, and post them. The demo then
+    shows one feed, fetches its pictures through the CDN edge, and writes a contact sheet.
     """
     console = Console()
     try:
@@ -277,7 +277,7 @@ async def _run(
         try:
             return await Demo(http, console).run(follows, pictures)
         except ExceptionGroup as group:
-            # Of tasks that failed side by side, one tells enough.
+            # One error of several concurrent tasks is enough.
             error: Exception = group
             while isinstance(error, ExceptionGroup):
                 error = error.exceptions[0]

@@ -1,4 +1,4 @@
-"""A client of the REST API, such as a phone has."""
+"""A client of the REST API, like one on a phone."""
 
 import uuid
 from typing import Any
@@ -9,7 +9,7 @@ from deploy.demo.photos import Photo
 
 
 class Refused(Exception):
-    """The API did not do what was asked; the text says what it answered."""
+    """The API rejected a request; the text contains its response."""
 
 
 class Phone:
@@ -32,7 +32,7 @@ class Phone:
         await self._call("POST", f"/v1/accounts/{other.account_id}:follow", {})
 
     async def upload(self, photo: Photo) -> str:
-        """Sends a photo straight to S3; returns its media id."""
+        """Uploads a photo directly to S3; returns its media id."""
         upload = await self._call(
             "POST",
             "/v1/media/upload",

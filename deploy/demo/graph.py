@@ -1,4 +1,4 @@
-"""The follow graph of the demonstration: an edge list, or a small made one."""
+"""The follow graph of the demo: an edge list, or a small generated one."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ _NAMES = ("ada", "bela", "chidi", "dolores", "emre", "fatima", "goran", "hana", 
 
 
 class BadEdgeList(Exception):
-    """The file is no edge list; the text is for a person."""
+    """The file is not an edge list; the text is for users."""
 
 
 @dataclass(frozen=True)
@@ -20,21 +20,21 @@ class FollowGraph:
     """Pairs of follower and followee."""
 
     def most_followed(self) -> list[str]:
-        """Returns the people who are followed, the most followed first."""
+        """Returns the people who have followers, most followers first."""
         counts = Counter(followee for _, followee in self.follows)
         return sorted(counts, key=lambda person: (-counts[person], person))
 
     def followers_of(self, author: str) -> list[str]:
-        """Returns who follows a person."""
+        """Returns the followers of a person."""
         return [follower for follower, followee in self.follows if followee == author]
 
     def reaches(self, author: str, reader: str) -> bool:
-        """Tells whether an author's posts belong in a reader's feed."""
+        """Reports whether an author's posts belong in a reader's feed."""
         return author == reader or (reader, author) in self.follows
 
 
 def made() -> FollowGraph:
-    """Returns ten people: each follows the three before them, and everybody follows ada."""
+    """Returns ten people: each follows the three before them, and all follow ada."""
     follows = {
         (_NAMES[i], _NAMES[(i - step) % len(_NAMES)])
         for i in range(len(_NAMES))
@@ -45,10 +45,10 @@ def made() -> FollowGraph:
 
 
 def from_file(path: Path) -> FollowGraph:
-    """Reads an edge list: a line `a b` says that a follows b; # and % begin comments.
+    """Reads an edge list: a line `a b` means that a follows b; # and % start comments.
 
     Raises:
-        BadEdgeList: a line is no pair, or there is none.
+        BadEdgeList: a line is not a pair, or the file has none.
     """
     follows: set[tuple[str, str]] = set()
     try:

@@ -1,4 +1,4 @@
-"""The photos of the demonstration: a folder's, or made ones that are like a phone's."""
+"""The photos of the demo: those of a folder, or generated ones that resemble a phone's."""
 
 import colorsys
 import io
@@ -11,14 +11,14 @@ from pathlib import Path
 from PIL import ExifTags, Image, ImageDraw, ImageFilter
 
 MOST_BYTES = 32 * 2**20
-"""What one upload may have."""
+"""The maximum size of one upload."""
 
 _MAGIC = (
     (b"\xff\xd8\xff", "image/jpeg"),
     (b"\x89PNG\r\n\x1a\n", "image/png"),
 )
 
-# The name, latitude, longitude and hour of what a made photo shows.
+# The name, latitude, longitude, and hour of a generated photo.
 _PLACES = (
     ("Dawn over the Tempelhof field", 52.473, 13.401, 6),
     ("Harbour lights, Lisbon", 38.708, -9.136, 21),
@@ -36,20 +36,20 @@ class Photo:
     """A file to upload."""
 
     name: str
-    """What its caption says."""
+    """The caption of its post."""
     content_type: str
     content: bytes
 
 
 class NoPhotos(Exception):
-    """There is nothing in the folder that can be uploaded; the text is for a person."""
+    """The folder contains nothing that can be uploaded; the text is for users."""
 
 
 def from_folder(folder: Path) -> tuple[list[Photo], list[str]]:
-    """Returns the folder's photos, and a line for each file that was left out and why.
+    """Returns the folder's photos, and one line for each skipped file with the reason.
 
     Raises:
-        NoPhotos: there are none.
+        NoPhotos: the folder has no photos.
     """
     if not folder.is_dir():
         raise NoPhotos(f"{folder} is no folder")
@@ -80,7 +80,7 @@ def _content_type(beginning: bytes) -> str | None:
 
 
 def made() -> list[Photo]:
-    """Returns made landscapes of up to 12 megapixels, with EXIF, GPS and every orientation."""
+    """Generates landscapes of up to 12 megapixels, with EXIF, GPS, and every orientation."""
     photos = []
     for number, (name, latitude, longitude, hour) in enumerate(_PLACES):
         orientation = number % 8 + 1
@@ -141,7 +141,7 @@ def _rgb(hue: float, saturation: float, value: float) -> tuple[int, int, int]:
     return round(red * 255), round(green * 255), round(blue * 255)
 
 
-# What a viewer does to the stored pixels for each EXIF orientation, undone.
+# The inverse of the transformation that a viewer applies for each EXIF orientation.
 _STORED: Sequence[Image.Transpose | None] = (
     None,
     Image.Transpose.FLIP_LEFT_RIGHT,
@@ -155,7 +155,7 @@ _STORED: Sequence[Image.Transpose | None] = (
 
 
 def _as_stored(upright: Image.Image, orientation: int) -> Image.Image:
-    """Returns the pixels as a camera held that way would store them."""
+    """Returns the pixels as a camera with this orientation would store them."""
     undo = _STORED[orientation - 1]
     return upright if undo is None else upright.transpose(undo)
 

@@ -1,4 +1,4 @@
-"""A contact sheet of one feed: a page with the CDN's own URLs."""
+"""A contact sheet of one feed: an HTML page with CDN URLs."""
 
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -43,7 +43,7 @@ _FIGURE = Template("""<figure>
 def contact_sheet(
     reader: str, posts: Sequence[Any], seconds: Mapping[str, float], note: str
 ) -> str:
-    """Returns the page; `seconds` tells for each post id how long it took into the feed."""
+    """Returns the page. `seconds` maps each post id to the time until it was in the feed."""
     figures = "\n".join(
         _figure(post, media, seconds[post["postId"]]) for post in posts for media in post["media"]
     )
@@ -51,7 +51,7 @@ def contact_sheet(
 
 
 def _figure(post: Any, media: Any, seconds: float) -> str:
-    # The square is another crop, so it does not belong beside the others.
+    # The square variant is a different crop, so it cannot be in the same source set.
     wide = [variant for variant in media["variants"] if not variant["name"].startswith("square")]
     jpegs = [variant for variant in wide if variant["contentType"] == "image/jpeg"]
     webps = [variant for variant in wide if variant["contentType"] == "image/webp"]

@@ -1,8 +1,8 @@
-"""Ends the processes of an ephemeral stack when their maker is gone, even by SIGKILL.
+"""Ends the processes of an ephemeral stack when its creator ends, even by SIGKILL.
 
     python -m deploy.local.guard RUN_FOLDER
 
-It waits until its standard input is closed, which the kernel does for a dead process too.
+It waits until its standard input is closed, which the kernel does when a process dies.
 """
 
 import json

@@ -1,13 +1,13 @@
-"""Certificates, keys and passwords of one clone, made on its machine and never shared.
+"""Certificates, keys, and passwords of one clone, created on its machine and never shared.
 
-Everything lies under one folder, readable by its owner only:
+Everything is in one folder, readable only by its owner:
 
-    ca/{cert,key}.pem              the authority of this mesh
-    <identity>/{ca,cert,key}.pem   one leaf for each process identity
-    public/{ca,cert,key}.pem       what the gateway shows to browsers on localhost
+    ca/{cert,key}.pem              the certificate authority of this mesh
+    <identity>/{ca,cert,key}.pem   one leaf certificate for each process identity
+    public/{ca,cert,key}.pem       the gateway's certificate for browsers on localhost
     storage-ca/, storage/          SeaweedFS's own authority and its one certificate
-    token/key.pem, jwks.json       signs access tokens (Ed25519); its public half for the gateway
-    cdn.key, page.key              HS256 secret of media URLs, secret of page tokens (hex text)
+    token/key.pem, jwks.json       the key that signs access tokens (Ed25519); its public half
+    cdn.key, page.key              the secrets of media URLs (HS256) and page tokens (hex text)
     credentials.json               passwords of PostgreSQL's roles, keys of the S3 identities
 """
 
@@ -34,13 +34,13 @@ from deploy.processes import DATABASE_ROLES, IDENTITIES
 _AUTHORITY_LIFE = dt.timedelta(days=3650)
 _LEAF_LIFE = dt.timedelta(days=365)
 _RENEW_BEFORE = dt.timedelta(days=30)
-# Clocks of containers and hosts may differ a little.
+# Tolerates clock differences between containers and hosts.
 _BACKDATED = dt.timedelta(hours=1)
 
 
 @dataclass(frozen=True)
 class KeyPair:
-    """An S3 identity's access key and its secret."""
+    """An S3 identity's access key and secret key."""
 
     access_key: str
     secret_key: str
@@ -52,7 +52,7 @@ class KeyPair:
 
 @dataclass(frozen=True)
 class Credentials:
-    """Passwords and keys of the parts, drawn once for each clone."""
+    """Passwords and keys of the parts, generated once for each clone."""
 
     database_superuser: str
     # By role.
@@ -78,7 +78,7 @@ class Credentials:
         known = json.loads(path.read_text())
         return cls(
             database_superuser=known["database_superuser"],
-            # A role that is newer than this clone gets its password now.
+            # A role that was added after this clone was created gets its password now.
             database={role: secrets.token_urlsafe(24) for role in DATABASE_ROLES}
             | known["database"],
             s3_provision=KeyPair(**known["s3_provision"]),
@@ -95,11 +95,11 @@ class _Authority:
 
 
 def ensure(folder: Path, *, now: dt.datetime | None = None) -> Credentials:
-    """Makes what is missing, broken or within 30 days of its end, and leaves the rest alone.
+    """Creates what is missing, invalid, or within 30 days of expiry, and leaves the rest unchanged.
 
     Args:
-        folder: where everything lies; made if absent.
-        now: the time to judge validity by, with its zone.
+        folder: the folder of all files; created if missing.
+        now: the current time, with its zone.
     """
     now = now or dt.datetime.now(dt.UTC)
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -112,12 +112,12 @@ def ensure(folder: Path, *, now: dt.datetime | None = None) -> Credentials:
             x509.UniformResourceIdentifier(f"spiffe://photomesh/{identity}"),
         ]
         _ensure_leaf(folder / identity, identity, names, both_ways, authority, now)
-    # No client usage and no spiffe name: it must open no door inside the mesh.
+    # No client usage and no SPIFFE name: it must grant no access inside the mesh.
     localhost = [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
     server_only = [ExtendedKeyUsageOID.SERVER_AUTH]
     _ensure_leaf(folder / "public", "localhost", localhost, server_only, authority, now)
 
-    # An authority of its own: no other certificate opens what lies behind S3.
+    # A separate authority, so that no other certificate grants access to the ports behind S3.
     storage = _ensure_authority(folder / "storage-ca", now)
     _ensure_leaf(folder / "storage", "storage", localhost, both_ways, storage, now)
 
@@ -279,7 +279,7 @@ def _write_key(path: Path, key: ec.EllipticCurvePrivateKey | ed25519.Ed25519Priv
 
 def _write(path: Path, content: bytes) -> None:
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    # Whole or not at all: a half-written key must not survive an interruption.
+    # Atomic: a half-written key must not survive an interruption.
     draft = path.with_name(path.name + ".new")
     draft.unlink(missing_ok=True)
     descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)

@@ -1,4 +1,4 @@
-"""Which ports the local stack uses, and who holds one that we wanted."""
+"""Chooses the local stack's ports, and finds the process that holds a port."""
 
 import dataclasses
 import random
@@ -10,8 +10,8 @@ from typing import Self
 
 from deploy.processes import MESH
 
-# The offsets leave the well-known last digits readable: 18432 is PostgreSQL, 18379 Valkey. Those
-# from 101 to 199 belong to the mesh's own processes.
+# The offsets keep the well-known last digits: 18432 is PostgreSQL, 18379 Valkey. Offsets 101 to 199
+# belong to the mesh's own processes.
 _OFFSETS = {
     "gateway_http": 80,
     "edge": 81,
@@ -49,10 +49,10 @@ _BLOCK = 1_000
 _LAST_BASE = 31_000
 _NEXT = 2_000
 
-# Below the kernel's ephemeral range: an outgoing connection must not take a port between our
-# choosing and a server's binding it.
+# Below the kernel's ephemeral range, so that an outgoing connection cannot take a port before the
+# server binds it.
 _FREE_RANGE = range(10_000, 18_000)
-# Ports are drawn as runs of neighbours; each run holds more than a stack needs.
+# Ports are allocated in runs; each run holds more than a stack needs.
 _RUN = 64
 
 
@@ -67,7 +67,7 @@ class Ports:
     edge_admin: int
     postgres: int
     valkey: int
-    # Only a cluster's.
+    # Used only by a cluster.
     valkey_2: int
     valkey_3: int
     valkey_4: int
@@ -91,20 +91,20 @@ class Ports:
     s3_admin_grpc: int
     kafka: int
     grpc: Mapping[str, int]
-    """Where each of the mesh's own processes answers gRPC."""
+    """The gRPC port of each of the mesh's own processes."""
     rest: Mapping[str, int]
-    """Where those that answer REST themselves do."""
+    """The REST port of each process that serves REST itself."""
 
     @classmethod
     def block(cls, base: int) -> Self:
-        """The ports of the block that begins at `base` (1024 to 64535)."""
+        """Returns the block of ports that starts at `base` (1024 to 64535)."""
         if not 1_024 <= base <= 65_535 - _BLOCK:
             raise ValueError(f"a port block cannot begin at {base}: give 1024 to 64535")
         return cls._of(base + offset for offset in _all_offsets())
 
     @classmethod
     def _of(cls, numbers: Iterable[int]) -> Self:
-        """Gives the ports, in the order of `_all_offsets`, their names."""
+        """Assigns the port numbers, in the order of `_all_offsets`."""
         left = iter(numbers)
         return cls(
             **dict(zip(_OFFSETS, left, strict=False)),
@@ -113,12 +113,12 @@ class Ports:
         )
 
     def address(self, process: str) -> str:
-        """Returns where a process answers gRPC, such as "127.0.0.1:18105"."""
+        """Returns the gRPC address of a process, such as "127.0.0.1:18105"."""
         return f"127.0.0.1:{self.grpc[process]}"
 
     @property
     def valkey_nodes(self) -> tuple[tuple[int, int], ...]:
-        """The servers of a cluster, masters first: port for clients, and port of its bus."""
+        """The servers of a cluster, masters first: the client port and the bus port."""
         return (
             (self.valkey, self.valkey_bus_1),
             (self.valkey_2, self.valkey_bus_2),
@@ -136,16 +136,16 @@ class Ports:
 
 
 def free_ports() -> Ports:
-    """Ports that nothing listens on and that no other process of this machine has drawn.
+    """Returns ports that nothing listens on and that no other process of this machine has claimed.
 
-    They are kept from others for as long as the answer, or the process, lives.
+    They stay claimed for as long as the returned object, or the process, lives.
 
     Raises:
-        OSError: every run of ports from 10000 to 18000 is drawn or has too many taken ports.
+        OSError: every run of ports from 10000 to 18000 is claimed or has too few free ports.
     """
     most = len(_all_offsets())
     runs = _FREE_RANGE[::_RUN]
-    # Seeded by the system, not by the test run: two runs with one seed must not draw alike.
+    # Not seeded by the test run: two runs with the same seed must not choose the same ports.
     for first in random.SystemRandom().sample(runs, len(runs)):
         claim = _claim(first)
         if claim is None:
@@ -168,9 +168,9 @@ def _all_offsets() -> list[int]:
 
 
 def _claim(first: int) -> socket.socket | None:
-    """Claims the run of ports that begins at `first`, unless a process has it.
+    """Claims the run of ports that starts at `first`; returns None if another process holds it.
 
-    The claim is a name in the kernel, not a file: it goes when its holder ends, however it ends.
+    The claim is an abstract socket, not a file: the kernel releases it when its holder ends.
     """
     claim = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
     try:
@@ -182,7 +182,7 @@ def _claim(first: int) -> socket.socket | None:
 
 
 def first_free_base() -> int:
-    """The first block, from 18000 on, none of whose ports is taken.
+    """Returns the first block, from 18000 on, whose ports are all free.
 
     Raises:
         OSError: every block up to 31000 has a taken port.
@@ -198,7 +198,7 @@ def first_free_base() -> int:
 
 def is_free(port: int) -> bool:
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-        # As the servers do: connections that linger in TIME_WAIT do not make a port taken.
+        # Like the servers: connections in TIME_WAIT do not block a port.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("127.0.0.1", port))
@@ -208,7 +208,7 @@ def is_free(port: int) -> bool:
 
 
 def holder(port: int) -> str:
-    """Who listens on `port`, for a person to read: pid and command line where we may see them."""
+    """Describes the process that listens on `port`: pid and command line, if visible to us."""
     inodes = _listening_inodes(port)
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit():
@@ -218,7 +218,7 @@ def holder(port: int) -> str:
                 if str(descriptor.readlink()) in inodes:
                     return f"pid {entry.name} ({_command_line(entry)})"
         except OSError:
-            # It ended meanwhile, or belongs to someone else.
+            # It has just ended, or belongs to another user.
             continue
     return "a process that we may not see"
 

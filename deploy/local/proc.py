@@ -1,6 +1,6 @@
-"""Processes as the kernel knows them: told apart beyond their pid, and ended with their children.
+"""Processes identified beyond their pid, and ended together with their children.
 
-Linux only: everything is read from /proc.
+Linux only: all information comes from /proc.
 """
 
 import contextlib
@@ -16,19 +16,19 @@ _POLL_SECONDS = 0.01
 
 @dataclass(frozen=True)
 class Identity:
-    """One life of a pid.
+    """One process, identified beyond reuse of its pid.
 
-    A pid is used again, after a reboot even by the same program: only with the start time and
-    the boot it names one process for ever.
+    The kernel reuses pids, and after a reboot even the same program can get the same pid. The start
+    time and the boot id make the identity unique.
     """
 
     pid: int
-    # Clock ticks after boot.
+    # In clock ticks after boot.
     started: int
     boot: str
 
     def is_alive(self) -> bool:
-        """Whether this very process runs. A zombie does not, unless threads of it still do."""
+        """Whether this process is alive. A zombie is not, unless it has living threads."""
         return identify(self.pid) == self
 
 
@@ -40,7 +40,7 @@ class _Stat:
 
 
 def identify(pid: int) -> Identity | None:
-    """The living process that has `pid` now, or None."""
+    """The living process that currently has `pid`, or None."""
     stat = _stat(pid, boot_id())
     return stat.identity if stat else None
 
@@ -50,17 +50,17 @@ def boot_id() -> str:
 
 
 def family(leader: Identity) -> set[Identity]:
-    """The leader, its descendants, and whoever else is in its session, as far as they live.
+    """The living members of the leader's family: itself, its descendants, and its session.
 
-    The leader itself may be gone: a worker pool outlives a killed parent, but stays in its
-    session. Session numbers are not given out again while a member lives, and a member is never
-    older than its leader, so a stranger cannot be meant.
+    The leader itself may have died: a worker pool outlives a killed parent but stays in its
+    session. The kernel does not reuse a session number while a member lives, and a member is never
+    older than its leader, so an unrelated process cannot match.
     """
     if leader.boot != boot_id():
         return set()
     now = identify(leader.pid)
     if now is not None and now != leader:
-        # The pid lives another life, so nothing was left of the old session.
+        # The pid was reused, so nothing is left of the old session.
         return set()
     stats = list(_all_stats())
     members = {
@@ -68,7 +68,7 @@ def family(leader: Identity) -> set[Identity]:
         for stat in stats
         if stat.session == leader.pid and stat.identity.started >= leader.started
     }
-    # Some children leave the session (PostgreSQL's backends do): follow the parents too.
+    # Some children leave the session, such as PostgreSQL's backends: follow the parents too.
     while True:
         children = {
             stat.identity.pid
@@ -82,16 +82,16 @@ def family(leader: Identity) -> set[Identity]:
 
 
 def send(identity: Identity, signum: signal.Signals) -> None:
-    """Signals this very process; one that has ended is no error."""
+    """Signals this exact process. Ignores a process that has ended."""
     if identity.is_alive():
         with contextlib.suppress(ProcessLookupError):
             os.kill(identity.pid, signum)
 
 
 def end(leader: Identity, *, polite: signal.Signals, seconds: float) -> bool:
-    """Asks the leader to end and waits up to `seconds`; then kills what is left of its family.
+    """Signals the leader and waits up to `seconds`, then kills what is left of its family.
 
-    Returns whether it ended by itself.
+    Returns whether the leader ended in time.
     """
     before = family(leader)
     send(leader, polite)
@@ -101,7 +101,7 @@ def end(leader: Identity, *, polite: signal.Signals, seconds: float) -> bool:
 
 
 def kill(victims: Iterable[Identity]) -> None:
-    """SIGKILLs and waits until they are gone (they cannot refuse; the kernel needs a moment)."""
+    """Sends SIGKILL and waits until the processes are gone, which takes the kernel a moment."""
     victims = set(victims)
     for victim in victims:
         send(victim, signal.SIGKILL)
@@ -121,7 +121,7 @@ def await_end(identities: Iterable[Identity], seconds: float) -> bool:
 
 
 def cpu_seconds(pid: int) -> float:
-    """Returns what a living process has used of the processors so far, without its children."""
+    """Returns the CPU time of a living process so far, without its children."""
     user, system = _fields(Path(f"/proc/{pid}/stat").read_text())[11:13]
     return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
 
@@ -140,14 +140,14 @@ def _stat(pid: int, boot: str) -> _Stat | None:
         return None
     fields = _fields(text)
     state, parent, session, threads, started = (fields[each] for each in (0, 1, 3, 17, 19))
-    # The state is that of the first thread alone. Killed, it is often a zombie some tenths of a
-    # second before the last of the others, and until then the process holds its ports.
+    # The state is that of the main thread only. A killed process is often a zombie some tenths of a
+    # second before its last thread ends, and holds its ports until then.
     if state == "X" or (state == "Z" and threads in "01"):
         return None
     return _Stat(Identity(pid, int(started), boot), int(parent), int(session))
 
 
 def _fields(stat: str) -> list[str]:
-    """Returns what a stat file tells behind the command's name, from the state on."""
-    # The name comes in brackets and may hold anything, brackets too.
+    """Returns the fields of a stat file after the command name, starting with the state."""
+    # The name is in brackets and can contain anything, including brackets.
     return stat[stat.rindex(")") + 2 :].split()

@@ -1,4 +1,4 @@
-"""How to tell that a part is ready: one cheap question in the part's own protocol."""
+"""Readiness checks: one cheap request in each part's own protocol."""
 
 import socket
 import struct
@@ -10,24 +10,24 @@ _TIMEOUT_SECONDS = 1.0
 
 
 class NotReady(Exception):
-    """The part answers, but not yet as it should."""
+    """The part responds, but is not ready yet."""
 
 
 class Readiness(Protocol):
-    """A question that returns when the part is ready and otherwise raises."""
+    """A check that returns if the part is ready and raises otherwise."""
 
     def check(self) -> None:
-        """Asks once, within about a second.
+        """Checks once, within about a second.
 
         Raises:
-            OSError: nothing answers there.
-            NotReady: something answers, but is not ready.
+            OSError: nothing responds.
+            NotReady: the part responds, but is not ready.
         """
 
 
 @dataclass(frozen=True)
 class Running:
-    """Asks nothing: the process answers nobody and is ready for as long as it runs."""
+    """No check: the process serves no requests, and is ready while it runs."""
 
     def check(self) -> None:
         pass
@@ -40,7 +40,7 @@ class PostgresReady:
     url: str
 
     def check(self) -> None:
-        # Imported here: commands that only look at pid files should not pay for it.
+        # Imported here because commands that only read pid files do not need it.
         import psycopg
 
         try:
@@ -52,7 +52,7 @@ class PostgresReady:
 
 @dataclass(frozen=True)
 class ValkeyReady:
-    """PING. While it loads its snapshot it answers -LOADING."""
+    """PING. While Valkey loads its snapshot, it responds -LOADING."""
 
     port: int
 
@@ -66,7 +66,7 @@ class ValkeyReady:
 
 @dataclass(frozen=True)
 class KafkaReady:
-    """Asks for the metadata of no topic, which names the broker itself."""
+    """Requests metadata without topics, which lists the brokers."""
 
     port: int
 
@@ -84,7 +84,7 @@ class KafkaReady:
 
 @dataclass(frozen=True)
 class HttpReady:
-    """GET answers 200."""
+    """GET returns 200."""
 
     port: int
     path: str
@@ -100,17 +100,17 @@ class HttpReady:
 
 @dataclass(frozen=True)
 class GrpcReady:
-    """grpc.health.v1 says SERVING, asked over mTLS as the operator."""
+    """grpc.health.v1 reports SERVING over mTLS, called as the operator."""
 
     port: int
-    # The name that the server's certificate must carry.
+    # The name that the server's certificate must contain.
     identity: str
     operator: Path
-    # What runs beside the server and must be ready, too, such as "consumer".
+    # Workers in the same process that must be ready too, such as "consumer".
     workers: tuple[str, ...] = ()
 
     def check(self) -> None:
-        # A refused connection is found much faster by a plain socket than by a channel.
+        # A plain socket detects a refused connection much faster than a channel.
         _connect(self.port).close()
 
         import grpc
@@ -130,7 +130,7 @@ class GrpcReady:
             stub = health_pb2_grpc.HealthStub(channel)
             for name in ("", *self.workers):
                 try:
-                    # The published types of this stub have no methods.
+                    # This stub's published types have no methods.
                     answer = stub.Check(  # type: ignore[attr-defined]
                         health_pb2.HealthCheckRequest(service=name), timeout=_TIMEOUT_SECONDS
                     )

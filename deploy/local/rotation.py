@@ -1,16 +1,16 @@
-"""Keeps the logs of a stack short while their processes write.
+"""Limits the size of a stack's logs while processes write them.
 
     python -m deploy.local.rotation FOLDER
 
-A log that is longer than the limit is copied to `<name>.log.1`, over the copy before, and
-truncated. Its process appends to the same open file and so goes on at the new end. Lines that are
-written between the end of the copy and the truncation, which takes microseconds, are lost.
+A log larger than the limit is copied to `<name>.log.1`, replacing the previous copy, and truncated.
+Its process appends to the same open file and continues at the new end. Lines written between the
+end of the copy and the truncation, which takes microseconds, are lost.
 
-A log and its copy take at most twice the limit and what the process writes in two intervals.
-PHOTOMESH_LOG_LIMIT_BYTES (50 MiB) and PHOTOMESH_LOG_CHECK_SECONDS (5) set both.
+A log and its copy take at most twice the limit plus what the process writes in two intervals.
+PHOTOMESH_LOG_LIMIT_BYTES (50 MiB) and PHOTOMESH_LOG_CHECK_SECONDS (5) set limit and interval.
 """
 
-# Few imports: it waits nearly all the time and should take little memory.
+# Few imports: the process is idle most of the time and should use little memory.
 import contextlib
 import json
 import os
@@ -25,7 +25,7 @@ _PIECE_BYTES = 2**20
 
 
 def main() -> None:
-    # Ctrl-C ends it at once, as SIGTERM does: nothing needs to be finished.
+    # Ctrl-C ends it at once, like SIGTERM: it has nothing to finish.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     folder = Path(sys.argv[1])
     limit = int(os.environ.get("PHOTOMESH_LOG_LIMIT_BYTES", _LIMIT_BYTES))
@@ -41,19 +41,19 @@ def _check(log: Path, limit: int) -> None:
         if log.stat().st_size > limit:
             _tell("log.rotated", log=log.name, bytes=copy_and_truncate(log))
     except OSError as error:
-        # The disk is full, as a rule. The next round tries again.
+        # Usually the disk is full. The next round tries again.
         _tell("log.rotation_failed", log=log.name, error=str(error))
 
 
 def copy_and_truncate(log: Path) -> int:
-    """Moves the content of a log to `<name>.log.1` and returns how many bytes that were.
+    """Moves the content of a log to `<name>.log.1`; returns the number of bytes.
 
     Raises:
-        OSError: the copy could not be written; the log is as it was.
+        OSError: the copy could not be written; the log is unchanged.
     """
     with (
         log.open("r+b", buffering=0) as source,
-        # Over the old copy, not beside it: together they would take three times the limit.
+        # Replaces the old copy in place: both together would take three times the limit.
         log.with_suffix(".log.1").open("wb", buffering=0) as copy,
     ):
         os.fchmod(copy.fileno(), 0o600)
@@ -65,7 +65,7 @@ def copy_and_truncate(log: Path) -> int:
 
 
 def _tell(event: str, **fields: object) -> None:
-    # Its own log lies on the same disk.
+    # Its own log is on the same disk.
     with contextlib.suppress(OSError):
         sys.stdout.write(json.dumps({"event": event, **fields}) + "\n")
         sys.stdout.flush()

@@ -1,4 +1,4 @@
-"""What one clone remembers between commands: its block of ports."""
+"""The state of a clone that persists between commands: its block of ports."""
 
 import json
 import os
@@ -23,7 +23,7 @@ class State:
 
 
 def read(state_dir: Path) -> State | None:
-    """What an earlier command recorded, or None in a fresh clone."""
+    """Returns what an earlier command stored, or None in a fresh clone."""
     try:
         known = json.loads((state_dir / "state.json").read_text())
         return State(port_base=int(known["port_base"]))
@@ -32,13 +32,13 @@ def read(state_dir: Path) -> State | None:
 
 
 def claim(state_dir: Path, environment: Mapping[str, str] = os.environ) -> State:
-    """Gives the clone its block of ports for good.
+    """Assigns the clone its permanent block of ports.
 
-    PHOTOMESH_PORT_BASE decides if it is set; otherwise the block recorded before; otherwise the
-    first that is free, so that several clones live beside each other.
+    PHOTOMESH_PORT_BASE takes precedence, then the stored block, then the first free block, so that
+    several clones can run side by side.
 
     Raises:
-        ValueError: PHOTOMESH_PORT_BASE is no number from 1024 to 64535.
+        ValueError: PHOTOMESH_PORT_BASE is not a number from 1024 to 64535.
         OSError: no block is free.
     """
     wanted = environment.get(PORT_BASE_VARIABLE, "")
@@ -51,7 +51,7 @@ def claim(state_dir: Path, environment: Mapping[str, str] = os.environ) -> State
         return known
     else:
         state = State(first_free_base())
-    # Refuses a base out of range before it is recorded.
+    # Rejects a base that is out of range before it is stored.
     Ports.block(state.port_base)
     if state != known:
         state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -1,9 +1,10 @@
-"""Makes six empty Valkey servers a cluster: three masters that share the slots, a replica each.
+"""Forms a cluster of six empty Valkey servers: three masters with a replica each.
 
     python -m deploy.local.valkey_cluster PORT:BUS PORT:BUS ...
 
-The first half become masters. Ends when every slot is served and every replica has copied its
-master, which takes a second or two. Does nothing to a cluster that is formed.
+The masters, the first half of the servers, share the slots. Returns when every slot is served and
+every replica has copied its master, which takes a second or two. Does nothing if the cluster is
+already formed.
 """
 
 import contextlib
@@ -33,7 +34,7 @@ def main() -> None:
             zip(masters, pairwise(bounds), strict=True), start=1
         ):
             _ask(master, "CLUSTER ADDSLOTSRANGE", first, behind - 1)
-            # Different from the start, or each conflict would take them a second.
+            # Set distinct epochs at the start, because resolving each conflict would take a second.
             _ask(master, "CLUSTER SET-CONFIG-EPOCH", epoch)
         port, bus = pairs[0]
         for node in nodes[1:]:
@@ -51,7 +52,7 @@ def _is_whole(node: Redis) -> bool:
 
 
 def _until(done: Callable[[], object]) -> None:
-    """Returns when it is; who started this gives up on it at last."""
+    """Waits until `done` returns true. The process that started this one enforces the timeout."""
     while True:
         # A node may not know its master yet.
         with contextlib.suppress(ResponseError):

@@ -1,8 +1,8 @@
 """Writes the skeleton of a new service: `make service NAME=bookmark`.
 
-The skeleton runs as it is. It has a public method with a REST path, an internal method, a table, a
-topic that it publishes and consumes, and dead letters; change it into what the service is for. It
-consists of contracts in protos/photomesh/NAME/, one folder services/NAME/, and one row in
+The skeleton runs without changes. It has a public method with a REST path, an internal method, a
+table, a topic that it publishes and consumes, and dead letters. Replace these with the service's
+own. It consists of contracts in protos/photomesh/NAME/, the folder services/NAME/, and one row in
 deploy/processes.py; everything else derives from these.
 """
 
@@ -18,7 +18,7 @@ _TEMPLATE = Path(__file__).with_name("template")
 _ROWS = Path("deploy/processes.py")
 _NAME = re.compile(r"[a-z][a-z0-9]{1,29}")
 
-# The new row stands before that of the gateway's part.
+# The new row precedes that of the gateway's part.
 _PLACE = '    MeshProcess("reflection",'
 _ROW = """\
     MeshProcess(
@@ -33,10 +33,10 @@ _ROW = """\
 
 
 def write_skeleton(name: str, root: Path = ROOT) -> list[Path]:
-    """Writes the skeleton of a service below `root`; returns the files, relative to it.
+    """Writes the skeleton of a service to `root`; returns the files, relative to it.
 
     Raises:
-        ValueError: the name cannot be one, or is taken.
+        ValueError: the name is invalid or taken.
     """
     if not _NAME.fullmatch(name):
         raise ValueError(f"{name!r} is no name: give 2 to 30 small letters and digits")
@@ -56,7 +56,7 @@ def write_skeleton(name: str, root: Path = ROOT) -> list[Path]:
         text = (_TEMPLATE / source).read_text()
         (root / path).parent.mkdir(parents=True, exist_ok=True)
         (root / path).write_text(text.replace("thing", name).replace("Thing", name.capitalize()))
-    # How lines break, and where imports stand, depends on the name.
+    # Line breaks and import order depend on the name.
     ruff = Path(sys.executable).with_name("ruff")
     for command in (("check", "--fix-only", "--select=I"), ("format",)):
         subprocess.run(
@@ -77,7 +77,7 @@ def main() -> None:
     except ValueError as error:
         sys.exit(str(error))
     for file in files:
-        print(file)  # noqa: T201 -- This is what the command is for.
+        print(file)  # noqa: T201 -- The output of the command.
     print("Now run: make gen, make up. The skeleton's REST paths answer at once.")  # noqa: T201
 
 

@@ -1,4 +1,4 @@
--- The shard is the owner's; it is part of owner_id and of thing_id, too. On Citus it is the
+-- The shard is that of the owner, and is also encoded in owner_id and thing_id. On Citus, it is the
 -- distribution column.
 CREATE TABLE things (
     shard    smallint NOT NULL,
