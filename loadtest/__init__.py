@@ -1,1 +1,1 @@
-"""Benchmarks and load: `python -m loadtest NAME`, see `make bench`."""
+"""Benchmarks and load tests: `python -m loadtest NAME`, see `make bench`."""

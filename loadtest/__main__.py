@@ -1,7 +1,7 @@
-"""`python -m loadtest`: runs every benchmark, or the one that is named.
+"""`python -m loadtest`: runs all benchmarks, or the named one.
 
-Each prints ratios of what it measured in one run on one machine, so that they mean something on
-another one, too.
+Each benchmark prints ratios of values measured in one run on one machine, so that results from
+different machines can be compared.
 """
 
 import click
@@ -22,7 +22,7 @@ from loadtest.watchers import watchers
 @click.group(invoke_without_command=True)
 @click.pass_context
 def cli(context: click.Context) -> None:
-    """Benchmarks. Without a name, all of them."""
+    """Benchmarks. Without a name, runs all of them."""
     if context.invoked_subcommand is None:
         for command in cli.commands.values():
             context.invoke(command)

@@ -1,6 +1,6 @@
-"""Charts as SVG: lines over logarithmic axes, which is all that growth needs.
+"""SVG line charts with logarithmic axes, as needed for growth curves.
 
-A library that plots would bring ten others along, each of them larger than this.
+A plotting library would add ten dependencies, each larger than this module.
 """
 
 import math
@@ -15,15 +15,15 @@ _COLOURS = ("#1b6ca8", "#d1495b", "#2e8b57", "#8a5a00", "#6a4c93")
 
 @dataclass(frozen=True)
 class Chart:
-    """How some things grow with another."""
+    """A chart of values that depend on one quantity."""
 
     title: str
     across: str
-    """What grows to the right."""
+    """The label of the horizontal axis."""
     up: str
-    """What the lines tell, with its unit."""
+    """The label of the vertical axis, with its unit."""
     lines: Mapping[str, Sequence[tuple[float, float]]]
-    """Points by the line's name, all above 0."""
+    """The points by line name, all greater than 0."""
 
 
 def svg(charts: Sequence[Chart]) -> str:
@@ -42,7 +42,7 @@ def svg(charts: Sequence[Chart]) -> str:
 
 def _drawn(chart: Chart) -> Iterator[str]:
     points = [point for line in chart.lines.values() for point in line]
-    # Whole decades, so that a slope looks the same in every chart.
+    # Whole decades, so that equal slopes look the same in every chart.
     left, right = _decades([x for x, _ in points])
     bottom, top = _decades([y for _, y in points])
 

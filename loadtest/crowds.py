@@ -1,6 +1,7 @@
-"""People by the hundred thousand: filled in beneath the services, as rows and keys.
+"""Populations of hundreds of thousands of people, written directly as rows and keys.
 
-Through the services it would take hours. What is written here is what they would have written.
+Creating them through the services would take hours. The rows and keys are those that the services
+would write.
 """
 
 import contextlib
@@ -22,28 +23,28 @@ from services.common.timelines.layout import FEED, RULES
 
 _FIRST = time.time_ns() // 1_000_000 - EPOCH_MS - 10**9
 _STRIDE = 7919
-"""By what the shards of accounts differ that were made one after the other."""
+"""The difference between the shards of consecutive accounts."""
 
 _OWNERS_AT_ONCE = 5_000
 
 _MODELS = 50
-"""From how many feeds the others are copied."""
+"""The number of feeds from which the others are copied."""
 
 _DAY_MS = 24 * 3600 * 1000
 
 
 def account_ids(numbers: range) -> list[int]:
-    """Returns the ids of accounts: number n was made n milliseconds after some days ago."""
+    """Returns account ids: number n was created n milliseconds after a time some days ago."""
     return [(_FIRST + n) << 23 | (n * _STRIDE & SHARDS - 1) << 10 for n in numbers]
 
 
 def post_id(author_id: int, moment: int) -> int:
-    """Returns the id of an author's post, given when it was made, as `now` tells it."""
+    """Returns the id of an author's post, created at `moment` in the units of `now`."""
     return moment << 23 | shard_of(author_id) << 10
 
 
 def now() -> int:
-    """Returns the time as ids tell it, in milliseconds since 2026."""
+    """Returns the time as encoded in ids, in milliseconds since 2026."""
     return time.time_ns() // 1_000_000 - EPOCH_MS
 
 
@@ -60,7 +61,7 @@ def add_accounts(stack: Stack, ids: Iterable[int]) -> None:
 
 
 def add_follows(stack: Stack, follows: Sequence[tuple[int, int]]) -> None:
-    """Makes the first of each pair follow the second."""
+    """Makes the first account of each pair follow the second."""
     with _database(stack, "graph") as database:
         _copy(
             database,
@@ -76,9 +77,9 @@ def add_follows(stack: Stack, follows: Sequence[tuple[int, int]]) -> None:
 
 
 def add_strangers(stack: Stack, numbers: range, *, followees: int, authors: int) -> None:
-    """Makes accounts by their numbers that each follow a few of the first `authors` ones.
+    """Creates accounts by their numbers; each follows a few of the first `authors` accounts.
 
-    The server makes the rows itself: here are many more people than in the rest.
+    The server generates the rows, because these are far more people than in the other functions.
     """
     values = {
         "first": _FIRST,
@@ -97,13 +98,13 @@ def add_strangers(stack: Stack, numbers: range, *, followees: int, authors: int)
 
 
 def make_celebrities(stack: Stack, ids: Iterable[int]) -> None:
-    """Has the accounts' posts pulled."""
+    """Sets the accounts' mode to PULLED."""
     with _database(stack, "graph") as database:
         _copy(database, "celebrities (account_id, mode)", ((each, "PULLED") for each in ids))
 
 
 def add_posts(stack: Stack, posts: Sequence[tuple[int, int]]) -> None:
-    """Publishes posts, each a post's id and its author's, with a photo each."""
+    """Publishes posts with one photo each, given as pairs of post id and author id."""
     with _database(stack, "post") as database:
         _copy(
             database,
@@ -139,7 +140,7 @@ _STRANGERS = """
       FROM generate_series(%(begin)s, %(last)s::bigint) AS number
 """
 
-# Nobody follows an account twice, or itself.
+# No account follows another one twice, or itself.
 _WITH_PAIRS = """
     WITH pairs AS (
         SELECT reader * %(stride)s & 8191 AS reader_shard,
@@ -180,7 +181,7 @@ _FOLLOWER_COUNTS = """
 
 
 def _count(database: psycopg.Connection) -> None:
-    """Has the counters tell what the rows do."""
+    """Updates the counters from the rows."""
     database.execute(_FOLLOWEE_COUNTS)
     database.execute(_FOLLOWER_COUNTS)
 
@@ -190,7 +191,7 @@ def _database(stack: Stack, role: str) -> Iterator[psycopg.Connection]:
     with psycopg.connect(stack.database_url(role), autocommit=True) as database:
         database.execute("SET statement_timeout = 0")
         yield database
-        # Else the first to read would write the hints into every page.
+        # Otherwise the first reads would write hint bits into every page.
         database.execute("VACUUM ANALYZE")
 
 
@@ -201,7 +202,7 @@ def _copy(database: psycopg.Connection, columns: str, rows: Iterable[tuple[Any, 
 
 
 def photo(media_id: int, author_id: int) -> StoredMedia:
-    """Returns a photo with all of its variants, as media tells others."""
+    """Returns a photo with all its variants, as media returns it to other services."""
     media = StoredMedia(
         media_id=media_id,
         owner_id=author_id,
@@ -230,11 +231,11 @@ def photo(media_id: int, author_id: int) -> StoredMedia:
 
 
 async def fill_feeds(stack: Stack, reader_ids: Sequence[int], post_ids: Sequence[int]) -> None:
-    """Gives readers warm feeds of nearly the same posts, the newest first.
+    """Gives readers warm feeds of nearly the same posts, newest first.
 
-    `post_ids` are some more than a feed has. A few feeds are made and all others copied from them,
-    which is far faster than to make each. As in life, different feeds had different numbers of
-    posts since they were built, so that they are not all trimmed by the same push.
+    `post_ids` has some more posts than a feed. A few feeds are built and all others are copied from
+    them, which is far faster than building each. As in production, feeds have received different
+    numbers of posts since they were built, so that one push does not trim all of them.
     """
     settings = CacheSettings(valkey_url=stack.valkey_url, valkey_timeout_seconds=60)
     models = reader_ids[:_MODELS]
@@ -243,7 +244,7 @@ async def fill_feeds(stack: Stack, reader_ids: Sequence[int], post_ids: Sequence
         for number, reader_id in enumerate(models):
             newer = len(post_ids) * number // _MODELS // 2
             marker = await homes.begin_rebuild(reader_id)
-            assert marker is not None  # noqa: S101 -- It is new.
+            assert marker is not None  # noqa: S101 -- The feed is new.
             await homes.finish_rebuild(
                 reader_id, marker, post_ids[newer : newer + CAP], whole=False, version=1
             )
@@ -257,7 +258,7 @@ async def fill_feeds(stack: Stack, reader_ids: Sequence[int], post_ids: Sequence
 
 
 def copy_key(pipelines: Pipelines, key: str, owner_id: int, others: Sequence[int]) -> None:
-    """Gives others what an owner has under a key, for a day."""
+    """Copies an owner's value of a key to others, for a day."""
     value = pipelines.ask(pipelines.owner_of(owner_id), "DUMP", key)
     for start in range(0, len(others), _OWNERS_AT_ONCE):
         pipelines.run(
@@ -269,6 +270,6 @@ def copy_key(pipelines: Pipelines, key: str, owner_id: int, others: Sequence[int
 
 
 def remove_limit(stack: Stack) -> None:
-    """Lets Valkey take as much memory as there is: more people are here than on a laptop."""
+    """Removes Valkey's memory limit: these are more people than on a laptop."""
     with Pipelines(stack.valkey_url) as pipelines:
         pipelines.configure("maxmemory", 0)

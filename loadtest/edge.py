@@ -1,4 +1,4 @@
-"""The CDN edge: hits of one picture, with the requests to the origin counted."""
+"""The CDN edge: cache hits of one picture, and the number of requests to the origin."""
 
 import asyncio
 import json
@@ -22,7 +22,7 @@ _CONNECTIONS = 16
 @click.command("edge")
 @click.option("--seconds", default=10.0, show_default=True, help="For how long it is asked.")
 def edge(seconds: float) -> None:
-    """Hits/s at 200 KB, beside those of S3 itself, and how often the origin was asked."""
+    """Hits/s at 200 KB, compared with S3 itself, and the number of requests to the origin."""
     with (
         tempfile.TemporaryDirectory() as folder,
         Stack(Path(folder), ports=free_ports(), ephemeral=True) as stack,
@@ -59,7 +59,7 @@ async def _measure(stack: Stack, seconds: float) -> None:
 
 
 async def _hits_per_second(port: int, path: str, seconds: float) -> float:
-    """Returns how many whole answers some connections read, each one after the other."""
+    """Returns the complete responses per second over some connections, one request at a time."""
     deadline = time.monotonic() + seconds
     request = f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n\r\n".encode()
 
@@ -80,7 +80,7 @@ async def _hits_per_second(port: int, path: str, seconds: float) -> float:
 
 
 def _origin_requests(stack: Stack) -> int:
-    """Returns how many requests the edge has sent to S3, by its own statistics."""
+    """Returns the number of requests that the edge has sent to S3, from its own statistics."""
     url = f"http://127.0.0.1:{stack.ports.edge_admin}/stats?format=json&filter=upstream_rq_total"
     with urllib.request.urlopen(url, timeout=5) as answer:
         stats = json.load(answer)["stats"]

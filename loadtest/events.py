@@ -1,9 +1,9 @@
-"""Events from their commit to their handler, beside what kafka-python does without us.
+"""Events from commit to handler, compared with plain kafka-python.
 
-Replicas commit events in transactions of 100 and relay them to the broker, as the processes of a
-service do; one consumer handles them. The ceiling is one kafka-python producer and one kafka-python
+Replicas commit events in transactions of 100 and relay them to the broker, like the processes of a
+service; one consumer handles them. The ceiling is one kafka-python producer and one kafka-python
 consumer on the same broker that do nothing else, with records of the same content. Each process has
-an interpreter of its own. All ways are measured in turns, so that all meet the same machine.
+its own interpreter. The variants take turns, so that machine load affects all of them equally.
 """
 
 import asyncio
@@ -66,7 +66,7 @@ def events(count: int, rounds: int) -> None:
             for number in (1, 2)
             for kind, consume in (("single", _consume_singly), ("batch", _consume_batches))
         ]
-        # The first round warms up.
+        # The first round is a warm-up.
         for turn in range(rounds + 1):
             for way in (ceiling, *ways):
                 seconds, cpu = way.run(parts, count)
@@ -91,16 +91,16 @@ class _Parts:
 
 @dataclass(frozen=True)
 class _Signals:
-    """What the processes of one measurement tell each other."""
+    """How the processes of one measurement communicate."""
 
     ready: Any
-    """A semaphore: one release for each process that is ready."""
+    """A semaphore, released once by each ready process."""
     go: Event
     stop: Event
     done: "Queue[float]"
-    """When all events were handled, by the monotonic clock."""
+    """When all events were handled, in monotonic time."""
     cpu: "Queue[tuple[int, float]]"
-    """Each process's number, and the CPU seconds that it used from `go` to `stop`."""
+    """Each process's number and its CPU seconds from `go` to `stop`."""
 
 
 _Role = Callable[[_Parts, _Signals, Sequence[FollowChanged]], None]
@@ -108,17 +108,17 @@ _Role = Callable[[_Parts, _Signals, Sequence[FollowChanged]], None]
 
 @dataclass
 class _Way:
-    """One way to bring events from producers to a consumer."""
+    """One variant of producers and consumer."""
 
     name: str
     producers: Sequence[_Role]
     consumer: _Role
     rates: list[float] = field(default_factory=list)
     cpu: list[list[float]] = field(default_factory=list)
-    """Of each round, the µs for each event of each process; the consumer is the last."""
+    """For each round, the CPU µs per event of each process; the consumer is last."""
 
     def run(self, parts: _Parts, count: int) -> tuple[float, list[float]]:
-        """Returns the seconds from the first event to the last handled, and CPU by process."""
+        """Returns the seconds from the first event to the last handled, and the CPU by process."""
         owners = crowds.account_ids(range(_OWNERS))
         made = [
             FollowChanged(follower_id=owners[n % _OWNERS], followee_id=time.monotonic_ns() + n)
@@ -223,7 +223,7 @@ def _produce(parts: _Parts, signals: _Signals, made: Sequence[FollowChanged]) ->
         bootstrap_servers=parts.kafka.kafka_bootstrap,
         acks="all",
         enable_idempotence=True,
-        # With less of either, all of the stack uses more CPU for each record.
+        # With smaller values, the stack as a whole uses more CPU per record.
         linger_ms=100,
         batch_size=256 * 1024,
     )
@@ -291,7 +291,7 @@ def _consume_batches(parts: _Parts, signals: _Signals, made: Sequence[FollowChan
 
 
 class _Handled:
-    """Tells when every event was handled at least once."""
+    """Reports when every event was handled at least once."""
 
     def __init__(self, signals: _Signals, made: Sequence[FollowChanged]) -> None:
         self._signals = signals
@@ -308,7 +308,7 @@ def _consume(
     parts: _Parts, signals: _Signals, subscription: Subscription | BatchSubscription
 ) -> None:
     async def main() -> None:
-        # One group for all ways, each of which begins where the last one ended.
+        # All variants share one group; each starts where the previous one ended.
         consumer = Consumer(parts.kafka, group="bench", subscriptions=[subscription])
         async with _running(consumer.run):
             signals.ready.release()
@@ -319,7 +319,7 @@ def _consume(
 
 @contextlib.asynccontextmanager
 async def _running(run: Callable[[Callable[[], None]], Any]) -> Any:
-    """Runs a worker until the end of the block; begins when it is ready."""
+    """Runs a worker for the duration of the block; enters the block when the worker is ready."""
     loop = asyncio.get_running_loop()
     ready = asyncio.Event()
 

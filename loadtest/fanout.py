@@ -1,10 +1,10 @@
-"""Pushing posts into feeds that exist and are full, beside plain ZADDs of the same Valkey.
+"""Pushing posts into existing, full feeds, compared with plain ZADDs on the same Valkey.
 
-A delivery is one post put into one feed, what makes the feed too long trimmed away. All of fan-out
-takes part: the event comes from the broker, followers are streamed from graph, progress is stored,
-and post is asked in the end whether the post still holds. A ZADD is one post put into a plain
-sorted set with as many, by a client that does nothing else and waits for nothing. Sets are packed,
-as feeds are; or, with seven times the memory, they are skip lists, which are faster.
+A delivery is one post pushed into one feed, including trimming the feed. All of fan-out takes part:
+the event comes from the broker, followers are streamed from graph, progress is stored, and post is
+queried at the end whether the post is still published. A ZADD adds one post to a plain sorted set
+of the same length, by a client that does nothing else and waits for nothing. Sets are packed, like
+feeds, or skip lists, which are faster and take seven times the memory.
 """
 
 import asyncio
@@ -42,10 +42,10 @@ _DAY_MS = 24 * 3600 * 1000
 _CHECKED_AT_ONCE = 1_000
 
 _CHUNK: int = FanoutSettings.model_fields["fanout_chunk_size"].default
-"""After how many followers fan-out cuts an audience."""
+"""The number of followers in one chunk of an audience."""
 
 _TAIL = 32
-"""How many feeds are watched at the end of each chunk: of so many, each server has some."""
+"""The number of feeds to watch at the end of each chunk: enough to include every server."""
 
 
 @click.command("fanout")
@@ -82,14 +82,14 @@ def fanout(followers: int, rounds: int, cluster: bool) -> None:
 
 @dataclass
 class _Way:
-    """What was measured of one way to fill feeds."""
+    """Measurements of one way to fill feeds."""
 
     name: str
     deliveries: int = 0
-    """At a time."""
+    """Per measurement."""
     seconds: list[float] = field(default_factory=list)
     cpu: dict[str, float] = field(default_factory=dict)
-    """Seconds, by process."""
+    """CPU seconds by process."""
     ceilings: "Sequence[_Way]" = ()
 
     @property
@@ -110,7 +110,7 @@ class _Way:
 
     @contextlib.contextmanager
     def watched(self, stack: Stack) -> Iterator[None]:
-        """Counts what the processes use meanwhile."""
+        """Adds the CPU that the processes use during the block."""
         before = _cpu_seconds(stack)
         yield
         for name, seconds in _cpu_seconds(stack).items():
@@ -122,7 +122,7 @@ async def _measure(stack: Stack, count: int, rounds: int) -> Sequence[_Way]:
     people = crowds.account_ids(range(_AUTHORS + count))
     authors, readers = people[:_AUTHORS], people[_AUTHORS:]
     began = crowds.now() - _DAY_MS
-    # Newer than all that the feeds hold, as posts are when they are made.
+    # Newer than all posts in the feeds, like real new posts.
     posts = [
         [(crowds.post_id(author, began + number), author) for author in authors]
         for number in range(2 * rounds + 2)
@@ -144,7 +144,7 @@ async def _measure(stack: Stack, count: int, rounds: int) -> Sequence[_Way]:
         sets = [_PlainSets(kind, pipelines, readers, old[:CAP]) for kind in _PlainSets.PACKED_UP_TO]
         async with connect(settings) as cache:
             pushes = Pushes(producer, HomeTimelines(cache), readers)
-            # In turns, so that all meet the same machine. The first one warms up.
+            # In turns, so that machine load affects all equally. The first turn is a warm-up.
             for turn in range(rounds + 1):
                 for way, pushed in ((one, posts[2 * turn][:1]), (several, posts[2 * turn + 1])):
                     with way.watched(stack) if turn else contextlib.nullcontext():
@@ -169,12 +169,12 @@ class Pushes:
         self._producer = producer
         self._homes = homes
         self._readers = readers
-        # Followers are gone through in the order of their ids.
+        # Fan-out processes followers in ascending order of their ids.
         bounds = [*range(_CHUNK, len(readers), _CHUNK), len(readers)]
         self._watched = [readers[max(0, bound - _TAIL) : bound] for bound in bounds]
 
     async def push(self, posts: Sequence[tuple[int, int]]) -> float:
-        """Publishes posts, and returns how many seconds passed until all feeds had them."""
+        """Publishes posts; returns the seconds until all feeds have them."""
         began = time.monotonic()
         for post_id, author_id in posts:
             event = PostCreated(post_id=post_id, author_id=author_id)
@@ -184,7 +184,7 @@ class Pushes:
                 value=event.SerializeToString(),
             )
         post_ids = [post_id for post_id, _ in posts]
-        # One after the other, so that looking costs Valkey nothing.
+        # Sequentially, so that polling costs Valkey almost nothing.
         for *others, last in self._watched:
             while await self._without([last], post_ids) or await self._without(others, post_ids):
                 if time.monotonic() - began > _MOST_SECONDS:
@@ -193,7 +193,7 @@ class Pushes:
         return time.monotonic() - began
 
     async def check(self, post_ids: Sequence[int]) -> None:
-        """Looks into every feed, where watching looked into some."""
+        """Checks every feed; watching checks only some."""
         for start in range(0, len(self._readers), _CHECKED_AT_ONCE):
             readers = self._readers[start : start + _CHECKED_AT_ONCE]
             if missing := await self._without(readers, post_ids):
@@ -211,9 +211,9 @@ class Pushes:
 
 
 class _PlainSets:
-    """Sorted sets with as many posts as the feeds, and nothing more to them."""
+    """Plain sorted sets with as many posts as the feeds."""
 
-    # In this order: a set that has become a skip list stays one.
+    # In this order, because a set that has become a skip list remains one.
     PACKED_UP_TO = MappingProxyType({"skip lists": 0, "packed sets": 2 * CAP})
 
     def __init__(
@@ -229,7 +229,7 @@ class _PlainSets:
         crowds.copy_key(pipelines, self._key(first), first, owners[1:])
 
     def add(self, post: int) -> float:
-        """Adds a post to each; returns how many seconds that took."""
+        """Adds a post to each set; returns the seconds that it took."""
         return self._pipelines.run([(owner, self._words(owner, post)) for owner in self._owners])
 
     def trim(self) -> None:
@@ -238,7 +238,7 @@ class _PlainSets:
         )
 
     def _words(self, owner: int, post: int) -> tuple[str | int, ...]:
-        # The newest in front, where the server begins to search: the other way round it is slower.
+        # The newest first, where the server starts its search: the other order is slower.
         return "ZADD", self._key(owner), -(post >> 10), (1 << 63) - 1 - post
 
     def _key(self, owner: int) -> str:
@@ -246,7 +246,7 @@ class _PlainSets:
 
 
 def _cpu_seconds(stack: Stack) -> dict[str, float]:
-    """Returns what Valkey and fan-out have used of the processors so far."""
+    """Returns the CPU seconds that Valkey and fan-out have used so far."""
     used = {"Valkey": 0.0, "fan-out": 0.0}
     for name in stack.processes:
         part = {"valkey": "Valkey", "fanout": "fan-out"}.get(name.partition("-")[0])

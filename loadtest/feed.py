@@ -1,4 +1,4 @@
-"""Reading feeds over REST: warm pages of 20, beside the least that any feed process could do."""
+"""Reading feeds over REST: warm pages of 20, compared with the minimum for any feed process."""
 
 import asyncio
 import random
@@ -58,7 +58,7 @@ def feed(seconds: float, readers: int, rounds: int) -> None:
             ephemeral=True,
             environment={"gateway": {"PHOTOMESH_DESCRIPTORS": str(contracts)}},
         ) as stack:
-            # Graph and post are not there, so whatever is not a warm page fails.
+            # Graph and post do not run, so every page that is not warm fails.
             stack.up(["valkey", "feed", "gateway"])
             tokens = _tokens(stack, readers)
             asyncio.run(_fill(stack, range(1, readers + 1)))
@@ -71,7 +71,7 @@ async def _compare(
 ) -> None:
     await _until_answered(stack)
     pid = stack.pid("feed")
-    assert pid is not None  # noqa: S101 -- It runs.
+    assert pid is not None  # noqa: S101 -- It is running.
     tls = ssl.create_default_context(cafile=str(stack.layout.pki / "public" / "ca.pem"))
     for door, port, context in (
         ("plain", stack.ports.gateway_http, None),
@@ -79,7 +79,7 @@ async def _compare(
     ):
         ours: list[_Rate] = []
         floors: list[_Rate] = []
-        # In turns, so that both meet the same machine.
+        # In turns, so that machine load affects both equally.
         for _ in range(rounds):
             ours.append(await _rate(port, context, "/v1/feed", tokens, seconds, pid))
             floors.append(await _rate(port, context, floor.PATH, tokens, seconds, floor_pid))
@@ -114,7 +114,7 @@ class _Rate:
 
 
 async def _fill(stack: Stack, reader_ids: Sequence[int]) -> None:
-    """Makes warm feeds of 500 posts."""
+    """Creates warm feeds of 500 posts."""
     chance = random.Random(1)
     newest = crowds.now() << 23
     post_ids = [newest - (n * 60_000 << 23) for n in range(_POSTS)]
@@ -143,7 +143,7 @@ async def _fill(stack: Stack, reader_ids: Sequence[int]) -> None:
 
 
 def _page(stack: Stack, token: str) -> bytes:
-    """Returns a page as readers get it."""
+    """Returns a page as readers receive it."""
     answer = httpx.get(
         f"http://127.0.0.1:{stack.ports.gateway_http}/v1/feed",
         headers={"authorization": f"Bearer {token}"},
@@ -168,13 +168,13 @@ def _post(post_id: int, author_id: int, signer: EdgeSigner) -> bytes:
 def _tokens(stack: Stack, readers: int) -> list[str]:
     issuer = Tokens(stack.layout.pki / "token" / "key.pem")
     expiry = datetime.now(UTC) + timedelta(hours=1)
-    # Some hundred suffice: the gateway checks each anew.
+    # Some hundred tokens suffice: the gateway validates each again.
     return [issuer.access_token(reader_id, expiry) for reader_id in range(1, min(readers, 500) + 1)]
 
 
 @contextmanager
 def _floor(stack: Stack, answer: bytes) -> Iterator[int]:
-    """Runs the handler in the place of account, which has no part in this; gives its pid."""
+    """Runs the handler in place of account, which this benchmark does not use; yields its pid."""
     file = stack.layout.data / "answer"
     file.write_bytes(answer)
     address, tls_dir = stack.ports.address("account"), str(stack.layout.pki / "account")
@@ -228,7 +228,7 @@ async def _rate(
 
 
 class _Connection:
-    """One connection that is kept, with one request at a time."""
+    """One persistent connection, with one request at a time."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader = reader
@@ -261,7 +261,7 @@ class _Connection:
 async def _closed_loop(
     connections: Sequence[_Connection], requests: Sequence[bytes], seconds: float
 ) -> int:
-    """Returns how many answers were read by connections that ask again at once."""
+    """Returns the number of responses on connections that send the next request at once."""
     deadline = time.perf_counter() + seconds
 
     async def one(number: int) -> int:
@@ -277,9 +277,9 @@ async def _closed_loop(
 async def _open_loop(
     connections: Sequence[_Connection], requests: Sequence[bytes], rate: float, seconds: float
 ) -> list[float]:
-    """Returns the latencies of requests that come at a steady rate, whatever the answers do.
+    """Returns the latencies of requests sent at a steady rate, regardless of the responses.
 
-    Each counts from when it was due, so that a queue shows in it.
+    Each latency counts from the scheduled time, so that it includes queueing.
     """
     idle: asyncio.LifoQueue[_Connection] = asyncio.LifoQueue()
     for connection in connections:

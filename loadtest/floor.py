@@ -1,8 +1,8 @@
-"""`python -m loadtest.floor ADDRESS TLS_DIR ANSWER_FILE`: the least that a grpcio process could do.
+"""`python -m loadtest.floor ADDRESS TLS_DIR ANSWER_FILE`: the minimum for a grpcio process.
 
-A grpcio asyncio server whose one method answers with the bytes of a file, behind the same mutual
-TLS, on the same event loop, behind the same gateway, which makes REST of it as it does of any
-method. What the feed takes beyond it is its own.
+A grpcio asyncio server whose only method returns the bytes of a file, with the same mutual TLS and
+event loop, behind the same gateway, which transcodes it to REST like any method. What the feed
+takes beyond this floor is its own cost.
 """
 
 import asyncio
@@ -19,14 +19,14 @@ from google.protobuf.descriptor_pb2 import FileDescriptorProto, FileDescriptorSe
 from services.common.tls import server_credentials
 
 PATH = "/floor"
-"""Where the gateway has it as REST."""
+"""The REST path at the gateway."""
 
 METHOD = "/photomesh.account.floor.FloorService/GetFloor"
-"""The gateway expects the process `account` behind it."""
+"""The gateway routes it to the process `account`."""
 
 
 def with_floor(contracts: bytes) -> bytes:
-    """Adds the method to a FileDescriptorSet that a gateway is made of."""
+    """Adds the method to a FileDescriptorSet for a gateway's configuration."""
     image = FileDescriptorSet.FromString(contracts)
     service, _, method = METHOD[1:].partition("/")
     package, _, service = service.rpartition(".")

@@ -1,7 +1,7 @@
-"""How fast graph streams an account's followers, beside PostgreSQL's COPY of the same rows.
+"""How fast graph streams an account's followers, compared with PostgreSQL's COPY of the same rows.
 
-COPY is measured twice: as a client gets it, and as the server writes it to /dev/null with nobody
-to send it to. StreamFollowers does more than either: packs, encrypts, and decodes the messages.
+COPY is measured twice: to a client, and to /dev/null on the server. StreamFollowers does more than
+both: it packs, encrypts, and decodes the messages.
 """
 
 import asyncio
@@ -26,7 +26,7 @@ _STAR = 77 << 23 | 4711 << 10
 _STAR_AT = {"shard": shard_of(_STAR), "star": _STAR}
 _ROUNDS = 7
 
-# As ids of accounts are: each its own time, on any shard.
+# Like account ids: each with a distinct time, on any shard.
 _FILL = sql.SQL("""
     INSERT INTO followers (shard, followee_id, follower_id)
     SELECT {shard}, {star}, (number << 23) | ((number * 7919 & 8191) << 10)
@@ -54,7 +54,7 @@ def followers(count: int) -> None:
         with psycopg.connect(stack.database_url("graph"), autocommit=True) as database:
             database.execute("SET statement_timeout = 0")
             database.execute(_FILL.format(**_STAR_AT, followers=count))
-            # Else the first to read would write the hints into every page.
+            # Otherwise the first reads would write hint bits into every page.
             database.execute("VACUUM ANALYZE followers")
         asyncio.run(_measure(stack, count))
 
@@ -81,7 +81,7 @@ async def _measure(stack: Stack, count: int) -> None:
             "COPY to /dev/null": copy_to_nobody,
         }
         speeds: dict[str, list[float]] = {way: [] for way in ways}
-        # In turns, so that all meet the same machine.
+        # In turns, so that machine load affects all equally.
         for _ in range(_ROUNDS):
             for way, read in ways.items():
                 began = time.monotonic()
@@ -102,7 +102,7 @@ def _copy(database_url: str) -> int:
         cursor.copy(_COPY.format(**_STAR_AT, target=sql.SQL("STDOUT"))) as copy,
     ):
         size = sum(len(data) for data in copy)
-    # A header of 19 bytes, 14 for each row, a trailer of 2.
+    # A header of 19 bytes, 14 bytes for each row, a trailer of 2 bytes.
     return (size - 21) // 14
 
 

@@ -1,9 +1,9 @@
-"""How reading and fan-out grow with people, with followees and with followers.
+"""How reads and fan-out scale with people, followees, and followers.
 
-One mesh grows from a thousand people to a million, all of them with warm feeds, each a follower of
-two. At every step the same is measured: pages that are warm, pages of feeds that have to be built
-first, and a post to a thousand followers. What is drawn is drawn over logarithmic axes, where a
-level line is what does not grow, and a slope of one decade a decade what grows in proportion.
+One mesh grows from a thousand people to a million, all with warm feeds; each follows two accounts.
+Every step measures the same: warm pages, pages of feeds that must be built first, and a post to a
+thousand followers. The charts have logarithmic axes: a flat line means constant cost, and a slope
+of one decade per decade means proportional cost.
 """
 
 import asyncio
@@ -33,7 +33,7 @@ from services.common.context import USER_ID
 from services.common.timelines import HomeTimelines
 
 _FEW = 1_000
-"""How many people there are first, and followers of the post of every step."""
+"""The initial number of people, and the number of followers of each step's post."""
 
 _USUAL_FOLLOWEES = 200
 _FOLLOWEES = (10, 100, 1_000, 5_000)
@@ -44,10 +44,10 @@ _AUTHORS = max(_FOLLOWEES)
 _POSTS_EACH = 2
 
 _READERS = 20
-"""How many are looked at, of each kind."""
+"""The number of measured readers of each type."""
 
 _PAGES = 25
-"""How many warm pages each of them reads."""
+"""The number of warm pages that each of them reads."""
 
 _PAGE = 20
 _PUSHES = 5
@@ -56,7 +56,7 @@ _DEADLINE_SECONDS = 10.0
 _WHOLE = (pb.FEED_STATE_COMPLETE, pb.FEED_STATE_REGENERATING)
 
 _CROWD = 10_000
-"""The number of the crowd's first account. Those before it are looked at, or followed."""
+"""The number of the crowd's first account. Accounts before it are measured or followed."""
 
 
 @click.command("growth")
@@ -75,7 +75,7 @@ _CROWD = 10_000
     help="Where the charts are written.",
 )
 def growth(most: int, plot: Path) -> None:
-    """Read latency and fan-out as people, followees and followers grow; draws charts."""
+    """Read latency and fan-out as people, followees, and followers grow; draws charts."""
     with (
         tempfile.TemporaryDirectory() as folder,
         Stack(Path(folder), ports=free_ports(), ephemeral=True) as stack,
@@ -160,9 +160,9 @@ async def _over_followers(world: "_World", most: int) -> Lines:
 
 
 class _World:
-    """The mesh, and who is in it.
+    """The mesh and its accounts.
 
-    Whoever is looked at is not of the crowd, so that the crowd is all that grows.
+    Measured accounts are not part of the crowd, so that only the crowd grows.
     """
 
     def __init__(
@@ -182,7 +182,7 @@ class _World:
         self._moments = itertools.count(self._began)
 
     async def begin(self) -> None:
-        """Makes everybody who is not of the crowd."""
+        """Creates all accounts that are not part of the crowd."""
         chance = random.Random(1)
         readers = {_USUAL_FOLLOWEES: self.usual_readers, **self.readers_of}
         self._posts = [
@@ -206,7 +206,7 @@ class _World:
         crowds.add_posts(self._stack, self._posts)
 
     async def grow_to(self, people: int) -> None:
-        """Lets the crowd grow; all of it has warm feeds."""
+        """Grows the crowd; all of its feeds are warm."""
         numbers = range(_CROWD + len(self._crowd), _CROWD + people)
         crowds.add_strangers(self._stack, numbers, followees=2, authors=_AUTHORS)
         newcomers = crowds.account_ids(numbers)
@@ -221,7 +221,7 @@ class _World:
                 )
 
     async def pages(self, readers: Sequence[int]) -> tuple[float, float, float]:
-        """Returns ms: a warm page's median and 99 %, and the median of a feed that is built."""
+        """Returns ms: median and 99 % of a warm page, median of a feed that must be built."""
         for reader in readers:
             await self._page(reader)
         cold = []
@@ -232,13 +232,13 @@ class _World:
         return median(warm), warm[len(warm) * 99 // 100], median(cold)
 
     async def push(self, followers: int) -> float:
-        """Returns how many ms a post takes to so many feeds, the median."""
+        """Returns the median time in ms for a post to reach so many feeds."""
         star = self._stars[followers]
         moments = itertools.islice(self._moments, _PUSHES + 1)
         posts = [(crowds.post_id(star, moment), star) for moment in moments]
         crowds.add_posts(self._stack, posts)
         pushes = Pushes(self._producer, self._homes, self._crowd[:followers])
-        # The first one warms up.
+        # The first push is a warm-up.
         seconds = [await pushes.push([post]) for post in posts][1:]
         await pushes.check([post_id for post_id, _ in posts])
         return 1000 * median(seconds)

@@ -1,8 +1,9 @@
-"""What an entry of a home feed costs in Valkey: in the list that it is, and in sorted sets.
+"""The Valkey memory of one home feed entry: in a list, as feeds are, and in sorted sets.
 
-Both are packed while they are short: one block of bytes. A sorted set is so up to
-`zset-max-listpack-entries`; beyond, each member is a node of a skip list, and lies in a hash table,
-too. All that Valkey takes is counted: names, rules, times to live, what the allocator rounds up to.
+Both are packed into one block of bytes while short. A sorted set is packed up to
+`zset-max-listpack-entries`; beyond that, each member is a node of a skip list and also in a hash
+table. The result includes everything that Valkey allocates: names, rules, TTLs, and allocator
+overhead.
 """
 
 import asyncio
@@ -28,7 +29,7 @@ _GOAL_BYTES = 20
 @click.command("memory")
 @click.option("--feeds", type=click.IntRange(100), default=10_000, show_default=True)
 def memory(feeds: int) -> None:
-    """Bytes of Valkey's memory for an entry of a feed, which is a list, and in sorted sets."""
+    """Valkey's memory in bytes per feed entry, compared with sorted sets."""
     readers = crowds.account_ids(range(feeds))
     posts = [crowds.post_id(readers[0], crowds.now() - 60_000 * n) for n in range(2 * CAP)]
     for name, packed_up_to in (
@@ -59,7 +60,7 @@ def memory(feeds: int) -> None:
 
 
 async def _fill_feeds(stack: Stack, readers: Sequence[int], posts: Sequence[int]) -> float:
-    """Returns how many entries each feed has, on average."""
+    """Returns the average number of entries per feed."""
     await crowds.fill_feeds(stack, readers, posts)
     async with connect(CacheSettings(valkey_url=stack.valkey_url)) as cache:
         homes = HomeTimelines(cache)
@@ -71,7 +72,7 @@ async def _fill_feeds(stack: Stack, readers: Sequence[int], posts: Sequence[int]
 def _fill_sorted_sets(pipelines: Pipelines, readers: Sequence[int], posts: Sequence[int]) -> None:
     first, *others = readers
     key = f"{FEED}:{{{first}}}"
-    # All have one score, which takes fewer bytes than a time: the members make the order.
+    # All members share one score, which takes fewer bytes than a time; the members set the order.
     pipelines.run([(first, ("ZADD", key, 0, (1 << 63) - 1 - post)) for post in posts])
     crowds.copy_key(pipelines, key, first, others)
 

@@ -1,7 +1,7 @@
-"""Reading feeds while a part is away: stalled as if it were overloaded, and killed.
+"""Reading feeds while a dependency is unavailable: stalled as if overloaded, and killed.
 
-Readers go on reading about once a second. A tenth of them find their feeds cold each time, as long
-as there is a cache to be cold.
+Readers keep reading about once a second. A tenth of them find their feeds cold each time, while the
+cache is available.
 """
 
 import asyncio
@@ -48,7 +48,7 @@ _COMPLETE = (pb.FEED_STATE_COMPLETE, pb.FEED_STATE_REGENERATING)
 @click.option("--killed", default=10.0, show_default=True, help="For how many seconds.")
 @click.option("--victims", default=",".join(_VICTIMS), show_default=True, help="What is away.")
 def outages(readers: int, stalled: float, killed: float, victims: str) -> None:
-    """Latency of the feed while graph, post, the cache or the database is away."""
+    """Latency of the feed while graph, post, the cache, or the database is unavailable."""
     with (
         tempfile.TemporaryDirectory() as folder,
         Stack(Path(folder), ports=free_ports(), ephemeral=True) as stack,
@@ -62,11 +62,11 @@ def outages(readers: int, stalled: float, killed: float, victims: str) -> None:
 
 
 def _fill(stack: Stack, readers: int) -> Sequence[int]:
-    """Makes people, whom they follow, and posts, as rows; returns the readers."""
+    """Writes people, follows, and posts as rows; returns the readers."""
     chance = random.Random(1)
     people = crowds.account_ids(range(_AUTHORS + readers))
     authors, reader_ids = people[:_AUTHORS], people[_AUTHORS:]
-    # Some have many more followers than others.
+    # Some authors have many more followers than others.
     weights = [1 / (rank + 10) for rank in range(_AUTHORS)]
     crowds.add_accounts(stack, people)
     crowds.add_follows(
@@ -94,14 +94,14 @@ def _fill(stack: Stack, readers: int) -> Sequence[int]:
 
 @dataclass
 class _Phase:
-    """What readers saw."""
+    """What readers observed in one phase."""
 
     name: str
     latencies: list[float] = field(default_factory=list)
     states: Counter[str] = field(default_factory=Counter)
     empty: int = 0
     incomplete_at: float = 0.0
-    """When a page began for the last time that was not complete."""
+    """When the last incomplete page was requested."""
 
     def __str__(self) -> str:
         ordered = sorted(self.latencies)
@@ -191,7 +191,7 @@ async def _recover(readers: _Readers) -> None:
 async def _phase(readers: _Readers, name: str, seconds: float) -> _Phase:
     phase = readers.phase = _Phase(name)
     await asyncio.sleep(seconds)
-    # Who began in this phase belongs to it.
+    # A request belongs to the phase in which it started.
     readers.phase = _Phase("")
     click.echo(f"outages: {phase}")
     return phase

@@ -1,9 +1,9 @@
-"""How fast photos become variants, against two measures.
+"""How fast photos become variants, compared with two baselines.
 
-The floor is what the encoders themselves take for the same variants: everything else (decoding,
-colours, sizes, hashes) is what the pipeline adds. libvips, if `pyvips` and `pyvips-binary` are
-installed beside, makes variants of the same sizes, encodings and qualities of the same files.
-All on one core, in CPU seconds; of several rounds the fastest counts.
+The floor is the time of the encoders alone for the same variants: everything else (decoding,
+colours, sizes, hashes) is the pipeline's own cost. libvips, if `pyvips` and `pyvips-binary` are
+also installed, makes variants of the same sizes, encodings, and qualities from the same files. All
+run on one core and are measured in CPU seconds; the fastest of several rounds counts.
 """
 
 import io
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import click
 
-# Before OpenCV, numpy and libvips are imported: they read them then.
+# Set before OpenCV, numpy, and libvips are imported, because they read them on import.
 _ONE_CORE = {"OPENBLAS_NUM_THREADS": "1", "VIPS_CONCURRENCY": "1"}
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 @click.option("--photos", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--rounds", type=click.IntRange(1), default=3, show_default=True)
 def pipeline(photos: Path | None, rounds: int) -> None:
-    """Renders photos (made ones, or those of a folder) on one core."""
+    """Renders photos (generated ones, or those of a folder) on one core."""
     os.environ.update(_ONE_CORE)
     from services.media.pipeline.decode import decode, open_source
     from services.media.pipeline.outputs import ENCODINGS, SIZES
@@ -67,14 +67,14 @@ def pipeline(photos: Path | None, rounds: int) -> None:
 
 
 def _on_disk(data: bytes) -> BinaryIO:
-    file = tempfile.TemporaryFile()  # noqa: SIM115 -- It is handed on.
+    file = tempfile.TemporaryFile()  # noqa: SIM115 -- The caller uses it.
     file.write(data)
     file.flush()
     return file
 
 
 def _fastest(works: Sequence[Callable[[], None]], rounds: int) -> list[float]:
-    """Returns the least CPU seconds of each; in turns, so that all meet the same machine."""
+    """Returns the least CPU seconds of each; in turns, so that machine load affects all equally."""
     spent: list[list[float]] = [[] for _ in works]
     for _ in range(rounds):
         for work, times in zip(works, spent, strict=True):
@@ -85,7 +85,7 @@ def _fastest(works: Sequence[Callable[[], None]], rounds: int) -> list[float]:
 
 
 def _vips(data: bytes) -> list[Callable[[], None]]:
-    """Returns what makes the same variants with libvips; nothing when it is not installed."""
+    """Returns a function that makes the same variants with libvips; empty if not installed."""
     try:
         import pyvips  # type: ignore[import-not-found, unused-ignore]
     except ImportError:
@@ -93,7 +93,7 @@ def _vips(data: bytes) -> list[Callable[[], None]]:
     from services.media.pipeline.outputs import AVIF, JPEG, SIZES, WEBP
 
     def work() -> None:
-        # Decoded once; libvips would by itself read the file anew for each size.
+        # Decoded once; by default, libvips would read the file again for each size.
         largest = pyvips.Image.thumbnail_buffer(
             data, SIZES[-1].width, height=16_383, size="down", export_profile="srgb"
         ).copy_memory()
@@ -109,7 +109,7 @@ def _vips(data: bytes) -> list[Callable[[], None]]:
     try:
         work()
     except pyvips.Error:
-        # Its wheel has no decoder for HEVC.
+        # The wheel has no HEVC decoder.
         return []
     return [work]
 
@@ -119,7 +119,7 @@ def _files(folder: Path) -> list[tuple[str, bytes]]:
 
 
 def _made() -> list[tuple[str, bytes]]:
-    """Returns photos of a phone's size in several containers, as rough as photos are."""
+    """Generates photos of a phone's size in several containers, with realistic detail."""
     import numpy as np
     import pillow_heif
     from PIL import Image
@@ -127,7 +127,7 @@ def _made() -> list[tuple[str, bytes]]:
     pillow_heif.register_heif_opener()
     rng = np.random.default_rng(7)
     pixels = np.zeros((3000, 4000, 3), np.float32)
-    # Half as strong at twice the fineness, as in nature.
+    # Half the amplitude at twice the frequency, as in natural images.
     for octave in range(2, 11):
         shape = (3 * 2**octave // 4, 2**octave, 3)
         noise = rng.normal(0, 90 / 2 ** (octave / 2), shape).astype(np.float32)

@@ -1,7 +1,7 @@
-"""The fastest way to make Valkey do something: commands written to a plain socket, all at once.
+"""The fastest way to send commands to Valkey: all at once, over a plain socket.
 
-Nothing is awaited in between, nothing parsed but for the number of replies. So this is a ceiling
-for whatever a client does with the same commands.
+The client waits for nothing in between and only counts the replies. This is a ceiling for any
+client that sends the same commands.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ _READ_BYTES = 256 * 1024
 
 
 class Pipelines:
-    """A connection to each server that has some of the owners: of a cluster, its masters."""
+    """A connection to each server that holds keys of owners: in a cluster, to each master."""
 
     def __init__(self, valkey_url: str) -> None:
         self._sockets: dict[Address, socket.socket] = {}
@@ -41,15 +41,15 @@ class Pipelines:
 
     @property
     def servers(self) -> Sequence[Address]:
-        """The servers that have owners."""
+        """The servers that hold keys of owners."""
         return list(dict.fromkeys(self._owners))
 
     def owner_of(self, owner_id: int) -> Address:
-        """Returns the server that has an owner's keys."""
+        """Returns the server that holds an owner's keys."""
         return self._owners[slot_of(str(owner_id))]
 
     def ask(self, server: Address, *words: Word) -> Any:
-        """Has one server do one command, and returns what it replies."""
+        """Runs one command on one server; returns its reply."""
         connection = self._connection(server)
         connection.sendall(_packed(words))
         reader = hiredis.Reader()
@@ -60,14 +60,14 @@ class Pipelines:
         return reply
 
     def configure(self, setting: str, value: Word) -> None:
-        """Changes a setting of all servers."""
+        """Changes a setting on all servers."""
         for server in self.servers:
             self.ask(server, "CONFIG", "SET", setting, value)
 
     def run(self, commands: Sequence[tuple[int, Sequence[Word]]]) -> float:
-        """Has the owners' servers do commands whose replies are single lines.
+        """Runs commands on their owners' servers; replies must be single lines.
 
-        Returns how many seconds passed from the first byte to the last reply.
+        Returns the seconds from the first byte to the last reply.
         """
         packed: dict[Address, list[bytes]] = {}
         for owner_id, words in commands:
@@ -87,7 +87,7 @@ class Pipelines:
 
 def _run(connection: socket.socket, commands: bytes, count: int) -> None:
     def send() -> None:
-        # Whoever reads the replies tells that the server is gone.
+        # The thread that reads the replies reports that the server is gone.
         with contextlib.suppress(OSError):
             connection.sendall(commands)
 
@@ -103,5 +103,5 @@ def _run(connection: socket.socket, commands: bytes, count: int) -> None:
 
 
 def _packed(words: Sequence[Word]) -> bytes:
-    # hiredis' own types allow one word only.
+    # hiredis's own type annotations allow only one word.
     return cast(bytes, hiredis.pack_command(cast(Any, tuple(words))))

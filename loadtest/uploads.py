@@ -1,4 +1,4 @@
-"""Streaming uploads by gRPC and REST, beside boto3 writing the same bytes straight to S3."""
+"""Streaming uploads over gRPC and REST, compared with boto3 writing the same bytes to S3."""
 
 import asyncio
 import http.client
@@ -29,19 +29,19 @@ _CHUNK = 256 * 1024
 _ROUNDS = 5
 _AT_ONCE = 50
 _ACCOUNTS = 10
-"""Who take turns: one account alone may not have so many streams open."""
+"""The accounts take turns: one account cannot open that many streams."""
 
 
 @click.command("uploads")
 @click.option("--mebibytes", default=128, show_default=True, help="How large the file is.")
 def uploads(mebibytes: int) -> None:
-    """Uploads through the gateway, by gRPC and REST, as ratios to boto3 straight to S3."""
+    """Uploads through the gateway, over gRPC and REST, as ratios to boto3 directly to S3."""
     file = b"\xff\xd8\xff" + secrets.token_bytes(mebibytes * _MIB - 3)
     with (
         tempfile.TemporaryDirectory() as folder,
         Stack(Path(folder), ports=free_ports(), ephemeral=True) as stack,
     ):
-        # Without the worker, which would read every file again meanwhile.
+        # Without the worker, which would read every file again during the measurement.
         stack.up(["account", "media", "gateway"])
         stack.down(["media-worker"])
         asyncio.run(_measure(stack, file))
@@ -108,7 +108,7 @@ async def _messages(content: bytes) -> AsyncIterator[media_pb.UploadMediaRequest
 
 
 def _post(address: str, bearer: str, content: bytes) -> None:
-    """Sends a file as the raw body of a REST request, by a client that costs next to nothing."""
+    """Sends a file as the raw body of a REST request, with minimal client overhead."""
     connection = http.client.HTTPConnection(address, timeout=120)
     try:
         connection.request(
@@ -126,7 +126,7 @@ def _post(address: str, bearer: str, content: bytes) -> None:
 
 
 def _straight(stack: Stack, file: bytes) -> float:
-    """Returns how many seconds boto3 takes, with its own parts and threads."""
+    """Returns the seconds that boto3 takes, with its own parts and threads."""
     s3 = stack.s3()
     began = time.monotonic()
     s3.upload_fileobj(io.BytesIO(file), ORIGINALS_BUCKET, f"bench/{secrets.token_hex(8)}")
@@ -134,7 +134,7 @@ def _straight(stack: Stack, file: bytes) -> float:
 
 
 def _resident(stack: Stack, name: str, *, peak: bool = False) -> int:
-    """Returns a process's resident memory in bytes, now or at its highest."""
+    """Returns a process's resident memory in bytes, current or peak."""
     field = "VmHWM:" if peak else "VmRSS:"
     for line in Path(f"/proc/{stack.pid(name)}/status").read_text().splitlines():
         if line.startswith(field):
@@ -143,6 +143,6 @@ def _resident(stack: Stack, name: str, *, peak: bool = False) -> int:
 
 
 def _forget_peaks(stack: Stack, names: Iterable[str]) -> None:
-    """Makes what is resident now the highest; see proc_pid_clear_refs(5)."""
+    """Resets the peak of resident memory to its current value; see proc_pid_clear_refs(5)."""
     for name in names:
         Path(f"/proc/{stack.pid(name)}/clear_refs").write_text("5")

@@ -1,7 +1,8 @@
-"""Watching feeds: how long a post takes to reach all of its author's followers who watch.
+"""Watching feeds: how long a post takes to reach all watching followers of its author.
 
-From the event to the last message read by the last watcher. All of it takes part: the event comes
-from the broker, fan-out pushes, each feed process finds what has changed, and reads the post.
+The time counts from the event to the last message read by the last watcher. It includes the whole
+path: the event comes from the broker, fan-out pushes the post, and each feed process detects the
+change and reads the post.
 """
 
 import asyncio
@@ -31,14 +32,14 @@ from services.common.timelines import CAP
 from services.common.topics import topic_of
 
 _EACH = 2_500
-"""How many watch at one process, which serves no more."""
+"""The number of watchers at one process, which serves no more."""
 
 _CONNECTIONS = 4
 _BEGIN_AT_ONCE = 100
 _MOST_SECONDS = 60.0
 
 _HEARTBEAT_BYTES = pb.WatchFeedResponse(resume_after_post_id=(1 << 63) - 1).ByteSize()
-"""No heartbeat is longer, and every post is."""
+"""An upper bound for heartbeats; every post is longer."""
 
 
 @click.command("watchers")
@@ -126,7 +127,7 @@ class _Crowd:
     async def begin(
         self, channels: Sequence[Sequence[grpc.aio.Channel]], readers: Sequence[int]
     ) -> "list[asyncio.Task[None]]":
-        """Lets all watch; returns when each has been told that the watch has begun."""
+        """Starts all watches; returns when each has received its first message."""
         tasks = []
         for number, reader_id in enumerate(readers):
             process = channels[number % len(channels)]
@@ -139,8 +140,8 @@ class _Crowd:
         return tasks
 
     async def _watch(self, channel: grpc.aio.Channel, reader_id: int) -> None:
-        """Watches, and goes on where a watch was cut, as every client does."""
-        # Bytes in: to read them is what the device of each watcher does.
+        """Watches, and resumes an interrupted watch, like every client."""
+        # Raw bytes, because in production each watcher's device does the parsing.
         watch: Any = channel.unary_stream("/photomesh.feed.v1.FeedService/WatchFeed")
         message = b""
         while True:
@@ -164,7 +165,7 @@ class _Crowd:
     async def tell(
         self, stack: Stack, producer: KafkaProducer, author_id: int
     ) -> tuple[float, float, float]:
-        """Publishes a post; returns after how many seconds the first, half, and the last had it."""
+        """Publishes a post; returns the seconds until the first, half, and the last received it."""
         post_id = crowds.post_id(author_id, crowds.now())
         crowds.add_posts(stack, [(post_id, author_id)])
         self._told_at.clear()
