@@ -1,6 +1,7 @@
 """DeadLetterService, which every process that consumes events serves for its consumer group."""
 
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 import grpc
@@ -14,13 +15,17 @@ from services.common.config import KafkaSettings
 from services.common.consumer import Consumer, Subscription
 from services.common.database import Database
 from services.common.dead_letters import DeadLetters
+from services.common.jobs import periodic
 from services.common.outbox import Outbox
 from services.common.server import Service, Worker
 
 _PAGE = 50
 
-# Nobody waits for a dead letter to be listed.
+# Dead letters need not be listed at once.
 _FETCH_WAIT_MS = 1000
+
+_PURGE_SECONDS = 3600.0
+"""The mean pause between purges of dead letters that were settled long ago."""
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -43,6 +48,10 @@ def dead_letters_of(
         subscriptions=dead_letters.subscriptions(),
         fetch_wait_ms=_FETCH_WAIT_MS,
     )
+
+    async def purge() -> None:
+        await dead_letters.purge(datetime.now(UTC))
+
     servicer = DeadLetterService(dead_letters)
     service = Service(
         "photomesh.common.v1.DeadLetterService",
@@ -50,7 +59,7 @@ def dead_letters_of(
     )
     return service, [
         Worker("dead-letters", burials.run),
-        Worker("dead-letters-purge", dead_letters.run_purge),
+        periodic("dead-letters-purge", purge, seconds=_PURGE_SECONDS),
     ]
 
 

@@ -6,8 +6,6 @@ records what became of each. A replay goes through the outbox, in the transactio
 dead letter, and reaches no other consumer group. Settled dead letters are purged after a while.
 """
 
-import asyncio
-import random
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -23,7 +21,7 @@ from services.common import context, logs
 from services.common.burials import DLQ_GROUP, DLQ_OFFSET, DLQ_PARTITION, DLQ_REASON
 from services.common.consumer import RawSubscription
 from services.common.database import Database
-from services.common.errors import DeadLetterUnknown, Unavailable
+from services.common.errors import DeadLetterUnknown
 from services.common.outbox import Outbox
 from services.common.topics import Topic, dead_letters, topic_of
 
@@ -91,9 +89,6 @@ its beginning."""
 
 _PURGE_BATCH = 1000
 """How many dead letters one transaction purges at most."""
-
-_PURGE_PAUSE_SECONDS = (1800.0, 5400.0)
-"""Random, so that the processes of a service do not purge at the same time."""
 
 _log = logs.logger(__name__)
 
@@ -202,19 +197,10 @@ class DeadLetters:
                 batch = (await connection.execute(_PURGE, values)).rowcount
             purged += batch
             if batch < _PURGE_BATCH:
-                return purged
-
-    async def run_purge(self, ready: Callable[[], None]) -> None:
-        """Purges about once an hour until cancelled. Several processes may do so."""
-        ready()
-        while True:
-            context.enter(context.CallContext(trace_id=context.trace_id_of(None)))
-            try:
-                if purged := await self.purge(datetime.now(UTC)):
-                    _log.info("dead_letters.purged", dead_letters=purged)
-            except Unavailable:
-                _log.warning("purge.failed", exc_info=True)
-            await asyncio.sleep(random.uniform(*_PURGE_PAUSE_SECONDS))
+                break
+        if purged:
+            _log.info("dead_letters.purged", dead_letters=purged)
+        return purged
 
     def _adder(self, topic: Topic) -> Callable[[Any], Awaitable[None]]:
         async def add(record: Any) -> None:

@@ -1,5 +1,7 @@
 """`python -m services.fanout`: wires the fan-out worker and runs it."""
 
+from functools import partial
+
 from photomesh.fanout.v1.events_pb2 import ChunkReady
 from photomesh.fanout.v1.fanout_admin_service_pb2_grpc import (
     add_FanoutAdminServiceServicer_to_server,
@@ -15,16 +17,16 @@ from services.common.client import channel
 from services.common.consumer import Consumer, Subscription
 from services.common.database import Database
 from services.common.dead_letter_service import dead_letters_of
+from services.common.jobs import periodic
 from services.common.outbox import Outbox, Relay
 from services.common.post_cache import PostCache
 from services.common.server import Service, Worker, run, serve
 from services.common.timelines import AuthorTimelines, HomeTimelines
-from services.fanout import chunks
+from services.fanout import chunks, jobs
 from services.fanout.admin import FanoutAdminService
 from services.fanout.config import FanoutSettings
 from services.fanout.pauses import Pauses
 from services.fanout.peers import Peers
-from services.fanout.purger import Purger
 from services.fanout.store import FanoutStore
 from services.fanout.walk import Walks
 from services.fanout.worker import Fanout
@@ -83,7 +85,7 @@ async def main() -> None:
                 Worker("consumer", consumer.run),
                 Worker("relay", relay.run),
                 Worker("pauses", Pauses(store, consumer).run),
-                Worker("purge", Purger(store).run),
+                periodic("purge", partial(jobs.purge, store), seconds=jobs.PURGE_SECONDS),
                 *dead_letter_workers,
             ],
         )

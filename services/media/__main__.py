@@ -1,5 +1,7 @@
 """`python -m services.media`: wires and runs the media service."""
 
+from datetime import UTC, datetime
+
 from photomesh.media.v1.media_internal_service_pb2_grpc import (
     add_MediaInternalServiceServicer_to_server,
 )
@@ -7,13 +9,14 @@ from photomesh.media.v1.media_service_pb2_grpc import add_MediaServiceServicer_t
 
 from services.common import cdn, config, logs
 from services.common.database import Database
+from services.common.jobs import periodic
 from services.common.outbox import Outbox, Relay
 from services.common.server import Service, Worker, run, serve
 from services.media.config import MediaSettings
 from services.media.service import MediaInternalService, MediaService
 from services.media.storage import Storage
 from services.media.store import MediaStore
-from services.media.sweeper import Sweeper
+from services.media.sweeper import SWEEP_SECONDS, Sweeper
 from services.media.uploads import Uploads
 from services.media.watchers import Watchers
 
@@ -28,6 +31,11 @@ async def main() -> None:
         storage = Storage(settings)
         uploads = Uploads(store, storage)
         watchers = Watchers(store)
+        sweeper = Sweeper(store, uploads)
+
+        async def sweep_uploads() -> None:
+            await sweeper.sweep(datetime.now(UTC))
+
         public = MediaService(store, storage, cdn.signer(settings), uploads, watchers)
         internal = MediaInternalService(store)
         await serve(
@@ -44,7 +52,7 @@ async def main() -> None:
             ],
             [
                 Worker("relay", relay.run),
-                Worker("sweeper", Sweeper(store, uploads).run),
+                periodic("sweeper", sweep_uploads, seconds=SWEEP_SECONDS),
                 Worker("watchers", watchers.run),
             ],
         )

@@ -1,19 +1,15 @@
 """Removes uploads that were never completed."""
 
-import asyncio
-import random
-from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import datetime
 
-from services.common import context, logs
-from services.common.errors import Unavailable
+from services.common import logs
 from services.common.ids import least_id
 from services.media.limits import LIMITS, UploadLimits
 from services.media.store import MediaStore
 from services.media.uploads import Uploads
 
-_PAUSE_SECONDS = (30.0, 90.0)
-"""The range of the random pause between sweeps, which spreads the sweepers of all processes."""
+SWEEP_SECONDS = 60.0
+"""The mean pause between sweeps."""
 
 _BATCH = 20
 """How many uploads are removed in one transaction."""
@@ -31,17 +27,6 @@ class Sweeper:
         self._store = store
         self._uploads = uploads
         self._limits = limits
-
-    async def run(self, ready: Callable[[], None]) -> None:
-        """Sweeps until it is cancelled. Retries while the database or S3 is unavailable."""
-        ready()
-        while True:
-            context.enter(context.CallContext(trace_id=context.trace_id_of(None)))
-            try:
-                await self.sweep(datetime.now(UTC))
-            except Unavailable:
-                _log.warning("sweep.blocked", exc_info=True)
-            await asyncio.sleep(random.uniform(*_PAUSE_SECONDS))
 
     async def sweep(self, now: datetime) -> None:
         """Sweeps once; `now` is the time that ages are compared with."""

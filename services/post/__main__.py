@@ -14,6 +14,7 @@ from services.common.cache import connect
 from services.common.consumer import Consumer, Subscription
 from services.common.database import Database
 from services.common.dead_letter_service import dead_letters_of
+from services.common.jobs import periodic
 from services.common.outbox import Outbox, Relay
 from services.common.post_cache import PostCache
 from services.common.server import Service, Worker, run, serve
@@ -39,9 +40,7 @@ async def main() -> None:
     ):
         outbox = Outbox(database, relay)
         store = PostStore(database, outbox)
-        publisher = Publisher(
-            store, MediaInternalServiceStub(media), sweep_seconds=settings.sweep_seconds
-        )
+        publisher = Publisher(store, MediaInternalServiceStub(media))
         presenter = Presenter(AccountInternalServiceStub(account), cdn.signer(settings))
         public = PostService(
             store, publisher, presenter, PostCache(cache), GraphInternalServiceStub(graph)
@@ -71,7 +70,7 @@ async def main() -> None:
             [
                 Worker("consumer", consumer.run),
                 Worker("relay", relay.run),
-                Worker("sweep", publisher.sweep_until_cancelled),
+                periodic("sweep", publisher.sweep, seconds=settings.sweep_seconds),
                 *dead_letter_workers,
             ],
         )

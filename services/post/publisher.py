@@ -5,9 +5,7 @@ sweep settles the rest, in case the process died in between. These may run at an
 replicas at once; the store lets only the first one change the post.
 """
 
-import asyncio
-import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from google.protobuf.timestamp_pb2 import Timestamp
 from photomesh.media.v1.events_pb2 import MediaDeleted, MediaProcessed
@@ -15,7 +13,7 @@ from photomesh.media.v1.media_internal_service_pb2 import BatchGetMediaRequest, 
 from photomesh.media.v1.media_internal_service_pb2_grpc import MediaInternalServiceStub
 from photomesh.media.v1.media_service_pb2 import MediaState
 
-from services.common import client, context, logs
+from services.common import client, logs
 from services.common.errors import Unavailable
 from services.common.ids import created_at
 from services.post.store import Post, PostStore, State
@@ -30,12 +28,9 @@ _log = logs.logger(__name__)
 class Publisher:
     """Settles posts."""
 
-    def __init__(
-        self, store: PostStore, media: MediaInternalServiceStub, *, sweep_seconds: float
-    ) -> None:
+    def __init__(self, store: PostStore, media: MediaInternalServiceStub) -> None:
         self._store = store
         self._media = media
-        self._sweep_seconds = sweep_seconds
 
     async def media(self, media_ids: Sequence[int]) -> Sequence[StoredMedia]:
         """Returns the current media; an unknown one has no `media_id`.
@@ -106,18 +101,6 @@ class Publisher:
         )
         for post in await self._store.forget_media(deleted):
             await self.settle(post)
-
-    async def sweep_until_cancelled(self, ready: Callable[[], None]) -> None:
-        """Settles periodically what neither creation nor an event has settled."""
-        ready()
-        while True:
-            # Jitter keeps the replicas apart.
-            await asyncio.sleep(self._sweep_seconds * random.uniform(0.5, 1.5))
-            context.enter(context.CallContext(trace_id=context.trace_id_of(None)))
-            try:
-                await self.sweep()
-            except Unavailable as error:
-                _log.warning("sweep.failed", error=str(error))
 
     async def sweep(self) -> None:
         """Settles posts that have been PROCESSING for over 10 s, unless swept in the last 30 s.

@@ -134,7 +134,7 @@ class Replica:
     ) -> None:
         self.database = database
         self.store = PostStore(database, Outbox(database, relay))
-        self.publisher = Publisher(self.store, media_service, sweep_seconds=3600)
+        self.publisher = Publisher(self.store, media_service)
 
     async def events(self) -> list[int]:
         """Returns the posts that were told to be published, sorted."""

@@ -6,13 +6,14 @@ from services.common import config, logs
 from services.common.consumer import Consumer, Subscription
 from services.common.database import Database
 from services.common.dead_letter_service import dead_letters_of
+from services.common.jobs import periodic
 from services.common.outbox import Outbox, Relay
 from services.common.server import Worker, run, serve
 from services.media.config import MediaWorkerSettings
 from services.media.pipeline.renderers import Limits, Renderers
 from services.media.storage import Storage
 from services.media.store import MediaStore
-from services.media.worker.eraser import Eraser
+from services.media.worker.eraser import SWEEP_SECONDS, Eraser
 from services.media.worker.processor import Processor
 
 _GROUP = "media-worker"
@@ -58,7 +59,7 @@ async def main() -> None:
             [
                 Worker("consumer", consumer.run),
                 Worker("relay", relay.run),
-                Worker("eraser", eraser.sweep_until_cancelled),
+                periodic("eraser", eraser.sweep, seconds=SWEEP_SECONDS),
                 *dead_letter_workers,
             ],
         )

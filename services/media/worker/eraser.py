@@ -1,17 +1,14 @@
 """Removes the files of deleted media."""
 
-import asyncio
-import random
-from collections.abc import Callable
-
 from photomesh.media.v1.events_pb2 import MediaDeleted
 
-from services.common import context, logs
-from services.common.errors import Unavailable
+from services.common import logs
 from services.media.storage import Storage
 from services.media.store import Media, MediaStore, State
 
-_SWEEP_SECONDS = 60.0
+SWEEP_SECONDS = 60.0
+"""The mean pause between sweeps."""
+
 _SWEEP_BATCH = 100
 
 _log = logs.logger(__name__)
@@ -38,18 +35,6 @@ class Eraser:
         # Checks the database, so that a wrong event cannot remove files of a live item.
         if media is not None and media.state is State.DELETED:
             await self._erase(media)
-
-    async def sweep_until_cancelled(self, ready: Callable[[], None]) -> None:
-        """Runs `sweep` periodically, until it is cancelled."""
-        ready()
-        while True:
-            # Jitter spreads the sweeps of the replicas.
-            await asyncio.sleep(_SWEEP_SECONDS * random.uniform(0.5, 1.5))
-            context.enter(context.CallContext(trace_id=context.trace_id_of(None)))
-            try:
-                await self.sweep()
-            except Unavailable as error:
-                _log.warning("sweep.blocked", error=str(error))
 
     async def sweep(self) -> None:
         """Removes the files of all items whose second removal is due.
