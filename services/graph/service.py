@@ -9,13 +9,13 @@ import grpc
 from google.protobuf.timestamp_pb2 import Timestamp
 from photomesh.account.v1.account_internal_service_pb2 import BatchGetAccountsRequest
 from photomesh.account.v1.account_internal_service_pb2_grpc import AccountInternalServiceStub
-from photomesh.account.v1.account_service_pb2 import AccountSummary
 from photomesh.graph.v1 import graph_service_pb2 as pb
 from photomesh.graph.v1.graph_service_pb2_grpc import GraphServiceServicer
 
 from services.common import client, logs
+from services.common.account_names import AccountNames
 from services.common.context import signed_in
-from services.common.errors import AccountUnknown, MeshError, Unavailable
+from services.common.errors import AccountUnknown, Unavailable
 from services.common.paging import PageTokens
 from services.common.timelines import HomeTimelines
 from services.graph.audiences import Audiences
@@ -25,7 +25,6 @@ from services.graph.store import FollowState, GraphStore, Loss, Relation
 
 _DEFAULT_PAGE_SIZE = 50
 
-_NAMES_WITHIN_SECONDS = 0.5
 
 _HIDE_WITHIN_SECONDS = 0.3
 
@@ -59,6 +58,7 @@ class GraphService(GraphServiceServicer):
         self._audiences = audiences
         self._timelines = timelines
         self._accounts = accounts
+        self._names = AccountNames(accounts)
         self._page_key = page_key
 
     # -- Follows and requests ------------------------------------------------------------------
@@ -244,7 +244,7 @@ class GraphService(GraphServiceServicer):
 
     async def _listed(self, page: Sequence[Position]) -> list[pb.ListedAccount]:
         """Returns the accounts of a page with their names; omits deleted ones."""
-        summaries = await self._summaries([position.account_id for position in page])
+        summaries = await self._names.of([position.account_id for position in page])
         listed = []
         for position, summary in zip(page, summaries, strict=True):
             if summary.account_id:
@@ -252,21 +252,6 @@ class GraphService(GraphServiceServicer):
                 create_time.FromDatetime(position.create_time)
                 listed.append(pb.ListedAccount(account=summary, create_time=create_time))
         return listed
-
-    async def _summaries(self, account_ids: Sequence[int]) -> Sequence[AccountSummary]:
-        """Returns summaries of accounts; without names while account is unavailable or stalls."""
-        if not account_ids:
-            return []
-        try:
-            answer = await client.call(
-                self._accounts.BatchGetAccounts,
-                BatchGetAccountsRequest(account_ids=account_ids),
-                within=_NAMES_WITHIN_SECONDS,
-            )
-        except (MeshError, grpc.aio.AioRpcError) as error:
-            _log.warning("names.omitted", error=repr(error))
-            return [AccountSummary(account_id=account_id) for account_id in account_ids]
-        return answer.accounts
 
     # -- Shared by several methods -------------------------------------------------------------
 

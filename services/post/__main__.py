@@ -10,6 +10,7 @@ from photomesh.post.v1.post_internal_service_pb2_grpc import (
 from photomesh.post.v1.post_service_pb2_grpc import add_PostServiceServicer_to_server
 
 from services.common import cdn, client, config, logs
+from services.common.account_names import AccountNames
 from services.common.cache import connect
 from services.common.consumer import Consumer, Subscription
 from services.common.database import Database
@@ -41,7 +42,9 @@ async def main() -> None:
         outbox = Outbox(database, relay)
         store = PostStore(database, outbox)
         publisher = Publisher(store, MediaInternalServiceStub(media))
-        presenter = Presenter(AccountInternalServiceStub(account), cdn.signer(settings))
+        presenter = Presenter(
+            AccountNames(AccountInternalServiceStub(account)), cdn.signer(settings)
+        )
         public = PostService(
             store, publisher, presenter, PostCache(cache), GraphInternalServiceStub(graph)
         )

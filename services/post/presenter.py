@@ -2,31 +2,23 @@
 
 from collections.abc import Collection, Iterable, Sequence
 
-import grpc
-from photomesh.account.v1.account_internal_service_pb2 import BatchGetAccountsRequest
-from photomesh.account.v1.account_internal_service_pb2_grpc import AccountInternalServiceStub
 from photomesh.account.v1.account_service_pb2 import AccountSummary
 from photomesh.media.v1.media_internal_service_pb2 import StoredMedia
 from photomesh.post.v1 import post_internal_service_pb2 as internal_pb
 from photomesh.post.v1 import post_service_pb2 as pb
 
-from services.common import client, logs
+from services.common.account_names import AccountNames
 from services.common.cdn import UrlSigner
-from services.common.errors import MeshError
 from services.common.ids import EPOCH_MS, age_of
 from services.common.presented_media import write_media
 from services.post.store import Post
-
-_NAMES_WITHIN_SECONDS = 0.5
-
-_log = logs.logger(__name__)
 
 
 class Presenter:
     """Makes the public form of posts."""
 
-    def __init__(self, accounts: AccountInternalServiceStub, signer: UrlSigner) -> None:
-        self._accounts = accounts
+    def __init__(self, names: AccountNames, signer: UrlSigner) -> None:
+        self._names = names
         self._signer = signer
 
     async def present(self, post: Post, media: Sequence[StoredMedia]) -> pb.Post:
@@ -51,24 +43,12 @@ class Presenter:
         return answer
 
     async def _authors(self, author_ids: Collection[int]) -> dict[int, AccountSummary]:
-        """Returns a summary of each account.
-
-        A post without its author's name is better than none. So while account is unavailable or
-        stalls, the name is empty, which tells callers not to cache the post.
-        """
-        authors = {author_id: AccountSummary(account_id=author_id) for author_id in author_ids}
-        if not author_ids:
-            return authors
-        try:
-            answer = await client.call(
-                self._accounts.BatchGetAccounts,
-                BatchGetAccountsRequest(account_ids=author_ids),
-                within=_NAMES_WITHIN_SECONDS,
-            )
-        except (MeshError, grpc.aio.AioRpcError) as error:
-            _log.warning("names.omitted", error=repr(error))
-            return authors
-        return authors | {author.account_id: author for author in answer.accounts}
+        """Returns a summary of each account, if need be without a name."""
+        summaries = await self._names.of(list(author_ids))
+        return {
+            author_id: summary if summary.account_id else AccountSummary(account_id=author_id)
+            for author_id, summary in zip(author_ids, summaries, strict=True)
+        }
 
     def _write(
         self, presented: pb.Post, post: Post, author: AccountSummary, media: Sequence[StoredMedia]

@@ -18,6 +18,7 @@ from photomesh.post.v1.events_pb2 import PostChanged, PostCreated
 
 from deploy.local.stack import Stack
 from services.common import client, context
+from services.common.account_names import AccountNames
 from services.common.cache import connect
 from services.common.cdn import EdgeSigner
 from services.common.config import CacheSettings, CdnSettings, DatabaseSettings, KafkaSettings
@@ -206,7 +207,7 @@ def post_service(replicas: list[Replica], services: Stack) -> PostServiceMaker:
             yield PostService(
                 replicas[0].store,
                 publisher or replicas[0].publisher,
-                Presenter(AccountInternalServiceStub(account), EdgeSigner(cdn)),
+                Presenter(AccountNames(AccountInternalServiceStub(account)), EdgeSigner(cdn)),
                 PostCache(cache),
                 GraphInternalServiceStub(graph),
             )
