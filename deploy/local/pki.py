@@ -19,7 +19,7 @@ import json
 import os
 import secrets
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Self
 
@@ -43,7 +43,7 @@ class KeyPair:
     """An S3 identity's access key and secret key."""
 
     access_key: str
-    secret_key: str
+    secret_key: str = field(repr=False)
 
     @classmethod
     def random(cls, prefix: str) -> Self:
@@ -54,9 +54,9 @@ class KeyPair:
 class Credentials:
     """Passwords and keys of the parts, generated once for each clone."""
 
-    database_superuser: str
+    database_superuser: str = field(repr=False)
     # By role.
-    database: dict[str, str]
+    database: dict[str, str] = field(repr=False)
     s3_provision: KeyPair
     s3_media: KeyPair
     s3_broker: KeyPair

@@ -155,3 +155,16 @@ def test_two_clones_share_no_secret(folder, tmp_path):
     assert set(mine.database.values()).isdisjoint(other.database.values())
     assert mine.s3_media != other.s3_media
     assert (folder / "cdn.key").read_bytes() != (tmp_path / "other/cdn.key").read_bytes()
+
+
+def test_no_secret_is_in_the_repr_of_credentials(tmp_path):
+    credentials = pki.ensure(tmp_path)
+    shown = repr(credentials)
+
+    assert credentials.s3_media.access_key in shown
+    for secret in (
+        credentials.database_superuser,
+        *credentials.database.values(),
+        *(getattr(credentials, f"s3_{name}").secret_key for name in ("media", "broker", "edge")),
+    ):
+        assert secret not in shown
