@@ -680,24 +680,23 @@ class Stack:
         return self.layout.data / (task.prepares or task.name) / f"{task.name}.done"
 
     def _tail(self, process: Process) -> str:
-        log = self.log(process.name)
-        if not log.exists():
-            return "(it wrote nothing)"
-        with log.open("rb") as file:
-            # Only the output of this run: older lines would mislead.
-            file.seek(max(self._log_offset(process), log.stat().st_size - 2**16))
-            lines = file.read().decode(errors="replace").splitlines()
-        return "\n".join(f"    {line}" for line in lines[-_TAIL_LINES:]) or "    (it wrote nothing)"
-
-    def _log_offset(self, process: Process) -> int:
-        """Returns where the output of this run starts in the log."""
+        """Returns the last lines of this run: lines of an earlier one would mislead."""
         record = self._record(process.name)
-        if record is None:
-            return 0
-        copy = self.log(process.name).with_suffix(".log.1")
-        began = self._record_path(process.name).stat().st_mtime_ns
-        rotated = copy.exists() and copy.stat().st_mtime_ns > began
-        return 0 if rotated else record.log_offset
+        offset = record.log_offset if record else 0
+        log = self.log(process.name)
+        copy = log.with_suffix(".log.1")
+        text = b""
+        if record and copy.exists():
+            began = self._record_path(process.name).stat().st_mtime_ns
+            if copy.stat().st_mtime_ns > began:
+                # Rotated since. In the copy the run starts where it started in the log, unless
+                # the log was rotated again.
+                text = _end_of(copy, offset if offset < copy.stat().st_size else 0)
+                offset = 0
+        if log.exists():
+            text += _end_of(log, offset)
+        lines = text.decode(errors="replace").splitlines()
+        return "\n".join(f"    {line}" for line in lines[-_TAIL_LINES:]) or "    (it wrote nothing)"
 
     def _died(self, process: Process, code: int | None) -> ProcessDied:
         if code is None:
@@ -784,6 +783,13 @@ def _pause(began: float) -> None:
     shortest, longest = _POLL_SECONDS
     waited = time.monotonic() - began
     time.sleep(min(longest, max(shortest, waited * _POLL_SHARE)))
+
+
+def _end_of(path: Path, offset: int) -> bytes:
+    """Returns what a file holds behind an offset, at most the last 64 KiB."""
+    with path.open("rb") as file:
+        file.seek(max(offset, path.stat().st_size - 2**16))
+        return file.read()
 
 
 def _make_folder(folder: Path) -> None:

@@ -80,7 +80,7 @@ def tracked() -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tree(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A copy of the tree with the skeleton, generated code included."""
     tree = tmp_path_factory.mktemp("tree")
     for name in tracked():
@@ -88,7 +88,9 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copy2(ROOT / name, tree / name)
     run(tree, "-m", "deploy.skeleton", NAME)
     run(tree, "protos/generate.py")
-    return tree
+    yield tree
+    # What the run writes is searched for secrets; a copy of the tree holds those of its tests.
+    shutil.rmtree(tree)
 
 
 def run(tree: Path, *arguments: str) -> None:
