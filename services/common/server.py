@@ -213,6 +213,7 @@ class _Guard:
         self._method = method
         self._metadata = metadata
         self._parse = parse
+        self._caller = ""
 
     def unary(self, handler: Any) -> Any:
         async def guarded(raw: bytes, servicer: Servicer) -> Any:
@@ -267,7 +268,7 @@ class _Guard:
 
     def _admit(self, servicer: Servicer) -> context.CallContext:
         """Authorizes the caller and enters the call context."""
-        caller = tls.peer_identity(servicer)
+        self._caller = caller = tls.peer_identity(servicer)
         call = calls.enter(self._metadata, caller=caller, seconds=servicer.time_remaining())
         if caller not in callers_of(self._method):
             _audit.warning(
@@ -283,7 +284,7 @@ class _Guard:
             request = calls.read(raw, self._parse)
             return request
         finally:
-            if tls.peer_identity(servicer) == OPERATOR:
+            if self._caller == OPERATOR:
                 _audit.info(
                     "operator.called",
                     method=self._method,
