@@ -8,14 +8,16 @@ from contextlib import contextmanager
 
 import psycopg
 from google.protobuf.message import Message
-from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
+from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 from photomesh.fanout.v1.events_pb2 import ChunkReady
 from photomesh.graph.v1.events_pb2 import CelebrityChanged, FollowChanged
 from photomesh.post.v1.events_pb2 import PostChanged, PostCreated
 from redis import Redis
 
 from deploy.local.stack import Stack
+from services.common.config import KafkaSettings
 from services.common.topics import dead_letters, key_of, topic_of
+from services.fanout.lag import read_lag
 from tests.eventually import PATIENCE_SECONDS, eventually
 
 
@@ -111,22 +113,8 @@ def _under_way(mesh: Stack) -> str:
             [(events,)] = database.execute("SELECT count(*) FROM outbox").fetchall()
             if events:
                 return f"{events} events in the outbox of {role}"
-    partitions = [
-        TopicPartition(topic.name, partition)
-        for topic in _TOPICS
-        for partition in range(topic.partitions)
-    ]
-    admin = KafkaAdminClient(bootstrap_servers=mesh.kafka_bootstrap)
-    try:
-        committed = admin.list_group_offsets({"fanout": partitions})["fanout"]
-    finally:
-        admin.close()
-    done = {partition: max(told.offset, 0) for partition, told in committed.items()}
-    left = {
-        f"{partition.topic}/{partition.partition}": end - done.get(partition, 0)
-        for partition, end in end_offsets(mesh, partitions).items()
-        if end > done.get(partition, 0)
-    }
+    behind = read_lag(KafkaSettings(kafka_bootstrap=mesh.kafka_bootstrap), "fanout", _TOPICS)
+    left = {f"{each.topic}/{each.partition}": each.lag for each in behind if each.lag}
     if left:
         return f"events are not handled: {left}"
     with psycopg.connect(mesh.database_url("graph")) as database:
