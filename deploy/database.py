@@ -55,8 +55,8 @@ def provision_database(settings: Database, *, services: Path = SERVICES) -> None
 
     Args:
         settings: the database and the roles.
-        services: the folder whose `common/migrations` applies to every schema, followed by the
-            schema's own `<service>/migrations`. Either can be missing.
+        services: the folder whose `chassis/database/migrations` applies to every schema, followed
+            by the schema's own `<service>/migrations`. Either can be missing.
 
     Raises:
         MigrationFailed: a migration failed, or another machine migrates for more than 5 minutes.
@@ -73,8 +73,8 @@ def provision_database(settings: Database, *, services: Path = SERVICES) -> None
             _make_schemas(own, passwords)
         for role, password in passwords.items():
             url = _as_role(own_url, role, password)
-            # Common migrations first, because a service's tables can use their id functions.
-            for owner in ("common", role):
+            # The chassis first, because a service's tables can use their id functions.
+            for owner in ("chassis/database", role):
                 _migrate(url, role, services / owner / "migrations")
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Protocol
 from pydantic import SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from services.common.config import load
+from services.chassis.config import load
 
 if TYPE_CHECKING:
     from mypy_boto3_s3.type_defs import LifecycleRuleTypeDef
@@ -51,7 +51,7 @@ class Topics(BaseSettings):
 
 
 class Topic(Protocol):
-    """A topic as described by `services.common.topics`."""
+    """A topic as described by `services.chassis.events.topics`."""
 
     @property
     def name(self) -> str: ...
@@ -209,7 +209,7 @@ def _database() -> None:
 
 
 def _topics() -> None:
-    from services.common.topics import all_topics
+    from services.chassis.events.topics import all_topics
 
     try:
         provision_topics(load(Topics), all_topics())

@@ -157,7 +157,7 @@ class GatewaySettings:
     services: Mapping[str, Peer]
     reflection: Peer
     # gRPC path of each paged method whose service also serves it over REST -> that process; see
-    # services/common/rest.py.
+    # services/chassis/rpc/rest.py.
     pages: Mapping[str, Peer]
     # Origins whose web pages can call the API, such as "https://photomesh.example".
     cors_origins: tuple[str, ...] = ()

@@ -4,14 +4,12 @@ Each service behind the gateway describes itself, including its internal methods
 describes the public methods of all services in one place, and serves none of them.
 """
 
-from pathlib import Path
-
 from gateway.contracts import public_methods, public_services
-from services.common import config, logs
-from services.common.config import MeshSettings
-from services.common.server import Service, run, serve
-
-_DESCRIPTORS = Path(__file__).parents[1] / "gen/photomesh.binpb"
+from services.chassis import config
+from services.chassis.config import MeshSettings
+from services.chassis.contracts import DESCRIPTORS
+from services.chassis.rpc.server import Service, run, serve
+from services.chassis.telemetry import logs
 
 
 async def main() -> None:
@@ -21,7 +19,7 @@ async def main() -> None:
         settings,
         [
             Service(name, add_to=lambda _: None)
-            for name in public_services(public_methods(_DESCRIPTORS))
+            for name in public_services(public_methods(DESCRIPTORS))
         ],
     )
 

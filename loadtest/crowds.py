@@ -15,11 +15,11 @@ from photomesh.media.v1.media_service_pb2 import MediaState
 
 from deploy.local.stack import Stack
 from loadtest.pipelines import Pipelines
-from services.common.cache import connect
-from services.common.config import CacheSettings
-from services.common.ids import EPOCH_MS, SHARDS, shard_of
-from services.common.timelines import CAP, HomeTimelines
-from services.common.timelines.layout import FEED, RULES
+from services.chassis.cache.client import connect
+from services.chassis.config import CacheSettings
+from services.chassis.database.ids import EPOCH_MS, SHARDS, shard_of
+from services.domain.timelines import CAP, HomeTimelines
+from services.domain.timelines.layout import FEED, RULES
 
 _FIRST = time.time_ns() // 1_000_000 - EPOCH_MS - 10**9
 _STRIDE = 7919

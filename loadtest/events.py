@@ -30,12 +30,12 @@ from photomesh.graph.v1.events_pb2 import FollowChanged
 from deploy.local.ports import free_ports
 from deploy.local.stack import Stack
 from loadtest import crowds
-from services.common import context
-from services.common.config import DatabaseSettings, KafkaSettings
-from services.common.consumer import BatchSubscription, Consumer, Subscription
-from services.common.database import Database
-from services.common.outbox import Outbox, Relay
-from services.common.topics import Topic, key_of, topic_of
+from services.chassis import context
+from services.chassis.config import DatabaseSettings, KafkaSettings
+from services.chassis.database.pool import Database
+from services.chassis.events.consumer import BatchSubscription, Consumer, Subscription
+from services.chassis.events.outbox import Outbox, Relay
+from services.chassis.events.topics import Topic, key_of, topic_of
 
 _CEILING = Topic("events_ceiling", partitions=topic_of(FollowChanged).partitions)
 _OWNERS = 1_000

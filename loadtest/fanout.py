@@ -29,10 +29,10 @@ from deploy.local.ports import free_ports
 from deploy.local.stack import Stack
 from loadtest import crowds
 from loadtest.pipelines import Pipelines
-from services.common.cache import connect
-from services.common.config import CacheSettings
-from services.common.timelines import CAP, HomeTimelines
-from services.common.topics import topic_of
+from services.chassis.cache.client import connect
+from services.chassis.config import CacheSettings
+from services.chassis.events.topics import topic_of
+from services.domain.timelines import CAP, HomeTimelines
 from services.fanout.config import FanoutSettings
 
 _AUTHORS = 4

@@ -28,13 +28,14 @@ from deploy.local.stack import Stack
 from deploy.local.table import ROOT
 from loadtest import crowds, floor
 from services.account.tokens import Tokens
-from services.common import cache, client
-from services.common.cdn import EdgeSigner
-from services.common.config import CacheSettings, CdnSettings
-from services.common.post_cache import CachedPost, Form, PostCache
-from services.common.presented_media import write_media
-from services.common.rest import as_json
-from services.common.timelines import CAP, HomeTimelines
+from services.chassis.cache import client as cache
+from services.chassis.config import CacheSettings
+from services.chassis.rpc import client
+from services.chassis.rpc.rest import as_json
+from services.domain.cdn import CdnSettings, EdgeSigner
+from services.domain.post_cache import CachedPost, Form, PostCache
+from services.domain.presented_media import write_media
+from services.domain.timelines import CAP, HomeTimelines
 
 _POSTS = 5_000
 _AUTHORS = 500

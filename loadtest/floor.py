@@ -16,7 +16,7 @@ from google.api import annotations_pb2, http_pb2  # type: ignore[import-untyped]
 from google.api.httpbody_pb2 import HttpBody  # type: ignore[import-untyped]
 from google.protobuf.descriptor_pb2 import FileDescriptorProto, FileDescriptorSet
 
-from services.common.tls import server_credentials
+from services.chassis.rpc.tls import server_credentials
 
 PATH = "/floor"
 """The REST path at the gateway."""

@@ -19,8 +19,8 @@ from psycopg import sql
 
 from deploy.local.ports import free_ports
 from deploy.local.stack import Stack
-from services.common import client
-from services.common.ids import shard_of
+from services.chassis.database.ids import shard_of
+from services.chassis.rpc import client
 
 _STAR = 77 << 23 | 4711 << 10
 _STAR_AT = {"shard": shard_of(_STAR), "star": _STAR}

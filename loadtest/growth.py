@@ -26,11 +26,11 @@ from deploy.local.stack import Stack
 from loadtest import crowds
 from loadtest.charts import Chart, svg
 from loadtest.fanout import Pushes
-from services.common import client
-from services.common.cache import connect
-from services.common.config import CacheSettings
-from services.common.context import USER_ID
-from services.common.timelines import HomeTimelines
+from services.chassis.cache.client import connect
+from services.chassis.config import CacheSettings
+from services.chassis.context import USER_ID
+from services.chassis.rpc import client
+from services.domain.timelines import HomeTimelines
 
 _FEW = 1_000
 """The initial number of people, and the number of followers of each step's post."""

@@ -17,10 +17,10 @@ from deploy.local.ports import free_ports
 from deploy.local.stack import Stack
 from loadtest import crowds
 from loadtest.pipelines import Pipelines
-from services.common.cache import connect
-from services.common.config import CacheSettings
-from services.common.timelines import CAP, HomeTimelines
-from services.common.timelines.layout import FEED
+from services.chassis.cache.client import connect
+from services.chassis.config import CacheSettings
+from services.domain.timelines import CAP, HomeTimelines
+from services.domain.timelines.layout import FEED
 
 _FEEDS_OF_MANY = 500_000_000
 _GOAL_BYTES = 20

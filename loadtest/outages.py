@@ -22,12 +22,12 @@ from photomesh.feed.v1 import feed_service_pb2 as pb
 from deploy.local.ports import free_ports
 from deploy.local.stack import Stack
 from loadtest import crowds
-from services.common import client
-from services.common.cache import Cache, connect
-from services.common.config import CacheSettings
-from services.common.context import USER_ID
-from services.common.errors import Unavailable
-from services.common.timelines import HomeTimelines
+from services.chassis.cache.client import Cache, connect
+from services.chassis.config import CacheSettings
+from services.chassis.context import USER_ID
+from services.chassis.errors import Unavailable
+from services.chassis.rpc import client
+from services.domain.timelines import HomeTimelines
 
 _AUTHORS = 1_000
 _CELEBRITIES = 5

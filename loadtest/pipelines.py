@@ -14,8 +14,8 @@ from typing import Any, Self, cast
 
 import hiredis
 
-from services.common.cluster import slot_of
-from services.common.valkey import Address, Word, parse_url
+from services.chassis.cache.cluster import slot_of
+from services.chassis.cache.valkey import Address, Word, parse_url
 
 _SLOTS = 16_384
 _READ_BYTES = 256 * 1024

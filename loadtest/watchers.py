@@ -26,10 +26,10 @@ from deploy.local.ports import free_ports
 from deploy.local.readiness import GrpcReady
 from deploy.local.stack import Stack
 from loadtest import crowds
-from services.common import client
-from services.common.context import USER_ID
-from services.common.timelines import CAP
-from services.common.topics import topic_of
+from services.chassis.context import USER_ID
+from services.chassis.events.topics import topic_of
+from services.chassis.rpc import client
+from services.domain.timelines import CAP
 
 _EACH = 2_500
 """The number of watchers at one process, which serves no more."""

@@ -10,8 +10,8 @@ from google.rpc import error_details_pb2
 from grpc_status.rpc_status import from_call
 
 from deploy.local.stack import Stack
-from services.common import client
-from services.common.context import USER_ID
+from services.chassis.context import USER_ID
+from services.chassis.rpc import client
 from tests.eventually import PATIENCE_SECONDS
 
 

@@ -22,8 +22,8 @@ from psycopg import sql
 from deploy.database import Database, provision_database
 from deploy.local.ports import free_ports
 from deploy.local.stack import Stack
-from services.common.cache import Cache, connect
-from services.common.config import CacheSettings, DatabaseSettings, KafkaSettings
+from services.chassis.cache.client import Cache, connect
+from services.chassis.config import CacheSettings, DatabaseSettings, KafkaSettings
 from tests.eventually import PATIENCE_SECONDS
 from tests.guard import RUN, processes_of
 from tests.mesh.people import Person

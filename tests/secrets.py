@@ -21,12 +21,10 @@ import grpc
 import httpx
 import pytest
 from google.protobuf.descriptor import Descriptor
-from google.protobuf.descriptor_pb2 import FileDescriptorSet
 from google.protobuf.message import Message
 
 from deploy.local.stack import Stack
-
-_CONTRACTS = Path(__file__).parents[1] / "gen/photomesh.binpb"
+from services.chassis import contracts
 
 _FEWEST_CHARACTERS = 12
 _FEWEST_DIFFERENT = 6
@@ -308,7 +306,7 @@ def _secret_names() -> frozenset[str]:
     """Returns the names of all marked fields, in contracts and in JSON."""
     return frozenset(
         name
-        for file in FileDescriptorSet.FromString(_CONTRACTS.read_bytes()).file
+        for file in contracts.files().file
         for message in file.message_type
         for known in message.field
         if known.options.debug_redact

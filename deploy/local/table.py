@@ -30,6 +30,9 @@ from deploy.processes import DATABASE_ROLES, MESH, Kind, MeshProcess, Need, vari
 
 ROOT = Path(__file__).parents[2]
 
+DESCRIPTORS = ROOT / "gen/photomesh.binpb"
+"""The compiled contracts. They represent all generated code."""
+
 ORIGINALS_BUCKET = "photomesh-originals"
 MEDIA_BUCKET = "photomesh-media"
 BROKER_BUCKET = "photomesh-broker"
@@ -432,7 +435,7 @@ def _provisioning(ports: Ports, credentials: Credentials) -> tuple[Process, ...]
         sources=(
             program,
             ROOT / "deploy/database.py",
-            *(ROOT / f"services/{s}/migrations" for s in ("common", *DATABASE_ROLES)),
+            *(ROOT / f"services/{s}/migrations" for s in ("chassis/database", *DATABASE_ROLES)),
         ),
         prepares="postgres",
     )
@@ -441,7 +444,7 @@ def _provisioning(ports: Ports, credentials: Credentials) -> tuple[Process, ...]
         command=_python("deploy.provision", "topics"),
         depends_on=("kafka",),
         environment={"PHOTOMESH_KAFKA_BOOTSTRAP": f"127.0.0.1:{ports.kafka}"},
-        sources=(program, ROOT / "services/common/topics.py", ROOT / "gen/photomesh.binpb"),
+        sources=(program, ROOT / "services/chassis/events/topics.py", DESCRIPTORS),
         prepares="s3",
     )
     return storage, database, topics
@@ -477,9 +480,9 @@ def _mesh_process(
         sources=(
             # The folder of the service, or of the gateway.
             ROOT.joinpath(*row.program.split(".")[: 2 if row.kind is not Kind.PART else 1]),
-            ROOT / "services/common",
-            # Represents all generated code.
-            ROOT / "gen/photomesh.binpb",
+            ROOT / "services/chassis",
+            ROOT / "services/domain",
+            DESCRIPTORS,
             layout.pki / row.name,
             *key_files.values(),
         ),
@@ -512,7 +515,7 @@ def _gateway(layout: Layout, ports: Ports, cache: str) -> Process:
         "PHOTOMESH_GATEWAY_HTTP_PORT": str(ports.gateway_http),
         "PHOTOMESH_GATEWAY_HTTPS_PORT": str(ports.gateway_https),
         "PHOTOMESH_GATEWAY_ADMIN_PORT": str(ports.gateway_admin),
-        "PHOTOMESH_DESCRIPTORS": str(ROOT / "gen/photomesh.binpb"),
+        "PHOTOMESH_DESCRIPTORS": str(DESCRIPTORS),
         "PHOTOMESH_JWKS_FILE": str(layout.pki / "jwks.json"),
         "PHOTOMESH_PUBLIC_CERTIFICATE": str(layout.pki / "public/cert.pem"),
         "PHOTOMESH_PUBLIC_KEY": str(layout.pki / "public/key.pem"),
@@ -529,7 +532,7 @@ def _gateway(layout: Layout, ports: Ports, cache: str) -> Process:
         },
         HttpReady(ports.gateway_admin, "/ready"),
         reads=(
-            ROOT / "gen/photomesh.binpb",
+            DESCRIPTORS,
             layout.pki / "gateway",
             layout.pki / "public",
             layout.pki / "jwks.json",

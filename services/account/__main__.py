@@ -10,9 +10,10 @@ from services.account.passwords import Passwords
 from services.account.service import AccountInternalService, AccountService
 from services.account.store import AccountStore
 from services.account.tokens import Tokens
-from services.common import config, logs
-from services.common.database import Database
-from services.common.server import Service, run, serve
+from services.chassis import config
+from services.chassis.database.pool import Database
+from services.chassis.rpc.server import Service, run, serve
+from services.chassis.telemetry import logs
 
 
 async def main() -> None:

@@ -3,7 +3,7 @@
 from datetime import timedelta
 from pathlib import Path
 
-from services.common.config import DatabaseSettings, MeshSettings
+from services.chassis.config import DatabaseSettings, MeshSettings
 
 
 class AccountSettings(MeshSettings, DatabaseSettings):

@@ -15,9 +15,9 @@ from services.account.errors import CredentialsWrong, RefreshTokenInvalid
 from services.account.passwords import Passwords
 from services.account.store import Account, AccountStore
 from services.account.tokens import RefreshToken, Tokens, hash_secret, new_secret
-from services.common.context import signed_in
-from services.common.errors import AccountUnknown
-from services.common.ids import SHARDS, created_at
+from services.chassis.context import signed_in
+from services.chassis.database.ids import SHARDS, created_at
+from services.domain.errors import AccountUnknown
 
 Context = grpc.aio.ServicerContext[Any, Any]
 

@@ -8,8 +8,8 @@ import psycopg
 from psycopg.rows import class_row
 
 from services.account.errors import UsernameTaken
-from services.common.database import Database, int_array
-from services.common.ids import shard_of
+from services.chassis.database.ids import shard_of
+from services.chassis.database.pool import Database, int_array
 
 _NEW_ID = "SELECT next_id(%(shard)s)"
 

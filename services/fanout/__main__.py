@@ -11,17 +11,18 @@ from photomesh.graph.v1.graph_internal_service_pb2_grpc import GraphInternalServ
 from photomesh.post.v1.events_pb2 import PostChanged, PostCreated
 from photomesh.post.v1.post_internal_service_pb2_grpc import PostInternalServiceStub
 
-from services.common import config, logs
-from services.common.cache import connect
-from services.common.client import channel
-from services.common.consumer import Consumer, Subscription
-from services.common.database import Database
-from services.common.dead_letter_service import dead_letters_of
-from services.common.jobs import periodic
-from services.common.outbox import Outbox, Relay
-from services.common.post_cache import PostCache
-from services.common.server import Service, Worker, run, serve
-from services.common.timelines import AuthorTimelines, HomeTimelines
+from services.chassis import config
+from services.chassis.cache.client import connect
+from services.chassis.database.pool import Database
+from services.chassis.events.consumer import Consumer, Subscription
+from services.chassis.events.dead_letter_service import dead_letters_of
+from services.chassis.events.outbox import Outbox, Relay
+from services.chassis.jobs import periodic
+from services.chassis.rpc.client import channel
+from services.chassis.rpc.server import Service, Worker, run, serve
+from services.chassis.telemetry import logs
+from services.domain.post_cache import PostCache
+from services.domain.timelines import AuthorTimelines, HomeTimelines
 from services.fanout import chunks, jobs
 from services.fanout.admin import FanoutAdminService
 from services.fanout.config import FanoutSettings

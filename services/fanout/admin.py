@@ -9,10 +9,10 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from photomesh.fanout.v1 import fanout_admin_service_pb2 as pb
 from photomesh.fanout.v1.fanout_admin_service_pb2_grpc import FanoutAdminServiceServicer
 
-from services.common import logs
-from services.common.config import KafkaSettings
-from services.common.errors import FieldInvalid
-from services.common.topics import Topic
+from services.chassis.config import KafkaSettings
+from services.chassis.errors import FieldInvalid
+from services.chassis.events.topics import Topic
+from services.chassis.telemetry import logs
 from services.fanout.lag import read_lag
 from services.fanout.store import FanoutInFlight, FanoutStore, Kind
 

@@ -6,7 +6,7 @@ from enum import StrEnum
 from photomesh.fanout.v1.events_pb2 import ChunkReady
 from photomesh.graph.v1.graph_internal_service_pb2 import AudienceMode
 
-from services.common.timelines import HomeTimelines
+from services.domain.timelines import HomeTimelines
 from services.fanout.peers import Peers, Recent, is_pulled
 from services.fanout.store import Chunk, FanoutStore, Kind
 from services.fanout.walk import Step, Walks

@@ -1,6 +1,6 @@
 """The fan-out worker's settings."""
 
-from services.common.config import (
+from services.chassis.config import (
     Address,
     CacheSettings,
     DatabaseSettings,

@@ -2,7 +2,7 @@
 
 from datetime import UTC, datetime
 
-from services.common import logs
+from services.chassis.telemetry import logs
 from services.fanout.store import FanoutStore
 
 PURGE_SECONDS = 3600.0

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from kafka import KafkaAdminClient, KafkaConsumer, TopicPartition
 from kafka.errors import KafkaError
 
-from services.common.config import KafkaSettings
-from services.common.errors import Unavailable
-from services.common.topics import Topic
+from services.chassis.config import KafkaSettings
+from services.chassis.errors import Unavailable
+from services.chassis.events.topics import Topic
 
 _TIMEOUT_MS = 5_000
 

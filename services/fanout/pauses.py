@@ -3,9 +3,9 @@
 import asyncio
 from collections.abc import Callable
 
-from services.common import logs
-from services.common.consumer import Consumer
-from services.common.errors import Unavailable
+from services.chassis.errors import Unavailable
+from services.chassis.events.consumer import Consumer
+from services.chassis.telemetry import logs
 from services.fanout.store import FanoutStore
 
 _SECONDS = 1.0

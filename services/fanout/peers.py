@@ -10,8 +10,8 @@ from photomesh.graph.v1.graph_internal_service_pb2_grpc import GraphInternalServ
 from photomesh.post.v1 import post_internal_service_pb2 as post_pb
 from photomesh.post.v1.post_internal_service_pb2_grpc import PostInternalServiceStub
 
-from services.common.client import call, stream
-from services.common.ids import created_at, least_id
+from services.chassis.database.ids import created_at, least_id
+from services.chassis.rpc.client import call, stream
 
 _STREAM_SECONDS = 60.0
 _SCAN_SECONDS = 15.0

@@ -20,8 +20,8 @@ from enum import StrEnum
 from photomesh.fanout.v1.events_pb2 import ChunkReady
 from psycopg.rows import class_row, scalar_row
 
-from services.common.database import Database
-from services.common.outbox import Outbox, Transaction
+from services.chassis.database.pool import Database
+from services.chassis.events.outbox import Outbox, Transaction
 
 _LANES = 4
 

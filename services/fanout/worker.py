@@ -13,9 +13,10 @@ from photomesh.graph.v1.events_pb2 import CelebrityChanged, FollowChanged
 from photomesh.graph.v1.graph_internal_service_pb2 import AudienceMode, FollowCheck
 from photomesh.post.v1.events_pb2 import PostChanged, PostCreated
 
-from services.common import context, logs
-from services.common.post_cache import PostCache
-from services.common.timelines import AuthorTimelines, HomeTimelines
+from services.chassis import context
+from services.chassis.telemetry import logs
+from services.domain.post_cache import PostCache
+from services.domain.timelines import AuthorTimelines, HomeTimelines
 from services.fanout.peers import Peers, is_pulled
 from services.fanout.store import FanoutStore, Kind
 from services.fanout.walk import Walks

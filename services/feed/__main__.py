@@ -5,14 +5,15 @@ from photomesh.feed.v1.feed_service_pb2 import GetFeedRequest
 from photomesh.graph.v1.graph_internal_service_pb2_grpc import GraphInternalServiceStub
 from photomesh.post.v1.post_internal_service_pb2_grpc import PostInternalServiceStub
 
-from services.common import config, logs
-from services.common.cache import connect
-from services.common.client import channel
-from services.common.paging import PageTokens, read_key
-from services.common.post_cache import Form
-from services.common.rest import RestMethod, RestServer
-from services.common.server import Service, Worker, run, serve
-from services.common.timelines import AuthorTimelines, HomeTimelines
+from services.chassis import config
+from services.chassis.cache.client import connect
+from services.chassis.rpc.client import channel
+from services.chassis.rpc.paging import PageTokens, read_key
+from services.chassis.rpc.rest import RestMethod, RestServer
+from services.chassis.rpc.server import Service, Worker, run, serve
+from services.chassis.telemetry import logs
+from services.domain.post_cache import Form
+from services.domain.timelines import AuthorTimelines, HomeTimelines
 from services.feed.admin import FeedAdminService
 from services.feed.authors import HotAuthors
 from services.feed.config import FeedSettings

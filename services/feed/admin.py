@@ -6,8 +6,8 @@ import grpc
 from photomesh.feed.v1 import feed_admin_service_pb2 as pb
 from photomesh.feed.v1.feed_admin_service_pb2_grpc import FeedAdminServiceServicer
 
-from services.common import logs
-from services.common.timelines import CAP, Extent, HomeTimelines
+from services.chassis.telemetry import logs
+from services.domain.timelines import CAP, Extent, HomeTimelines
 from services.feed.peers import Peers
 from services.feed.skeleton import Skeletons
 

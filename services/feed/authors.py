@@ -10,10 +10,10 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from services.common import logs
-from services.common.context import detached
-from services.common.errors import Unavailable
-from services.common.timelines import CAP, AuthorTimelines, Extent, Slice
+from services.chassis.context import detached
+from services.chassis.errors import Unavailable
+from services.chassis.telemetry import logs
+from services.domain.timelines import CAP, AuthorTimelines, Extent, Slice
 from services.feed.peers import PeerAway, Peers
 
 _log = logs.logger(__name__)

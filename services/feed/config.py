@@ -2,14 +2,14 @@
 
 from pathlib import Path
 
-from services.common.config import Address, CacheSettings, MeshSettings
+from services.chassis.config import Address, CacheSettings, MeshSettings
 
 
 class FeedSettings(MeshSettings, CacheSettings):
     """Read from PHOTOMESH_* variables."""
 
     rest_listen: Address
-    """Where pages are served to the gateway without gRPC, see services/common/rest.py."""
+    """Where pages are served to the gateway without gRPC, see services/chassis/rpc/rest.py."""
     peer_graph: Address
     peer_post: Address
     page_key_file: Path

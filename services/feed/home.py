@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from photomesh.feed.v1.feed_service_pb2 import FeedState
 
-from services.common.errors import Unavailable
-from services.common.post_cache import Form
+from services.chassis.errors import Unavailable
+from services.domain.post_cache import Form
 from services.feed.hydration import Hydration
 from services.feed.skeleton import COMPLETE, DEGRADED, Skeletons
 

@@ -4,10 +4,10 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from services.common import logs
-from services.common.cache import Cache
-from services.common.errors import Unavailable
-from services.common.post_cache import CachedPost, Form, PostCache
+from services.chassis.cache.client import Cache
+from services.chassis.errors import Unavailable
+from services.chassis.telemetry import logs
+from services.domain.post_cache import CachedPost, Form, PostCache
 from services.feed.memory import LIFE_SECONDS, PATIENCE_SECONDS, Memory
 from services.feed.peers import Peers
 

@@ -8,8 +8,8 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
 from typing import Generic, NamedTuple, TypeVar
 
-from services.common.context import detached
-from services.common.errors import Unavailable
+from services.chassis.context import detached
+from services.chassis.errors import Unavailable
 
 LIFE_SECONDS = 3.0
 """How long an answer that decides who may see what is valid. For this long, readers may see a post

@@ -16,11 +16,11 @@ from photomesh.post.v1 import post_internal_service_pb2 as post_pb
 from photomesh.post.v1.post_internal_service_pb2_grpc import PostInternalServiceStub
 from photomesh.post.v1.post_service_pb2 import Post
 
-from services.common.breaker import Breaker
-from services.common.client import call
-from services.common.errors import Unavailable
-from services.common.post_cache import CachedPost, Form
-from services.common.rest import as_json
+from services.chassis.breaker import Breaker
+from services.chassis.errors import Unavailable
+from services.chassis.rpc.client import call
+from services.chassis.rpc.rest import as_json
+from services.domain.post_cache import CachedPost, Form
 
 _SECONDS = 1.0
 """Timeout of a call, without the wait for a slot."""

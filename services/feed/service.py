@@ -7,9 +7,9 @@ from typing import Any
 import grpc
 from photomesh.feed.v1 import feed_service_pb2 as pb
 
-from services.common.context import signed_in
-from services.common.paging import PageTokens
-from services.common.post_cache import Form
+from services.chassis.context import signed_in
+from services.chassis.rpc.paging import PageTokens
+from services.domain.post_cache import Form
 from services.feed.home import HomeFeed, Page
 from services.feed.watch import Told, Watches
 

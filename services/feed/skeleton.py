@@ -12,9 +12,9 @@ from typing import NamedTuple
 
 from photomesh.feed.v1.feed_service_pb2 import FeedState
 
-from services.common.context import detached
-from services.common.errors import Unavailable
-from services.common.timelines import CAP, Extent, HomeSlice, HomeTimelines, Slice
+from services.chassis.context import detached
+from services.chassis.errors import Unavailable
+from services.domain.timelines import CAP, Extent, HomeSlice, HomeTimelines, Slice
 from services.feed.authors import HotAuthors
 from services.feed.memory import PATIENCE_SECONDS, Memory
 from services.feed.peers import GraphAway, PeerAway, Peers

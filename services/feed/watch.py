@@ -17,12 +17,13 @@ from typing import Any
 
 from photomesh.feed.v1.feed_service_pb2 import WatchFeedEnd
 
-from services.common import context, logs
-from services.common.errors import Unavailable
-from services.common.ids import least_id
-from services.common.open_streams import OpenStreams
-from services.common.post_cache import CachedPost
-from services.common.timelines import AuthorTimelines, Extent, HomeTimelines, Signature
+from services.chassis import context
+from services.chassis.database.ids import least_id
+from services.chassis.errors import Unavailable
+from services.chassis.rpc.open_streams import OpenStreams
+from services.chassis.telemetry import logs
+from services.domain.post_cache import CachedPost
+from services.domain.timelines import AuthorTimelines, Extent, HomeTimelines, Signature
 from services.feed.authors import HotAuthors
 from services.feed.hydration import Hydration
 from services.feed.skeleton import Skeletons

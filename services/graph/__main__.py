@@ -6,13 +6,15 @@ from photomesh.graph.v1.graph_internal_service_pb2_grpc import (
 )
 from photomesh.graph.v1.graph_service_pb2_grpc import add_GraphServiceServicer_to_server
 
-from services.common import client, config, logs
-from services.common.cache import connect
-from services.common.database import Database
-from services.common.outbox import Outbox, Relay
-from services.common.paging import read_key
-from services.common.server import Service, Worker, run, serve
-from services.common.timelines import HomeTimelines
+from services.chassis import config
+from services.chassis.cache.client import connect
+from services.chassis.database.pool import Database
+from services.chassis.events.outbox import Outbox, Relay
+from services.chassis.rpc import client
+from services.chassis.rpc.paging import read_key
+from services.chassis.rpc.server import Service, Worker, run, serve
+from services.chassis.telemetry import logs
+from services.domain.timelines import HomeTimelines
 from services.graph.audiences import Audiences, Thresholds
 from services.graph.config import GraphSettings
 from services.graph.internal import GraphInternalService

@@ -14,9 +14,9 @@ from photomesh.graph.v1.events_pb2 import CelebrityChanged
 from psycopg import AsyncConnection
 from psycopg.rows import scalar_row
 
-from services.common.database import Database
-from services.common.ids import shard_of
-from services.common.outbox import Outbox
+from services.chassis.database.ids import shard_of
+from services.chassis.database.pool import Database
+from services.chassis.events.outbox import Outbox
 
 # Keyset, not OFFSET: a celebrity's thousandth batch must cost what the first does. Answered by the
 # primary key alone. The ids are packed, 8 bytes each, big-endian, because a Python integer for each

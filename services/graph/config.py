@@ -4,7 +4,7 @@ from pathlib import Path
 
 from pydantic import Field, PositiveInt, ValidationInfo, field_validator
 
-from services.common.config import (
+from services.chassis.config import (
     Address,
     CacheSettings,
     DatabaseSettings,

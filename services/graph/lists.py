@@ -7,8 +7,8 @@ from enum import Enum
 from psycopg import sql
 from psycopg.rows import class_row
 
-from services.common.database import Database
-from services.common.ids import shard_of
+from services.chassis.database.ids import shard_of
+from services.chassis.database.pool import Database
 
 # Keyset, not OFFSET: a celebrity's thousandth page must cost what the first does. Answered by the
 # index <table>_newest (shard, <owner>, create_time DESC, <listed> DESC).

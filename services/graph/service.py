@@ -12,12 +12,14 @@ from photomesh.account.v1.account_internal_service_pb2_grpc import AccountIntern
 from photomesh.graph.v1 import graph_service_pb2 as pb
 from photomesh.graph.v1.graph_service_pb2_grpc import GraphServiceServicer
 
-from services.common import client, logs
-from services.common.account_names import AccountNames
-from services.common.context import signed_in
-from services.common.errors import AccountUnknown, Unavailable
-from services.common.paging import PageTokens
-from services.common.timelines import HomeTimelines
+from services.chassis.context import signed_in
+from services.chassis.errors import Unavailable
+from services.chassis.rpc import client
+from services.chassis.rpc.paging import PageTokens
+from services.chassis.telemetry import logs
+from services.domain.account_names import AccountNames
+from services.domain.errors import AccountUnknown
+from services.domain.timelines import HomeTimelines
 from services.graph.audiences import Audiences
 from services.graph.errors import AccountPrivate, OwnAccount
 from services.graph.lists import Kind, Lists, Position

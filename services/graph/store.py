@@ -20,10 +20,10 @@ from photomesh.graph.v1.events_pb2 import FollowChanged
 from psycopg import AsyncConnection
 from psycopg.rows import class_row, scalar_row
 
-from services.common.database import Database, int_array
-from services.common.errors import AccountUnknown
-from services.common.ids import shard_of
-from services.common.outbox import Outbox, Transaction
+from services.chassis.database.ids import shard_of
+from services.chassis.database.pool import Database, int_array
+from services.chassis.events.outbox import Outbox, Transaction
+from services.domain.errors import AccountUnknown
 from services.graph.audiences import Mode
 from services.graph.errors import FollowLimit, FollowRequestUnknown, MuteLimit
 

@@ -7,11 +7,13 @@ from photomesh.media.v1.media_internal_service_pb2_grpc import (
 )
 from photomesh.media.v1.media_service_pb2_grpc import add_MediaServiceServicer_to_server
 
-from services.common import cdn, config, logs
-from services.common.database import Database
-from services.common.jobs import periodic
-from services.common.outbox import Outbox, Relay
-from services.common.server import Service, Worker, run, serve
+from services.chassis import config
+from services.chassis.database.pool import Database
+from services.chassis.events.outbox import Outbox, Relay
+from services.chassis.jobs import periodic
+from services.chassis.rpc.server import Service, Worker, run, serve
+from services.chassis.telemetry import logs
+from services.domain import cdn
 from services.media.config import MediaSettings
 from services.media.service import MediaInternalService, MediaService
 from services.media.storage import Storage

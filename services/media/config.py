@@ -2,13 +2,21 @@
 
 import os
 
-from services.common.config import (
-    CdnSettings,
-    DatabaseSettings,
-    KafkaSettings,
-    MeshSettings,
-    StorageSettings,
-)
+from pydantic import SecretStr
+
+from services.chassis.config import DatabaseSettings, Group, KafkaSettings, MeshSettings
+from services.domain.cdn import CdnSettings
+
+
+class StorageSettings(Group):
+    """The connection to S3."""
+
+    s3_endpoint: str
+    s3_access_key: str
+    s3_secret_key: SecretStr
+    s3_region: str = "us-east-1"
+    originals_bucket: str = "photomesh-originals"
+    media_bucket: str = "photomesh-media"
 
 
 class MediaSettings(MeshSettings, DatabaseSettings, KafkaSettings, StorageSettings, CdnSettings):

@@ -2,7 +2,7 @@
 
 import grpc
 
-from services.common.errors import MeshError
+from services.chassis.errors import MeshError
 
 
 class ObjectMissing(MeshError):

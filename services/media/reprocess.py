@@ -16,9 +16,10 @@ import time
 
 import uvloop
 
-from services.common import config, logs
-from services.common.database import Database
-from services.common.outbox import Outbox, Relay
+from services.chassis import config
+from services.chassis.database.pool import Database
+from services.chassis.events.outbox import Outbox, Relay
+from services.chassis.telemetry import logs
 from services.media.config import ReprocessSettings
 from services.media.store import MediaStore
 

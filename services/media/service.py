@@ -12,12 +12,13 @@ from photomesh.media.v1 import media_service_pb2 as pb
 from photomesh.media.v1.media_internal_service_pb2_grpc import MediaInternalServiceServicer
 from photomesh.media.v1.media_service_pb2_grpc import MediaServiceServicer
 
-from services.common.cdn import UrlSigner
-from services.common.context import signed_in
-from services.common.errors import FieldInvalid, MediaUnknown
-from services.common.ids import created_at
-from services.common.open_streams import OpenStreams
-from services.common.presented_media import present_media
+from services.chassis.context import signed_in
+from services.chassis.database.ids import created_at
+from services.chassis.errors import FieldInvalid
+from services.chassis.rpc.open_streams import OpenStreams
+from services.domain.cdn import UrlSigner
+from services.domain.errors import MediaUnknown
+from services.domain.presented_media import present_media
 from services.media.errors import UploadUnknown
 from services.media.limits import LIMITS, UploadLimits
 from services.media.pace import paced

@@ -18,9 +18,9 @@ import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
-from services.common.config import StorageSettings
-from services.common.errors import Unavailable
-from services.common.ids import created_at
+from services.chassis.database.ids import created_at
+from services.chassis.errors import Unavailable
+from services.media.config import StorageSettings
 from services.media.pipeline.outputs import Variant
 from services.media.sniffing import SNIFFED_BYTES
 

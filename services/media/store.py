@@ -12,10 +12,10 @@ from psycopg import AsyncConnection
 from psycopg.rows import dict_row
 from psycopg.types.json import Jsonb
 
-from services.common.database import Database, int_array
-from services.common.errors import Unavailable
-from services.common.ids import shard_of
-from services.common.outbox import Outbox
+from services.chassis.database.ids import shard_of
+from services.chassis.database.pool import Database, int_array
+from services.chassis.errors import Unavailable
+from services.chassis.events.outbox import Outbox
 from services.media.pipeline.outputs import RECIPE, STEPS, Fact, Failure, Rendition, Variant
 
 _COLUMNS = """

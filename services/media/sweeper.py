@@ -2,8 +2,8 @@
 
 from datetime import datetime
 
-from services.common import logs
-from services.common.ids import least_id
+from services.chassis.database.ids import least_id
+from services.chassis.telemetry import logs
 from services.media.limits import LIMITS, UploadLimits
 from services.media.store import MediaStore
 from services.media.uploads import Uploads

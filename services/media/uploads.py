@@ -12,8 +12,9 @@ from collections import deque
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from services.common import logs
-from services.common.errors import FieldInvalid, MediaUnknown, RequestIdReused, Unavailable
+from services.chassis.errors import FieldInvalid, RequestIdReused, Unavailable
+from services.chassis.telemetry import logs
+from services.domain.errors import MediaUnknown
 from services.media.errors import (
     ObjectMismatch,
     ObjectMissing,

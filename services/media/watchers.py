@@ -4,9 +4,10 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import contextmanager
 
-from services.common import context, logs
-from services.common.errors import Unavailable
-from services.common.open_streams import OpenStreams
+from services.chassis import context
+from services.chassis.errors import Unavailable
+from services.chassis.rpc.open_streams import OpenStreams
+from services.chassis.telemetry import logs
 from services.media.store import Media, MediaStore, State
 
 _POLL_SECONDS = 0.25

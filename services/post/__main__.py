@@ -9,16 +9,19 @@ from photomesh.post.v1.post_internal_service_pb2_grpc import (
 )
 from photomesh.post.v1.post_service_pb2_grpc import add_PostServiceServicer_to_server
 
-from services.common import cdn, client, config, logs
-from services.common.account_names import AccountNames
-from services.common.cache import connect
-from services.common.consumer import Consumer, Subscription
-from services.common.database import Database
-from services.common.dead_letter_service import dead_letters_of
-from services.common.jobs import periodic
-from services.common.outbox import Outbox, Relay
-from services.common.post_cache import PostCache
-from services.common.server import Service, Worker, run, serve
+from services.chassis import config
+from services.chassis.cache.client import connect
+from services.chassis.database.pool import Database
+from services.chassis.events.consumer import Consumer, Subscription
+from services.chassis.events.dead_letter_service import dead_letters_of
+from services.chassis.events.outbox import Outbox, Relay
+from services.chassis.jobs import periodic
+from services.chassis.rpc import client
+from services.chassis.rpc.server import Service, Worker, run, serve
+from services.chassis.telemetry import logs
+from services.domain import cdn
+from services.domain.account_names import AccountNames
+from services.domain.post_cache import PostCache
 from services.post.config import PostSettings
 from services.post.presenter import Presenter
 from services.post.publisher import Publisher

@@ -1,13 +1,13 @@
 """The post service's settings."""
 
-from services.common.config import (
+from services.chassis.config import (
     Address,
     CacheSettings,
-    CdnSettings,
     DatabaseSettings,
     KafkaSettings,
     MeshSettings,
 )
+from services.domain.cdn import CdnSettings
 
 
 class PostSettings(MeshSettings, DatabaseSettings, CacheSettings, KafkaSettings, CdnSettings):

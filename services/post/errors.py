@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import grpc
 
-from services.common.errors import MeshError
+from services.chassis.errors import MeshError
 
 
 class PostUnknown(MeshError):

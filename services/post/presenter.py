@@ -7,10 +7,10 @@ from photomesh.media.v1.media_internal_service_pb2 import StoredMedia
 from photomesh.post.v1 import post_internal_service_pb2 as internal_pb
 from photomesh.post.v1 import post_service_pb2 as pb
 
-from services.common.account_names import AccountNames
-from services.common.cdn import UrlSigner
-from services.common.ids import EPOCH_MS, age_of
-from services.common.presented_media import write_media
+from services.chassis.database.ids import EPOCH_MS, age_of
+from services.domain.account_names import AccountNames
+from services.domain.cdn import UrlSigner
+from services.domain.presented_media import write_media
 from services.post.store import Post
 
 

@@ -13,9 +13,10 @@ from photomesh.media.v1.media_internal_service_pb2 import BatchGetMediaRequest, 
 from photomesh.media.v1.media_internal_service_pb2_grpc import MediaInternalServiceStub
 from photomesh.media.v1.media_service_pb2 import MediaState
 
-from services.common import client, logs
-from services.common.errors import Unavailable
-from services.common.ids import created_at
+from services.chassis.database.ids import created_at
+from services.chassis.errors import Unavailable
+from services.chassis.rpc import client
+from services.chassis.telemetry import logs
 from services.post.store import Post, PostStore, State
 
 _SWEEP_BATCH = 100

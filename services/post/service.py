@@ -14,10 +14,12 @@ from photomesh.post.v1 import post_service_pb2 as pb
 from photomesh.post.v1.post_internal_service_pb2_grpc import PostInternalServiceServicer
 from photomesh.post.v1.post_service_pb2_grpc import PostServiceServicer
 
-from services.common import client, logs
-from services.common.context import signed_in
-from services.common.errors import MediaUnknown, RequestIdReused, Unavailable
-from services.common.post_cache import PostCache
+from services.chassis.context import signed_in
+from services.chassis.errors import RequestIdReused, Unavailable
+from services.chassis.rpc import client
+from services.chassis.telemetry import logs
+from services.domain.errors import MediaUnknown
+from services.domain.post_cache import PostCache
 from services.post.errors import MediaFailed, MediaNotUploaded, PostNotPublished, PostUnknown
 from services.post.presenter import Presenter
 from services.post.publisher import Publisher

@@ -10,9 +10,9 @@ from photomesh.media.v1.media_internal_service_pb2 import StoredMedia
 from photomesh.post.v1.events_pb2 import PostChanged, PostCreated
 from psycopg.rows import kwargs_row, scalar_row
 
-from services.common.database import Database, int_array
-from services.common.ids import shard_of
-from services.common.outbox import Outbox
+from services.chassis.database.ids import shard_of
+from services.chassis.database.pool import Database, int_array
+from services.chassis.events.outbox import Outbox
 
 _ADD_POST = """
     INSERT INTO posts (shard, post_id, author_id, caption, state, request_id, settle_time)

@@ -5,13 +5,12 @@ import re
 import protovalidate
 import pytest
 from buf.validate import validate_pb2
-from google.protobuf import descriptor_pb2
 from google.protobuf.descriptor import FieldDescriptor
 
 from deploy.processes import IDENTITIES
-from services.common.callers import callers_of
-from services.common.calls import MOST_REQUEST_BYTES
-from tests.contracts.test_contracts import ROOT
+from services.chassis import contracts
+from services.chassis.rpc.callers import callers_of
+from services.chassis.rpc.calls import MOST_REQUEST_BYTES
 from tests.requests import Method, all_methods, fields_of, valid_request
 
 # Google's HttpBody: its bytes are the file of an upload, which the service counts.
@@ -85,7 +84,7 @@ def test_an_absent_field_of_a_write_is_refused_or_documented(method):
 
 def _comments() -> dict[str, str]:
     """Returns the comment above each field, by the field's full name."""
-    files = descriptor_pb2.FileDescriptorSet.FromString((ROOT / "gen/photomesh.binpb").read_bytes())
+    files = contracts.files()
     comments = {}
     for file in files.file:
         for location in file.source_code_info.location:

@@ -12,16 +12,11 @@ from photomesh.account.v1 import account_service_pb2 as account_pb
 from photomesh.feed.v1 import feed_service_pb2 as feed_pb
 from photomesh.media.v1 import media_service_pb2 as media_pb
 
-from services.common.redaction import printable
+from services.chassis import contracts
+from services.chassis.telemetry.redaction import printable
 
 ROOT = Path(__file__).parents[2]
-FILES = [
-    file
-    for file in descriptor_pb2.FileDescriptorSet.FromString(
-        (ROOT / "gen/photomesh.binpb").read_bytes()
-    ).file
-    if file.package.startswith("photomesh.")
-]
+FILES = [file for file in contracts.files().file if file.package.startswith("photomesh.")]
 
 SUSPECT = re.compile(
     r"passw|token|secret|\bkeys?\b|_key|key_|\burls?\b|_url|signature|\bforms?\b|form_"

@@ -14,9 +14,9 @@ from deploy.local.pki import KeyPair
 from deploy.local.stack import Stack
 from deploy.local.table import BROKER_BUCKET, MEDIA_BUCKET, ORIGINALS_BUCKET
 from deploy.provision import Storage, TopicMismatch, Topics, provision_storage, provision_topics
-from services.common.topics import Topic, all_topics
+from services.chassis.events.topics import Topic, all_topics
 
-COMMON = {"0001.ids.sql": "CREATE SEQUENCE ids;"}
+CHASSIS = {"0001.ids.sql": "CREATE SEQUENCE ids;"}
 ACCOUNT = {
     "0001.people.sql": """
         CREATE TABLE people (id bigint PRIMARY KEY DEFAULT nextval('ids'), name citext);
@@ -41,7 +41,7 @@ class Place:
         )
         self.services = services
         self._stack = stack
-        self.write("common", COMMON)
+        self.write("chassis/database", CHASSIS)
         self.write("account", ACCOUNT)
 
     def write(self, service: str, files: dict[str, str]) -> None:

@@ -26,14 +26,14 @@ from photomesh.post.v1.post_internal_service_pb2_grpc import (
     add_PostInternalServiceServicer_to_server,
 )
 
-from services.common import context
-from services.common.cache import Cache, connect
-from services.common.config import CacheSettings, KafkaSettings
-from services.common.database import Database
-from services.common.ids import EPOCH_MS
-from services.common.outbox import Outbox, Relay
-from services.common.post_cache import PostCache
-from services.common.timelines import AuthorTimelines, HomeTimelines
+from services.chassis import context
+from services.chassis.cache.client import Cache, connect
+from services.chassis.config import CacheSettings, KafkaSettings
+from services.chassis.database.ids import EPOCH_MS
+from services.chassis.database.pool import Database
+from services.chassis.events.outbox import Outbox, Relay
+from services.domain.post_cache import PostCache
+from services.domain.timelines import AuthorTimelines, HomeTimelines
 from services.fanout.chunks import Chunks
 from services.fanout.peers import Peers
 from services.fanout.store import FanoutStore

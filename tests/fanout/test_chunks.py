@@ -7,8 +7,8 @@ import pytest
 from photomesh.graph.v1.events_pb2 import CelebrityChanged
 from photomesh.post.v1.events_pb2 import PostChanged, PostCreated
 
-from services.common.errors import Unavailable
-from services.common.timelines import HomeTimelines
+from services.chassis.errors import Unavailable
+from services.domain.timelines import HomeTimelines
 from services.fanout.chunks import Chunks
 from services.fanout.store import KEPT_FINISHED, KEPT_UNFINISHED
 from services.fanout.walk import Walks

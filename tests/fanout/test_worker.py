@@ -4,8 +4,8 @@ import pytest
 from photomesh.graph.v1.events_pb2 import CelebrityChanged, FollowChanged
 from photomesh.post.v1.events_pb2 import PostChanged, PostCreated
 
-from services.common.post_cache import CachedPost
-from services.common.timelines import HomeTimelines
+from services.domain.post_cache import CachedPost
+from services.domain.timelines import HomeTimelines
 from services.fanout.walk import Walks
 from services.fanout.worker import Fanout
 from tests.fanout.conftest import (

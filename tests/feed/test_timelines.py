@@ -10,11 +10,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from redis.asyncio import Redis, RedisCluster
 
-from services.common.cache import connect
-from services.common.config import CacheSettings
-from services.common.errors import Unavailable
-from services.common.timelines import CAP, AuthorTimelines, Extent, HomeSlice, HomeTimelines, Slice
-from services.common.timelines.layout import AUTHOR, FEED, RULES
+from services.chassis.cache.client import connect
+from services.chassis.config import CacheSettings
+from services.chassis.errors import Unavailable
+from services.domain.timelines import CAP, AuthorTimelines, Extent, HomeSlice, HomeTimelines, Slice
+from services.domain.timelines.layout import AUTHOR, FEED, RULES
 
 EXAMPLES = int(os.environ.get("PHOTOMESH_EXAMPLES", "10"))
 

@@ -14,12 +14,12 @@ from photomesh.feed.v1.feed_service_pb2_grpc import FeedServiceStub
 from photomesh.graph.v1.graph_internal_service_pb2_grpc import GraphInternalServiceStub
 from photomesh.post.v1.post_internal_service_pb2_grpc import PostInternalServiceStub
 
-from services.common.cache import Cache, connect
-from services.common.config import CacheSettings
-from services.common.ids import EPOCH_MS
-from services.common.open_streams import TooManyStreams
-from services.common.post_cache import CachedPost, Form, PostCache
-from services.common.timelines import AuthorTimelines, HomeTimelines
+from services.chassis.cache.client import Cache, connect
+from services.chassis.config import CacheSettings
+from services.chassis.database.ids import EPOCH_MS
+from services.chassis.rpc.open_streams import TooManyStreams
+from services.domain.post_cache import CachedPost, Form, PostCache
+from services.domain.timelines import AuthorTimelines, HomeTimelines
 from services.feed.authors import HotAuthors
 from services.feed.hydration import Hydration
 from services.feed.peers import Peers

@@ -4,8 +4,7 @@ from pathlib import Path
 
 from gateway.contracts import public_methods, public_services
 from gateway.envoy import GatewaySettings, Peer
-
-DESCRIPTORS = Path(__file__).parents[2] / "gen/photomesh.binpb"
+from services.chassis.contracts import DESCRIPTORS
 
 
 def gateway_settings(pki: Path) -> GatewaySettings:

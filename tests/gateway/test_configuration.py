@@ -14,7 +14,8 @@ from google.protobuf import descriptor_pb2
 
 from gateway.contracts import public_methods
 from gateway.envoy import Peer, build
-from tests.gateway.example import DESCRIPTORS, gateway_settings
+from services.chassis.contracts import DESCRIPTORS
+from tests.gateway.example import gateway_settings
 
 ROOT = Path(__file__).parents[2]
 

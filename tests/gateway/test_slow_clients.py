@@ -20,7 +20,7 @@ from photomesh.media.v1 import media_service_pb2 as media_pb
 
 from deploy.local.ports import free_ports
 from gateway.envoy import ARRIVAL_TIMEOUT, CALL_TIMEOUT, Peer, build
-from services.common import tls
+from services.chassis.rpc import tls
 from tests import callers
 from tests.eventually import eventually
 from tests.gateway.example import gateway_settings

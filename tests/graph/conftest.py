@@ -10,9 +10,9 @@ import pytest
 from photomesh.graph.v1.events_pb2 import CelebrityChanged, FollowChanged
 
 from deploy.local.stack import Stack
-from services.common.config import KafkaSettings
-from services.common.database import Database
-from services.common.outbox import Outbox, Relay
+from services.chassis.config import KafkaSettings
+from services.chassis.database.pool import Database
+from services.chassis.events.outbox import Outbox, Relay
 from services.graph.audiences import Audiences, Thresholds
 from services.graph.lists import Lists
 from services.graph.store import GraphStore

@@ -9,10 +9,10 @@ import pytest
 from photomesh.account.v1.account_internal_service_pb2_grpc import AccountInternalServiceStub
 from photomesh.graph.v1 import graph_service_pb2 as pb
 
-from services.common import context
-from services.common.cache import connect
-from services.common.config import CacheSettings
-from services.common.timelines import HomeTimelines
+from services.chassis import context
+from services.chassis.cache.client import connect
+from services.chassis.config import CacheSettings
+from services.domain.timelines import HomeTimelines
 from services.graph.service import GraphService
 from tests.eventually import PATIENCE_SECONDS
 from tests.graph.conftest import Graph

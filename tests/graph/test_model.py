@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from services.common.errors import AccountUnknown
+from services.domain.errors import AccountUnknown
 from services.graph.errors import FollowLimit, FollowRequestUnknown
 from services.graph.lists import Kind
 from services.graph.store import FollowState

@@ -15,10 +15,10 @@ from photomesh.graph.v1.graph_internal_service_pb2_grpc import GraphInternalServ
 from photomesh.graph.v1.graph_service_pb2_grpc import GraphServiceStub
 
 from deploy.local.stack import Stack
-from services.common.cache import connect
-from services.common.config import CacheSettings
-from services.common.ids import shard_of
-from services.common.timelines import HomeTimelines
+from services.chassis.cache.client import connect
+from services.chassis.config import CacheSettings
+from services.chassis.database.ids import shard_of
+from services.domain.timelines import HomeTimelines
 from tests.callers import Refusal, as_user, channel_to
 from tests.eventually import PATIENCE_SECONDS
 

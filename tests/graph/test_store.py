@@ -8,7 +8,7 @@ from contextlib import suppress
 
 import pytest
 
-from services.common.errors import AccountUnknown
+from services.domain.errors import AccountUnknown
 from services.graph.errors import FollowLimit, FollowRequestUnknown, MuteLimit
 from services.graph.store import FollowState, GraphStore, Loss
 from tests.graph.conftest import LIMIT, Graph

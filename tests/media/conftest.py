@@ -14,11 +14,13 @@ from grpc_status.rpc_status import from_call
 from photomesh.media.v1 import media_service_pb2 as pb
 from photomesh.media.v1.media_service_pb2_grpc import MediaServiceStub
 
-from services.common import client, context
-from services.common.config import DatabaseSettings, KafkaSettings, StorageSettings
-from services.common.database import Database
-from services.common.ids import EPOCH_MS
-from services.common.outbox import Outbox, Relay
+from services.chassis import context
+from services.chassis.config import DatabaseSettings, KafkaSettings
+from services.chassis.database.ids import EPOCH_MS
+from services.chassis.database.pool import Database
+from services.chassis.events.outbox import Outbox, Relay
+from services.chassis.rpc import client
+from services.media.config import StorageSettings
 from services.media.pipeline.renderers import Limits, Renderers
 from services.media.storage import Storage
 from services.media.store import Declaration, Door, MediaStore

@@ -7,7 +7,7 @@ from photomesh.media.v1 import media_service_pb2 as pb
 from photomesh.media.v1.events_pb2 import MediaDeleted, MediaUploaded
 from psycopg.rows import scalar_row
 
-from services.common.errors import Unavailable
+from services.chassis.errors import Unavailable
 from services.media.storage import Storage, key_prefix
 from services.media.store import State
 from services.media.worker.eraser import Eraser

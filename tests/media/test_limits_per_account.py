@@ -16,9 +16,10 @@ from grpc_status.rpc_status import from_call
 from photomesh.media.v1 import media_service_pb2 as pb
 from photomesh.media.v1.media_service_pb2_grpc import MediaServiceStub
 
-from services.common import cdn, context
-from services.common.config import CdnSettings
-from services.common.ids import shard_of
+from services.chassis import context
+from services.chassis.database.ids import shard_of
+from services.domain import cdn
+from services.domain.cdn import CdnSettings
 from services.media.errors import StreamTooSlow
 from services.media.limits import LIMITS, UNTOLD
 from services.media.service import MediaService

@@ -13,8 +13,8 @@ from photomesh.media.v1.media_service_pb2 import MEDIA_STATE_FAILED, MEDIA_STATE
 from PIL import Image
 from psycopg.rows import scalar_row
 
-from services.common.errors import Unavailable
-from services.common.topics import topic_of
+from services.chassis.errors import Unavailable
+from services.chassis.events.topics import topic_of
 from services.media.pipeline.outputs import STEPS, Failure
 from services.media.storage import Storage, key_prefix
 from services.media.store import Media, MediaStore, State

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from deploy.local.proc import Identity, cpu_seconds, identify, kill, send
-from services.common.errors import Unavailable
+from services.chassis.errors import Unavailable
 from services.media.pipeline.outputs import Failure, Unprocessable
 from services.media.pipeline.renderers import Renderers
 from tests.eventually import eventually

@@ -13,9 +13,9 @@ from photomesh.media.v1 import media_service_pb2 as pb
 from photomesh.media.v1.events_pb2 import MediaUploaded
 from photomesh.media.v1.media_internal_service_pb2_grpc import MediaInternalServiceStub
 
-from services.common import client
-from services.common.ids import created_at, shard_of
-from services.common.topics import topic_of
+from services.chassis.database.ids import created_at, shard_of
+from services.chassis.events.topics import topic_of
+from services.chassis.rpc import client
 from tests.eventually import PATIENCE_SECONDS, eventually
 from tests.media.conftest import Uploader, new_user, refusal, send
 from tests.pictures import photo

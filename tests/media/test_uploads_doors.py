@@ -14,7 +14,7 @@ import pytest
 from google.api.httpbody_pb2 import HttpBody
 from photomesh.media.v1 import media_service_pb2 as pb
 
-from services.common import context
+from services.chassis import context
 from services.media.limits import LIMITS
 from services.media.storage import _AT_A_TIME, Storage, _original_key
 from services.media.store import Declaration, Door, State

@@ -7,7 +7,7 @@ from contextlib import aclosing, asynccontextmanager
 import pytest
 from photomesh.media.v1 import media_service_pb2 as pb
 
-from services.common.open_streams import TooManyStreams
+from services.chassis.rpc.open_streams import TooManyStreams
 from services.media.pipeline.outputs import Failure
 from services.media.store import State
 from services.media.watchers import _POLL_SECONDS, Watchers

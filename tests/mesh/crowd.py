@@ -36,7 +36,7 @@ from photomesh.post.v1.events_pb2 import PostChanged, PostCreated
 from photomesh.post.v1.post_service_pb2_grpc import PostServiceStub
 
 from deploy.local.stack import Stack
-from services.common.ids import SHARDS
+from services.chassis.database.ids import SHARDS
 from tests.callers import Refusal, as_user, channel_to, pages_of
 from tests.eventually import PATIENCE_SECONDS, eventually
 from tests.mesh import mishaps

@@ -15,8 +15,8 @@ from photomesh.post.v1.events_pb2 import PostChanged, PostCreated
 from redis import Redis
 
 from deploy.local.stack import Stack
-from services.common.config import KafkaSettings
-from services.common.topics import dead_letters, key_of, topic_of
+from services.chassis.config import KafkaSettings
+from services.chassis.events.topics import dead_letters, key_of, topic_of
 from services.fanout.lag import read_lag
 from tests.eventually import PATIENCE_SECONDS, eventually
 

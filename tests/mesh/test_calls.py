@@ -15,7 +15,7 @@ from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 
 from deploy.processes import IDENTITIES
-from services.common.callers import callers_of
+from services.chassis.rpc.callers import callers_of
 from tests.callers import Refusal, as_user, channel_to
 from tests.mesh.people import ApiError
 from tests.requests import Method, all_methods, fields_of, valid_request

@@ -16,7 +16,7 @@ from kafka import TopicPartition
 
 from deploy.local.table import MEDIA_BUCKET
 from deploy.processes import MESH
-from services.common.topics import all_topics
+from services.chassis.events.topics import all_topics
 from tests.eventually import PATIENCE_SECONDS, eventually
 from tests.mesh.mishaps import end_offsets
 from tests.mesh.people import Person

@@ -9,18 +9,17 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
 
 import grpc
 import httpx
 import pytest
 
 from gateway.contracts import PublicMethod, public_methods, public_services
-from services.common import calls
+from services.chassis.contracts import DESCRIPTORS
+from services.chassis.rpc import calls
 from tests.callers import Refusal
 from tests.mesh.people import ApiError, Person
 
-DESCRIPTORS = Path(__file__).parents[2] / "gen/photomesh.binpb"
 UNARY = [method for method in public_methods(DESCRIPTORS) if not method.streams]
 
 PROMISED_SECONDS = 15.0

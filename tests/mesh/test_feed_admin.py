@@ -8,9 +8,9 @@ import pytest
 from photomesh.feed.v1 import feed_admin_service_pb2 as pb
 from photomesh.feed.v1.feed_admin_service_pb2_grpc import FeedAdminServiceStub
 
-from services.common.cache import connect
-from services.common.config import CacheSettings
-from services.common.timelines import HomeTimelines
+from services.chassis.cache.client import connect
+from services.chassis.config import CacheSettings
+from services.domain.timelines import HomeTimelines
 from tests.callers import Refusal, channel_to
 from tests.eventually import PATIENCE_SECONDS
 from tests.mesh.crowd import crowd_of

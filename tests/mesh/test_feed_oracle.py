@@ -35,7 +35,7 @@ from hypothesis.stateful import (
 from redis.asyncio import Redis
 
 from deploy.local.stack import Stack
-from services.common.timelines.layout import FEED
+from services.domain.timelines.layout import FEED
 from services.feed.authors import FRESH_SECONDS
 from tests.eventually import eventually
 from tests.mesh import mishaps

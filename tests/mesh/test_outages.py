@@ -12,10 +12,10 @@ from collections import Counter
 import pytest
 from photomesh.feed.v1.feed_service_pb2 import FeedState, GetFeedRequest
 
-from services.common.cache import connect
-from services.common.config import CacheSettings
-from services.common.errors import Unavailable
-from services.common.timelines import HomeTimelines
+from services.chassis.cache.client import connect
+from services.chassis.config import CacheSettings
+from services.chassis.errors import Unavailable
+from services.domain.timelines import HomeTimelines
 from tests.callers import as_user
 from tests.eventually import PATIENCE_SECONDS, eventually
 from tests.mesh.crowd import Crowd, crowd_of

@@ -19,7 +19,7 @@ from photomesh.media.v1 import media_service_pb2 as pb
 from photomesh.media.v1.media_service_pb2_grpc import MediaServiceStub
 
 from deploy.local.table import ORIGINALS_BUCKET
-from services.common.ids import created_at
+from services.chassis.database.ids import created_at
 from tests.eventually import PATIENCE_SECONDS
 from tests.mesh.people import ApiError, Person
 

@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from deploy.local.table import ORIGINALS_BUCKET
-from services.common.ids import created_at
+from services.chassis.database.ids import created_at
 from services.media.limits import LIMITS
 from tests.eventually import PATIENCE_SECONDS, eventually
 from tests.mesh.people import ApiError, Person

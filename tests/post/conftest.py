@@ -17,14 +17,15 @@ from photomesh.media.v1.media_service_pb2_grpc import MediaServiceStub
 from photomesh.post.v1.events_pb2 import PostChanged, PostCreated
 
 from deploy.local.stack import Stack
-from services.common import client, context
-from services.common.account_names import AccountNames
-from services.common.cache import connect
-from services.common.cdn import EdgeSigner
-from services.common.config import CacheSettings, CdnSettings, DatabaseSettings, KafkaSettings
-from services.common.database import Database
-from services.common.outbox import Outbox, Relay
-from services.common.post_cache import PostCache
+from services.chassis import context
+from services.chassis.cache.client import connect
+from services.chassis.config import CacheSettings, DatabaseSettings, KafkaSettings
+from services.chassis.database.pool import Database
+from services.chassis.events.outbox import Outbox, Relay
+from services.chassis.rpc import client
+from services.domain.account_names import AccountNames
+from services.domain.cdn import CdnSettings, EdgeSigner
+from services.domain.post_cache import PostCache
 from services.post.presenter import Presenter
 from services.post.publisher import Publisher
 from services.post.service import PostService

@@ -12,10 +12,10 @@ from photomesh.media.v1.events_pb2 import MediaProcessed
 from photomesh.media.v1.media_internal_service_pb2 import StoredMedia
 from photomesh.post.v1 import post_service_pb2 as pb
 
-from services.common.cache import Cache, connect
-from services.common.config import CacheSettings
-from services.common.errors import MeshError
-from services.common.post_cache import CachedPost, PostCache
+from services.chassis.cache.client import Cache, connect
+from services.chassis.config import CacheSettings
+from services.chassis.errors import MeshError
+from services.domain.post_cache import CachedPost, PostCache
 from services.post.service import PostService
 from services.post.store import Post, State
 from tests.callers import channel_to

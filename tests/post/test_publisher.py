@@ -7,9 +7,9 @@ from photomesh.media.v1.events_pb2 import MediaDeleted, MediaProcessed
 from photomesh.media.v1.media_internal_service_pb2 import StoredMedia
 from photomesh.post.v1 import post_service_pb2 as pb
 
-from services.common.config import DatabaseSettings
-from services.common.database import Database
-from services.common.outbox import Relay
+from services.chassis.config import DatabaseSettings
+from services.chassis.database.pool import Database
+from services.chassis.events.outbox import Relay
 from services.post.store import State
 from tests.post.conftest import Replica, sign_in
 

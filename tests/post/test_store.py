@@ -5,10 +5,10 @@ from collections.abc import Callable
 
 import pytest
 
-from services.common.config import KafkaSettings
-from services.common.database import Database
-from services.common.ids import shard_of
-from services.common.outbox import Outbox, Relay
+from services.chassis.config import KafkaSettings
+from services.chassis.database.ids import shard_of
+from services.chassis.database.pool import Database
+from services.chassis.events.outbox import Outbox, Relay
 from services.post.store import PostStore, State
 
 # Most are published, and some are in every other state.

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from services.common import logs
-from services.common.errors import Unavailable
+from services.chassis.errors import Unavailable
+from services.chassis.telemetry import logs
 from services.media.pipeline.header import MOST_PIXELS
 from services.media.pipeline.outputs import (
     VARIANT_STEPS,

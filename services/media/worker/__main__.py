@@ -2,13 +2,14 @@
 
 from photomesh.media.v1.events_pb2 import MediaDeleted, MediaUploaded
 
-from services.common import config, logs
-from services.common.consumer import Consumer, Subscription
-from services.common.database import Database
-from services.common.dead_letter_service import dead_letters_of
-from services.common.jobs import periodic
-from services.common.outbox import Outbox, Relay
-from services.common.server import Worker, run, serve
+from services.chassis import config
+from services.chassis.database.pool import Database
+from services.chassis.events.consumer import Consumer, Subscription
+from services.chassis.events.dead_letter_service import dead_letters_of
+from services.chassis.events.outbox import Outbox, Relay
+from services.chassis.jobs import periodic
+from services.chassis.rpc.server import Worker, run, serve
+from services.chassis.telemetry import logs
 from services.media.config import MediaWorkerSettings
 from services.media.pipeline.renderers import Limits, Renderers
 from services.media.storage import Storage

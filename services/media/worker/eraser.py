@@ -2,7 +2,7 @@
 
 from photomesh.media.v1.events_pb2 import MediaDeleted
 
-from services.common import logs
+from services.chassis.telemetry import logs
 from services.media.storage import Storage
 from services.media.store import Media, MediaStore, State
 

@@ -6,7 +6,7 @@ from typing import BinaryIO
 
 from photomesh.media.v1.events_pb2 import MediaUploaded
 
-from services.common import logs
+from services.chassis.telemetry import logs
 from services.media.pipeline.outputs import (
     VARIANT_STEPS,
     Failure,

@@ -3,8 +3,8 @@
 import asyncio
 import contextlib
 
-from services.common import logs
-from services.common.errors import Unavailable
+from services.chassis.errors import Unavailable
+from services.chassis.telemetry import logs
 from services.media.store import Media, MediaStore
 
 _log = logs.logger(__name__)

@@ -1,0 +1,1 @@
+"""PostgreSQL: connections, ids, and the tables of the chassis in each schema."""

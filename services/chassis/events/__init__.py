@@ -1,0 +1,1 @@
+"""Events over Kafka: topics, the transactional outbox, consumers, dead letters."""

@@ -1,0 +1,259 @@
+"""Dead letters: events that a consumer group could not handle. They wait to be replayed or dropped.
+
+Consumers write them to the topic `<topic>.dlq`, see burials.py. Single records of a topic cannot be
+removed, so each service copies the dead letters of its own consumer group into a table, which
+records what became of each. A replay goes through the outbox, in the transaction that settles the
+dead letter, and reaches no other consumer group. Settled dead letters are purged after a while.
+"""
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from google.protobuf.json_format import MessageToJson
+from google.protobuf.message import DecodeError, Message
+from google.protobuf.timestamp_pb2 import Timestamp
+from photomesh.common.v1.dead_letter_pb2 import DeadLetter as DeadLetterPb
+from psycopg.rows import class_row, scalar_row
+
+from services.chassis import context
+from services.chassis.database.pool import Database
+from services.chassis.errors import DeadLetterUnknown
+from services.chassis.events.burials import DLQ_GROUP, DLQ_OFFSET, DLQ_PARTITION, DLQ_REASON
+from services.chassis.events.consumer import RawSubscription
+from services.chassis.events.outbox import Outbox
+from services.chassis.events.topics import Topic, dead_letters, topic_of
+from services.chassis.telemetry import logs
+
+_ADD = """
+    INSERT INTO dead_letters (topic, dlq_offset, bury_time, source_partition, source_offset,
+                              consumer_group, reason, key, payload, traceparent)
+    VALUES (%(topic)s, %(dlq_offset)s, %(bury_time)s, %(partition)s, %(offset)s, %(group)s,
+            %(reason)s, %(key)s, %(payload)s, %(traceparent)s)
+    ON CONFLICT (topic, dlq_offset, bury_time) DO NOTHING
+"""
+
+_COLUMNS = """
+    dead_letter_id, topic, source_partition, source_offset, consumer_group, reason, bury_time,
+    key, payload, traceparent
+"""
+
+# Answered by dead_letters_open.
+_LIST = f"""
+    SELECT {_COLUMNS}
+      FROM dead_letters
+     WHERE state = 'OPEN' AND dead_letter_id > %(after_id)s AND consumer_group = %(group)s
+       AND (%(topic)s = '' OR topic = %(topic)s)
+     ORDER BY dead_letter_id
+     LIMIT %(limit)s
+"""  # noqa: S608 -- Only constants are put in, here and below.
+
+_ONE = f"""
+    SELECT {_COLUMNS}
+      FROM dead_letters
+     WHERE dead_letter_id = %(dead_letter_id)s AND consumer_group = %(group)s
+"""  # noqa: S608
+
+# Of several transactions that settle one dead letter, the first changes the row.
+_REPLAY = f"""
+    UPDATE dead_letters
+       SET state = 'REPLAYED', settle_time = now()
+     WHERE dead_letter_id = ANY(%(ids)s) AND state = 'OPEN' AND consumer_group = %(group)s
+    RETURNING {_COLUMNS}
+"""  # noqa: S608
+
+_DROP = """
+    UPDATE dead_letters
+       SET state = 'DROPPED', settle_time = now()
+     WHERE dead_letter_id = ANY(%(ids)s) AND state = 'OPEN' AND consumer_group = %(group)s
+    RETURNING dead_letter_id
+"""
+
+# Answered by dead_letters_settled. Concurrent purges take different rows.
+_PURGE = """
+    DELETE FROM dead_letters
+     WHERE dead_letter_id IN (
+               SELECT dead_letter_id
+                 FROM dead_letters
+                WHERE state <> 'OPEN' AND settle_time < %(before)s
+                ORDER BY settle_time
+                LIMIT %(most)s
+                  FOR UPDATE SKIP LOCKED
+           )
+"""
+
+KEPT_SETTLED = timedelta(days=30)
+"""How long a settled dead letter is kept. It must be longer than the retention of the topics: a
+purged dead letter that is still in `<topic>.dlq` would be open again if that topic were read from
+its beginning."""
+
+_PURGE_BATCH = 1000
+"""How many dead letters one transaction purges at most."""
+
+_log = logs.logger(__name__)
+
+
+@dataclass(frozen=True)
+class DeadLetter:
+    """An event that a consumer group could not handle."""
+
+    dead_letter_id: int
+    topic: str
+    source_partition: int | None
+    source_offset: int | None
+    consumer_group: str
+    reason: str
+    bury_time: datetime
+    key: bytes | None
+    payload: bytes
+    traceparent: str
+
+
+class DeadLetters:
+    """The dead letters of one consumer group. Every method may raise Unavailable."""
+
+    def __init__(
+        self,
+        database: Database,
+        outbox: Outbox,
+        *,
+        group: str,
+        messages: Sequence[type[Message]],
+    ) -> None:
+        """Takes the group, and the types of the events that it handles."""
+        self._database = database
+        self._outbox = outbox
+        self._group = group
+        self._messages = {topic_of(message).name: message for message in messages}
+
+    def subscriptions(self) -> list[RawSubscription]:
+        """Returns what a consumer needs to fill the table."""
+        return [
+            RawSubscription(dead_letters(topic), self._adder(topic))
+            for topic in map(topic_of, self._messages.values())
+        ]
+
+    async def open(self, *, topic: str, after_id: int, limit: int) -> list[DeadLetterPb]:
+        """Returns open dead letters above `after_id`, oldest first, without their events.
+
+        An empty topic stands for all topics.
+        """
+        values = {"topic": topic, "after_id": after_id, "limit": limit, "group": self._group}
+        async with self._database.connection() as connection:
+            cursor = connection.cursor(row_factory=class_row(DeadLetter))
+            await cursor.execute(_LIST, values)
+            return [_to_pb(letter) for letter in await cursor.fetchall()]
+
+    async def get(self, dead_letter_id: int) -> DeadLetterPb:
+        """Returns a dead letter with its event.
+
+        Raises:
+            DeadLetterUnknown: this group has no such dead letter.
+        """
+        async with self._database.connection() as connection:
+            cursor = connection.cursor(row_factory=class_row(DeadLetter))
+            await cursor.execute(_ONE, {"dead_letter_id": dead_letter_id, "group": self._group})
+            letter = await cursor.fetchone()
+        if letter is None:
+            raise DeadLetterUnknown(dead_letter_id)
+        message = _to_pb(letter)
+        message.payload = letter.payload
+        message.payload_json = self._json(letter)
+        return message
+
+    async def replay(self, ids: Sequence[int]) -> list[int]:
+        """Publishes the events of open dead letters to this group again; returns their ids."""
+        async with self._outbox.transaction() as tx:
+            cursor = tx.connection.cursor(row_factory=class_row(DeadLetter))
+            await cursor.execute(_REPLAY, {"ids": list(ids), "group": self._group})
+            letters = sorted(await cursor.fetchall(), key=lambda letter: letter.dead_letter_id)
+            for letter in letters:
+                tx.replay(
+                    letter.topic,
+                    key=_id_in(letter.key),
+                    payload=letter.payload,
+                    traceparent=letter.traceparent,
+                    consumer_group=self._group,
+                )
+        replayed = [letter.dead_letter_id for letter in letters]
+        _log.warning("dead_letters.replayed", dead_letter_ids=replayed)
+        return replayed
+
+    async def drop(self, ids: Sequence[int]) -> list[int]:
+        """Gives up open dead letters; returns their ids."""
+        async with self._database.connection() as connection:
+            cursor = connection.cursor(row_factory=scalar_row)
+            await cursor.execute(_DROP, {"ids": list(ids), "group": self._group})
+            dropped = sorted(await cursor.fetchall())
+        _log.warning("dead_letters.dropped", dead_letter_ids=dropped)
+        return dropped
+
+    async def purge(self, now: datetime) -> int:
+        """Removes dead letters settled longer than KEPT_SETTLED before `now`; returns how many."""
+        values = {"before": now - KEPT_SETTLED, "most": _PURGE_BATCH}
+        purged = 0
+        while True:
+            async with self._database.connection() as connection:
+                batch = (await connection.execute(_PURGE, values)).rowcount
+            purged += batch
+            if batch < _PURGE_BATCH:
+                break
+        if purged:
+            _log.info("dead_letters.purged", dead_letters=purged)
+        return purged
+
+    def _adder(self, topic: Topic) -> Callable[[Any], Awaitable[None]]:
+        async def add(record: Any) -> None:
+            headers = {name: value.decode("utf-8", "replace") for name, value in record.headers}
+            if headers.get(DLQ_GROUP) != self._group:
+                return
+            values = {
+                "topic": topic.name,
+                "dlq_offset": record.offset,
+                "bury_time": datetime.fromtimestamp(record.timestamp / 1000, UTC),
+                "partition": _number(headers.get(DLQ_PARTITION)),
+                "offset": _number(headers.get(DLQ_OFFSET)),
+                "group": self._group,
+                # PostgreSQL does not store NUL characters.
+                "reason": headers.get(DLQ_REASON, "").replace("\0", "\N{SYMBOL FOR NULL}"),
+                "key": record.key,
+                "payload": record.value or b"",
+                "traceparent": headers.get(context.TRACEPARENT, "").replace("\0", ""),
+            }
+            async with self._database.connection() as connection:
+                await connection.execute(_ADD, values)
+
+        return add
+
+    def _json(self, letter: DeadLetter) -> str:
+        try:
+            event = self._messages[letter.topic].FromString(letter.payload)
+        except (KeyError, DecodeError):
+            return ""
+        return MessageToJson(event, indent=None)
+
+
+def _number(text: str | None) -> int | None:
+    return int(text) if text and text.isascii() and text.isdigit() else None
+
+
+def _id_in(key: bytes | None) -> int:
+    """Returns the id in the key of a record; 0 if the outbox did not make it."""
+    return _number((key or b"").decode("ascii", "replace")) or 0
+
+
+def _to_pb(letter: DeadLetter) -> DeadLetterPb:
+    bury_time = Timestamp()
+    bury_time.FromDatetime(letter.bury_time)
+    return DeadLetterPb(
+        dead_letter_id=letter.dead_letter_id,
+        topic=letter.topic,
+        partition=-1 if letter.source_partition is None else letter.source_partition,
+        offset=-1 if letter.source_offset is None else letter.source_offset,
+        consumer_group=letter.consumer_group,
+        reason=letter.reason,
+        bury_time=bury_time,
+        trace_id=context.trace_id_of(letter.traceparent) if letter.traceparent else "",
+        key=letter.key or b"",
+    )

@@ -1,0 +1,35 @@
+"""Jobs that a process runs periodically."""
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable
+
+from services.chassis import context
+from services.chassis.errors import Unavailable
+from services.chassis.rpc.server import Worker
+from services.chassis.telemetry import logs
+
+_log = logs.logger(__name__)
+
+
+def periodic(name: str, job: Callable[[], Awaitable[object]], *, seconds: float) -> Worker:
+    """Returns a worker that runs a job every `seconds` on average until it is cancelled.
+
+    The pauses are random, which spreads the runs of all replicas. Each run has its own trace. A
+    run that raises Unavailable is logged, and the next run makes up for it; any other error ends
+    the process.
+    """
+
+    async def run(ready: Callable[[], None]) -> None:
+        ready()
+        pause = random.uniform(0, seconds)
+        while True:
+            await asyncio.sleep(pause)
+            context.enter(context.CallContext(trace_id=context.trace_id_of(None)))
+            try:
+                await job()
+            except Unavailable:
+                _log.warning("job.blocked", job=name, exc_info=True)
+            pause = seconds * random.uniform(0.5, 1.5)
+
+    return Worker(name, run)

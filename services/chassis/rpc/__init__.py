@@ -1,0 +1,1 @@
+"""gRPC and REST: servers, callers, clients, page tokens."""

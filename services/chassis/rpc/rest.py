@@ -1,0 +1,264 @@
+"""An HTTP/1.1 server behind the gateway, for REST methods that respond with prebuilt JSON.
+
+For most methods, the gateway transcodes REST to gRPC and the responses to JSON. A feed page,
+however, is assembled from prebuilt JSON and is the most frequent read: for it, transcoding costs
+more than the page itself (`make bench BENCH=feed` measures how much). The gateway therefore
+forwards well-formed requests for such a page here unchanged, and all others to the equivalent gRPC
+method, which rejects malformed requests like any other method.
+
+HTTP parsing comes from a library: httptools wraps the parser that Node.js uses.
+"""
+
+import asyncio
+import functools
+import socket
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+from urllib.parse import parse_qsl
+
+import grpc
+import httptools
+from google.protobuf.json_format import MessageToJson, ParseDict, ParseError
+from google.protobuf.message import Message
+
+from services.chassis import context
+from services.chassis.config import Address
+from services.chassis.errors import FieldInvalid, MeshError
+from services.chassis.rpc import calls, tls
+from services.chassis.rpc.callers import GATEWAY
+from services.chassis.telemetry import logs
+
+HEALTH_PATH = b"/healthz"
+"""Returns 200 while the server accepts calls, and 503 while it drains."""
+
+_MOST_HEAD_BYTES = 64 * 1024
+"""The largest request line with headers. The gateway accepts half of this and adds its own headers.
+Request bodies are ignored; the gateway also limits how long they may take to arrive."""
+
+_KEEPALIVE = (
+    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 30),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 5),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3),
+)
+"""Detects a dead gateway within a minute."""
+
+_QUERIES = 1_024
+"""How many parsed queries are cached. Most requests are for one of a few first pages."""
+
+# The mapping of google.rpc.Code, which Envoy also uses.
+_HTTP_STATUS = {
+    grpc.StatusCode.INVALID_ARGUMENT: b"400 Bad Request",
+    grpc.StatusCode.FAILED_PRECONDITION: b"400 Bad Request",
+    grpc.StatusCode.OUT_OF_RANGE: b"400 Bad Request",
+    grpc.StatusCode.UNAUTHENTICATED: b"401 Unauthorized",
+    grpc.StatusCode.PERMISSION_DENIED: b"403 Forbidden",
+    grpc.StatusCode.NOT_FOUND: b"404 Not Found",
+    grpc.StatusCode.ALREADY_EXISTS: b"409 Conflict",
+    grpc.StatusCode.ABORTED: b"409 Conflict",
+    grpc.StatusCode.RESOURCE_EXHAUSTED: b"429 Too Many Requests",
+    grpc.StatusCode.UNAVAILABLE: b"503 Service Unavailable",
+    grpc.StatusCode.DEADLINE_EXCEEDED: b"504 Gateway Timeout",
+}
+_OK = b"200 OK"
+_FAILED = b"500 Internal Server Error"
+
+_log = logs.logger(__name__)
+_audit = logs.audit(__name__)
+
+
+@dataclass(frozen=True)
+class RestMethod:
+    """A method that is called with GET and a query string."""
+
+    name: str
+    """The equivalent gRPC method, such as "/photomesh.feed.v1.FeedService/GetFeed"."""
+    path: str
+    """The URL path, such as "/v1/feed"."""
+    request: type[Message]
+    answer: Callable[[Any], Awaitable[bytes]]
+    """Takes a valid request and returns JSON. Raises the same errors as the gRPC method."""
+
+
+class RestServer:
+    """Serves methods to the gateway, over mutual TLS."""
+
+    def __init__(self, listen: Address, tls_dir: Path, methods: Sequence[RestMethod]) -> None:
+        self._listen = listen
+        self._tls_dir = tls_dir
+        self._answerers = {method.path.encode(): _Answerer(method) for method in methods}
+        self._connections: set[_Connection] = set()
+        self._server: asyncio.Server | None = None
+
+    async def start(self) -> None:
+        """Starts to listen.
+
+        Raises:
+            SystemExit: the address cannot be bound.
+        """
+        host, _, port = self._listen.rpartition(":")
+        try:
+            self._server = await asyncio.get_running_loop().create_server(
+                lambda: _Connection(self._answerers, self._connections),
+                host,
+                int(port),
+                ssl=tls.server_context(self._tls_dir, protocol="http/1.1"),
+                backlog=1_024,
+            )
+        except OSError as error:
+            raise SystemExit(f"Cannot listen on {self._listen}: is the port taken?") from error
+
+    async def stop(self, grace: float) -> None:
+        """Stops accepting calls, and aborts those that take longer than `grace` seconds."""
+        if self._server:
+            self._server.close()
+        ended = [connection.drain() for connection in self._connections]
+        if ended:
+            await asyncio.wait(ended, timeout=grace)
+        for connection in tuple(self._connections):
+            connection.abort()
+
+
+class _Answerer:
+    """Handles the calls of one method."""
+
+    def __init__(self, method: RestMethod) -> None:
+        self._method = method
+        self._parsed = functools.lru_cache(_QUERIES)(self._parse)
+
+    async def answer(self, query: bytes, headers: Mapping[str, str]) -> tuple[bytes, bytes]:
+        """Returns an HTTP status and a JSON body."""
+        call = calls.enter(headers, caller=GATEWAY)
+        try:
+            async with asyncio.timeout(call.remaining(calls.MOST_SECONDS)):
+                return _OK, await self._method.answer(self._parsed(query))
+        except Exception as error:
+            return _refused(calls.refusal(error, self._method.name), call)
+
+    def _parse(self, query: bytes) -> Message:
+        """Returns the parsed request. It is cached and shared, so callers must not modify it."""
+        try:
+            request = ParseDict(dict(parse_qsl(query.decode())), self._method.request())
+        except (ValueError, ParseError) as error:
+            raise FieldInvalid({"query": str(error)[:200]}) from None
+        calls.validate(request)
+        return request
+
+
+def as_json(message: Message) -> bytes:
+    """Returns a message as JSON in the gateway's format."""
+    text = MessageToJson(
+        message, always_print_fields_with_no_presence=True, indent=None, ensure_ascii=False
+    )
+    return text.encode()
+
+
+def _refused(error: MeshError, call: context.CallContext) -> tuple[bytes, bytes]:
+    return _HTTP_STATUS.get(error.code, _FAILED), as_json(error.to_status(call.trace_id))
+
+
+class _Connection(asyncio.Protocol):
+    """One connection from the gateway, which does not pipeline requests."""
+
+    def __init__(
+        self, answerers: Mapping[bytes, _Answerer], connections: "set[_Connection]"
+    ) -> None:
+        self._answerers = answerers
+        self._connections = connections
+        self._transport: asyncio.Transport
+        self._parser = httptools.HttpRequestParser(self)
+        self._url = b""
+        self._headers: dict[str, str] = {}
+        self._head_bytes = 0
+        self._answering: asyncio.Task[None] | None = None
+        self._draining = False
+        self._ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def drain(self) -> "asyncio.Future[None]":
+        """Closes the connection after the current call; the future resolves when it is closed."""
+        self._draining = True
+        if self._answering is None:
+            self._transport.close()
+        return self._ended
+
+    def abort(self) -> None:
+        """Closes the connection immediately."""
+        self._transport.abort()
+
+    # Callbacks of the event loop.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        # uvloop's transport is not a subclass of asyncio.Transport.
+        self._transport = cast(asyncio.Transport, transport)
+        caller = tls.certified_identity(transport.get_extra_info("peercert"))
+        # Only the gateway may connect, because requests name the signed-in user.
+        if caller != GATEWAY:
+            _audit.warning("caller.refused", caller=caller, method="REST")
+            self.abort()
+        self._connections.add(self)
+        for option in _KEEPALIVE:
+            transport.get_extra_info("socket").setsockopt(*option)
+
+    def connection_lost(self, _: Exception | None) -> None:
+        self._connections.discard(self)
+        if self._answering:
+            self._answering.cancel()
+        self._ended.set_result(None)
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserError as error:
+            _log.warning("request.malformed", error=str(error))
+            self.abort()
+
+    # Callbacks of the parser.
+
+    def on_message_begin(self) -> None:
+        if self._answering:
+            raise httptools.HttpParserError("a request came before the last one was answered")
+
+    def on_url(self, part: bytes) -> None:
+        self._count(part)
+        self._url += part
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._count(name, value)
+        self._headers[name.decode("latin-1").lower()] = value.decode("latin-1")
+
+    def on_message_complete(self) -> None:
+        path, _, query = self._url.partition(b"?")
+        if self._parser.get_method() != b"GET":
+            self._send(b"405 Method Not Allowed", b"")
+        elif answerer := self._answerers.get(path):
+            self._answering = asyncio.create_task(self._answer(answerer, query))
+        elif path == HEALTH_PATH:
+            self._send(b"503 Service Unavailable" if self._draining else _OK, b"")
+        else:
+            self._send(b"404 Not Found", b"")
+
+    def _count(self, *parts: bytes) -> None:
+        self._head_bytes += sum(map(len, parts))
+        if self._head_bytes > _MOST_HEAD_BYTES:
+            raise httptools.HttpParserError("the request's head is too large")
+
+    async def _answer(self, answerer: _Answerer, query: bytes) -> None:
+        answer = await answerer.answer(query, self._headers)
+        self._answering = None
+        self._send(*answer)
+
+    def _send(self, status: bytes, body: bytes) -> None:
+        closing = self._draining or not self._parser.should_keep_alive()
+        head = b"HTTP/1.1 %s\r\ncontent-type: application/json\r\ncontent-length: %d\r\n%s\r\n" % (
+            status,
+            len(body),
+            b"connection: close\r\n" if closing else b"",
+        )
+        self._transport.writelines((head, body))
+        if closing:
+            self._transport.close()
+        self._url = b""
+        self._headers = {}
+        self._head_bytes = 0

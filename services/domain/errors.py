@@ -1,0 +1,27 @@
+"""Errors that several services raise."""
+
+import grpc
+
+from services.chassis.errors import MeshError
+
+
+class AccountUnknown(MeshError):
+    """The account does not exist, or it was deleted."""
+
+    code = grpc.StatusCode.NOT_FOUND
+    reason = "ACCOUNT_UNKNOWN"
+
+    def __init__(self, account_id: int) -> None:
+        super().__init__(f"There is no account {account_id}.", fields={"account_id": "is unknown"})
+
+
+class MediaUnknown(MeshError):
+    """The media item does not exist or belongs to another account. The error does not say which."""
+
+    code = grpc.StatusCode.NOT_FOUND
+    reason = "MEDIA_UNKNOWN"
+
+    def __init__(self, media_id: int, field: str = "media_id") -> None:
+        super().__init__(
+            f"You have no media {media_id}.", fields={field: "is unknown, or somebody else's"}
+        )
