@@ -8,20 +8,14 @@ from gateway.contracts import public_methods, public_services
 from services.chassis import config
 from services.chassis.config import MeshSettings
 from services.chassis.contracts import DESCRIPTORS
-from services.chassis.rpc.server import Service, run, serve
+from services.chassis.rpc.server import run, serve
 from services.chassis.telemetry import logs
 
 
 async def main() -> None:
     settings = config.load(MeshSettings)
     logs.configure("reflection", settings.log_level)
-    await serve(
-        settings,
-        [
-            Service(name, add_to=lambda _: None)
-            for name in public_services(public_methods(DESCRIPTORS))
-        ],
-    )
+    await serve(settings, [], describes=public_services(public_methods(DESCRIPTORS)))
 
 
 run(main)

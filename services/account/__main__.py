@@ -1,10 +1,5 @@
 """`python -m services.account`: wires the account service and serves it."""
 
-from photomesh.account.v1.account_internal_service_pb2_grpc import (
-    add_AccountInternalServiceServicer_to_server,
-)
-from photomesh.account.v1.account_service_pb2_grpc import add_AccountServiceServicer_to_server
-
 from services.account.config import AccountSettings
 from services.account.passwords import Passwords
 from services.account.service import AccountInternalService, AccountService
@@ -32,14 +27,8 @@ async def main() -> None:
         await serve(
             settings,
             [
-                Service(
-                    "photomesh.account.v1.AccountService",
-                    lambda server: add_AccountServiceServicer_to_server(public, server),
-                ),
-                Service(
-                    "photomesh.account.v1.AccountInternalService",
-                    lambda server: add_AccountInternalServiceServicer_to_server(internal, server),
-                ),
+                Service("photomesh.account.v1.AccountService", public),
+                Service("photomesh.account.v1.AccountInternalService", internal),
             ],
         )
 

@@ -3,9 +3,6 @@
 from functools import partial
 
 from photomesh.fanout.v1.events_pb2 import ChunkReady
-from photomesh.fanout.v1.fanout_admin_service_pb2_grpc import (
-    add_FanoutAdminServiceServicer_to_server,
-)
 from photomesh.graph.v1.events_pb2 import CelebrityChanged, FollowChanged
 from photomesh.graph.v1.graph_internal_service_pb2_grpc import GraphInternalServiceStub
 from photomesh.post.v1.events_pb2 import PostChanged, PostCreated
@@ -76,10 +73,7 @@ async def main() -> None:
         await serve(
             settings,
             [
-                Service(
-                    "photomesh.fanout.v1.FanoutAdminService",
-                    lambda server: add_FanoutAdminServiceServicer_to_server(admin, server),
-                ),
+                Service("photomesh.fanout.v1.FanoutAdminService", admin),
                 dead_letters,
             ],
             [

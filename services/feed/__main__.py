@@ -1,6 +1,5 @@
 """`python -m services.feed`: wires the feed service and serves it."""
 
-from photomesh.feed.v1.feed_admin_service_pb2_grpc import add_FeedAdminServiceServicer_to_server
 from photomesh.feed.v1.feed_service_pb2 import GetFeedRequest
 from photomesh.graph.v1.graph_internal_service_pb2_grpc import GraphInternalServiceStub
 from photomesh.post.v1.post_internal_service_pb2_grpc import PostInternalServiceStub
@@ -47,14 +46,8 @@ async def main() -> None:
         await serve(
             settings,
             [
-                Service(
-                    "photomesh.feed.v1.FeedService",
-                    service.add_to,
-                ),
-                Service(
-                    "photomesh.feed.v1.FeedAdminService",
-                    lambda server: add_FeedAdminServiceServicer_to_server(admin, server),
-                ),
+                Service("photomesh.feed.v1.FeedService", service),
+                Service("photomesh.feed.v1.FeedAdminService", admin),
             ],
             [Worker("watches", watches.run)],
             rest=RestServer(

@@ -29,20 +29,6 @@ class FeedService:
         self._watches = watches
         self._page_tokens = page_tokens
 
-    def add_to(self, server: grpc.aio.Server) -> None:
-        """Registers the methods, whose responses are already serialized."""
-        methods: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
-            "GetFeed": grpc.unary_unary_rpc_method_handler(
-                self.GetFeed, pb.GetFeedRequest.FromString
-            ),
-            "WatchFeed": grpc.unary_stream_rpc_method_handler(
-                self.WatchFeed, request_deserializer=pb.WatchFeedRequest.FromString
-            ),
-        }
-        server.add_generic_rpc_handlers(
-            (grpc.method_handlers_generic_handler("photomesh.feed.v1.FeedService", methods),)
-        )
-
     async def GetFeed(self, request: pb.GetFeedRequest, context: Context) -> bytes:
         page, next_page_token = await self._page(request, Form.PROTO)
         # Posts are copied into the response as bytes, because parsing them would take longest.

@@ -1,10 +1,6 @@
 """`python -m services.graph`: wires the graph service and serves it."""
 
 from photomesh.account.v1.account_internal_service_pb2_grpc import AccountInternalServiceStub
-from photomesh.graph.v1.graph_internal_service_pb2_grpc import (
-    add_GraphInternalServiceServicer_to_server,
-)
-from photomesh.graph.v1.graph_service_pb2_grpc import add_GraphServiceServicer_to_server
 
 from services.chassis import config
 from services.chassis.cache.client import connect
@@ -53,14 +49,8 @@ async def main() -> None:
         await serve(
             settings,
             [
-                Service(
-                    "photomesh.graph.v1.GraphService",
-                    lambda server: add_GraphServiceServicer_to_server(public, server),
-                ),
-                Service(
-                    "photomesh.graph.v1.GraphInternalService",
-                    lambda server: add_GraphInternalServiceServicer_to_server(internal, server),
-                ),
+                Service("photomesh.graph.v1.GraphService", public),
+                Service("photomesh.graph.v1.GraphInternalService", internal),
             ],
             [Worker("relay", relay.run)],
         )

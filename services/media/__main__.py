@@ -2,11 +2,6 @@
 
 from datetime import UTC, datetime
 
-from photomesh.media.v1.media_internal_service_pb2_grpc import (
-    add_MediaInternalServiceServicer_to_server,
-)
-from photomesh.media.v1.media_service_pb2_grpc import add_MediaServiceServicer_to_server
-
 from services.chassis import config
 from services.chassis.database.pool import Database
 from services.chassis.events.outbox import Outbox, Relay
@@ -43,14 +38,8 @@ async def main() -> None:
         await serve(
             settings,
             [
-                Service(
-                    "photomesh.media.v1.MediaService",
-                    lambda server: add_MediaServiceServicer_to_server(public, server),
-                ),
-                Service(
-                    "photomesh.media.v1.MediaInternalService",
-                    lambda server: add_MediaInternalServiceServicer_to_server(internal, server),
-                ),
+                Service("photomesh.media.v1.MediaService", public),
+                Service("photomesh.media.v1.MediaInternalService", internal),
             ],
             [
                 Worker("relay", relay.run),

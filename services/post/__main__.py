@@ -4,10 +4,6 @@ from photomesh.account.v1.account_internal_service_pb2_grpc import AccountIntern
 from photomesh.graph.v1.graph_internal_service_pb2_grpc import GraphInternalServiceStub
 from photomesh.media.v1.events_pb2 import MediaDeleted, MediaProcessed
 from photomesh.media.v1.media_internal_service_pb2_grpc import MediaInternalServiceStub
-from photomesh.post.v1.post_internal_service_pb2_grpc import (
-    add_PostInternalServiceServicer_to_server,
-)
-from photomesh.post.v1.post_service_pb2_grpc import add_PostServiceServicer_to_server
 
 from services.chassis import config
 from services.chassis.cache.client import connect
@@ -63,14 +59,8 @@ async def main() -> None:
         await serve(
             settings,
             [
-                Service(
-                    "photomesh.post.v1.PostService",
-                    lambda server: add_PostServiceServicer_to_server(public, server),
-                ),
-                Service(
-                    "photomesh.post.v1.PostInternalService",
-                    lambda server: add_PostInternalServiceServicer_to_server(internal, server),
-                ),
+                Service("photomesh.post.v1.PostService", public),
+                Service("photomesh.post.v1.PostInternalService", internal),
                 dead_letters,
             ],
             [

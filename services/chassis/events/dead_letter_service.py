@@ -6,10 +6,7 @@ from typing import Any
 
 import grpc
 from photomesh.common.v1 import dead_letter_service_pb2 as pb
-from photomesh.common.v1.dead_letter_service_pb2_grpc import (
-    DeadLetterServiceServicer,
-    add_DeadLetterServiceServicer_to_server,
-)
+from photomesh.common.v1.dead_letter_service_pb2_grpc import DeadLetterServiceServicer
 
 from services.chassis.config import KafkaSettings
 from services.chassis.database.pool import Database
@@ -53,10 +50,7 @@ def dead_letters_of(
         await dead_letters.purge(datetime.now(UTC))
 
     servicer = DeadLetterService(dead_letters)
-    service = Service(
-        "photomesh.common.v1.DeadLetterService",
-        lambda server: add_DeadLetterServiceServicer_to_server(servicer, server),
-    )
+    service = Service("photomesh.common.v1.DeadLetterService", servicer)
     return service, [
         Worker("dead-letters", burials.run),
         periodic("dead-letters-purge", purge, seconds=_PURGE_SECONDS),

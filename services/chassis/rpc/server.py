@@ -1,8 +1,8 @@
-"""The gRPC server of every process: mutual TLS, health, reflection, and one interceptor.
+"""The gRPC server of every process: mutual TLS, health, reflection, and one guard.
 
-For every method, the interceptor identifies the caller, rejects callers that the contract does not
+For every method, the guard identifies the caller, rejects callers that the contract does not
 name, sets the user and the deadline, parses and validates the request, and encodes errors, in this
-order. The interceptor, not gRPC, parses requests, so that the caller is checked before its bytes
+order. The guard, not gRPC, parses requests, so that the caller is checked before its bytes
 are parsed and malformed bytes return the same error details as any other invalid request.
 """
 
@@ -16,7 +16,10 @@ from typing import Any, NoReturn
 
 import grpc
 import uvloop
+from google.protobuf import descriptor_pool
+from google.protobuf.descriptor import MethodDescriptor
 from google.protobuf.message import Message
+from google.protobuf.message_factory import GetMessageClass
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1._async import HealthServicer
 from grpc_reflection.v1alpha import reflection
@@ -34,7 +37,7 @@ _UNGUARDED = ("grpc.health.v1.Health", reflection.SERVICE_NAME)
 """Services that any certificate of the mesh may call. They disclose no secrets."""
 
 _MOST_MESSAGE_BYTES = 1 << 20
-"""The largest message that gRPC reads into memory. The interceptor rejects a request that is larger
+"""The largest message that gRPC reads into memory. The guard rejects a request that is larger
 than `calls.MOST_REQUEST_BYTES` with a reason; gRPC itself rejects one that is larger than this."""
 
 _MOST_CHUNK_BYTES = 8 << 20
@@ -54,8 +57,11 @@ class Service:
     """A proto service that a process serves. Its contract names the allowed callers."""
 
     name: str
-    """The full name, such as "photomesh.account.v1.AccountService"."""
-    add_to: Callable[[grpc.aio.Server], None]
+    """The full name, such as "photomesh.bookmark.v1.BookmarkService"."""
+    servicer: object
+    """Has a coroutine method or, for responses in a stream, an asynchronous generator for each
+    method of the contract. It returns or yields messages, or messages that are serialized
+    already."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +80,7 @@ async def serve(
     services: Sequence[Service],
     workers: Sequence[Worker] = (),
     *,
+    describes: Sequence[str] = (),
     rest: RestServer | None = None,
     before_drain: Callable[[], None] = lambda: None,
 ) -> None:
@@ -87,16 +94,16 @@ async def serve(
         settings: the address, the certificates and the drain time.
         services: the gRPC services.
         workers: the background tasks.
+        describes: the names of services that reflection describes, but other processes serve.
         rest: a REST server to run next to gRPC.
         before_drain: called before draining, to end calls that do not end by themselves.
     """
-    names = [service.name for service in services]
+    names = [*(service.name for service in services), *describes]
     pool = contracts()
     takes_files = any(
         method.client_streaming for name in names for method in pool.FindServiceByName(name).methods
     )
     server = grpc.aio.server(
-        interceptors=[Interceptor()],
         options=[
             ("grpc.so_reuseport", 0),
             (
@@ -114,7 +121,7 @@ async def serve(
         ],
     )
     for service in services:
-        service.add_to(server)
+        register(service, server)
     health = HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
     reflection.enable_server_reflection([*names, *_UNGUARDED], server, pool)
@@ -174,54 +181,66 @@ def run(main: Callable[[], Coroutine[Any, Any, None]]) -> NoReturn:
     sys.exit(0)
 
 
-class Interceptor(grpc.aio.ServerInterceptor):
-    """Wraps every method in a guard, except those of health and reflection."""
+def register(service: Service, server: grpc.aio.Server) -> None:
+    """Adds a service's methods to a server, each wrapped in its guard.
 
-    async def intercept_service(
-        self,
-        continuation: Callable[
-            [grpc.HandlerCallDetails], "Awaitable[grpc.RpcMethodHandler[Any, Any] | None]"
-        ],
-        handler_call_details: grpc.HandlerCallDetails,
-    ) -> "grpc.RpcMethodHandler[Any, Any] | None":
-        handler = await continuation(handler_call_details)
-        method = handler_call_details.method
-        service = method[1 : method.rfind("/")]
-        if handler is None or service in _UNGUARDED:
-            return handler
-        metadata = dict(handler_call_details.invocation_metadata)
-        guard = _Guard(method, metadata, handler.request_deserializer)
-        serializer = handler.response_serializer
-        # Without a deserializer, gRPC passes the raw bytes to the guard.
-        if handler.unary_unary:
+    Raises:
+        TypeError: no imported contract describes the service, or the servicer lacks a method.
+    """
+    try:
+        contract = descriptor_pool.Default().FindServiceByName(service.name)
+    except KeyError:
+        raise TypeError(f"No imported contract describes {service.name}.") from None
+    handlers = {}
+    for method in contract.methods:
+        handler = getattr(service.servicer, method.name, None)
+        # The generated base class has every method of the contract, and implements none.
+        if handler is None or handler.__module__.endswith("_pb2_grpc"):
+            raise TypeError(f"{type(service.servicer).__name__} does not implement {method.name}.")
+        handlers[method.name] = _guarded(method, handler)
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service.name, handlers),))
+
+
+def _guarded(
+    method: MethodDescriptor, handler: Callable[..., Any]
+) -> "grpc.RpcMethodHandler[Any, Any]":
+    """Returns the handler of a method. Without a deserializer, gRPC passes it the raw bytes."""
+    guard = _Guard(
+        f"/{method.containing_service.full_name}/{method.name}",
+        GetMessageClass(method.input_type).FromString,
+    )
+    match method.client_streaming, method.server_streaming:
+        case False, False:
             return grpc.unary_unary_rpc_method_handler(
-                guard.unary(handler.unary_unary), response_serializer=serializer
+                guard.unary(handler), response_serializer=_serialized
             )
-        if handler.unary_stream:
+        case False, True:
             return grpc.unary_stream_rpc_method_handler(
-                guard.stream(handler.unary_stream), response_serializer=serializer
+                guard.stream(handler), response_serializer=_serialized
             )
-        if handler.stream_unary:
+        case True, False:
             return grpc.stream_unary_rpc_method_handler(
-                guard.upload(handler.stream_unary), response_serializer=serializer
+                guard.upload(handler), response_serializer=_serialized
             )
-        raise NotImplementedError(f"{method}: bidirectional streams have no guard yet")
+    raise NotImplementedError(f"{method.full_name}: bidirectional streams have no guard yet")
+
+
+def _serialized(response: Message | bytes) -> bytes:
+    return response if isinstance(response, bytes) else response.SerializeToString()
 
 
 class _Guard:
-    """Wraps the handler of one call."""
+    """Wraps the handler of one method."""
 
-    def __init__(self, method: str, metadata: dict[str, Any], parse: Any) -> None:
+    def __init__(self, method: str, parse: Callable[[bytes], Message]) -> None:
         self._method = method
-        self._metadata = metadata
         self._parse = parse
-        self._caller = ""
 
     def unary(self, handler: Any) -> Any:
         async def guarded(raw: bytes, servicer: Servicer) -> Any:
             try:
-                call = self._admit(servicer)
-                request = self._read(raw, servicer)
+                caller, call = self._admit(servicer)
+                request = self._read(raw, caller, servicer)
                 async with asyncio.timeout(call.remaining(calls.MOST_SECONDS)):
                     return await handler(request, servicer)
             except Exception as error:
@@ -237,7 +256,7 @@ class _Guard:
 
         async def guarded(raws: AsyncIterator[bytes], servicer: Servicer) -> Any:
             try:
-                call = self._admit(servicer)
+                _, call = self._admit(servicer)
                 async with asyncio.timeout_at(call.deadline):
                     return await handler(self._first_valid(raws), servicer)
             except Exception as error:
@@ -257,8 +276,8 @@ class _Guard:
     def stream(self, handler: Any) -> Any:
         async def guarded(raw: bytes, servicer: Servicer) -> AsyncIterator[Any]:
             try:
-                self._admit(servicer)
-                request = self._read(raw, servicer)
+                caller, _ = self._admit(servicer)
+                request = self._read(raw, caller, servicer)
                 # Closes the handler as soon as the caller disconnects, which frees its resources.
                 async with aclosing(handler(request, servicer)) as responses:
                     async for response in responses:
@@ -268,25 +287,26 @@ class _Guard:
 
         return guarded
 
-    def _admit(self, servicer: Servicer) -> context.CallContext:
-        """Authorizes the caller and enters the call context."""
-        self._caller = caller = tls.peer_identity(servicer)
-        call = calls.enter(self._metadata, caller=caller, seconds=servicer.time_remaining())
+    def _admit(self, servicer: Servicer) -> tuple[str, context.CallContext]:
+        """Authorizes the caller, enters the call context, and returns both."""
+        caller = tls.peer_identity(servicer)
+        metadata = dict(servicer.invocation_metadata() or ())
+        call = calls.enter(metadata, caller=caller, seconds=servicer.time_remaining())
         if caller not in callers_of(self._method):
             _audit.warning(
                 "caller.refused", caller=caller, method=self._method, peer=servicer.peer()
             )
             raise CallerNotAllowed(caller, self._method)
-        return call
+        return caller, call
 
-    def _read(self, raw: bytes, servicer: Servicer) -> Message:
+    def _read(self, raw: bytes, caller: str, servicer: Servicer) -> Message:
         """Returns the request. Writes an operator's request to the audit log, even if invalid."""
         request = None
         try:
             request = calls.read(raw, self._parse)
             return request
         finally:
-            if self._caller == OPERATOR:
+            if caller == OPERATOR:
                 _audit.info(
                     "operator.called",
                     method=self._method,
