@@ -13,6 +13,7 @@ from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 
 from deploy.processes import MESH
+from services.chassis.rpc import methods
 
 _GEN = Path(__file__).parents[1] / "gen"
 
@@ -33,11 +34,15 @@ class Method:
     descriptor: MethodDescriptor
     process: str
 
+    @cached_property
+    def contract(self) -> methods.Method:
+        """What its options say."""
+        return methods.Method.of(self.descriptor)
+
     @property
     def path(self) -> str:
         """The gRPC path, such as "/photomesh.feed.v1.FeedService/GetFeed"."""
-        service = self.descriptor.containing_service.full_name
-        return f"/{service}/{self.descriptor.name}"
+        return self.contract.path
 
     @property
     def is_for_operators(self) -> bool:
@@ -76,17 +81,17 @@ class Method:
 
 def all_methods() -> list[Method]:
     """Returns every method of every contract; what several processes serve, once for each."""
-    methods = []
+    found = []
     for path in sorted(_GEN.glob("photomesh/*/v1/*_service_pb2.py")):
         name = ".".join(path.relative_to(_GEN).with_suffix("").parts)
-        contract = importlib.import_module(name).DESCRIPTOR
-        for service in contract.services_by_name.values():
-            package = contract.package.split(".")[1]
+        file = importlib.import_module(name).DESCRIPTOR
+        for service in file.services_by_name.values():
+            package = file.package.split(".")[1]
             # Every process that consumes events has dead letters.
             served_by = _CONSUMERS if package == "common" else [package]
-            methods += [Method(each, process) for process in served_by for each in service.methods]
-    assert methods
-    return methods
+            found += [Method(each, process) for process in served_by for each in service.methods]
+    assert found
+    return found
 
 
 def valid_request(kind: type[Message]) -> Message:

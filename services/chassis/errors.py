@@ -1,6 +1,6 @@
 """Errors that own their gRPC status and reason, and their encoding.
 
-A service raises a subclass of `MeshError`; the server's interceptor encodes it once, as
+A service raises a subclass of `MeshError`; the server encodes it once, as
 google.rpc.Status with ErrorInfo, BadRequest and RetryInfo. Any other exception reaches the caller
 as INTERNAL without its text.
 """

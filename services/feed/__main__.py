@@ -1,6 +1,5 @@
 """`python -m services.feed`: wires the feed service and serves it."""
 
-from photomesh.feed.v1.feed_service_pb2 import GetFeedRequest
 from photomesh.graph.v1.graph_internal_service_pb2_grpc import GraphInternalServiceStub
 from photomesh.post.v1.post_internal_service_pb2_grpc import PostInternalServiceStub
 
@@ -53,14 +52,7 @@ async def main() -> None:
             rest=RestServer(
                 settings.rest_listen,
                 settings.tls_dir,
-                [
-                    RestMethod(
-                        "/photomesh.feed.v1.FeedService/GetFeed",
-                        "/v1/feed",
-                        GetFeedRequest,
-                        service.feed_as_json,
-                    )
-                ],
+                [RestMethod("photomesh.feed.v1.FeedService.GetFeed", service.feed_as_json)],
             ),
             before_drain=watches.drain,
         )

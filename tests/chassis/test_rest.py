@@ -42,7 +42,7 @@ class Served:
         self.server = RestServer(
             f"127.0.0.1:{self.port}",
             identities / "feed",
-            [RestMethod("/feed/Get", "/v1/feed", GetFeedRequest, answer)],
+            [RestMethod("photomesh.feed.v1.FeedService.GetFeed", answer)],
         )
 
     def client(self, identity: str = "gateway", **options) -> httpx.AsyncClient:

@@ -1,80 +1,123 @@
 """A server serves what its contracts describe, to whom they name."""
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import grpc
 import pytest
+from buf.validate import validate_pb2
 from google.protobuf import descriptor_pb2, descriptor_pool
-from google.protobuf.wrappers_pb2 import Int64Value
+from google.protobuf.message import Message
+from google.protobuf.message_factory import GetMessageClass
 from photomesh.common.v1 import options_pb2
 from photomesh.common.v1.dead_letter_service_pb2_grpc import DeadLetterServiceServicer
 
 from deploy.local import pki
+from services.chassis.errors import RequestIdReused
 from services.chassis.rpc import tls
 from services.chassis.rpc.client import channel
 from services.chassis.rpc.server import Service, register
 from tests.callers import Refusal
+from tests.eventually import PATIENCE_SECONDS
 
 NAME = "tests.ExampleService"
 NOT_ALLOWED = Refusal(grpc.StatusCode.PERMISSION_DENIED, "CALLER_NOT_ALLOWED")
+MALFORMED = b"\xff\xff"
 
 
-@pytest.fixture(scope="module", autouse=True)
-def contract() -> None:
-    """A contract with a method of each type, and one that names no callers."""
+def _contract() -> type[Message]:
+    """Adds a contract with a method of each type, and one that names no callers. Returns the type
+    of all requests and responses: a number that is not negative."""
     file = descriptor_pb2.FileDescriptorProto(
         name="tests/example_service.proto",
         package="tests",
         syntax="proto3",
-        dependency=["google/protobuf/wrappers.proto", "photomesh/common/v1/options.proto"],
+        dependency=["buf/validate/validate.proto", "photomesh/common/v1/options.proto"],
     )
+    number = file.message_type.add(name="Number")
+    value = number.field.add(name="value", number=1, type="TYPE_INT64", label="LABEL_OPTIONAL")
+    value.options.Extensions[validate_pb2.field].int64.gte = 0
     service = file.service.add(name="ExampleService")
-    for name in ("Double", "CountTo", "Add", "ForNobody"):
+    for name in ("Double", "CountTo", "Add", "AddEach", "ForNobody"):
         method = service.method.add(
             name=name,
-            input_type=".google.protobuf.Int64Value",
-            output_type=".google.protobuf.Int64Value",
-            client_streaming=name == "Add",
-            server_streaming=name == "CountTo",
+            input_type=".tests.Number",
+            output_type=".tests.Number",
+            client_streaming=name.startswith("Add"),
+            server_streaming=name in ("CountTo", "AddEach"),
         )
         if name != "ForNobody":
             method.options.Extensions[options_pb2.callers].append("feed")
-    descriptor_pool.Default().AddSerializedFile(file.SerializeToString())
+    pool = descriptor_pool.Default()
+    pool.AddSerializedFile(file.SerializeToString())
+    return GetMessageClass(pool.FindMessageTypeByName("tests.Number"))
+
+
+Number = _contract()
+
+
+def raw(value: int) -> bytes:
+    return Number(value=value).SerializeToString()
 
 
 class Example:
     """Implements the contract."""
 
-    async def Double(self, request: Int64Value, context: object) -> Int64Value:
-        return Int64Value(value=2 * request.value)
+    def __init__(self) -> None:
+        self.ended = asyncio.Event()
 
-    async def CountTo(self, request: Int64Value, context: object) -> AsyncIterator[Int64Value]:
+    async def Double(self, request: Message, _: object) -> Message:
+        return Number(value=2 * request.value)
+
+    async def CountTo(self, request: Message, _: object) -> AsyncIterator[Message]:
         for value in range(request.value):
-            yield Int64Value(value=value)
+            yield Number(value=value)
 
-    async def Add(self, requests: AsyncIterator[Int64Value], context: object) -> bytes:
-        value = sum([request.value async for request in requests])
-        return Int64Value(value=value).SerializeToString()
+    async def Add(self, requests: AsyncIterator[Message], _: object) -> bytes:
+        return raw(sum([request.value async for request in requests]))
 
-    async def ForNobody(self, request: Int64Value, context: object) -> Int64Value:
+    async def AddEach(
+        self, requests: AsyncIterator[Message], _: object
+    ) -> AsyncIterator[Message | bytes]:
+        value = 0
+        try:
+            async for request in requests:
+                if request.value == 4711:
+                    raise RequestIdReused
+                value += request.value
+                yield raw(value) if value % 2 else Number(value=value)
+        finally:
+            self.ended.set()
+
+    async def ForNobody(self, request: Message, _: object) -> Message:
         raise AssertionError("the call reached the handler")
 
 
+@pytest.fixture
+def example() -> Example:
+    return Example()
+
+
 @pytest.fixture(scope="module")
-def peer(tmp_path_factory) -> Callable:
-    """Serves the contract, and gives a channel to it."""
+def identities(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pki")
     pki.ensure(folder)
+    return folder
+
+
+@pytest.fixture
+def peer(example, identities) -> Callable:
+    """Serves the contract, and gives a channel to it."""
 
     @asynccontextmanager
-    async def serving(*, identity: str = "feed") -> AsyncIterator[grpc.aio.Channel]:
+    async def serving(identity: str = "feed") -> AsyncIterator[grpc.aio.Channel]:
         server = grpc.aio.server()
-        register(Service(NAME, Example()), server)
-        port = server.add_secure_port("127.0.0.1:0", tls.server_credentials(folder / "post"))
+        register(Service(NAME, example), server)
+        port = server.add_secure_port("127.0.0.1:0", tls.server_credentials(identities / "post"))
         await server.start()
         try:
-            async with channel("post", f"127.0.0.1:{port}", folder / identity) as peer:
+            async with channel("post", f"127.0.0.1:{port}", identities / identity) as peer:
                 yield peer
         finally:
             await server.stop(0)
@@ -82,24 +125,113 @@ def peer(tmp_path_factory) -> Callable:
     return serving
 
 
-async def test_methods_return_messages_or_serialized_messages(peer):
-    one, two = (Int64Value(value=value).SerializeToString() for value in (1, 2))
-    async with peer() as example:
-        doubled = await example.unary_unary(f"/{NAME}/Double")(one)
-        counted = [each async for each in example.unary_stream(f"/{NAME}/CountTo")(two)]
-        added = await example.stream_unary(f"/{NAME}/Add")(iter([one, one]))
+def call(peer: grpc.aio.Channel, name: str, *requests: bytes) -> grpc.aio.Call:
+    """Calls a method of the contract; AddEach without requests: they are written later."""
+    path = f"/{NAME}/{name}"
+    match name:
+        case "CountTo":
+            return peer.unary_stream(path)(*requests, timeout=PATIENCE_SECONDS)
+        case "Add":
+            return peer.stream_unary(path)(iter(requests), timeout=PATIENCE_SECONDS)
+        case "AddEach":
+            requests = iter(requests) if requests else None
+            return peer.stream_stream(path)(requests, timeout=PATIENCE_SECONDS)
+    return peer.unary_unary(path)(*requests, timeout=PATIENCE_SECONDS)
 
-    assert doubled == added == two
-    assert counted == [b"", one]
+
+async def test_methods_return_messages_or_serialized_messages(peer):
+    async with peer() as example:
+        assert await call(example, "Double", raw(1)) == raw(2)
+        assert [each async for each in call(example, "CountTo", raw(3))] == [raw(0), raw(1), raw(2)]
+        assert await call(example, "Add", raw(1), raw(2)) == raw(3)
+        assert [each async for each in call(example, "AddEach", raw(1), raw(1), raw(3))] == [
+            raw(1),
+            raw(2),
+            raw(5),
+        ]
+
+
+async def outcome(call: grpc.aio.Call) -> tuple[list[bytes], Refusal]:
+    """Returns the responses that come before the error, and the error."""
+    responses: list[bytes] = []
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await received(call, responses)
+    return responses, Refusal.of(refused.value)
+
+
+async def received(call: grpc.aio.Call, responses: list[bytes]) -> None:
+    if isinstance(call, grpc.aio.UnaryUnaryCall | grpc.aio.StreamUnaryCall):
+        responses.append(await call)
+    else:
+        while (response := await call.read()) is not grpc.aio.EOF:
+            responses.append(response)
+
+
+METHODS = pytest.mark.parametrize("name", ["Double", "CountTo", "Add", "AddEach"])
+
+
+@METHODS
+@pytest.mark.parametrize(
+    ("first", "reason", "fields"),
+    [(MALFORMED, "REQUEST_MALFORMED", ()), (raw(-1), "FIELD_INVALID", ("value",))],
+)
+async def test_an_invalid_first_request_is_refused(peer, name, first, reason, fields):
+    async with peer() as example:
+        refused = await outcome(call(example, name, first))
+
+    assert refused == ([], Refusal(grpc.StatusCode.INVALID_ARGUMENT, reason, fields))
+
+
+@METHODS
+async def test_who_may_not_call_is_refused_before_the_request_is_read(peer, name):
+    async with peer("account") as example:
+        assert await outcome(call(example, name, MALFORMED)) == ([], NOT_ALLOWED)
+
+
+@pytest.mark.parametrize(
+    ("second", "expected"),
+    [
+        (MALFORMED, Refusal(grpc.StatusCode.INVALID_ARGUMENT, "REQUEST_MALFORMED")),
+        (raw(4711), Refusal(grpc.StatusCode.ALREADY_EXISTS, "REQUEST_ID_REUSED", ("request_id",))),
+    ],
+)
+async def test_an_error_ends_a_stream_that_has_begun(peer, example, second, expected):
+    async with peer() as channel:
+        stream = call(channel, "AddEach")
+        await stream.write(raw(1))
+        assert await stream.read() == raw(1)
+        await stream.write(second)
+        assert await outcome(stream) == ([], expected)
+
+    assert example.ended.is_set()
+
+
+@pytest.mark.parametrize("name", ["Add", "AddEach"])
+async def test_the_gateways_timeout_ends_a_call_whose_client_waits_longer(peer, name):
+    async with peer() as channel:
+        to_method = channel.stream_unary if name == "Add" else channel.stream_stream
+        stream = to_method(f"/{NAME}/{name}")(
+            timeout=3600, metadata=(("x-envoy-expected-rq-timeout-ms", "100"),)
+        )
+        refused = await outcome(stream)
+
+    assert refused == ([], Refusal(grpc.StatusCode.DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED"))
+
+
+async def test_a_handler_ends_when_its_caller_disconnects(peer, example):
+    async with peer() as channel:
+        stream = call(channel, "AddEach")
+        await stream.write(raw(1))
+        assert await stream.read() == raw(1)
+        stream.cancel()
+
+        await asyncio.wait_for(example.ended.wait(), PATIENCE_SECONDS)
 
 
 @pytest.mark.parametrize("identity", ["gateway", "operator", "feed"])
 async def test_a_method_that_names_no_callers_is_served_to_nobody(peer, identity):
-    async with peer(identity=identity) as example:
-        with pytest.raises(grpc.aio.AioRpcError) as refused:
-            await example.unary_unary(f"/{NAME}/ForNobody")(b"")
-
-    assert Refusal.of(refused.value) == NOT_ALLOWED
+    async with peer(identity) as example:
+        assert await outcome(call(example, "ForNobody", raw(1))) == ([], NOT_ALLOWED)
 
 
 @pytest.mark.parametrize("path", [f"/{NAME}/Unknown", "/tests.UnknownService/Double"])
@@ -111,9 +243,9 @@ async def test_an_unknown_method_is_not_implemented(peer, path):
     assert refused.value.code() == grpc.StatusCode.UNIMPLEMENTED
 
 
-def test_a_service_without_a_contract_is_not_served():
+def test_a_service_without_a_contract_is_not_served(example):
     with pytest.raises(TypeError, match=r"No imported contract describes tests\.UnknownService"):
-        register(Service("tests.UnknownService", Example()), grpc.aio.server())
+        register(Service("tests.UnknownService", example), grpc.aio.server())
 
 
 class Partial(DeadLetterServiceServicer):
@@ -124,7 +256,7 @@ class Partial(DeadLetterServiceServicer):
 
 
 @pytest.mark.parametrize("servicer", [Partial(), object()])
-async def test_a_servicer_that_lacks_a_method_of_its_contract_is_not_served(servicer):
+def test_a_servicer_that_lacks_a_method_of_its_contract_is_not_served(servicer):
     name = type(servicer).__name__
     with pytest.raises(TypeError, match=rf"{name} does not implement \w+DeadLetter"):
         register(Service("photomesh.common.v1.DeadLetterService", servicer), grpc.aio.server())

@@ -9,8 +9,7 @@ from google.protobuf.descriptor import FieldDescriptor
 
 from deploy.processes import IDENTITIES
 from services.chassis import contracts
-from services.chassis.rpc.callers import callers_of
-from services.chassis.rpc.calls import MOST_REQUEST_BYTES
+from services.chassis.rpc.requests import MOST_REQUEST_BYTES
 from tests.requests import Method, all_methods, fields_of, valid_request
 
 # Google's HttpBody: its bytes are the file of an upload, which the service counts.
@@ -23,7 +22,7 @@ def method(request) -> Method:
 
 
 def test_every_method_names_its_callers(method):
-    callers = callers_of(method.path)
+    callers = method.contract.callers
 
     if method.is_public:
         assert callers == {"gateway"}
@@ -32,12 +31,6 @@ def test_every_method_names_its_callers(method):
     else:
         assert callers
         assert callers <= set(IDENTITIES) - {"gateway", "operator", "reflection"}
-
-
-def test_a_method_that_no_contract_describes_has_no_callers():
-    assert callers_of("/photomesh.feed.v1.FeedService/Unknown") == frozenset()
-    assert callers_of("/photomesh.unknown.v1.UnknownService/Get") == frozenset()
-    assert callers_of("") == frozenset()
 
 
 def test_every_text_and_every_list_is_bounded(method):

@@ -15,7 +15,6 @@ from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 
 from deploy.processes import IDENTITIES
-from services.chassis.rpc.callers import callers_of
 from tests.callers import Refusal, as_user, channel_to
 from tests.mesh.people import ApiError
 from tests.requests import Method, all_methods, fields_of, valid_request
@@ -75,7 +74,7 @@ async def answer_to(channel: grpc.aio.Channel, method: Method, raw: bytes) -> Re
 async def test_a_caller_that_the_contract_does_not_name_is_refused_before_its_bytes_are_read(
     channels, method
 ):
-    may = callers_of(method.path)
+    may = method.contract.callers
 
     refusals = {
         identity: await answer_to(channels(method.process, identity), method, MALFORMED)
@@ -91,7 +90,7 @@ async def test_a_caller_that_the_contract_does_not_name_is_refused_before_its_by
 
 
 async def test_a_nul_in_any_text_is_refused_with_the_name_of_the_field(channels, method):
-    channel = channels(method.process, min(callers_of(method.path)))
+    channel = channels(method.process, min(method.contract.callers))
     texts = [
         path
         for path, _, field in fields_of(valid_request(method.request))
@@ -152,7 +151,7 @@ def cpu_ns(pid: int) -> int:
 )
 async def test_a_huge_request_is_refused_for_the_cost_of_a_plain_one(mesh, channels, method):
     requests = floods(method)
-    channel = channels(method.process, min(callers_of(method.path)))
+    channel = channels(method.process, min(method.contract.callers))
     pid = mesh.pid(method.process)
 
     async def cost(raw: bytes) -> int:

@@ -16,7 +16,6 @@ import pytest
 
 from gateway.contracts import PublicMethod, public_methods, public_services
 from services.chassis.contracts import DESCRIPTORS
-from services.chassis.rpc import calls
 from tests.callers import Refusal
 from tests.mesh.people import ApiError, Person
 
@@ -108,11 +107,3 @@ async def test_a_stalled_service_is_told_in_time(mesh, caller, channel):
         if told.seconds > PROMISED_SECONDS + MARGIN_SECONDS
     }
     assert not late
-
-
-async def test_what_a_client_asks_for_does_not_extend_what_the_gateway_promises():
-    call = calls.enter(
-        {"x-envoy-expected-rq-timeout-ms": "15000"}, caller="gateway", seconds=3600.0
-    )
-
-    assert call.remaining(60.0) <= PROMISED_SECONDS

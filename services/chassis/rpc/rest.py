@@ -20,14 +20,18 @@ from urllib.parse import parse_qsl
 
 import grpc
 import httptools
+from google.api import annotations_pb2  # type: ignore[import-untyped]
+from google.protobuf import descriptor_pool
 from google.protobuf.json_format import MessageToJson, ParseDict, ParseError
 from google.protobuf.message import Message
+from google.protobuf.message_factory import GetMessageClass
 
 from services.chassis import context
 from services.chassis.config import Address
 from services.chassis.errors import FieldInvalid, MeshError
-from services.chassis.rpc import calls, tls
-from services.chassis.rpc.callers import GATEWAY
+from services.chassis.rpc import requests, tls
+from services.chassis.rpc.interceptors import Call, intercepted
+from services.chassis.rpc.methods import GATEWAY, Method
 from services.chassis.telemetry import logs
 
 HEALTH_PATH = b"/healthz"
@@ -71,13 +75,10 @@ _audit = logs.audit(__name__)
 
 @dataclass(frozen=True)
 class RestMethod:
-    """A method that is called with GET and a query string."""
+    """A method that is also called with GET and a query string, at the path in its contract."""
 
     name: str
-    """The equivalent gRPC method, such as "/photomesh.feed.v1.FeedService/GetFeed"."""
-    path: str
-    """The URL path, such as "/v1/feed"."""
-    request: type[Message]
+    """The full name of the method, such as "photomesh.bookmark.v1.BookmarkService.GetBookmark"."""
     answer: Callable[[Any], Awaitable[bytes]]
     """Takes a valid request and returns JSON. Raises the same errors as the gRPC method."""
 
@@ -88,7 +89,8 @@ class RestServer:
     def __init__(self, listen: Address, tls_dir: Path, methods: Sequence[RestMethod]) -> None:
         self._listen = listen
         self._tls_dir = tls_dir
-        self._answerers = {method.path.encode(): _Answerer(method) for method in methods}
+        answerers = map(_Answerer, methods)
+        self._answerers = {answerer.path: answerer for answerer in answerers}
         self._connections: set[_Connection] = set()
         self._server: asyncio.Server | None = None
 
@@ -125,25 +127,38 @@ class _Answerer:
     """Handles the calls of one method."""
 
     def __init__(self, method: RestMethod) -> None:
-        self._method = method
-        self._parsed = functools.lru_cache(_QUERIES)(self._parse)
+        contract = descriptor_pool.Default().FindMethodByName(method.name)
+        self.path: bytes = contract.GetOptions().Extensions[annotations_pb2.http].get.encode()
+        self._method = Method.of(contract)
+        self._request = GetMessageClass(contract.input_type)
+        self._read = functools.lru_cache(_QUERIES)(self._parse)
+        self._proceed = intercepted(lambda call: method.answer(call.request))
 
     async def answer(self, query: bytes, headers: Mapping[str, str]) -> tuple[bytes, bytes]:
         """Returns an HTTP status and a JSON body."""
-        call = calls.enter(headers, caller=GATEWAY)
+        call = Call(
+            self._method,
+            metadata=headers,
+            # Checked when the connection was made.
+            caller=GATEWAY,
+            peer=lambda: GATEWAY,
+            seconds=None,
+            received=query,
+            read=self._read,
+        )
         try:
-            async with asyncio.timeout(call.remaining(calls.MOST_SECONDS)):
-                return _OK, await self._method.answer(self._parsed(query))
-        except Exception as error:
-            return _refused(calls.refusal(error, self._method.name), call)
+            return _OK, await self._proceed(call)
+        except MeshError as error:
+            status = error.to_status(context.current().trace_id)
+            return _HTTP_STATUS.get(error.code, _FAILED), as_json(status)
 
     def _parse(self, query: bytes) -> Message:
         """Returns the parsed request. It is cached and shared, so callers must not modify it."""
         try:
-            request = ParseDict(dict(parse_qsl(query.decode())), self._method.request())
+            request = ParseDict(dict(parse_qsl(query.decode())), self._request())
         except (ValueError, ParseError) as error:
             raise FieldInvalid({"query": str(error)[:200]}) from None
-        calls.validate(request)
+        requests.validate(request)
         return request
 
 
@@ -153,10 +168,6 @@ def as_json(message: Message) -> bytes:
         message, always_print_fields_with_no_presence=True, indent=None, ensure_ascii=False
     )
     return text.encode()
-
-
-def _refused(error: MeshError, call: context.CallContext) -> tuple[bytes, bytes]:
-    return _HTTP_STATUS.get(error.code, _FAILED), as_json(error.to_status(call.trace_id))
 
 
 class _Connection(asyncio.Protocol):

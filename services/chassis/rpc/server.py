@@ -1,15 +1,15 @@
-"""The gRPC server of every process: mutual TLS, health, reflection, and one guard.
+"""The gRPC server of every process: mutual TLS, health, reflection, and the methods of contracts.
 
-For every method, the guard identifies the caller, rejects callers that the contract does not
-name, sets the user and the deadline, parses and validates the request, and encodes errors, in this
-order. The guard, not gRPC, parses requests, so that the caller is checked before its bytes
-are parsed and malformed bytes return the same error details as any other invalid request.
+Each method is wrapped in the interceptors once, at startup. They, not gRPC, parse requests, so that
+the caller is checked before its bytes are parsed and malformed bytes return the same error details
+as any other invalid request.
 """
 
 import asyncio
+import functools
 import signal
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, NoReturn
@@ -27,27 +27,30 @@ from grpc_reflection.v1alpha import reflection
 from services.chassis import context
 from services.chassis.config import MeshSettings
 from services.chassis.contracts import contracts
-from services.chassis.errors import CallerNotAllowed
-from services.chassis.rpc import calls, tls
-from services.chassis.rpc.callers import OPERATOR, callers_of
+from services.chassis.errors import MeshError
+from services.chassis.rpc import requests, tls
+from services.chassis.rpc.interceptors import Call, intercepted
+from services.chassis.rpc.methods import Method
 from services.chassis.rpc.rest import RestServer
-from services.chassis.telemetry import logs, redaction
+from services.chassis.telemetry import logs
 
-_UNGUARDED = ("grpc.health.v1.Health", reflection.SERVICE_NAME)
-"""Services that any certificate of the mesh may call. They disclose no secrets."""
+_OF_GRPC_ITSELF = ("grpc.health.v1.Health", reflection.SERVICE_NAME)
+"""Services without interceptors: any certificate of the mesh may call them. They disclose no
+secrets."""
 
 _MOST_MESSAGE_BYTES = 1 << 20
-"""The largest message that gRPC reads into memory. The guard rejects a request that is larger
-than `calls.MOST_REQUEST_BYTES` with a reason; gRPC itself rejects one that is larger than this."""
+"""The largest message that gRPC reads into memory. A request that is larger than
+`requests.MOST_REQUEST_BYTES` is rejected with a reason; one that is larger than this, by gRPC."""
 
 _MOST_CHUNK_BYTES = 8 << 20
 """The same limit for a server that has client-streaming methods, which receive files."""
+
+_STATUS_DETAILS = "grpc-status-details-bin"
 
 _SERVING = health_pb2.HealthCheckResponse.SERVING
 _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
 _log = logs.logger(__name__)
-_audit = logs.audit(__name__)
 
 Servicer = grpc.aio.ServicerContext[Any, Any]
 
@@ -124,7 +127,7 @@ async def serve(
         register(service, server)
     health = HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
-    reflection.enable_server_reflection([*names, *_UNGUARDED], server, pool)
+    reflection.enable_server_reflection([*names, *_OF_GRPC_ITSELF], server, pool)
     if server.add_secure_port(settings.listen, tls.server_credentials(settings.tls_dir)) == 0:
         raise SystemExit(f"Cannot listen on {settings.listen}: is the port taken?")
     await server.start()
@@ -182,7 +185,7 @@ def run(main: Callable[[], Coroutine[Any, Any, None]]) -> NoReturn:
 
 
 def register(service: Service, server: grpc.aio.Server) -> None:
-    """Adds a service's methods to a server, each wrapped in its guard.
+    """Adds a service's methods to a server, each with its interceptors.
 
     Raises:
         TypeError: no imported contract describes the service, or the servicer lacks a method.
@@ -197,126 +200,61 @@ def register(service: Service, server: grpc.aio.Server) -> None:
         # The generated base class has every method of the contract, and implements none.
         if handler is None or handler.__module__.endswith("_pb2_grpc"):
             raise TypeError(f"{type(service.servicer).__name__} does not implement {method.name}.")
-        handlers[method.name] = _guarded(method, handler)
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service.name, handlers),))
+        handlers[method.name] = _grpc_handler(method, handler)
+    server.add_registered_method_handlers(service.name, handlers)
 
 
-def _guarded(
-    method: MethodDescriptor, handler: Callable[..., Any]
+# By whether the requests and the responses are a stream.
+_HANDLERS = {
+    (False, False): grpc.unary_unary_rpc_method_handler,
+    (False, True): grpc.unary_stream_rpc_method_handler,
+    (True, False): grpc.stream_unary_rpc_method_handler,
+    (True, True): grpc.stream_stream_rpc_method_handler,
+}
+
+
+def _grpc_handler(
+    descriptor: MethodDescriptor, handler: Callable[..., Any]
 ) -> "grpc.RpcMethodHandler[Any, Any]":
-    """Returns the handler of a method. Without a deserializer, gRPC passes it the raw bytes."""
-    guard = _Guard(
-        f"/{method.containing_service.full_name}/{method.name}",
-        GetMessageClass(method.input_type).FromString,
+    """Returns what gRPC calls for a method."""
+    method = Method.of(descriptor)
+    read = functools.partial(
+        requests.read_stream if descriptor.client_streaming else requests.read,
+        parse=GetMessageClass(descriptor.input_type).FromString,
     )
-    match method.client_streaming, method.server_streaming:
-        case False, False:
-            return grpc.unary_unary_rpc_method_handler(
-                guard.unary(handler), response_serializer=_serialized
-            )
-        case False, True:
-            return grpc.unary_stream_rpc_method_handler(
-                guard.stream(handler), response_serializer=_serialized
-            )
-        case True, False:
-            return grpc.stream_unary_rpc_method_handler(
-                guard.upload(handler), response_serializer=_serialized
-            )
-    raise NotImplementedError(f"{method.full_name}: bidirectional streams have no guard yet")
+
+    def respond(call: Call) -> Any:
+        return handler(call.request, call.servicer)
+
+    async def respond_in_stream(call: Call) -> None:
+        # Closes the handler as soon as the caller disconnects, which frees its resources.
+        async with aclosing(handler(call.request, call.servicer)) as responses:
+            async for response in responses:
+                await call.servicer.write(response)
+
+    proceed = intercepted(respond_in_stream if descriptor.server_streaming else respond)
+
+    async def answer(received: Any, servicer: Servicer) -> Any:
+        call = Call(
+            method,
+            metadata=dict(servicer.invocation_metadata() or ()),
+            caller=tls.peer_identity(servicer),
+            peer=servicer.peer,
+            seconds=servicer.time_remaining(),
+            received=received,
+            read=read,
+            servicer=servicer,
+        )
+        try:
+            return await proceed(call)
+        except MeshError as error:
+            details = error.to_status(context.current().trace_id).SerializeToString()
+            await servicer.abort(error.code, error.message, ((_STATUS_DETAILS, details),))
+
+    to_handler = _HANDLERS[bool(descriptor.client_streaming), bool(descriptor.server_streaming)]
+    # Without a deserializer, gRPC passes the raw bytes.
+    return to_handler(answer, response_serializer=_serialized)
 
 
 def _serialized(response: Message | bytes) -> bytes:
     return response if isinstance(response, bytes) else response.SerializeToString()
-
-
-class _Guard:
-    """Wraps the handler of one method."""
-
-    def __init__(self, method: str, parse: Callable[[bytes], Message]) -> None:
-        self._method = method
-        self._parse = parse
-
-    def unary(self, handler: Any) -> Any:
-        async def guarded(raw: bytes, servicer: Servicer) -> Any:
-            try:
-                caller, call = self._admit(servicer)
-                request = self._read(raw, caller, servicer)
-                async with asyncio.timeout(call.remaining(calls.MOST_SECONDS)):
-                    return await handler(request, servicer)
-            except Exception as error:
-                await self._abort(error, servicer)
-
-        return guarded
-
-    def upload(self, handler: Any) -> Any:
-        """Guards a client stream, which has no time limit except its caller's deadline, if any.
-
-        Only the first message is validated: the others carry nothing but bytes.
-        """
-
-        async def guarded(raws: AsyncIterator[bytes], servicer: Servicer) -> Any:
-            try:
-                _, call = self._admit(servicer)
-                async with asyncio.timeout_at(call.deadline):
-                    return await handler(self._first_valid(raws), servicer)
-            except Exception as error:
-                await self._abort(error, servicer)
-
-        return guarded
-
-    async def _first_valid(self, raws: AsyncIterator[bytes]) -> AsyncIterator[Message]:
-        seen = False
-        async for raw in raws:
-            request = calls.decode(raw, self._parse)
-            if not seen:
-                calls.validate(request)
-                seen = True
-            yield request
-
-    def stream(self, handler: Any) -> Any:
-        async def guarded(raw: bytes, servicer: Servicer) -> AsyncIterator[Any]:
-            try:
-                caller, _ = self._admit(servicer)
-                request = self._read(raw, caller, servicer)
-                # Closes the handler as soon as the caller disconnects, which frees its resources.
-                async with aclosing(handler(request, servicer)) as responses:
-                    async for response in responses:
-                        yield response
-            except Exception as error:
-                await self._abort(error, servicer)
-
-        return guarded
-
-    def _admit(self, servicer: Servicer) -> tuple[str, context.CallContext]:
-        """Authorizes the caller, enters the call context, and returns both."""
-        caller = tls.peer_identity(servicer)
-        metadata = dict(servicer.invocation_metadata() or ())
-        call = calls.enter(metadata, caller=caller, seconds=servicer.time_remaining())
-        if caller not in callers_of(self._method):
-            _audit.warning(
-                "caller.refused", caller=caller, method=self._method, peer=servicer.peer()
-            )
-            raise CallerNotAllowed(caller, self._method)
-        return caller, call
-
-    def _read(self, raw: bytes, caller: str, servicer: Servicer) -> Message:
-        """Returns the request. Writes an operator's request to the audit log, even if invalid."""
-        request = None
-        try:
-            request = calls.read(raw, self._parse)
-            return request
-        finally:
-            if caller == OPERATOR:
-                _audit.info(
-                    "operator.called",
-                    method=self._method,
-                    peer=servicer.peer(),
-                    request=None if request is None else redaction.printable(request),
-                )
-
-    async def _abort(self, error: Exception, servicer: Servicer) -> NoReturn:
-        if isinstance(error, grpc.aio.AbortError):
-            raise error
-        told = calls.refusal(error, self._method)
-        details = told.to_status(context.current().trace_id).SerializeToString()
-        await servicer.abort(told.code, told.message, (("grpc-status-details-bin", details),))

@@ -1,9 +1,7 @@
-"""What every gRPC and REST call needs: its context, validation, and the error for its caller."""
+"""Parses requests and validates them against their contracts."""
 
-import asyncio
 import functools
-import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator
 from itertools import islice
 from typing import Any
 
@@ -11,20 +9,7 @@ import protovalidate
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import DecodeError, Message
 
-from services.chassis import context
-from services.chassis.errors import (
-    DeadlineExceeded,
-    FieldInvalid,
-    Internal,
-    MeshError,
-    RequestMalformed,
-    Unavailable,
-)
-from services.chassis.rpc.callers import GATEWAY
-from services.chassis.telemetry import logs
-
-MOST_SECONDS = 30.0
-"""The longest that a unary call may take, and the deadline of one that came without any."""
+from services.chassis.errors import FieldInvalid, RequestMalformed
 
 MOST_REQUEST_BYTES = 64 * 1024
 """The largest accepted request, except for the messages of an upload."""
@@ -36,34 +21,7 @@ _EXPLAINED_BYTES = 1024
 """The largest invalid request for which all violations are collected. For a larger one, validation
 stops at the first: a request of 64 KiB can have 65,000 violations, at 7 us each."""
 
-_log = logs.logger(__name__)
 _validator = protovalidate.Validator()
-
-
-def enter(
-    metadata: Mapping[str, Any], *, caller: str, seconds: float | None = None
-) -> context.CallContext:
-    """Enters and returns the context of a call.
-
-    The gateway's timeout header (x-envoy-expected-rq-timeout-ms) can shorten the deadline, because
-    the gateway stops waiting then, whatever timeout its own client asked for.
-
-    Args:
-        metadata: gRPC metadata, or HTTP headers with lowercase names.
-        caller: the authenticated identity. Only the gateway may name the signed-in user.
-        seconds: how long the caller waits; None: it has no deadline.
-    """
-    expected_ms = metadata.get("x-envoy-expected-rq-timeout-ms", "")
-    if expected_ms.isdigit():
-        seconds = min(int(expected_ms) / 1000, math.inf if seconds is None else seconds)
-    user_id = metadata.get(context.USER_ID, "") if caller == GATEWAY else ""
-    call = context.CallContext(
-        trace_id=context.trace_id_of(metadata.get(context.TRACEPARENT)),
-        user_id=int(user_id) if user_id.isascii() and user_id.isdigit() else 0,
-        deadline=None if seconds is None else asyncio.get_running_loop().time() + seconds,
-    )
-    context.enter(call)
-    return call
 
 
 def read(raw: bytes, parse: Callable[[bytes], Message]) -> Message:
@@ -77,21 +35,27 @@ def read(raw: bytes, parse: Callable[[bytes], Message]) -> Message:
         raise RequestMalformed(
             f"The request has {len(raw)} bytes; at most {MOST_REQUEST_BYTES} are allowed."
         )
-    request = decode(raw, parse)
+    request = _decode(raw, parse)
     validate(request)
     return request
 
 
-def decode(raw: bytes, parse: Callable[[bytes], Message]) -> Message:
-    """Parses a message.
+async def read_stream(
+    raws: AsyncIterator[bytes], parse: Callable[[bytes], Message]
+) -> AsyncIterator[Message]:
+    """Parses a stream of requests, and validates the first: the others carry nothing but bytes.
 
     Raises:
-        RequestMalformed: the bytes are not a message of the method's type.
+        RequestMalformed: one of the requests is not a message of the method's type.
+        FieldInvalid: the first request violates the rules of its contract.
     """
-    try:
-        return parse(raw)
-    except DecodeError:
-        raise RequestMalformed("The request is not a message of the method's type.") from None
+    is_first = True
+    async for raw in raws:
+        request = _decode(raw, parse)
+        if is_first:
+            validate(request)
+            is_first = False
+        yield request
 
 
 def validate(request: Message) -> None:
@@ -118,16 +82,11 @@ def validate(request: Message) -> None:
         raise FieldInvalid(dict.fromkeys(with_nul, "must not contain a NUL character"))
 
 
-def refusal(error: Exception, method: str) -> MeshError:
-    """Returns the error to send to the caller, and logs what the caller must not see."""
-    if isinstance(error, TimeoutError):
-        error = DeadlineExceeded()
-    if isinstance(error, Unavailable):
-        _log.warning("call.unavailable", method=method, exc_info=error)
-    if not isinstance(error, MeshError):
-        _log.error("call.failed", method=method, exc_info=error)
-        return Internal()
-    return error
+def _decode(raw: bytes, parse: Callable[[bytes], Message]) -> Message:
+    try:
+        return parse(raw)
+    except DecodeError:
+        raise RequestMalformed("The request is not a message of the method's type.") from None
 
 
 def _texts_with_nul(message: Message, scope: str = "") -> Iterator[str]:

@@ -1,0 +1,37 @@
+"""A method as its contract describes it, and the identities that call."""
+
+from dataclasses import dataclass
+
+from google.protobuf.descriptor import MethodDescriptor
+from photomesh.common.v1 import options_pb2
+
+GATEWAY = "gateway"
+"""Calls on behalf of users. Only the gateway may name the signed-in user."""
+
+OPERATOR = "operator"
+"""A site reliability engineer. Each of its calls is written to the audit log."""
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """A method, with what its options say."""
+
+    path: str
+    """The gRPC path, such as "/photomesh.bookmark.v1.BookmarkService/GetBookmark"."""
+    callers: frozenset[str]
+    """The identities that may call it. Empty if the contract lists none."""
+    streams: bool
+    """Whether its requests or its responses are a stream."""
+
+    @classmethod
+    def of(cls, method: MethodDescriptor) -> "Method":
+        """Reads the contract of a method."""
+        service = method.containing_service
+        return cls(
+            path=f"/{service.full_name}/{method.name}",
+            callers=frozenset(
+                method.GetOptions().Extensions[options_pb2.callers]
+                or service.GetOptions().Extensions[options_pb2.default_callers]
+            ),
+            streams=bool(method.client_streaming or method.server_streaming),
+        )
