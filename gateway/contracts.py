@@ -12,6 +12,7 @@ from typing import Any
 
 from google.api import annotations_pb2, http_pb2  # type: ignore[import-untyped]
 from google.protobuf import descriptor_pb2
+from photomesh.common.v1 import options_pb2
 
 _FILE = ".google.api.HttpBody"
 
@@ -31,6 +32,8 @@ class PublicMethod:
     reads: bool
     # Whether the request or the response is a stream.
     streams: bool
+    # Whether it can be called without an access token.
+    without_token: bool
     # The message that is the whole REST request body. Empty: the request has no body. `name` is the
     # message's full name, `fields` maps each field, under both its proto and its JSON name, to its
     # proto name (`called`), whether it is repeated (`many`), and, for a message, that message's
@@ -92,6 +95,7 @@ def _public_method(
             http_path="",
             reads=method.options.idempotency_level == method.options.NO_SIDE_EFFECTS,
             streams=method.server_streaming or method.client_streaming,
+            without_token=method.options.Extensions[options_pb2.without_token],
             body={},
             takes_file=False,
         )
@@ -108,6 +112,7 @@ def _public_method(
         http_path=path,
         reads=verb == "get",
         streams=method.server_streaming or method.client_streaming,
+        without_token=method.options.Extensions[options_pb2.without_token],
         body=_without_bound(messages.describe(method.input_type), path) if rule.body == "*" else {},
         takes_file=rule.body not in ("", "*"),
     )

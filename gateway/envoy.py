@@ -101,12 +101,6 @@ _UNLIMITED = timedelta(0)
 _REQUEST_BODY_BYTES = 64 << 10
 _RESPONSE_BODY_BYTES = 8 << 20
 
-# Clients call these before they have a token. Every other method requires one.
-_WITHOUT_TOKEN = frozenset(
-    f"/photomesh.account.v1.AccountService/{name}"
-    for name in ("CreateAccount", "CreateSession", "RefreshSession")
-)
-
 _REFLECTION = ("grpc.reflection.v1.ServerReflection", "grpc.reflection.v1alpha.ServerReflection")
 _REFLECTION_CLUSTER = "reflection"
 
@@ -314,7 +308,7 @@ def _rest_route(method: PublicMethod) -> Route:
         route=_dead_end(arrival=_UNLIMITED if method.streams else ARRIVAL_TIMEOUT),
         # Limits what strict.lua reads; the transcoder has its own limit.
         request_body_buffer_limit=None if method.takes_file else _REQUEST_BODY_BYTES,
-        typed_per_filter_config=_token_unless_open(method) | {_STRICT_JSON: Any.pack(strict)},
+        typed_per_filter_config=_token_option(method) | {_STRICT_JSON: Any.pack(strict)},
     )
 
 
@@ -339,8 +333,7 @@ def _page_route(method: PublicMethod) -> Route:
                 num_retries=2,
             ),
         ),
-        typed_per_filter_config=_token_unless_open(method)
-        | pieces.without(_STRICT_JSON, _TRANSCODER),
+        typed_per_filter_config=_token_option(method) | pieces.without(_STRICT_JSON, _TRANSCODER),
     )
 
 
@@ -358,7 +351,7 @@ def _grpc_route(settings: GatewaySettings, method: PublicMethod) -> Route:
         name=method.path,
         match=RouteMatch(path=method.path),
         route=action,
-        typed_per_filter_config=_token_unless_open(method),
+        typed_per_filter_config=_token_option(method),
     )
 
 
@@ -407,8 +400,8 @@ def _dead_end(*, arrival: timedelta = ARRIVAL_TIMEOUT) -> RouteAction:
     )
 
 
-def _token_unless_open(method: PublicMethod) -> dict[str, Any]:
-    return pieces.without(_JWT) if method.path in _WITHOUT_TOKEN else {}
+def _token_option(method: PublicMethod) -> dict[str, Any]:
+    return pieces.without(_JWT) if method.without_token else {}
 
 
 def _cors(origins: Iterable[str]) -> CorsPolicy:

@@ -50,6 +50,7 @@ class Served:
             base_url=f"https://127.0.0.1:{self.port}",
             verify=client_context(self.identities / identity),
             timeout=PATIENCE_SECONDS,
+            headers={"x-photomesh-user-id": "42"},
             **options,
         )
 
@@ -97,10 +98,7 @@ async def echo(request: GetFeedRequest) -> bytes:
 )
 async def test_a_query_becomes_a_request_by_either_name(serve, query):
     trace = "0af7651916cd43dd8448eb211c80319c"
-    headers = {
-        "X-Photomesh-User-Id": "42",
-        "Traceparent": f"00-{trace}-b7ad6b7169203331-01",
-    }
+    headers = {"Traceparent": f"00-{trace}-b7ad6b7169203331-01"}
     async with serve(echo) as served, served.client() as client:
         answer = await client.get(f"/v1/feed?{query}", headers=headers)
     assert answer.status_code == 200
@@ -111,9 +109,9 @@ async def test_a_query_becomes_a_request_by_either_name(serve, query):
 async def test_one_connection_serves_many_requests_each_on_its_own(serve):
     async with serve(echo) as served, served.client() as client:
         for user in range(1, 30):
-            headers = {"x-photomesh-user-id": str(user)} if user % 2 else {}
+            headers = {"X-Photomesh-User-Id": str(user)}
             told = (await client.get(f"/v1/feed?pageSize={user}", headers=headers)).json()
-            assert (told["size"], told["user"]) == (user, user if user % 2 else 0)
+            assert (told["size"], told["user"]) == (user, user)
         assert len(client._transport._pool.connections) == 1
 
 
@@ -121,7 +119,14 @@ async def test_one_connection_serves_many_requests_each_on_its_own(serve):
 async def test_nobody_but_the_gateway_is_answered(serve, identity):
     async with serve(echo) as served, served.client(identity) as client:
         with pytest.raises(httpx.TransportError):
-            await client.get("/v1/feed", headers={"x-photomesh-user-id": "42"})
+            await client.get("/v1/feed")
+
+
+async def test_who_is_not_signed_in_is_refused_before_the_query_is_read(serve):
+    async with serve(echo) as served, served.client() as client:
+        answer = await client.get("/v1/feed?colour=red", headers={"x-photomesh-user-id": ""})
+    assert answer.status_code == 401
+    assert answer.json()["details"][0]["reason"] == "TOKEN_MISSING"
 
 
 async def test_who_shows_no_certificate_is_refused(serve, identities):

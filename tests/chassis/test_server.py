@@ -18,7 +18,7 @@ from services.chassis.errors import RequestIdReused
 from services.chassis.rpc import tls
 from services.chassis.rpc.client import channel
 from services.chassis.rpc.server import Service, register
-from tests.callers import Refusal
+from tests.callers import Refusal, as_user
 from tests.eventually import PATIENCE_SECONDS
 
 NAME = "tests.ExampleService"
@@ -27,8 +27,9 @@ MALFORMED = b"\xff\xff"
 
 
 def _contract() -> type[Message]:
-    """Adds a contract with a method of each type, and one that names no callers. Returns the type
-    of all requests and responses: a number that is not negative."""
+    """Adds a contract with a method of each type, of which CountTo needs no token, and one that
+    names no callers. Returns the type of all requests and responses: a number that is not
+    negative."""
     file = descriptor_pb2.FileDescriptorProto(
         name="tests/example_service.proto",
         package="tests",
@@ -48,7 +49,9 @@ def _contract() -> type[Message]:
             server_streaming=name in ("CountTo", "AddEach"),
         )
         if name != "ForNobody":
-            method.options.Extensions[options_pb2.callers].append("feed")
+            method.options.Extensions[options_pb2.callers].extend(["feed", "gateway"])
+        if name == "CountTo":
+            method.options.Extensions[options_pb2.without_token] = True
     pool = descriptor_pool.Default()
     pool.AddSerializedFile(file.SerializeToString())
     return GetMessageClass(pool.FindMessageTypeByName("tests.Number"))
@@ -186,6 +189,16 @@ async def test_an_invalid_first_request_is_refused(peer, name, first, reason, fi
 async def test_who_may_not_call_is_refused_before_the_request_is_read(peer, name):
     async with peer("account") as example:
         assert await outcome(call(example, name, MALFORMED)) == ([], NOT_ALLOWED)
+
+
+async def test_the_gateway_calls_without_a_user_what_needs_no_token(peer):
+    missing = Refusal(grpc.StatusCode.UNAUTHENTICATED, "TOKEN_MISSING")
+    async with peer("gateway") as example:
+        assert [each async for each in call(example, "CountTo", raw(1))] == [raw(0)]
+        for name in ("Double", "Add", "AddEach"):
+            assert await outcome(call(example, name, MALFORMED)) == ([], missing)
+        double = example.unary_unary(f"/{NAME}/Double")
+        assert await double(raw(1), metadata=as_user(7)) == raw(2)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import json
 import re
 import ssl
 from collections.abc import Iterator
+from operator import attrgetter
 
 import grpc
 import httpx
@@ -26,6 +27,9 @@ from services.chassis.contracts import DESCRIPTORS
 from tests.gateway.refusals import Refusal
 
 INVALID_ARGUMENT, NOT_FOUND, UNAVAILABLE, UNAUTHENTICATED = 3, 5, 14, 16
+
+METHODS = public_methods(DESCRIPTORS)
+NAME = attrgetter("name")
 
 # The kinds of tokens that are not good, and the reason that each is refused for.
 BAD_TOKENS = {
@@ -70,10 +74,15 @@ def test_a_bad_token_is_refused(gateway, bad_token):
 
 
 @pytest.mark.parametrize("headers", [{}, {"authorization": "Basic YTpi"}], ids=["none", "basic"])
-@pytest.mark.parametrize("path", ["/v1/feed", "/v1/accounts/me", "/v1/posts/1"])
-def test_a_call_without_a_token_is_refused(gateway, path, headers):
-    answer = gateway.get(path, headers=headers)
-    assert Refusal.of(answer) == Refusal(401, UNAUTHENTICATED, "TOKEN_MISSING", {})
+@pytest.mark.parametrize("method", [m for m in METHODS if not m.without_token], ids=NAME)
+def test_a_call_without_a_token_is_refused(gateway, method, headers):
+    """Unless the contract says otherwise."""
+    calls = [("POST", method.path)]
+    if method.http_path:
+        calls.append((method.http_verb, re.sub(r"\{[^}]*\}", "1", method.http_path)))
+    for verb, path in calls:
+        answer = gateway.request(verb, path, headers=headers)
+        assert Refusal.of(answer) == Refusal(401, UNAUTHENTICATED, "TOKEN_MISSING", {})
 
 
 def test_a_token_in_the_query_is_not_taken(gateway, access_tokens):
@@ -81,9 +90,11 @@ def test_a_token_in_the_query_is_not_taken(gateway, access_tokens):
     assert Refusal.of(answer).reason == "TOKEN_MISSING"
 
 
-@pytest.mark.parametrize("path", ["/v1/accounts", "/v1/sessions", "/v1/sessions:refresh"])
-def test_whoever_signs_up_or_in_needs_no_token(gateway, path):
-    assert Refusal.of(gateway.post(path, json={})).reason == "UNAVAILABLE"
+def test_whoever_signs_up_or_in_needs_no_token(gateway):
+    paths = {method.http_path for method in METHODS if method.without_token}
+    assert paths == {"/v1/accounts", "/v1/sessions", "/v1/sessions:refresh"}
+    for path in paths:
+        assert Refusal.of(gateway.post(path, json={})).reason == "UNAVAILABLE"
 
 
 def test_a_service_that_is_away_is_told_as_such(gateway, signed_in):

@@ -13,6 +13,7 @@ import pytest
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
+from photomesh.common.v1 import options_pb2
 
 from deploy.processes import IDENTITIES
 from tests.callers import Refusal, as_user, channel_to
@@ -46,9 +47,13 @@ async def channels(mesh) -> AsyncIterator[Callable[[str, str], grpc.aio.Channel]
         await each.close()
 
 
-async def answer_to(channel: grpc.aio.Channel, method: Method, raw: bytes) -> Refusal | None:
+async def answer_to(
+    channel: grpc.aio.Channel,
+    method: Method,
+    raw: bytes,
+    metadata: tuple[tuple[str, str], ...] = as_user(1),
+) -> Refusal | None:
     """Sends bytes as the only message of a call; returns how it is refused, None if it is not."""
-    metadata = as_user(1)
     kind = method.descriptor.client_streaming, method.descriptor.server_streaming
     try:
         match kind:
@@ -87,6 +92,21 @@ async def test_a_caller_that_the_contract_does_not_name_is_refused_before_its_by
         else:
             expected = (grpc.StatusCode.PERMISSION_DENIED, "CALLER_NOT_ALLOWED")
         assert (refusal.code, refusal.reason) == expected, identity
+
+
+@pytest.mark.parametrize("method", [m for m in METHODS if m.is_public], ids=str)
+async def test_a_method_needs_a_token_unless_its_contract_says_otherwise(channels, method):
+    gateway = channels(method.process, "gateway")
+
+    refusals = [await answer_to(gateway, method, MALFORMED, who) for who in ((), as_user(0))]
+
+    needs_none = method.descriptor.GetOptions().Extensions[options_pb2.without_token]
+    expected = (
+        Refusal(grpc.StatusCode.INVALID_ARGUMENT, "REQUEST_MALFORMED")
+        if needs_none
+        else Refusal(grpc.StatusCode.UNAUTHENTICATED, "TOKEN_MISSING")
+    )
+    assert refusals == [expected, expected]
 
 
 async def test_a_nul_in_any_text_is_refused_with_the_name_of_the_field(channels, method):

@@ -100,12 +100,17 @@ async def convert_errors(proceed: Handler, call: Call) -> Any:
 
 
 async def authorize(proceed: Handler, call: Call) -> Any:
-    """Rejects callers that the contract does not name, before their bytes are parsed."""
+    """Rejects callers that the contract does not name, and users who must be signed in.
+
+    Both before the request is parsed.
+    """
     if call.caller not in call.method.callers:
         _audit.warning(
             "caller.refused", caller=call.caller, method=call.method.path, peer=call.peer()
         )
         raise CallerNotAllowed(call.caller, call.method.path)
+    if call.caller == GATEWAY and not call.method.without_token:
+        context.signed_in()
     return await proceed(call)
 
 

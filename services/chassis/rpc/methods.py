@@ -20,6 +20,8 @@ class Method:
     """The gRPC path, such as "/photomesh.bookmark.v1.BookmarkService/GetBookmark"."""
     callers: frozenset[str]
     """The identities that may call it. Empty if the contract lists none."""
+    without_token: bool
+    """Whether users who are not signed in may call it."""
     streams: bool
     """Whether its requests or its responses are a stream."""
 
@@ -33,5 +35,6 @@ class Method:
                 method.GetOptions().Extensions[options_pb2.callers]
                 or service.GetOptions().Extensions[options_pb2.default_callers]
             ),
+            without_token=method.GetOptions().Extensions[options_pb2.without_token],
             streams=bool(method.client_streaming or method.server_streaming),
         )

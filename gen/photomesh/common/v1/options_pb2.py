@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import descriptor_pb2 as google_dot_protobuf_dot_descriptor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!photomesh/common/v1/options.proto\x12\x13photomesh.common.v1\x1a google/protobuf/descriptor.proto\"O\n\x05Topic\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0b\n\x03key\x18\x02 \x01(\t\x12\x12\n\npartitions\x18\x03 \x01(\x05\x12\x17\n\x0fretention_hours\x18\x04 \x01(\x05::\n\x0f\x64\x65\x66\x61ult_callers\x12\x1f.google.protobuf.ServiceOptions\x18\xd1\x86\x03 \x03(\t:1\n\x07\x63\x61llers\x12\x1e.google.protobuf.MethodOptions\x18\xd1\x86\x03 \x03(\t:L\n\x05topic\x12\x1f.google.protobuf.MessageOptions\x18\xd1\x86\x03 \x01(\x0b\x32\x1a.photomesh.common.v1.Topicb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!photomesh/common/v1/options.proto\x12\x13photomesh.common.v1\x1a google/protobuf/descriptor.proto\"O\n\x05Topic\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0b\n\x03key\x18\x02 \x01(\t\x12\x12\n\npartitions\x18\x03 \x01(\x05\x12\x17\n\x0fretention_hours\x18\x04 \x01(\x05::\n\x0f\x64\x65\x66\x61ult_callers\x12\x1f.google.protobuf.ServiceOptions\x18\xd1\x86\x03 \x03(\t:1\n\x07\x63\x61llers\x12\x1e.google.protobuf.MethodOptions\x18\xd1\x86\x03 \x03(\t:7\n\rwithout_token\x12\x1e.google.protobuf.MethodOptions\x18\xd2\x86\x03 \x01(\x08:L\n\x05topic\x12\x1f.google.protobuf.MessageOptions\x18\xd1\x86\x03 \x01(\x0b\x32\x1a.photomesh.common.v1.Topicb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)

@@ -61,6 +61,7 @@ Global___Topic: _TypeAlias = Topic  # noqa: Y015
 
 DEFAULT_CALLERS_FIELD_NUMBER: _builtins.int
 CALLERS_FIELD_NUMBER: _builtins.int
+WITHOUT_TOKEN_FIELD_NUMBER: _builtins.int
 TOPIC_FIELD_NUMBER: _builtins.int
 default_callers: _extension_dict._ExtensionFieldDescriptor[_descriptor_pb2.ServiceOptions, _containers.RepeatedScalarFieldContainer[_builtins.str]]
 """The identities that may call the service's methods, as proven by the caller's certificate, such
@@ -69,6 +70,10 @@ as "gateway". A method with its own `callers` ignores these.
 callers: _extension_dict._ExtensionFieldDescriptor[_descriptor_pb2.MethodOptions, _containers.RepeatedScalarFieldContainer[_builtins.str]]
 """The identities that may call a method. A method that has neither `callers` nor
 `default_callers` refuses every caller.
+"""
+without_token: _extension_dict._ExtensionFieldDescriptor[_descriptor_pb2.MethodOptions, _builtins.bool]
+"""The method can be called by users who are not signed in. The gateway rejects a call of any other
+method without an access token, and so does the service.
 """
 topic: _extension_dict._ExtensionFieldDescriptor[_descriptor_pb2.MessageOptions, Global___Topic]
 """The topic of an event message. Every message in an events.proto has one."""
