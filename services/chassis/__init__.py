@@ -1,1 +1,1 @@
-"""The chassis: what every process is built on. It knows no domain, such as posts or feeds."""
+"""The chassis: what every process is built on. It knows no domain."""

@@ -234,7 +234,7 @@ class Watches:
         self._hydration = hydration
         self._limits = limits
         self._open = OpenStreams(
-            "watches of feeds", most=limits.most, of_one_account=limits.of_one_reader
+            "watches of feeds", most=limits.most, of_one_user=limits.of_one_reader
         )
         self._feeds: dict[int, _Feed] = {}
         self._authors: dict[int, _Author] = {}

@@ -53,7 +53,7 @@ class MediaService(MediaServiceServicer):
         self._uploads = uploads
         self._watchers = watchers
         self._streams = OpenStreams(
-            "streamed uploads", most=limits.streams, of_one_account=limits.streams_of_one_account
+            "streamed uploads", most=limits.streams, of_one_user=limits.streams_of_one_account
         )
 
     async def GetUploadLimits(

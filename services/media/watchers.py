@@ -36,7 +36,7 @@ class Watchers:
     ) -> None:
         """Sets how many watches may be open at a time, in total and per account."""
         self._store = store
-        self._open = OpenStreams("watches of media", most=most, of_one_account=of_one_account)
+        self._open = OpenStreams("watches of media", most=most, of_one_user=of_one_account)
         self._watching: dict[int, list[asyncio.Queue[Media | None]]] = {}
         self._somebody = asyncio.Event()
 

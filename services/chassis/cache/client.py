@@ -1,6 +1,6 @@
 """The client of Valkey or Redis: scripts that run next to the data of one owner, and plain values.
 
-The keys of an owner, such as an account, contain its id in braces: `feed1:{17}`. So in a cluster
+The keys of an owner, such as a user, contain its id in braces: `bookmarks:{17}`. So in a cluster
 they are on one node, in the slot of the text `17`.
 """
 
@@ -142,7 +142,7 @@ class Cache:
         return reply
 
     async def _ask_owners(self, commands: Sequence[tuple[int, Command]]) -> list[Any]:
-        """Sends commands to the servers that own their slots, and follows redirections."""
+        """Sends each command to the server that owns its slot, again after a redirection."""
         replies: list[Any] = [None] * len(commands)
         left: Sequence[int] = range(len(commands))
         redirected: dict[int, Server] = {}

@@ -3,7 +3,7 @@
 Lines that begin with `--!` are directives, which the loader replaces with Lua:
 
     --!include keys.lua
-    --!arguments space, posts[], owners[]
+    --!arguments space, bookmarks[], owners[]
 
 `include` inserts a file of the same folder. `arguments` declares a local variable for each
 argument; one marked with `[]` is a list, and its variable a table. The last argument is the owner
@@ -27,7 +27,7 @@ _INCLUDE = re.compile(r"^ *--!include (\S+)$", re.MULTILINE)
 _ARGUMENTS = re.compile(r"^ *--!arguments (.+)$", re.MULTILINE)
 
 # ARGV holds the owners, then the items of lists, then one word for each other argument: a list's is
-# its length. Removing what follows the owners leaves a table of them without copying it.
+# its length. Removing what comes after the owners leaves a table of them without copying it.
 _TAKE = """\
 local function take(count)
     local taken, first = {}, #ARGV - count
@@ -67,7 +67,7 @@ class Script:
         """The SHA-1 of the source in hexadecimal, by which the server knows the script."""
 
     def pack(self, arguments: Mapping[str, Word | Sequence[Word]]) -> list[Word]:
-        """Returns the words of ARGV that follow the owners.
+        """Returns the words of ARGV that come after the owners.
 
         Raises:
             TypeError: these are not the declared arguments.

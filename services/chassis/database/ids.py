@@ -19,7 +19,7 @@ def shard_of(identifier: int) -> int:
 
 
 def age_of(identifier: int) -> int:
-    """Returns the creation time in milliseconds since 2026, by which timelines are sorted."""
+    """Returns the creation time in milliseconds since 2026."""
     return identifier >> 23
 
 

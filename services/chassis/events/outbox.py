@@ -2,7 +2,7 @@
 
     async with outbox.transaction() as tx:
         await tx.connection.execute(...)
-        tx.publish(PostCreated(...))
+        tx.publish(BookmarkCreated(...))
 
 Either both are committed or neither is. Relays publish every stored event to Kafka at least once,
 those with the same key in the order of their ids, and delete an event only after the broker
@@ -45,7 +45,7 @@ from services.chassis.threads import run_in_thread
 
 _log = logs.logger(__name__)
 
-# Ids follow the order in which the transaction added its events.
+# Ids are in the order in which the transaction added its events.
 _ADD = """
     INSERT INTO outbox (topic, key, payload, traceparent, consumer_group)
     SELECT topic, key, payload, traceparent, consumer_group

@@ -121,7 +121,7 @@ def _metadata() -> list[tuple[str, str]]:
 
 
 def _service_of(method: Any) -> str:
-    """Returns a peer's name for an error message, such as "Post"."""
+    """Returns a peer's name for an error message, such as "Bookmark"."""
     path: bytes | str = getattr(method, "_method", "")
     text = path.decode() if isinstance(path, bytes) else path
     return text.split(".")[1].capitalize() if text.count(".") > 1 else "A service"

@@ -129,7 +129,7 @@ def _is_map(field: FieldDescriptor) -> bool:
 
 
 def _path(field: Any) -> str:
-    """Returns a field path as text, such as `media_ids[1]`."""
+    """Returns a field path as text, such as `bookmark_ids[1]`."""
     path = ""
     for element in field.elements:
         subscript = element.subscript

@@ -1,10 +1,10 @@
 """An HTTP/1.1 server behind the gateway, for REST methods that respond with prebuilt JSON.
 
-For most methods, the gateway transcodes REST to gRPC and the responses to JSON. A feed page,
-however, is assembled from prebuilt JSON and is the most frequent read: for it, transcoding costs
-more than the page itself (`make bench BENCH=feed` measures how much). The gateway therefore
-forwards well-formed requests for such a page here unchanged, and all others to the equivalent gRPC
-method, which rejects malformed requests like any other method.
+For most methods, the gateway transcodes REST to gRPC and the responses to JSON. For a frequent read
+that is assembled from prebuilt JSON, transcoding costs more than the response itself (`make bench`
+measures how much). The gateway therefore forwards well-formed requests for such a method here
+unchanged, and all others to the equivalent gRPC method, which rejects malformed requests like any
+other method.
 
 HTTP parsing comes from a library: httptools wraps the parser that Node.js uses.
 """
