@@ -2,7 +2,10 @@
 
 An interceptor is a coroutine function. It takes the rest of the chain and the call. It awaits the
 rest and returns the result, or raises an error. To add one, write the function and list it in
-`INTERCEPTORS`, outermost first; a call of any type passes it once, including calls with streams.
+`INTERCEPTORS`, outermost first. One that is listed before `convert_errors` sees how the call ends
+for its caller: the result, a `MeshError`, or a cancellation.
+
+A call of any type passes each interceptor once, also if its requests or responses are a stream.
 """
 
 import asyncio
