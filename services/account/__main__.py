@@ -6,8 +6,9 @@ from photomesh.account.v1.account_internal_service_pb2_grpc import (
 from photomesh.account.v1.account_service_pb2_grpc import add_AccountServiceServicer_to_server
 
 from services.account.config import AccountSettings
+from services.account.internal import AccountInternalService
 from services.account.passwords import Passwords
-from services.account.service import AccountInternalService, AccountService
+from services.account.service import AccountService
 from services.account.store import AccountStore
 from services.account.tokens import Tokens
 from services.chassis import config

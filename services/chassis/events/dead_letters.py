@@ -13,7 +13,6 @@ from typing import Any
 
 from google.protobuf.json_format import MessageToJson
 from google.protobuf.message import DecodeError, Message
-from google.protobuf.timestamp_pb2 import Timestamp
 from photomesh.common.v1.dead_letter_pb2 import DeadLetter as DeadLetterPb
 from psycopg.rows import class_row, scalar_row
 
@@ -25,6 +24,7 @@ from services.chassis.events.consumer import RawSubscription
 from services.chassis.events.outbox import Outbox
 from services.chassis.events.topics import Topic, dead_letters, topic_of
 from services.chassis.telemetry import logs
+from services.chassis.timestamps import to_timestamp
 
 _ADD = """
     INSERT INTO dead_letters (topic, dlq_offset, bury_time, source_partition, source_offset,
@@ -244,8 +244,6 @@ def _id_in(key: bytes | None) -> int:
 
 
 def _to_pb(letter: DeadLetter) -> DeadLetterPb:
-    bury_time = Timestamp()
-    bury_time.FromDatetime(letter.bury_time)
     return DeadLetterPb(
         dead_letter_id=letter.dead_letter_id,
         topic=letter.topic,
@@ -253,7 +251,7 @@ def _to_pb(letter: DeadLetter) -> DeadLetterPb:
         offset=-1 if letter.source_offset is None else letter.source_offset,
         consumer_group=letter.consumer_group,
         reason=letter.reason,
-        bury_time=bury_time,
+        bury_time=to_timestamp(letter.bury_time),
         trace_id=context.trace_id_of(letter.traceparent) if letter.traceparent else "",
         key=letter.key or b"",
     )
