@@ -1,4 +1,4 @@
-"""Relations between accounts: follows, requests, blocks, mutes. All SQL of these.
+"""Relations between accounts: follows, requests, blocks, mutes.
 
 A change to what a reader gets from an author, or to their relation, first locks the reader's row of
 followee_counts. So changes of one reader are serialized, and what is read under the lock stays true
@@ -18,14 +18,14 @@ from enum import Enum, auto
 
 from photomesh.graph.v1.events_pb2 import FollowChanged
 from psycopg import AsyncConnection
-from psycopg.rows import class_row, scalar_row
+from psycopg.rows import class_row
 
 from services.chassis.database.ids import shard_of
 from services.chassis.database.pool import Database, int_array
 from services.chassis.events.outbox import Outbox, Transaction
 from services.domain.errors import AccountUnknown
-from services.graph.audiences import Mode
 from services.graph.errors import FollowLimit, FollowRequestUnknown, MuteLimit
+from services.graph.store.audiences import Mode, of_account
 
 # -- Locks and counts of readers ---------------------------------------------------------------
 
@@ -395,7 +395,7 @@ class _Edge:
         }
 
 
-class GraphStore:
+class Relations:
     """Relations between accounts, in PostgreSQL. Every method may raise Unavailable."""
 
     def __init__(
@@ -545,8 +545,7 @@ class GraphStore:
         """Makes an account private or public."""
         async with self._database.connection() as connection:
             await connection.execute(
-                _ADD_PRIVATE if private else _REMOVE_PRIVATE,
-                {"shard": shard_of(account_id), "account_id": account_id},
+                _ADD_PRIVATE if private else _REMOVE_PRIVATE, of_account(account_id)
             )
 
     # -- Queries -------------------------------------------------------------------------------
@@ -554,22 +553,17 @@ class GraphStore:
     async def is_private(self, account_id: int) -> bool:
         """Reports whether an account is private."""
         async with self._database.connection() as connection:
-            cursor = await connection.execute(
-                _IS_PRIVATE, {"shard": shard_of(account_id), "account_id": account_id}
-            )
+            cursor = await connection.execute(_IS_PRIVATE, of_account(account_id))
             return await cursor.fetchone() is not None
 
     async def count_followees(self, account_id: int) -> int:
         """Returns how many accounts an account follows."""
         async with self._database.connection() as connection:
-            cursor = connection.cursor(row_factory=scalar_row)
-            await cursor.execute(
-                _COUNT_FOLLOWEES, {"shard": shard_of(account_id), "account_id": account_id}
-            )
-            count: int = (await cursor.fetchall())[0]
-        return count
+            cursor = await connection.execute(_COUNT_FOLLOWEES, of_account(account_id))
+            [(count,)] = await cursor.fetchall()
+        return int(count)
 
-    async def relations(self, me: int, other_ids: Sequence[int]) -> list[Relation]:
+    async def between(self, me: int, other_ids: Sequence[int]) -> list[Relation]:
         """Returns the relation between an account and each of several, in their order."""
         async with self._database.connection() as connection:
             return await _relations(connection, me, other_ids)
