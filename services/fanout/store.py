@@ -127,7 +127,7 @@ _PAUSE = "INSERT INTO paused_topics (topic) VALUES (%(topic)s) ON CONFLICT DO NO
 _RESUME = "DELETE FROM paused_topics WHERE topic = %(topic)s"
 
 
-class Kind(StrEnum):
+class FanoutKind(StrEnum):
     """What a fan-out applies to feeds."""
 
     POST = "POST"
@@ -142,7 +142,7 @@ class Chunk:
 
     fanout_id: int
     chunk: int
-    kind: Kind
+    kind: FanoutKind
     account_id: int
     subject_id: int
     """The post, or the change of mode."""
@@ -163,7 +163,7 @@ class FanoutInFlight:
     """A large fan-out in progress."""
 
     fanout_id: int
-    kind: Kind
+    kind: FanoutKind
     account_id: int
     subject_id: int
     begin_time: datetime
@@ -183,7 +183,7 @@ class FanoutStore:
     async def begin(
         self,
         source: str,
-        kind: Kind,
+        kind: FanoutKind,
         account_id: int,
         subject_id: int,
         *,

@@ -17,7 +17,7 @@ from services.chassis.events.outbox import Outbox
 _ADD_POST = """
     INSERT INTO posts (shard, post_id, author_id, caption, state, request_id, settle_time)
     VALUES (%(shard)s, next_id(%(shard)s), %(author_id)s, %(caption)s, 'PROCESSING',
-            %(request_id)s, now() + %(settle_after)s)
+            %(request_id)s, now() + %(sweep_after)s)
     ON CONFLICT (shard, author_id, request_id) WHERE request_id <> '' DO NOTHING
     RETURNING post_id
 """
@@ -64,9 +64,9 @@ _AWAITING = """
 
 # Postpones the posts it takes: replicas share the work, and posts that wait for long do not block
 # those behind them. Answered by posts_unsettled.
-_TAKE_UNSETTLED = """
+_TAKE_UNRESOLVED = """
     UPDATE posts
-       SET settle_time = now() + %(settle_after)s
+       SET settle_time = now() + %(sweep_after)s
      WHERE (shard, post_id) IN (
                SELECT shard, post_id
                  FROM posts
@@ -104,7 +104,7 @@ _KEEP_SNAPSHOTS = """
        SET snapshot = kept.snapshot
       FROM unnest(%(snapshots)s::bytea[]) WITH ORDINALITY AS kept (snapshot, position)
      WHERE shard = %(shard)s AND post_id = %(post_id)s AND post_media.position = kept.position
-       -- What was deleted while the post was settled stays so.
+       -- Media that were deleted in the meantime stay deleted.
        AND post_media.snapshot IS NULL
 """
 
@@ -181,10 +181,10 @@ _RECENT = """
      LIMIT %(limit)s
 """
 
-_FIRST_SETTLE = timedelta(seconds=10)
-"""The sweep ignores younger posts: their creation and events settle them."""
+_FIRST_SWEEP = timedelta(seconds=10)
+"""The sweep ignores younger posts: their creation and events resolve them."""
 
-_NEXT_SETTLE = timedelta(seconds=30)
+_NEXT_SWEEP = timedelta(seconds=30)
 """How long the sweep ignores a post that still waits for its media."""
 
 _LARGEST_ID = (1 << 63) - 1
@@ -235,7 +235,7 @@ class PostStore:
                     "author_id": author_id,
                     "caption": caption,
                     "request_id": request_id,
-                    "settle_after": _FIRST_SETTLE,
+                    "sweep_after": _FIRST_SWEEP,
                 },
             )
             post_id: int | None = await cursor.fetchone()
@@ -278,14 +278,14 @@ class PostStore:
         posts = await self.posts(post_ids)
         return [post for post in posts.values() if post.state is State.PROCESSING]
 
-    async def take_unsettled(self, limit: int) -> list[Post]:
+    async def take_unresolved(self, limit: int) -> list[Post]:
         """Returns up to `limit` posts that have been PROCESSING for over 10 s.
 
         Does not return a post again for 30 s, to any caller.
         """
         async with self._database.connection() as connection:
             cursor = connection.cursor(row_factory=scalar_row)
-            await cursor.execute(_TAKE_UNSETTLED, {"settle_after": _NEXT_SETTLE, "limit": limit})
+            await cursor.execute(_TAKE_UNRESOLVED, {"sweep_after": _NEXT_SWEEP, "limit": limit})
             post_ids: list[int] = await cursor.fetchall()
         return list((await self.posts(post_ids)).values())
 
@@ -293,10 +293,10 @@ class PostStore:
         """Makes a post PUBLISHED with its media; returns False if it is no longer PROCESSING."""
         row = {"shard": shard_of(post.post_id), "post_id": post.post_id}
         async with self._outbox.transaction() as tx:
-            settled = await tx.connection.execute(
+            published = await tx.connection.execute(
                 _MOVE, {**row, "before": State.PROCESSING, "after": State.PUBLISHED}
             )
-            if settled.rowcount == 0:
+            if published.rowcount == 0:
                 return False
             await tx.connection.execute(
                 _KEEP_SNAPSHOTS,
