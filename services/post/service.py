@@ -183,19 +183,17 @@ def _check(media: Sequence[StoredMedia], media_ids: Sequence[int], author_id: in
     for index, item in enumerate(media):
         if item.owner_id != author_id or item.state == MediaState.MEDIA_STATE_DELETED:
             raise MediaUnknown(media_ids[index], field=f"media_ids[{index}]")
-    failed = {
+    if failed := {
         f"media_ids[{index}]": f"cannot be processed: {_reason(item)}"
         for index, item in enumerate(media)
         if item.state == MediaState.MEDIA_STATE_FAILED
-    }
-    if failed:
+    }:
         raise MediaFailed(failed)
-    pending = {
+    if pending := {
         f"media_ids[{index}]": "was not completed yet"
         for index, item in enumerate(media)
         if item.state == MediaState.MEDIA_STATE_PENDING
-    }
-    if pending:
+    }:
         raise MediaNotUploaded(pending)
 
 

@@ -145,13 +145,9 @@ class Audiences:
 
         The ids are ascending, 8 bytes each, big-endian.
         """
-        async with self._database.connection() as connection:
-            cursor = connection.cursor(row_factory=scalar_row, binary=True)
-            await cursor.execute(
-                _FOLLOWERS,
-                {**of_account(account_id), "after": after, "until": until, "limit": limit},
-            )
-            ids: bytes = (await cursor.fetchall())[0]
+        values = {**of_account(account_id), "after": after, "until": until, "limit": limit}
+        ids: bytes
+        [ids] = await self._database.fetch(_FOLLOWERS, values, scalar_row, binary=True)
         return ids
 
     async def audience(self, account_id: int) -> Audience:
@@ -161,16 +157,13 @@ class Audiences:
 
     async def bounds(self, account_id: int, *, size: int) -> list[int]:
         """Returns the id of the last follower in each chunk of `size`, except the last chunk."""
-        async with self._database.connection() as connection:
-            cursor = connection.cursor(row_factory=scalar_row)
-            await cursor.execute(_BOUNDS, {**of_account(account_id), "size": size})
-            return await cursor.fetchall()
+        values = {**of_account(account_id), "size": size}
+        return await self._database.fetch(_BOUNDS, values, scalar_row)
 
     async def update_mode(self, account_id: int) -> None:
         """Begins the change of mode that an account's number of followers requires, if any."""
-        async with self._database.connection() as connection:
-            if self._due(await _audience(connection, account_id)) is None:
-                return
+        if self._due(await self.audience(account_id)) is None:
+            return
         async with self._outbox.transaction() as tx:
             await tx.connection.execute(_ADD_CELEBRITY, of_account(account_id))
             await tx.connection.execute(_LOCK_CELEBRITY, of_account(account_id))
@@ -181,10 +174,8 @@ class Audiences:
 
     async def finish_change(self, account_id: int, change_id: int) -> None:
         """Ends a change of mode, unless it has already ended or was reversed."""
-        async with self._database.connection() as connection:
-            await connection.execute(
-                _FINISH_CHANGE, {"account_id": account_id, "change_id": change_id}
-            )
+        values = {"account_id": account_id, "change_id": change_id}
+        await self._database.execute(_FINISH_CHANGE, values)
 
     def _due(self, audience: Audience) -> Mode | None:
         return self._thresholds.due(audience.mode, audience.followers)

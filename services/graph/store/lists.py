@@ -88,18 +88,13 @@ class Lists:
         Raises:
             Unavailable: the database is unavailable or overloaded.
         """
-        async with self._database.connection() as connection:
-            cursor = connection.cursor(row_factory=class_row(Position))
-            await cursor.execute(
-                _QUERIES[which],
-                {
-                    "shard": shard_of(owner_id),
-                    "owner_id": owner_id,
-                    "viewer_shard": shard_of(viewer_id),
-                    "viewer_id": viewer_id,
-                    "before_time": before.create_time if before else "infinity",
-                    "before_id": before.account_id if before else 0,
-                    "limit": limit,
-                },
-            )
-            return await cursor.fetchall()
+        values = {
+            "shard": shard_of(owner_id),
+            "owner_id": owner_id,
+            "viewer_shard": shard_of(viewer_id),
+            "viewer_id": viewer_id,
+            "before_time": before.create_time if before else "infinity",
+            "before_id": before.account_id if before else 0,
+            "limit": limit,
+        }
+        return await self._database.fetch(_QUERIES[which], values, class_row(Position))
