@@ -1,8 +1,9 @@
 """`python -m services.account`: wires the account service and serves it."""
 
 from services.account.config import AccountSettings
+from services.account.internal import AccountInternalService
 from services.account.passwords import Passwords
-from services.account.service import AccountInternalService, AccountService
+from services.account.service import AccountService
 from services.account.store import AccountStore
 from services.account.tokens import Tokens
 from services.chassis import config

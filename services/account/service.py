@@ -1,14 +1,9 @@
-"""The account service's methods, in the order of its contracts."""
+"""The account service's public methods, in the order of the contract."""
 
 import secrets
 from datetime import UTC, datetime, timedelta
-from typing import Any
 
-import grpc
-from google.protobuf.timestamp_pb2 import Timestamp
-from photomesh.account.v1 import account_internal_service_pb2 as internal_pb
 from photomesh.account.v1 import account_service_pb2 as pb
-from photomesh.account.v1.account_internal_service_pb2_grpc import AccountInternalServiceServicer
 from photomesh.account.v1.account_service_pb2_grpc import AccountServiceServicer
 
 from services.account.errors import CredentialsWrong, RefreshTokenInvalid
@@ -17,9 +12,9 @@ from services.account.store import Account, AccountStore
 from services.account.tokens import RefreshToken, Tokens, hash_secret, new_secret
 from services.chassis.context import signed_in
 from services.chassis.database.ids import SHARDS, created_at
+from services.chassis.rpc import Context
+from services.chassis.timestamps import to_timestamp
 from services.domain.errors import AccountUnknown
-
-Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class AccountService(AccountServiceServicer):
@@ -83,7 +78,7 @@ class AccountService(AccountServiceServicer):
             expire_time=expire_time,
         )
         if not rotated:
-            # An old token was used again, so somebody else may have a copy: end the session for
+            # An old token was used again, so someone else may have a copy: end the session for
             # both.
             await self._store.end_session(old.account_id, old.session_id)
             raise RefreshTokenInvalid
@@ -100,41 +95,15 @@ class AccountService(AccountServiceServicer):
         access_expire_time = datetime.now(UTC) + self._access_token_life
         return pb.Session(
             access_token=self._tokens.access_token(refresh_token.account_id, access_expire_time),
-            access_token_expire_time=_timestamp(access_expire_time),
+            access_token_expire_time=to_timestamp(access_expire_time),
             refresh_token=self._tokens.refresh_token(refresh_token),
-            refresh_token_expire_time=_timestamp(expire_time),
+            refresh_token_expire_time=to_timestamp(expire_time),
         )
-
-
-class AccountInternalService(AccountInternalServiceServicer):
-    """Accounts: the internal methods."""
-
-    def __init__(self, store: AccountStore) -> None:
-        self._store = store
-
-    async def BatchGetAccounts(
-        self, request: internal_pb.BatchGetAccountsRequest, context: Context
-    ) -> internal_pb.BatchGetAccountsResponse:
-        found = await self._store.accounts(request.account_ids)
-        response = internal_pb.BatchGetAccountsResponse()
-        for account_id in request.account_ids:
-            account = found.get(account_id)
-            response.accounts.add(
-                account_id=account.account_id if account else 0,
-                username=account.username if account else "",
-            )
-        return response
 
 
 def _to_pb(account: Account) -> pb.Account:
     return pb.Account(
         account_id=account.account_id,
         username=account.username,
-        create_time=_timestamp(created_at(account.account_id)),
+        create_time=to_timestamp(created_at(account.account_id)),
     )
-
-
-def _timestamp(moment: datetime) -> Timestamp:
-    timestamp = Timestamp()
-    timestamp.FromDatetime(moment)
-    return timestamp

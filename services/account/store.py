@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from datetime import datetime
 
 import psycopg
-from psycopg.rows import class_row
+from psycopg.rows import class_row, scalar_row
 
 from services.account.errors import UsernameTaken
 from services.chassis.database.ids import shard_of
-from services.chassis.database.pool import Database, int_array
+from services.chassis.database.pool import Database, fetch, int_array
 
 _NEW_ID = "SELECT next_id(%(shard)s)"
 
@@ -20,13 +20,6 @@ _CLAIM_USERNAME = """
 _ADD_ACCOUNT = """
     INSERT INTO accounts (shard, account_id, username, password_hash)
     VALUES (%(shard)s, %(account_id)s, %(username)s, %(password_hash)s)
-"""
-
-# Answered by the primary key.
-_ACCOUNT = """
-    SELECT account_id, username, password_hash
-      FROM accounts
-     WHERE shard = %(shard)s AND account_id = %(account_id)s
 """
 
 # Answered by the primary key of usernames.
@@ -86,10 +79,7 @@ class AccountStore:
             UsernameTaken: another account has the username.
         """
         async with self._database.transaction() as connection:
-            cursor = await connection.execute(_NEW_ID, {"shard": shard})
-            row = await cursor.fetchone()
-            assert row is not None  # noqa: S101 -- SELECT of a function returns one row.
-            account_id: int = row[0]
+            [account_id] = await fetch(connection, _NEW_ID, {"shard": shard}, scalar_row)
             try:
                 await connection.execute(
                     _CLAIM_USERNAME,
@@ -110,51 +100,34 @@ class AccountStore:
 
     async def account(self, account_id: int) -> Account | None:
         """Returns an account."""
-        async with self._database.connection() as connection:
-            cursor = connection.cursor(row_factory=class_row(Account))
-            await cursor.execute(
-                _ACCOUNT, {"shard": shard_of(account_id), "account_id": account_id}
-            )
-            return await cursor.fetchone()
+        return (await self.accounts([account_id])).get(account_id)
 
     async def account_by_username(self, username: str) -> Account | None:
         """Returns the account with a username, ignoring letter case."""
-        async with self._database.connection() as connection:
-            cursor = await connection.execute(
-                _ID_BY_USERNAME, {"normal_name": normal_name(username)}
-            )
-            row = await cursor.fetchone()
+        values = {"normal_name": normal_name(username)}
+        found = await self._database.fetch(_ID_BY_USERNAME, values, scalar_row)
         # Two statements, not a join: the name and the account may be on different machines.
-        return await self.account(row[0]) if row else None
+        return await self.account(found[0]) if found else None
 
     async def accounts(self, account_ids: Sequence[int]) -> dict[int, Account]:
         """Returns those of the accounts that exist, by id."""
-        async with self._database.connection() as connection:
-            cursor = connection.cursor(row_factory=class_row(Account))
-            await cursor.execute(
-                _ACCOUNTS,
-                {
-                    "shards": int_array({*map(shard_of, account_ids)}),
-                    "account_ids": int_array({*account_ids}),
-                },
-            )
-            return {account.account_id: account for account in await cursor.fetchall()}
+        values = {
+            "shards": int_array({*map(shard_of, account_ids)}),
+            "account_ids": int_array({*account_ids}),
+        }
+        found = await self._database.fetch(_ACCOUNTS, values, class_row(Account))
+        return {account.account_id: account for account in found}
 
     async def add_session(self, account_id: int, token_hash: bytes, expire_time: datetime) -> int:
         """Adds a session with the hash of its newest refresh token; returns the session's id."""
-        async with self._database.connection() as connection:
-            cursor = await connection.execute(
-                _ADD_SESSION,
-                {
-                    "shard": shard_of(account_id),
-                    "account_id": account_id,
-                    "token_hash": token_hash,
-                    "expire_time": expire_time,
-                },
-            )
-            row = await cursor.fetchone()
-        assert row is not None  # noqa: S101 -- RETURNING returns the added row.
-        session_id: int = row[0]
+        values = {
+            "shard": shard_of(account_id),
+            "account_id": account_id,
+            "token_hash": token_hash,
+            "expire_time": expire_time,
+        }
+        session_id: int
+        [session_id] = await self._database.fetch(_ADD_SESSION, values, scalar_row)
         return session_id
 
     async def rotate_session(
@@ -167,28 +140,18 @@ class AccountStore:
         expire_time: datetime,
     ) -> bool:
         """Replaces a session's newest token; returns False if `old_hash` is not that token's."""
-        async with self._database.connection() as connection:
-            cursor = await connection.execute(
-                _ROTATE_SESSION,
-                {
-                    "shard": shard_of(account_id),
-                    "account_id": account_id,
-                    "session_id": session_id,
-                    "old_hash": old_hash,
-                    "new_hash": new_hash,
-                    "expire_time": expire_time,
-                },
-            )
-            return cursor.rowcount == 1
+        values = {
+            "shard": shard_of(account_id),
+            "account_id": account_id,
+            "session_id": session_id,
+            "old_hash": old_hash,
+            "new_hash": new_hash,
+            "expire_time": expire_time,
+        }
+        return await self._database.execute(_ROTATE_SESSION, values) == 1
 
     async def end_session(self, account_id: int, session_id: int) -> None:
         """Ends a session; does nothing if there is none."""
-        async with self._database.connection() as connection:
-            await connection.execute(
-                _END_SESSION,
-                {
-                    "shard": shard_of(account_id),
-                    "account_id": account_id,
-                    "session_id": session_id,
-                },
-            )
+        shard = shard_of(account_id)
+        values = {"shard": shard, "account_id": account_id, "session_id": session_id}
+        await self._database.execute(_END_SESSION, values)

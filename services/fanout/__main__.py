@@ -11,8 +11,8 @@ from photomesh.post.v1.post_internal_service_pb2_grpc import PostInternalService
 from services.chassis import config
 from services.chassis.cache.client import connect
 from services.chassis.database.pool import Database
-from services.chassis.events.consumer import Consumer, Subscription
-from services.chassis.events.dead_letter_service import dead_letters_of
+from services.chassis.events.consumer import Subscription
+from services.chassis.events.group import ConsumerGroup
 from services.chassis.events.outbox import Outbox, Relay
 from services.chassis.jobs import periodic
 from services.chassis.rpc.client import channel
@@ -20,16 +20,13 @@ from services.chassis.rpc.server import Service, Worker, run, serve
 from services.chassis.telemetry import logs
 from services.domain.post_cache import PostCache
 from services.domain.timelines import AuthorTimelines, HomeTimelines
-from services.fanout import chunks, jobs
+from services.fanout import jobs
 from services.fanout.admin import FanoutAdminService
 from services.fanout.config import FanoutSettings
-from services.fanout.pauses import Pauses
+from services.fanout.events import CHUNKS_AT_A_TIME, Chunks, Events
 from services.fanout.peers import Peers
 from services.fanout.store import FanoutStore
 from services.fanout.walk import Walks
-from services.fanout.worker import Fanout
-
-_GROUP = "fanout"
 
 
 async def main() -> None:
@@ -51,37 +48,35 @@ async def main() -> None:
             backfill=settings.fanout_backfill,
         )
         homes, walks = HomeTimelines(cache), Walks(peers)
-        fanout = Fanout(homes, AuthorTimelines(cache), PostCache(cache), peers, walks, store)
-        subscriptions = [
-            Subscription(PostCreated, fanout.on_post_created),
-            Subscription(PostChanged, fanout.on_post_changed),
-            Subscription(FollowChanged, fanout.on_follow_changed),
-            Subscription(CelebrityChanged, fanout.on_celebrity_changed),
-            Subscription(
-                ChunkReady,
-                chunks.Chunks(homes, peers, walks, store).on_chunk_ready,
-                at_a_time=chunks.AT_A_TIME,
-            ),
-        ]
-        consumer = Consumer(settings, group=_GROUP, subscriptions=subscriptions)
-        # Until the pauses are read from the database.
-        consumer.hold([each.topic.name for each in subscriptions])
-        dead_letters, dead_letter_workers = dead_letters_of(
-            settings, database, outbox, group=_GROUP, subscriptions=subscriptions
+        events = Events(homes, AuthorTimelines(cache), PostCache(cache), peers, walks, store)
+        chunks = Chunks(homes, peers, walks, store)
+        group = ConsumerGroup(
+            "fanout",
+            settings,
+            database,
+            outbox,
+            [
+                Subscription(PostCreated, events.on_post_created),
+                Subscription(PostChanged, events.on_post_changed),
+                Subscription(FollowChanged, events.on_follow_changed),
+                Subscription(CelebrityChanged, events.on_celebrity_changed),
+                Subscription(ChunkReady, chunks.on_chunk_ready, at_a_time=CHUNKS_AT_A_TIME),
+            ],
         )
-        admin = FanoutAdminService(settings, _GROUP, [each.topic for each in subscriptions], store)
+        # Until the pauses are read from the database.
+        group.consumer.hold([topic.name for topic in group.topics])
+        admin = FanoutAdminService(group, store)
         await serve(
             settings,
             [
                 Service("photomesh.fanout.v1.FanoutAdminService", admin),
-                dead_letters,
+                group.dead_letters,
             ],
             [
-                Worker("consumer", consumer.run),
+                *group.workers,
                 Worker("relay", relay.run),
-                Worker("pauses", Pauses(store, consumer).run),
+                Worker("pauses", partial(jobs.apply_pauses, store, group.consumer)),
                 periodic("purge", partial(jobs.purge, store), seconds=jobs.PURGE_SECONDS),
-                *dead_letter_workers,
             ],
         )
 

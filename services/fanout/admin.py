@@ -1,24 +1,16 @@
 """The fan-out worker's methods for operators, in the order of the contract."""
 
-import asyncio
-from collections.abc import Sequence
-from typing import Any
-
-import grpc
-from google.protobuf.timestamp_pb2 import Timestamp
 from photomesh.fanout.v1 import fanout_admin_service_pb2 as pb
 from photomesh.fanout.v1.fanout_admin_service_pb2_grpc import FanoutAdminServiceServicer
 
-from services.chassis.config import KafkaSettings
 from services.chassis.errors import FieldInvalid
-from services.chassis.events.topics import Topic
+from services.chassis.events.group import ConsumerGroup
+from services.chassis.rpc import Context
 from services.chassis.telemetry import logs
-from services.fanout.lag import read_lag
-from services.fanout.store import FanoutInFlight, FanoutStore, Kind
+from services.chassis.timestamps import to_timestamp
+from services.fanout.store import FanoutInFlight, FanoutKind, FanoutStore
 
 _PAGE = 50
-
-Context = grpc.aio.ServicerContext[Any, Any]
 
 _log = logs.logger(__name__)
 
@@ -26,22 +18,12 @@ _log = logs.logger(__name__)
 class FanoutAdminService(FanoutAdminServiceServicer):
     """Lag, progress and pauses of fan-out."""
 
-    def __init__(
-        self,
-        kafka: KafkaSettings,
-        group: str,
-        topics: Sequence[Topic],
-        store: FanoutStore,
-    ) -> None:
-        """`group`: the consumer group that handles `topics`."""
-        self._kafka = kafka
+    def __init__(self, group: ConsumerGroup, store: FanoutStore) -> None:
         self._group = group
-        self._topics = topics
         self._store = store
 
     async def GetLag(self, request: pb.GetLagRequest, context: Context) -> pb.GetLagResponse:
         paused = await self._store.paused_topics()
-        partitions = await asyncio.to_thread(read_lag, self._kafka, self._group, self._topics)
         return pb.GetLagResponse(
             partitions=[
                 pb.PartitionLag(
@@ -52,7 +34,7 @@ class FanoutAdminService(FanoutAdminServiceServicer):
                     lag=each.lag,
                     paused=each.topic in paused,
                 )
-                for each in partitions
+                for each in await self._group.lag()
             ]
         )
 
@@ -81,24 +63,22 @@ class FanoutAdminService(FanoutAdminServiceServicer):
         return pb.ResumeTopicResponse()
 
     def _check(self, topic: str) -> None:
-        names = [each.name for each in self._topics]
+        names = [each.name for each in self._group.topics]
         if topic not in names:
             raise FieldInvalid({"topic": f"must be one of {', '.join(names)}"})
 
 
 def _to_pb(fanout: FanoutInFlight) -> pb.FanoutInFlight:
-    begin_time = Timestamp()
-    begin_time.FromDatetime(fanout.begin_time)
     message = pb.FanoutInFlight(
         fanout_id=fanout.fanout_id,
         account_id=fanout.account_id,
-        begin_time=begin_time,
+        begin_time=to_timestamp(fanout.begin_time),
         chunks=fanout.chunks,
         chunks_done=fanout.chunks_done,
         followers=fanout.followers,
         followers_reached=fanout.reached,
     )
-    if fanout.kind == Kind.POST:
+    if fanout.kind == FanoutKind.POST:
         message.post_id = fanout.subject_id
     else:
         message.mode_change_id = fanout.subject_id

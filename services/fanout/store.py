@@ -127,7 +127,7 @@ _PAUSE = "INSERT INTO paused_topics (topic) VALUES (%(topic)s) ON CONFLICT DO NO
 _RESUME = "DELETE FROM paused_topics WHERE topic = %(topic)s"
 
 
-class Kind(StrEnum):
+class FanoutKind(StrEnum):
     """What a fan-out applies to feeds."""
 
     POST = "POST"
@@ -142,7 +142,7 @@ class Chunk:
 
     fanout_id: int
     chunk: int
-    kind: Kind
+    kind: FanoutKind
     account_id: int
     subject_id: int
     """The post, or the change of mode."""
@@ -163,7 +163,7 @@ class FanoutInFlight:
     """A large fan-out in progress."""
 
     fanout_id: int
-    kind: Kind
+    kind: FanoutKind
     account_id: int
     subject_id: int
     begin_time: datetime
@@ -183,7 +183,7 @@ class FanoutStore:
     async def begin(
         self,
         source: str,
-        kind: Kind,
+        kind: FanoutKind,
         account_id: int,
         subject_id: int,
         *,
@@ -216,16 +216,14 @@ class FanoutStore:
 
     async def chunk(self, fanout_id: int, chunk: int) -> Chunk | None:
         """Returns a chunk; None: it was purged."""
-        async with self._database.connection() as connection:
-            cursor = connection.cursor(row_factory=class_row(Chunk))
-            await cursor.execute(_CHUNK, {"fanout_id": fanout_id, "chunk": chunk})
-            return await cursor.fetchone()
+        values = {"fanout_id": fanout_id, "chunk": chunk}
+        found = await self._database.fetch(_CHUNK, values, class_row(Chunk))
+        return found[0] if found else None
 
     async def keep(self, chunk: Chunk, *, position: int, effect: str, reached: int) -> None:
         """Stores a chunk's progress."""
         progress = {"position": position, "effect": effect, "reached": reached}
-        async with self._database.connection() as connection:
-            await connection.execute(_KEEP, {**_of(chunk), **progress})
+        await self._database.execute(_KEEP, {**_of(chunk), **progress})
 
     async def finish_chunk(self, chunk: Chunk, *, reached: int) -> None:
         """Marks a chunk as done, and publishes the next one of its lane."""
@@ -239,56 +237,36 @@ class FanoutStore:
 
     async def ended_change(self, account_id: int) -> int | None:
         """Returns the newest change of an account's mode, if all chunks of its changes are done."""
-        async with self._database.connection() as connection:
-            cursor = connection.cursor(row_factory=scalar_row)
-            await cursor.execute(_ENDED_CHANGE, {"account_id": account_id})
-            change_id: int | None = await cursor.fetchone()
-            return change_id
+        found = await self._database.fetch(_ENDED_CHANGE, {"account_id": account_id}, scalar_row)
+        return found[0] if found else None
 
     async def finish_changes(self, account_id: int, change_id: int) -> None:
         """Ends an account's changes of mode, up to the one that graph was notified of."""
         values = {"account_id": account_id, "change_id": change_id}
-        async with self._database.connection() as connection:
-            await connection.execute(_FINISH_CHANGES, values)
+        await self._database.execute(_FINISH_CHANGES, values)
 
     async def in_flight(self, *, after_id: int, limit: int) -> list[FanoutInFlight]:
         """Returns fan-outs in progress, oldest first."""
-        async with self._database.connection() as connection:
-            cursor = connection.cursor(row_factory=class_row(FanoutInFlight))
-            await cursor.execute(_IN_FLIGHT, {"after_id": after_id, "limit": limit})
-            return await cursor.fetchall()
+        values = {"after_id": after_id, "limit": limit}
+        return await self._database.fetch(_IN_FLIGHT, values, class_row(FanoutInFlight))
 
     async def purge(self, now: datetime) -> int:
         """Deletes fan-outs that ended, or began and never ended, long before `now`.
 
         Returns how many were deleted.
         """
-        values = {
-            "finished_before": now - KEPT_FINISHED,
-            "begun_before": now - KEPT_UNFINISHED,
-            "most": _PURGE_BATCH,
-        }
-        purged = 0
-        while True:
-            async with self._database.connection() as connection:
-                batch = (await connection.execute(_PURGE, values)).rowcount
-            purged += batch
-            if batch < _PURGE_BATCH:
-                return purged
+        values = {"finished_before": now - KEPT_FINISHED, "begun_before": now - KEPT_UNFINISHED}
+        return await self._database.purge(_PURGE, values, batch=_PURGE_BATCH)
 
     async def paused_topics(self) -> frozenset[str]:
         """Returns the paused topics."""
-        async with self._database.connection() as connection:
-            cursor = connection.cursor(row_factory=scalar_row)
-            return frozenset(await (await cursor.execute(_PAUSED)).fetchall())
+        return frozenset(await self._database.fetch(_PAUSED, {}, scalar_row))
 
     async def pause(self, topic: str) -> None:
-        async with self._database.connection() as connection:
-            await connection.execute(_PAUSE, {"topic": topic})
+        await self._database.execute(_PAUSE, {"topic": topic})
 
     async def resume(self, topic: str) -> None:
-        async with self._database.connection() as connection:
-            await connection.execute(_RESUME, {"topic": topic})
+        await self._database.execute(_RESUME, {"topic": topic})
 
 
 def _publish(tx: Transaction, account_id: int, fanout_id: int, chunks: Iterable[int]) -> None:

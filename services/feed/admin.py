@@ -1,11 +1,9 @@
 """The feed service's methods for operators, in the order of the contract."""
 
-from typing import Any
-
-import grpc
 from photomesh.feed.v1 import feed_admin_service_pb2 as pb
 from photomesh.feed.v1.feed_admin_service_pb2_grpc import FeedAdminServiceServicer
 
+from services.chassis.rpc import Context
 from services.chassis.telemetry import logs
 from services.domain.timelines import CAP, Extent, HomeTimelines
 from services.feed.peers import Peers
@@ -20,8 +18,6 @@ _STATES = {
     Extent.PARTIAL: pb.TIMELINE_STATE_PARTIAL,
     Extent.WHOLE: pb.TIMELINE_STATE_WHOLE,
 }
-
-Context = grpc.aio.ServicerContext[Any, Any]
 
 _log = logs.logger(__name__)
 

@@ -11,12 +11,13 @@ from services.chassis.rpc.paging import read_key
 from services.chassis.rpc.server import Service, Worker, run, serve
 from services.chassis.telemetry import logs
 from services.domain.timelines import HomeTimelines
-from services.graph.audiences import Audiences, Thresholds
 from services.graph.config import GraphSettings
 from services.graph.internal import GraphInternalService
-from services.graph.lists import Lists
+from services.graph.peers import Peers
 from services.graph.service import GraphService
-from services.graph.store import GraphStore
+from services.graph.store.audiences import Audiences, Thresholds
+from services.graph.store.lists import Lists
+from services.graph.store.relations import Relations
 
 
 async def main() -> None:
@@ -29,7 +30,7 @@ async def main() -> None:
         client.channel("account", settings.peer_account, settings.tls_dir) as account,
     ):
         outbox = Outbox(database, relay)
-        store = GraphStore(
+        relations = Relations(
             database,
             outbox,
             follow_limit=settings.follow_limit,
@@ -38,14 +39,14 @@ async def main() -> None:
         thresholds = Thresholds(settings.celebrity_promote_at, settings.celebrity_demote_below)
         audiences = Audiences(database, outbox, thresholds)
         public = GraphService(
-            store,
+            relations,
             Lists(database),
             audiences,
             HomeTimelines(cache),
-            AccountInternalServiceStub(account),
+            Peers(AccountInternalServiceStub(account)),
             read_key(settings.page_key_file),
         )
-        internal = GraphInternalService(store, audiences)
+        internal = GraphInternalService(relations, audiences)
         await serve(
             settings,
             [

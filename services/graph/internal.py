@@ -1,15 +1,14 @@
 """The graph service's internal methods, in the order of the contract."""
 
 from collections.abc import AsyncIterator
-from typing import Any
 
-import grpc
 from photomesh.graph.v1 import graph_internal_service_pb2 as pb
 from photomesh.graph.v1.graph_internal_service_pb2_grpc import GraphInternalServiceServicer
 
-from services.graph.audiences import Audiences, Mode
+from services.chassis.rpc import Context
 from services.graph.packing import packed
-from services.graph.store import GraphStore
+from services.graph.store.audiences import Audiences, Mode
+from services.graph.store.relations import Relations
 
 _BATCH = 32_768
 """Maximum number of ids in a message of StreamFollowers: 256 KiB."""
@@ -19,14 +18,12 @@ _ID_BYTES = 8
 _NO_END = (1 << 63) - 1
 """The largest id."""
 
-Context = grpc.aio.ServicerContext[Any, Any]
-
 
 class GraphInternalService(GraphInternalServiceServicer):
     """The follow graph: the internal methods."""
 
-    def __init__(self, store: GraphStore, audiences: Audiences) -> None:
-        self._store = store
+    def __init__(self, relations: Relations, audiences: Audiences) -> None:
+        self._relations = relations
         self._audiences = audiences
 
     async def StreamFollowers(
@@ -65,7 +62,7 @@ class GraphInternalService(GraphInternalServiceServicer):
     async def ListFollowees(
         self, request: pb.ListFolloweesRequest, context: Context
     ) -> pb.ListFolloweesResponse:
-        reading = await self._store.reading(request.follower_id)
+        reading = await self._relations.reading(request.follower_id)
         response = pb.ListFolloweesResponse.FromString(
             packed(1, reading.followees) + packed(2, reading.pulled) + packed(3, reading.hidden)
         )
@@ -75,7 +72,7 @@ class GraphInternalService(GraphInternalServiceServicer):
     async def BatchCheckFollows(
         self, request: pb.BatchCheckFollowsRequest, context: Context
     ) -> pb.BatchCheckFollowsResponse:
-        checks = await self._store.check(
+        checks = await self._relations.check(
             [(pair.follower_id, pair.followee_id) for pair in request.pairs]
         )
         return pb.BatchCheckFollowsResponse(
@@ -93,15 +90,15 @@ class GraphInternalService(GraphInternalServiceServicer):
     async def FinishModeChange(
         self, request: pb.FinishModeChangeRequest, context: Context
     ) -> pb.FinishModeChangeResponse:
-        await self._audiences.finish(request.account_id, request.change_id)
+        await self._audiences.finish_change(request.account_id, request.change_id)
         # The number of followers may have crossed a threshold unnoticed in the meantime.
-        await self._audiences.settle(request.account_id)
+        await self._audiences.update_mode(request.account_id)
         return pb.FinishModeChangeResponse()
 
     async def BatchCheckVisibility(
         self, request: pb.BatchCheckVisibilityRequest, context: Context
     ) -> pb.BatchCheckVisibilityResponse:
-        relations = await self._store.relations(request.viewer_id, request.account_ids)
+        relations = await self._relations.between(request.viewer_id, request.account_ids)
         return pb.BatchCheckVisibilityResponse(
             visible=[
                 relation.sees or relation.other_id == request.viewer_id for relation in relations

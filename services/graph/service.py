@@ -2,45 +2,30 @@
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
-import grpc
-from google.protobuf.timestamp_pb2 import Timestamp
-from photomesh.account.v1.account_internal_service_pb2 import BatchGetAccountsRequest
-from photomesh.account.v1.account_internal_service_pb2_grpc import AccountInternalServiceStub
 from photomesh.graph.v1 import graph_service_pb2 as pb
 from photomesh.graph.v1.graph_service_pb2_grpc import GraphServiceServicer
 
 from services.chassis.context import signed_in
 from services.chassis.errors import Unavailable
-from services.chassis.rpc import client
+from services.chassis.rpc import Context
 from services.chassis.rpc.paging import PageTokens
 from services.chassis.telemetry import logs
-from services.domain.account_names import AccountNames
+from services.chassis.timestamps import to_timestamp
 from services.domain.errors import AccountUnknown
 from services.domain.timelines import HomeTimelines
-from services.graph.audiences import Audiences
 from services.graph.errors import AccountPrivate, OwnAccount
-from services.graph.lists import Kind, Lists, Position
-from services.graph.store import FollowState, GraphStore, Loss, Relation
+from services.graph.peers import Peers
+from services.graph.store.audiences import Audiences
+from services.graph.store.lists import AccountList, Lists, Position
+from services.graph.store.relations import FollowState, Loss, Relation, Relations
 
 _DEFAULT_PAGE_SIZE = 50
 
-
 _HIDE_WITHIN_SECONDS = 0.3
 
-Context = grpc.aio.ServicerContext[Any, Any]
-
 _log = logs.logger(__name__)
-
-
-@dataclass(frozen=True)
-class _Page:
-    """One page of a list."""
-
-    accounts: Sequence[pb.ListedAccount]
-    next_page_token: str
 
 
 class GraphService(GraphServiceServicer):
@@ -48,93 +33,92 @@ class GraphService(GraphServiceServicer):
 
     def __init__(
         self,
-        store: GraphStore,
+        relations: Relations,
         lists: Lists,
         audiences: Audiences,
         timelines: HomeTimelines,
-        accounts: AccountInternalServiceStub,
+        peers: Peers,
         page_key: bytes,
     ) -> None:
-        self._store = store
+        self._relations = relations
         self._lists = lists
         self._audiences = audiences
         self._timelines = timelines
-        self._accounts = accounts
-        self._names = AccountNames(accounts)
+        self._peers = peers
         self._page_key = page_key
 
     # -- Follows and requests ------------------------------------------------------------------
 
     async def Follow(self, request: pb.FollowRequest, context: Context) -> pb.FollowResponse:
         follower_id = await self._caller_towards(request.account_id)
-        state = await self._store.follow(follower_id, request.account_id)
+        state = await self._relations.follow(follower_id, request.account_id)
         if state is FollowState.REQUESTED:
             return pb.FollowResponse(state=pb.FollowState.FOLLOW_STATE_REQUESTED)
-        await self._settle(request.account_id)
+        await self._update_mode(request.account_id)
         return pb.FollowResponse(state=pb.FollowState.FOLLOW_STATE_FOLLOWING)
 
     async def Unfollow(self, request: pb.UnfollowRequest, context: Context) -> pb.UnfollowResponse:
-        losses = await self._store.unfollow(signed_in(), request.account_id)
+        losses = await self._relations.unfollow(signed_in(), request.account_id)
         await self._hide(losses)
-        await self._settle(request.account_id)
+        await self._update_mode(request.account_id)
         return pb.UnfollowResponse()
 
     async def AcceptFollow(
         self, request: pb.AcceptFollowRequest, context: Context
     ) -> pb.AcceptFollowResponse:
         account_id = signed_in()
-        await self._store.accept(account_id, request.account_id)
-        await self._settle(account_id)
+        await self._relations.accept(account_id, request.account_id)
+        await self._update_mode(account_id)
         return pb.AcceptFollowResponse()
 
     async def DeclineFollow(
         self, request: pb.DeclineFollowRequest, context: Context
     ) -> pb.DeclineFollowResponse:
-        await self._store.decline(signed_in(), request.account_id)
+        await self._relations.decline(signed_in(), request.account_id)
         return pb.DeclineFollowResponse()
 
     async def RemoveFollower(
         self, request: pb.RemoveFollowerRequest, context: Context
     ) -> pb.RemoveFollowerResponse:
         account_id = signed_in()
-        losses = await self._store.remove_follower(account_id, request.account_id)
+        losses = await self._relations.remove_follower(account_id, request.account_id)
         await self._hide(losses)
-        await self._settle(account_id)
+        await self._update_mode(account_id)
         return pb.RemoveFollowerResponse()
 
     # -- Blocks, mutes, privacy ----------------------------------------------------------------
 
     async def Block(self, request: pb.BlockRequest, context: Context) -> pb.BlockResponse:
         blocker_id = await self._caller_towards(request.account_id)
-        losses = await self._store.block(blocker_id, request.account_id)
+        losses = await self._relations.block(blocker_id, request.account_id)
         await self._hide(losses)
         for loss in losses:
-            await self._settle(loss.author_id)
+            await self._update_mode(loss.author_id)
         return pb.BlockResponse()
 
     async def Unblock(self, request: pb.UnblockRequest, context: Context) -> pb.UnblockResponse:
-        await self._store.unblock(signed_in(), request.account_id)
+        await self._relations.unblock(signed_in(), request.account_id)
         return pb.UnblockResponse()
 
     async def Mute(self, request: pb.MuteRequest, context: Context) -> pb.MuteResponse:
         muter_id = await self._caller_towards(request.account_id)
-        losses = await self._store.mute(muter_id, request.account_id)
+        losses = await self._relations.mute(muter_id, request.account_id)
         await self._hide(losses)
         return pb.MuteResponse()
 
     async def Unmute(self, request: pb.UnmuteRequest, context: Context) -> pb.UnmuteResponse:
-        await self._store.unmute(signed_in(), request.account_id)
+        await self._relations.unmute(signed_in(), request.account_id)
         return pb.UnmuteResponse()
 
     async def GetPrivacy(
         self, request: pb.GetPrivacyRequest, context: Context
     ) -> pb.GetPrivacyResponse:
-        return pb.GetPrivacyResponse(private=await self._store.is_private(signed_in()))
+        return pb.GetPrivacyResponse(private=await self._relations.is_private(signed_in()))
 
     async def SetPrivacy(
         self, request: pb.SetPrivacyRequest, context: Context
     ) -> pb.SetPrivacyResponse:
-        await self._store.set_private(signed_in(), request.private)
+        await self._relations.set_private(signed_in(), request.private)
         return pb.SetPrivacyResponse()
 
     # -- Relationships and counts --------------------------------------------------------------
@@ -142,7 +126,7 @@ class GraphService(GraphServiceServicer):
     async def BatchGetRelationships(
         self, request: pb.BatchGetRelationshipsRequest, context: Context
     ) -> pb.BatchGetRelationshipsResponse:
-        relations = await self._store.relations(signed_in(), request.account_ids)
+        relations = await self._relations.between(signed_in(), request.account_ids)
         return pb.BatchGetRelationshipsResponse(
             relationships=[_relationship(relation) for relation in relations]
         )
@@ -150,16 +134,12 @@ class GraphService(GraphServiceServicer):
     async def GetFollowCounts(
         self, request: pb.GetFollowCountsRequest, context: Context
     ) -> pb.GetFollowCountsResponse:
-        caller_id = signed_in()
-        if request.account_id != caller_id:
-            [relation] = await self._store.relations(caller_id, [request.account_id])
-            if relation.blocked:
-                raise AccountUnknown(request.account_id)
-            await self._check_account(request.account_id)
+        if request.account_id != signed_in():
+            await self._relation_to(request.account_id)
         audience = await self._audiences.audience(request.account_id)
         return pb.GetFollowCountsResponse(
             followers=audience.followers,
-            followees=await self._store.count_followees(request.account_id),
+            followees=await self._relations.count_followees(request.account_id),
         )
 
     # -- Lists ---------------------------------------------------------------------------------
@@ -168,47 +148,39 @@ class GraphService(GraphServiceServicer):
         self, request: pb.ListFollowersRequest, context: Context
     ) -> pb.ListFollowersResponse:
         await self._check_may_list(request.account_id)
-        page = await self._page(Kind.FOLLOWERS, request.account_id, request)
-        return pb.ListFollowersResponse(
-            followers=page.accounts, next_page_token=page.next_page_token
-        )
+        followers, token = await self._page(AccountList.FOLLOWERS, request.account_id, request)
+        return pb.ListFollowersResponse(followers=followers, next_page_token=token)
 
     async def ListFollowing(
         self, request: pb.ListFollowingRequest, context: Context
     ) -> pb.ListFollowingResponse:
         await self._check_may_list(request.account_id)
-        page = await self._page(Kind.FOLLOWEES, request.account_id, request)
-        return pb.ListFollowingResponse(
-            followees=page.accounts, next_page_token=page.next_page_token
-        )
+        followees, token = await self._page(AccountList.FOLLOWEES, request.account_id, request)
+        return pb.ListFollowingResponse(followees=followees, next_page_token=token)
 
     async def ListReceivedRequests(
         self, request: pb.ListReceivedRequestsRequest, context: Context
     ) -> pb.ListReceivedRequestsResponse:
-        page = await self._page(Kind.RECEIVED_REQUESTS, signed_in(), request)
-        return pb.ListReceivedRequestsResponse(
-            requesters=page.accounts, next_page_token=page.next_page_token
-        )
+        requesters, token = await self._page(AccountList.RECEIVED_REQUESTS, signed_in(), request)
+        return pb.ListReceivedRequestsResponse(requesters=requesters, next_page_token=token)
 
     async def ListSentRequests(
         self, request: pb.ListSentRequestsRequest, context: Context
     ) -> pb.ListSentRequestsResponse:
-        page = await self._page(Kind.SENT_REQUESTS, signed_in(), request)
-        return pb.ListSentRequestsResponse(
-            requested=page.accounts, next_page_token=page.next_page_token
-        )
+        requested, token = await self._page(AccountList.SENT_REQUESTS, signed_in(), request)
+        return pb.ListSentRequestsResponse(requested=requested, next_page_token=token)
 
     async def ListBlocks(
         self, request: pb.ListBlocksRequest, context: Context
     ) -> pb.ListBlocksResponse:
-        page = await self._page(Kind.BLOCKS, signed_in(), request)
-        return pb.ListBlocksResponse(blocked=page.accounts, next_page_token=page.next_page_token)
+        blocked, token = await self._page(AccountList.BLOCKS, signed_in(), request)
+        return pb.ListBlocksResponse(blocked=blocked, next_page_token=token)
 
     async def ListMutes(
         self, request: pb.ListMutesRequest, context: Context
     ) -> pb.ListMutesResponse:
-        page = await self._page(Kind.MUTES, signed_in(), request)
-        return pb.ListMutesResponse(muted=page.accounts, next_page_token=page.next_page_token)
+        muted, token = await self._page(AccountList.MUTES, signed_in(), request)
+        return pb.ListMutesResponse(muted=muted, next_page_token=token)
 
     async def _check_may_list(self, account_id: int) -> None:
         """Checks that the caller may see an account's followers and followees.
@@ -217,45 +189,53 @@ class GraphService(GraphServiceServicer):
             AccountUnknown: there is no such account, or one blocks the other.
             AccountPrivate: it is private, and the caller does not follow it.
         """
-        caller_id = signed_in()
-        if account_id == caller_id:
-            return
-        [relation] = await self._store.relations(caller_id, [account_id])
-        if relation.blocked:
-            raise AccountUnknown(account_id)
-        await self._check_account(account_id)
-        if not relation.sees:
+        if account_id != signed_in() and not (await self._relation_to(account_id)).sees:
             raise AccountPrivate(account_id)
 
-    async def _page(self, kind: Kind, owner_id: int, request: Any) -> _Page:
-        """Returns a page of a list; `request` has `page_size` and `page_token`."""
+    async def _page(
+        self, which: AccountList, owner_id: int, request: Any
+    ) -> tuple[list[pb.ListedAccount], str]:
+        """Returns a page of a list, and the token of the next page.
+
+        `request` has `page_size` and `page_token`.
+        """
         viewer_id = signed_in()
         # A token is valid only for the list that it was made for.
-        tokens = PageTokens(self._page_key, f"graph.{kind.name}.{owner_id}")
+        tokens = PageTokens(self._page_key, f"graph.{which.name}.{owner_id}")
         before = None
         if request.page_token:
             before = Position(*tokens.open_time(request.page_token, viewer_id))
         size = request.page_size or _DEFAULT_PAGE_SIZE
         # One row past the page shows whether there is a next one.
-        rows = await self._lists.page(kind, owner_id, viewer_id, before=before, limit=size + 1)
+        rows = await self._lists.page(which, owner_id, viewer_id, before=before, limit=size + 1)
         page = rows[:size]
         token = ""
         if len(rows) > size:
             token = tokens.seal_time(page[-1].create_time, page[-1].account_id, viewer_id)
-        return _Page(await self._listed(page), token)
+        return await self._listed(page), token
 
     async def _listed(self, page: Sequence[Position]) -> list[pb.ListedAccount]:
         """Returns the accounts of a page with their names; omits deleted ones."""
-        summaries = await self._names.of([position.account_id for position in page])
-        listed = []
-        for position, summary in zip(page, summaries, strict=True):
-            if summary.account_id:
-                create_time = Timestamp()
-                create_time.FromDatetime(position.create_time)
-                listed.append(pb.ListedAccount(account=summary, create_time=create_time))
-        return listed
+        summaries = await self._peers.names.of([position.account_id for position in page])
+        return [
+            pb.ListedAccount(account=summary, create_time=to_timestamp(position.create_time))
+            for position, summary in zip(page, summaries, strict=True)
+            if summary.account_id
+        ]
 
     # -- Shared by several methods -------------------------------------------------------------
+
+    async def _relation_to(self, account_id: int) -> Relation:
+        """Returns the relation between the caller and another account.
+
+        Raises:
+            AccountUnknown: there is no such account, or one blocks the other.
+        """
+        [relation] = await self._relations.between(signed_in(), [account_id])
+        if relation.blocked:
+            raise AccountUnknown(account_id)
+        await self._peers.check_account(account_id)
+        return relation
 
     async def _caller_towards(self, account_id: int) -> int:
         """Returns the caller, after checking the account that the call concerns.
@@ -267,15 +247,8 @@ class GraphService(GraphServiceServicer):
         caller_id = signed_in()
         if account_id == caller_id:
             raise OwnAccount
-        await self._check_account(account_id)
+        await self._peers.check_account(account_id)
         return caller_id
-
-    async def _check_account(self, account_id: int) -> None:
-        answer = await client.call(
-            self._accounts.BatchGetAccounts, BatchGetAccountsRequest(account_ids=[account_id])
-        )
-        if not answer.accounts[0].account_id:
-            raise AccountUnknown(account_id)
 
     async def _hide(self, losses: Sequence[Loss]) -> None:
         """Hides lost authors in the readers' timelines before the call returns.
@@ -294,18 +267,18 @@ class GraphService(GraphServiceServicer):
         reader_id, author_id, version = loss.reader_id, loss.author_id, loss.version
         while not await self._timelines.hide(reader_id, author_id, version):
             # A show at a later version came first: perhaps of this author, who is followed again.
-            [check] = await self._store.check([(reader_id, author_id)])
+            [check] = await self._relations.check([(reader_id, author_id)])
             if check.follows and not check.muted:
                 return
             version = check.version
 
-    async def _settle(self, account_id: int) -> None:
+    async def _update_mode(self, account_id: int) -> None:
         """Begins a change of an account's mode if its number of followers requires one.
 
         Errors are logged, not raised, because the caller's own change is already committed.
         """
         try:
-            await self._audiences.settle(account_id)
+            await self._audiences.update_mode(account_id)
         except Unavailable as error:
             _log.warning("mode_change.failed", account_id=account_id, error=repr(error))
 

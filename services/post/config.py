@@ -17,4 +17,4 @@ class PostSettings(MeshSettings, DatabaseSettings, CacheSettings, KafkaSettings,
     peer_media: Address
     peer_graph: Address
     sweep_seconds: float = 15.0
-    """How often, on average, the sweep settles posts whose events were missed."""
+    """How often, on average, the sweep resolves posts whose events were missed."""

@@ -1,31 +1,24 @@
-"""The post service's methods, in the order of its contracts."""
+"""The post service's public methods, in the order of the contract."""
 
 import asyncio
 from collections.abc import Awaitable, Sequence
-from typing import Any
 
-import grpc
-from photomesh.graph.v1.graph_internal_service_pb2 import BatchCheckVisibilityRequest
-from photomesh.graph.v1.graph_internal_service_pb2_grpc import GraphInternalServiceStub
 from photomesh.media.v1.media_internal_service_pb2 import StoredMedia
 from photomesh.media.v1.media_service_pb2 import MediaFailure, MediaState
-from photomesh.post.v1 import post_internal_service_pb2 as internal_pb
 from photomesh.post.v1 import post_service_pb2 as pb
-from photomesh.post.v1.post_internal_service_pb2_grpc import PostInternalServiceServicer
 from photomesh.post.v1.post_service_pb2_grpc import PostServiceServicer
 
 from services.chassis.context import signed_in
 from services.chassis.errors import RequestIdReused, Unavailable
-from services.chassis.rpc import client
+from services.chassis.rpc import Context
 from services.chassis.telemetry import logs
 from services.domain.errors import MediaUnknown
 from services.domain.post_cache import PostCache
 from services.post.errors import MediaFailed, MediaNotUploaded, PostNotPublished, PostUnknown
+from services.post.peers import Peers
 from services.post.presenter import Presenter
-from services.post.publisher import Publisher
+from services.post.resolver import Resolver
 from services.post.store import Post, PostStore, State
-
-Context = grpc.aio.ServicerContext[Any, Any]
 
 _CACHE_SECONDS = 0.3
 """Maximum time that an author waits for the cache to be updated."""
@@ -39,16 +32,16 @@ class PostService(PostServiceServicer):
     def __init__(
         self,
         store: PostStore,
-        publisher: Publisher,
+        peers: Peers,
+        resolver: Resolver,
         presenter: Presenter,
         cache: PostCache,
-        graph: GraphInternalServiceStub,
     ) -> None:
         self._store = store
-        self._publisher = publisher
+        self._peers = peers
+        self._resolver = resolver
         self._presenter = presenter
         self._cache = cache
-        self._graph = graph
 
     async def CreatePost(
         self, request: pb.CreatePostRequest, context: Context
@@ -57,18 +50,18 @@ class PostService(PostServiceServicer):
         # Check for a repeated request first: the current state of its media does not matter.
         post = await self._made_before(author_id, request)
         if post is not None:
-            post, media = await self._publisher.settle(post)
+            post, media = await self._resolver.resolve(post)
         else:
-            media = await self._publisher.media(request.media_ids)
+            media = await self._peers.media(request.media_ids)
             _check(media, request.media_ids, author_id)
             post = await self._make(author_id, request)
             # This queries media again: events about the media that were handled before the post was
             # stored did not find it.
             try:
-                post, media = await self._publisher.settle(post)
+                post, media = await self._resolver.resolve(post)
             except Exception:
-                # The post exists nevertheless; an event or the sweep settles it.
-                _log.warning("post.settle_failed", post_id=post.post_id, exc_info=True)
+                # The post exists nevertheless; an event or the sweep resolves it.
+                _log.warning("post.resolve_failed", post_id=post.post_id, exc_info=True)
         return pb.CreatePostResponse(post=await self._presenter.present(post, media))
 
     async def GetPost(self, request: pb.GetPostRequest, context: Context) -> pb.GetPostResponse:
@@ -85,11 +78,11 @@ class PostService(PostServiceServicer):
         if post.state in (State.PROCESSING, State.FAILED):
             raise PostNotPublished(post.post_id)
         await self._store.archive(post)
-        await self._tell_cache(post, self._cache.withdraw([post.post_id]))
+        await self._update_cache(post, self._cache.withdraw([post.post_id]))
         # If the post was unarchived in the meantime, the withdrawal may have come after that.
         post = await self._own(request.post_id)
         if post.state is State.PUBLISHED:
-            await self._tell_cache(post, self._cache.forget([post.post_id]))
+            await self._update_cache(post, self._cache.forget([post.post_id]))
         return pb.ArchivePostResponse(post=await self._present(post))
 
     async def UnarchivePost(
@@ -97,7 +90,7 @@ class PostService(PostServiceServicer):
     ) -> pb.UnarchivePostResponse:
         post = await self._own(request.post_id)
         await self._store.unarchive(post)
-        await self._tell_cache(post, self._cache.forget([post.post_id]))
+        await self._update_cache(post, self._cache.forget([post.post_id]))
         post = await self._own(request.post_id)
         return pb.UnarchivePostResponse(post=await self._present(post))
 
@@ -108,14 +101,14 @@ class PostService(PostServiceServicer):
         if post is None or post.author_id != signed_in():
             raise PostUnknown(request.post_id)
         await self._store.delete(post)
-        await self._tell_cache(post, self._cache.withdraw([post.post_id]))
+        await self._update_cache(post, self._cache.withdraw([post.post_id]))
         return pb.DeletePostResponse()
 
     async def _may_see(self, caller_id: int, post: Post) -> bool:
         """Reports whether a caller may see a post.
 
         Raises:
-            Unavailable: graph is unavailable, and the post is somebody else's. When in doubt, a
+            Unavailable: graph is unavailable, and the post is someone else's. When in doubt, a
                 post that may be hidden is not shown.
         """
         if post.state is State.DELETED:
@@ -124,17 +117,13 @@ class PostService(PostServiceServicer):
             return True
         if post.state is not State.PUBLISHED:
             return False
-        answer = await client.call(
-            self._graph.BatchCheckVisibility,
-            BatchCheckVisibilityRequest(viewer_id=caller_id, account_ids=[post.author_id]),
-        )
-        return answer.visible[0]
+        return await self._peers.is_visible(post.author_id, caller_id)
 
     async def _own(self, post_id: int) -> Post:
         """Returns a post of the caller.
 
         Raises:
-            PostUnknown: there is no such post, it was deleted, or it is somebody else's.
+            PostUnknown: there is no such post, it was deleted, or it is someone else's.
         """
         post = await self._store.post(post_id)
         if post is None or post.author_id != signed_in() or post.state is State.DELETED:
@@ -142,9 +131,9 @@ class PostService(PostServiceServicer):
         return post
 
     async def _present(self, post: Post) -> pb.Post:
-        return await self._presenter.present(post, await self._publisher.media_of(post))
+        return await self._presenter.present(post, await self._resolver.media_of(post))
 
-    async def _tell_cache(self, post: Post, change: Awaitable[None]) -> None:
+    async def _update_cache(self, post: Post, change: Awaitable[None]) -> None:
         """Applies a change to the cache before the author's call returns.
 
         While the cache is unavailable, readers cannot get its copies. Those it still holds when it
@@ -184,31 +173,6 @@ class PostService(PostServiceServicer):
         return post
 
 
-class PostInternalService(PostInternalServiceServicer):
-    """Posts: the internal methods."""
-
-    def __init__(self, store: PostStore, presenter: Presenter) -> None:
-        self._store = store
-        self._presenter = presenter
-
-    async def BatchGetPosts(
-        self, request: internal_pb.BatchGetPostsRequest, context: Context
-    ) -> internal_pb.BatchGetPostsResponse:
-        found = await self._store.posts(request.post_ids)
-        published = {
-            post_id: post for post_id, post in found.items() if post.state is State.PUBLISHED
-        }
-        return await self._presenter.present_all(map(published.get, request.post_ids))
-
-    async def ListRecentByAuthors(
-        self, request: internal_pb.ListRecentByAuthorsRequest, context: Context
-    ) -> internal_pb.ListRecentByAuthorsResponse:
-        post_ids = await self._store.recent(
-            request.author_ids, before=request.before_post_id, limit=request.limit
-        )
-        return internal_pb.ListRecentByAuthorsResponse(post_ids=post_ids)
-
-
 def _check(media: Sequence[StoredMedia], media_ids: Sequence[int], author_id: int) -> None:
     """Checks that an author can post media.
 
@@ -219,19 +183,17 @@ def _check(media: Sequence[StoredMedia], media_ids: Sequence[int], author_id: in
     for index, item in enumerate(media):
         if item.owner_id != author_id or item.state == MediaState.MEDIA_STATE_DELETED:
             raise MediaUnknown(media_ids[index], field=f"media_ids[{index}]")
-    failed = {
+    if failed := {
         f"media_ids[{index}]": f"cannot be processed: {_reason(item)}"
         for index, item in enumerate(media)
         if item.state == MediaState.MEDIA_STATE_FAILED
-    }
-    if failed:
+    }:
         raise MediaFailed(failed)
-    pending = {
+    if pending := {
         f"media_ids[{index}]": "was not completed yet"
         for index, item in enumerate(media)
         if item.state == MediaState.MEDIA_STATE_PENDING
-    }
-    if pending:
+    }:
         raise MediaNotUploaded(pending)
 
 

@@ -8,16 +8,17 @@ from typing import LiteralString
 
 from photomesh.media.v1.media_internal_service_pb2 import StoredMedia
 from photomesh.post.v1.events_pb2 import PostChanged, PostCreated
+from psycopg import AsyncConnection
 from psycopg.rows import kwargs_row, scalar_row
 
 from services.chassis.database.ids import shard_of
-from services.chassis.database.pool import Database, int_array
+from services.chassis.database.pool import Database, fetch, int_array
 from services.chassis.events.outbox import Outbox
 
 _ADD_POST = """
     INSERT INTO posts (shard, post_id, author_id, caption, state, request_id, settle_time)
     VALUES (%(shard)s, next_id(%(shard)s), %(author_id)s, %(caption)s, 'PROCESSING',
-            %(request_id)s, now() + %(settle_after)s)
+            %(request_id)s, now() + %(sweep_after)s)
     ON CONFLICT (shard, author_id, request_id) WHERE request_id <> '' DO NOTHING
     RETURNING post_id
 """
@@ -64,9 +65,9 @@ _AWAITING = """
 
 # Postpones the posts it takes: replicas share the work, and posts that wait for long do not block
 # those behind them. Answered by posts_unsettled.
-_TAKE_UNSETTLED = """
+_TAKE_UNRESOLVED = """
     UPDATE posts
-       SET settle_time = now() + %(settle_after)s
+       SET settle_time = now() + %(sweep_after)s
      WHERE (shard, post_id) IN (
                SELECT shard, post_id
                  FROM posts
@@ -104,7 +105,7 @@ _KEEP_SNAPSHOTS = """
        SET snapshot = kept.snapshot
       FROM unnest(%(snapshots)s::bytea[]) WITH ORDINALITY AS kept (snapshot, position)
      WHERE shard = %(shard)s AND post_id = %(post_id)s AND post_media.position = kept.position
-       -- What was deleted while the post was settled stays so.
+       -- Media that were deleted in the meantime stay deleted.
        AND post_media.snapshot IS NULL
 """
 
@@ -181,10 +182,10 @@ _RECENT = """
      LIMIT %(limit)s
 """
 
-_FIRST_SETTLE = timedelta(seconds=10)
-"""The sweep ignores younger posts: their creation and events settle them."""
+_FIRST_SWEEP = timedelta(seconds=10)
+"""The sweep ignores younger posts: their creation and events resolve them."""
 
-_NEXT_SETTLE = timedelta(seconds=30)
+_NEXT_SWEEP = timedelta(seconds=30)
 """How long the sweep ignores a post that still waits for its media."""
 
 _LARGEST_ID = (1 << 63) - 1
@@ -227,20 +228,21 @@ class PostStore:
         """Adds a post, PROCESSING; None: the author has already used the request id."""
         shard = shard_of(author_id)
         async with self._database.transaction() as connection:
-            cursor = connection.cursor(row_factory=scalar_row)
-            await cursor.execute(
+            added: list[int] = await fetch(
+                connection,
                 _ADD_POST,
                 {
                     "shard": shard,
                     "author_id": author_id,
                     "caption": caption,
                     "request_id": request_id,
-                    "settle_after": _FIRST_SETTLE,
+                    "sweep_after": _FIRST_SWEEP,
                 },
+                scalar_row,
             )
-            post_id: int | None = await cursor.fetchone()
-            if post_id is None:
+            if not added:
                 return None
+            [post_id] = added
             await connection.execute(
                 _ADD_MEDIA, {"shard": shard, "post_id": post_id, "media_ids": list(media_ids)}
             )
@@ -271,78 +273,55 @@ class PostStore:
 
     async def posts_awaiting(self, media_id: int) -> list[Post]:
         """Returns the PROCESSING posts that show a media item."""
-        async with self._database.connection() as connection:
-            cursor = connection.cursor(row_factory=scalar_row)
-            await cursor.execute(_AWAITING, {"shard": shard_of(media_id), "media_id": media_id})
-            post_ids: list[int] = await cursor.fetchall()
-        posts = await self.posts(post_ids)
+        values = {"shard": shard_of(media_id), "media_id": media_id}
+        posts = await self.posts(await self._database.fetch(_AWAITING, values, scalar_row))
         return [post for post in posts.values() if post.state is State.PROCESSING]
 
-    async def take_unsettled(self, limit: int) -> list[Post]:
+    async def take_unresolved(self, limit: int) -> list[Post]:
         """Returns up to `limit` posts that have been PROCESSING for over 10 s.
 
         Does not return a post again for 30 s, to any caller.
         """
-        async with self._database.connection() as connection:
-            cursor = connection.cursor(row_factory=scalar_row)
-            await cursor.execute(_TAKE_UNSETTLED, {"settle_after": _NEXT_SETTLE, "limit": limit})
-            post_ids: list[int] = await cursor.fetchall()
+        values = {"sweep_after": _NEXT_SWEEP, "limit": limit}
+        post_ids = await self._database.fetch(_TAKE_UNRESOLVED, values, scalar_row)
         return list((await self.posts(post_ids)).values())
 
     async def publish(self, post: Post, media: Sequence[StoredMedia]) -> bool:
         """Makes a post PUBLISHED with its media; returns False if it is no longer PROCESSING."""
-        row = {"shard": shard_of(post.post_id), "post_id": post.post_id}
         async with self._outbox.transaction() as tx:
-            settled = await tx.connection.execute(
-                _MOVE, {**row, "before": State.PROCESSING, "after": State.PUBLISHED}
-            )
-            if settled.rowcount == 0:
+            if not await _move(tx.connection, post, State.PROCESSING, State.PUBLISHED):
                 return False
-            await tx.connection.execute(
-                _KEEP_SNAPSHOTS,
-                {**row, "snapshots": [item.SerializeToString() for item in media]},
-            )
+            snapshots = [item.SerializeToString() for item in media]
+            await tx.connection.execute(_KEEP_SNAPSHOTS, {**_key(post), "snapshots": snapshots})
             tx.publish(PostCreated(post_id=post.post_id, author_id=post.author_id))
         return True
 
     async def fail(self, post: Post) -> None:
         """Makes a post FAILED if it is still PROCESSING."""
         async with self._database.connection() as connection:
-            await connection.execute(
-                _MOVE,
-                {
-                    "shard": shard_of(post.post_id),
-                    "post_id": post.post_id,
-                    "before": State.PROCESSING,
-                    "after": State.FAILED,
-                },
-            )
+            await _move(connection, post, State.PROCESSING, State.FAILED)
 
     async def archive(self, post: Post) -> None:
         """Makes a post ARCHIVED and publishes the event, if it is PUBLISHED."""
-        await self._move(post, State.PUBLISHED, State.ARCHIVED)
+        await self._change(post, State.PUBLISHED, State.ARCHIVED)
 
     async def unarchive(self, post: Post) -> None:
         """Makes a post PUBLISHED and publishes the event, if it is ARCHIVED."""
-        await self._move(post, State.ARCHIVED, State.PUBLISHED)
+        await self._change(post, State.ARCHIVED, State.PUBLISHED)
 
     async def delete(self, post: Post) -> None:
         """Makes a post DELETED and publishes the event, unless it is DELETED already."""
-        row = {"shard": shard_of(post.post_id), "post_id": post.post_id}
         async with self._outbox.transaction() as tx:
-            deleted = await tx.connection.execute(_DELETE, row)
-            if deleted.rowcount == 0:
-                return
-            await tx.connection.execute(_DELETE_MEDIA, row)
-            tx.publish(PostChanged(post_id=post.post_id, author_id=post.author_id))
+            deleted = await tx.connection.execute(_DELETE, _key(post))
+            if deleted.rowcount:
+                await tx.connection.execute(_DELETE_MEDIA, _key(post))
+                tx.publish(PostChanged(post_id=post.post_id, author_id=post.author_id))
 
     async def shown_media(self, media_id: int) -> list[StoredMedia]:
         """Returns the distinct snapshots of a media item in posts."""
-        async with self._database.connection() as connection:
-            cursor = connection.cursor(row_factory=scalar_row)
-            values = {"shard": shard_of(media_id), "media_id": media_id}
-            await cursor.execute(_SHOWN_MEDIA, values)
-            return [StoredMedia.FromString(snapshot) for snapshot in await cursor.fetchall()]
+        values = {"shard": shard_of(media_id), "media_id": media_id}
+        snapshots = await self._database.fetch(_SHOWN_MEDIA, values, scalar_row)
+        return [StoredMedia.FromString(snapshot) for snapshot in snapshots]
 
     async def refresh_media(self, shown: StoredMedia, media: StoredMedia) -> None:
         """Replaces a snapshot of a media item in all posts, and publishes their events."""
@@ -377,32 +356,23 @@ class PostStore:
         `before`: only ids below it; 0: from the newest. `author_ids` may contain duplicates.
         """
         wanted = sorted(set(author_ids))
-        async with self._database.connection() as connection:
-            cursor = connection.cursor(row_factory=scalar_row)
-            await cursor.execute(
-                _RECENT,
-                {
-                    "shards": int_array(map(shard_of, wanted)),
-                    "author_ids": int_array(wanted),
-                    "before_post_id": before or _LARGEST_ID,
-                    "limit": limit,
-                },
-            )
-            return await cursor.fetchall()
+        values = {
+            "shards": int_array(map(shard_of, wanted)),
+            "author_ids": int_array(wanted),
+            "before_post_id": before or _LARGEST_ID,
+            "limit": limit,
+        }
+        return await self._database.fetch(_RECENT, values, scalar_row)
 
-    async def _move(self, post: Post, before: State, after: State) -> None:
-        row = {"shard": shard_of(post.post_id), "post_id": post.post_id}
+    async def _change(self, post: Post, before: State, after: State) -> None:
         async with self._outbox.transaction() as tx:
-            moved = await tx.connection.execute(_MOVE, {**row, "before": before, "after": after})
-            if moved.rowcount:
+            if await _move(tx.connection, post, before, after):
                 tx.publish(PostChanged(post_id=post.post_id, author_id=post.author_id))
 
-    async def _show(self, query: LiteralString, parameters: dict[str, object]) -> list[int]:
+    async def _show(self, query: LiteralString, values: dict[str, object]) -> list[int]:
         """Changes snapshots; publishes the events of posts that were published; returns all ids."""
         async with self._outbox.transaction() as tx:
-            cursor = tx.connection.cursor(row_factory=scalar_row)
-            await cursor.execute(query, parameters)
-            post_ids: list[int] = await cursor.fetchall()
+            post_ids: list[int] = await fetch(tx.connection, query, values, scalar_row)
             published = await tx.connection.execute(
                 _ONCE_PUBLISHED,
                 {"shards": int_array(map(shard_of, post_ids)), "post_ids": int_array(post_ids)},
@@ -411,12 +381,19 @@ class PostStore:
                 tx.publish(PostChanged(post_id=post_id, author_id=author_id))
         return post_ids
 
-    async def _posts(self, query: LiteralString, parameters: dict[str, object]) -> list[Post]:
-        async with self._database.connection() as connection:
-            # As text, a hundred posts with their snapshots would take twice as long: 5 ms.
-            cursor = connection.cursor(row_factory=kwargs_row(_to_post), binary=True)
-            await cursor.execute(query, parameters)
-            return await cursor.fetchall()
+    async def _posts(self, query: LiteralString, values: dict[str, object]) -> list[Post]:
+        # As text, a hundred posts with their snapshots would take twice as long: 5 ms.
+        return await self._database.fetch(query, values, kwargs_row(_to_post), binary=True)
+
+
+async def _move(connection: AsyncConnection, post: Post, before: State, after: State) -> bool:
+    """Moves a post from one state to another; returns False if it was not in the former."""
+    moved = await connection.execute(_MOVE, {**_key(post), "before": before, "after": after})
+    return moved.rowcount > 0
+
+
+def _key(post: Post) -> dict[str, int]:
+    return {"shard": shard_of(post.post_id), "post_id": post.post_id}
 
 
 def _to_post(

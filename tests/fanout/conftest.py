@@ -34,11 +34,10 @@ from services.chassis.database.pool import Database
 from services.chassis.events.outbox import Outbox, Relay
 from services.domain.post_cache import PostCache
 from services.domain.timelines import AuthorTimelines, HomeTimelines
-from services.fanout.chunks import Chunks
+from services.fanout.events import Chunks, Events
 from services.fanout.peers import Peers
 from services.fanout.store import FanoutStore
 from services.fanout.walk import Walks
-from services.fanout.worker import Fanout
 from tests.eventually import PATIENCE_SECONDS
 
 CHUNK = 100
@@ -161,7 +160,7 @@ class Parts:
     homes: HomeTimelines
     authors: AuthorTimelines
     posts: PostCache
-    fanout: Fanout
+    events: Events
     chunks: Chunks
     store: FanoutStore
     database: Database
@@ -258,7 +257,7 @@ async def parts(
             homes,
             authors,
             posts,
-            Fanout(homes, authors, posts, peers, walks, store),
+            Events(homes, authors, posts, peers, walks, store),
             Chunks(homes, peers, walks, store),
             store,
             database,

@@ -9,7 +9,7 @@ from photomesh.post.v1.events_pb2 import PostChanged, PostCreated
 
 from services.chassis.errors import Unavailable
 from services.domain.timelines import HomeTimelines
-from services.fanout.chunks import Chunks
+from services.fanout.events import Chunks
 from services.fanout.store import KEPT_FINISHED, KEPT_UNFINISHED
 from services.fanout.walk import Walks
 from tests.fanout.conftest import CHUNK, DEMOTING, PROMOTING, another_event, new_id
@@ -35,9 +35,9 @@ async def test_a_large_audience_is_cut_into_chunks_of_few_lanes(parts):
     post_id = parts.world.post(author)
     created = PostCreated(post_id=post_id, author_id=author)
 
-    await parts.fanout.on_post_created(created)
+    await parts.events.on_post_created(created)
     # The event comes again.
-    await parts.fanout.on_post_created(created)
+    await parts.events.on_post_created(created)
 
     assert await parts.feed(author) == [post_id]
     [under_way] = await parts.store.in_flight(after_id=0, limit=10)
@@ -67,7 +67,7 @@ async def test_a_chunk_goes_on_where_it_was_left(parts, cache):
     author = new_id()
     readers = await parts.crowd(author, 7 * CHUNK)
     post_id = parts.world.post(author)
-    await parts.fanout.on_post_created(PostCreated(post_id=post_id, author_id=author))
+    await parts.events.on_post_created(PostCreated(post_id=post_id, author_id=author))
     _, event = (await parts.waiting())[0]
     # One chunk of them all, which is streamed in batches of 40.
     async with parts.database.connection() as connection:
@@ -91,13 +91,13 @@ async def test_a_post_that_is_deleted_while_it_is_pushed_stays_nowhere(parts):
     author = new_id()
     readers = await parts.crowd(author, 4 * CHUNK)
     post_id = parts.world.post(author)
-    await parts.fanout.on_post_created(PostCreated(post_id=post_id, author_id=author))
+    await parts.events.on_post_created(PostCreated(post_id=post_id, author_id=author))
     pushes = await parts.waiting()
 
     async def delete():
         parts.world.posts[author].remove(post_id)
         another_event()
-        await parts.fanout.on_post_changed(PostChanged(post_id=post_id, author_id=author))
+        await parts.events.on_post_changed(PostChanged(post_id=post_id, author_id=author))
         await parts.work_off()
 
     # After the first chunk has asked, all followers lose what is still to be pushed.
@@ -115,13 +115,13 @@ async def test_a_change_of_mode_that_is_taken_back_leaves_no_trace(parts):
     readers = await parts.crowd(author, 3 * CHUNK)
     celebrity = CelebrityChanged(account_id=author)
     parts.world.begin_change(author, PROMOTING)
-    await parts.fanout.on_celebrity_changed(celebrity)
+    await parts.events.on_celebrity_changed(celebrity)
     promotion = await parts.waiting()
     await parts.chunks.on_chunk_ready(promotion[0][1])
 
     demotion_id = parts.world.begin_change(author, DEMOTING)
     another_event()
-    await parts.fanout.on_celebrity_changed(celebrity)
+    await parts.events.on_celebrity_changed(celebrity)
     demotion = await parts.waiting()
     for _, event in demotion:
         await parts.chunks.on_chunk_ready(event)
@@ -140,7 +140,7 @@ async def test_a_change_of_mode_is_finished_though_the_process_dies_before_it_is
     author = new_id()
     await parts.crowd(author, CHUNK // 2, seen=1)
     change_id = parts.world.begin_change(author, PROMOTING)
-    await parts.fanout.on_celebrity_changed(CelebrityChanged(account_id=author))
+    await parts.events.on_celebrity_changed(CelebrityChanged(account_id=author))
     [(_, event)] = await parts.waiting()
     chunk = await parts.store.chunk(event.fanout_id, 0)
     await parts.store.finish_chunk(chunk, reached=CHUNK // 2)
@@ -157,7 +157,7 @@ async def test_what_ended_is_forgotten_after_a_day(parts):
     for _ in range(2):
         post_id = parts.world.post(author)
         another_event()
-        await parts.fanout.on_post_created(PostCreated(post_id=post_id, author_id=author))
+        await parts.events.on_post_created(PostCreated(post_id=post_id, author_id=author))
     events = [event for _, event in await parts.waiting()]
     for event in events[:2]:
         await parts.chunks.on_chunk_ready(event)

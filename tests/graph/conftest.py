@@ -13,9 +13,9 @@ from deploy.local.stack import Stack
 from services.chassis.config import KafkaSettings
 from services.chassis.database.pool import Database
 from services.chassis.events.outbox import Outbox, Relay
-from services.graph.audiences import Audiences, Thresholds
-from services.graph.lists import Lists
-from services.graph.store import GraphStore
+from services.graph.store.audiences import Audiences, Thresholds
+from services.graph.store.lists import Lists
+from services.graph.store.relations import Relations
 
 LIMIT = 10
 
@@ -29,7 +29,7 @@ class Graph:
         self._database = databases[0]
         self._outboxes = outboxes = [Outbox(database, relay) for database in databases]
         self.stores = [
-            GraphStore(database, outbox, follow_limit=LIMIT, mute_limit=LIMIT)
+            Relations(database, outbox, follow_limit=LIMIT, mute_limit=LIMIT)
             for database, outbox in zip(databases, outboxes, strict=True)
         ]
         self.audiences = [
@@ -38,9 +38,9 @@ class Graph:
         ]
         self.lists = Lists(self._database)
 
-    def limited(self, follow_limit: int) -> GraphStore:
+    def limited(self, follow_limit: int) -> Relations:
         """Returns a store with another limit."""
-        return GraphStore(
+        return Relations(
             self._database, self._outboxes[0], follow_limit=follow_limit, mute_limit=LIMIT
         )
 

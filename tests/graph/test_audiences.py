@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.graph.audiences import Audience, Mode, Thresholds
+from services.graph.store.audiences import Audience, Mode, Thresholds
 from tests.graph.conftest import Graph, ids
 
 NO_END = (1 << 63) - 1
@@ -69,21 +69,21 @@ async def test_a_mode_changes_by_thresholds_with_a_gap(graph: Graph, account, fa
                 if audience.followers < number
                 else store.unfollow(fans[audience.followers - 1], star)
             )
-            await audiences.settle(star)
+            await audiences.update_mode(star)
             audience = await audiences.audience(star)
         return audience
 
     assert await count(3) == Audience(Mode.PUSHED, 0, 3)
     assert await count(4) == Audience(Mode.PROMOTING, 1, 4)
     assert await count(6) == Audience(Mode.PROMOTING, 1, 6)
-    await audiences.finish(star, 1)
+    await audiences.finish_change(star, 1)
     assert await count(3) == Audience(Mode.PULLED, 1, 3)
     assert await graph.reading(fans[0]) == ([star], [star], [])
     assert await count(2) == Audience(Mode.DEMOTING, 2, 2)
     assert await graph.reading(fans[0]) == ([star], [], [])
     assert await count(3) == Audience(Mode.DEMOTING, 2, 3)
-    await audiences.finish(star, 2)
-    await audiences.finish(star, 2)
+    await audiences.finish_change(star, 2)
+    await audiences.finish_change(star, 2)
     assert await count(3) == Audience(Mode.PUSHED, 2, 3)
     assert await graph.mode_events() == [star, star]
 
@@ -91,21 +91,21 @@ async def test_a_mode_changes_by_thresholds_with_a_gap(graph: Graph, account, fa
 async def test_a_change_that_is_taken_back_cannot_be_finished(graph: Graph, account, fans):
     store, audiences, star = graph.stores[0], graph.audiences[0], account()
     await followed(graph, star, fans[:4])
-    await audiences.settle(star)
+    await audiences.update_mode(star)
     for fan in fans[:2]:
         await store.unfollow(fan, star)
-    await audiences.settle(star)
+    await audiences.update_mode(star)
     assert await audiences.audience(star) == Audience(Mode.DEMOTING, 2, 2)
 
-    await audiences.finish(star, 1)
+    await audiences.finish_change(star, 1)
     assert await audiences.audience(star) == Audience(Mode.DEMOTING, 2, 2)
 
     await followed(graph, star, fans[:2])
-    await audiences.settle(star)
+    await audiences.update_mode(star)
     assert await audiences.audience(star) == Audience(Mode.PROMOTING, 3, 4)
-    await audiences.finish(star, 2)
+    await audiences.finish_change(star, 2)
     assert (await audiences.audience(star)).mode is Mode.PROMOTING
-    await audiences.finish(star, 3)
+    await audiences.finish_change(star, 3)
     assert (await audiences.audience(star)).mode is Mode.PULLED
 
 
@@ -115,7 +115,7 @@ async def test_who_crosses_the_threshold_at_once_begins_one_change(graph: Graph,
 
     async def follow(fan: int) -> None:
         await next(stores).follow(fan, star)
-        await next(audiences).settle(star)
+        await next(audiences).update_mode(star)
 
     await asyncio.gather(*(follow(fan) for fan in fans))
 
@@ -130,7 +130,7 @@ async def test_a_change_that_was_missed_is_begun_by_the_next_to_come(graph: Grap
     assert (await graph.audiences[0].audience(star)).mode is Mode.PUSHED
 
     await graph.stores[0].unfollow(fans[0], star)
-    await graph.audiences[0].settle(star)
+    await graph.audiences[0].update_mode(star)
 
     assert (await graph.audiences[0].audience(star)).mode is Mode.PROMOTING
 

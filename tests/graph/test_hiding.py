@@ -13,6 +13,7 @@ from services.chassis import context
 from services.chassis.cache.client import connect
 from services.chassis.config import CacheSettings
 from services.domain.timelines import HomeTimelines
+from services.graph.peers import Peers
 from services.graph.service import GraphService
 from tests.eventually import PATIENCE_SECONDS
 from tests.graph.conftest import Graph
@@ -37,7 +38,7 @@ async def service(request, graph: Graph) -> AsyncIterator[GraphService]:
                 graph.lists,
                 graph.audiences[0],
                 HomeTimelines(cache),
-                AccountInternalServiceStub(nobody),
+                Peers(AccountInternalServiceStub(nobody)),
                 page_key=b"secret",
             )
 

@@ -2,16 +2,16 @@
 
 from collections.abc import AsyncIterator
 
-from services.graph.lists import Kind
+from services.graph.store.lists import AccountList
 from tests.graph.conftest import Graph
 
 
 async def every_page(
-    graph: Graph, kind: Kind, owner: int, *, viewer: int | None = None, size: int = 3
+    graph: Graph, which: AccountList, owner: int, *, viewer: int | None = None, size: int = 3
 ) -> AsyncIterator[int]:
     before = None
     while True:
-        page = await graph.lists.page(kind, owner, viewer or owner, before=before, limit=size)
+        page = await graph.lists.page(which, owner, viewer or owner, before=before, limit=size)
         for position in page:
             yield position.account_id
         if len(page) < size:
@@ -21,36 +21,36 @@ async def every_page(
 
 async def test_pages_meet_without_gap_or_repeat_newest_first(graph: Graph, account):
     store = graph.stores[0]
-    for kind in Kind:
+    for which in AccountList:
         me = account()
         others = [account() for _ in range(7)]
         for other in others:
-            await store.set_private(other, kind is Kind.SENT_REQUESTS)
-        await store.set_private(me, kind is Kind.RECEIVED_REQUESTS)
+            await store.set_private(other, which is AccountList.SENT_REQUESTS)
+        await store.set_private(me, which is AccountList.RECEIVED_REQUESTS)
 
-        async def enter(other: int, me: int = me, kind: Kind = kind) -> None:
-            match kind:
-                case Kind.FOLLOWERS | Kind.RECEIVED_REQUESTS:
+        async def enter(other: int, me: int = me, which: AccountList = which) -> None:
+            match which:
+                case AccountList.FOLLOWERS | AccountList.RECEIVED_REQUESTS:
                     await store.follow(other, me)
-                case Kind.FOLLOWEES | Kind.SENT_REQUESTS:
+                case AccountList.FOLLOWEES | AccountList.SENT_REQUESTS:
                     await store.follow(me, other)
-                case Kind.BLOCKS:
+                case AccountList.BLOCKS:
                     await store.block(me, other)
-                case Kind.MUTES:
+                case AccountList.MUTES:
                     await store.mute(me, other)
 
         for other in others[:6]:
             await enter(other)
         seen = []
-        async for other in every_page(graph, kind, me):
+        async for other in every_page(graph, which, me):
             seen.append(other)
             if len(seen) == 1:
                 # It comes too late for this reader.
                 await enter(others[6])
 
         assert seen == others[5::-1]
-        assert [other async for other in every_page(graph, kind, me)] == others[::-1]
-        assert [other async for other in every_page(graph, kind, account())] == []
+        assert [other async for other in every_page(graph, which, me)] == others[::-1]
+        assert [other async for other in every_page(graph, which, account())] == []
 
 
 async def test_those_of_one_moment_come_once_each(graph: Graph, account):
@@ -60,7 +60,7 @@ async def test_those_of_one_moment_come_once_each(graph: Graph, account):
         await store.follow(fan, star)
     await graph.rows("UPDATE followers SET create_time = '2026-03-01' RETURNING 1")
 
-    seen = [fan async for fan in every_page(graph, Kind.FOLLOWERS, star, size=2)]
+    seen = [fan async for fan in every_page(graph, AccountList.FOLLOWERS, star, size=2)]
 
     assert seen == sorted(fans, reverse=True)
 
@@ -74,7 +74,7 @@ async def test_who_blocks_or_is_blocked_is_left_out_of_what_the_viewer_sees(grap
     await store.block(fans[6], viewer)
     await store.block(fans[3], fans[4])
 
-    seen = [fan async for fan in every_page(graph, Kind.FOLLOWERS, star, viewer=viewer)]
+    seen = [fan async for fan in every_page(graph, AccountList.FOLLOWERS, star, viewer=viewer)]
 
     assert seen == [fan for fan in reversed(fans) if fan not in (fans[1], fans[6])]
-    assert [other async for other in every_page(graph, Kind.BLOCKS, viewer)] == [fans[1]]
+    assert [other async for other in every_page(graph, AccountList.BLOCKS, viewer)] == [fans[1]]

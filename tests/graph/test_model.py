@@ -7,8 +7,8 @@ import pytest
 
 from services.domain.errors import AccountUnknown
 from services.graph.errors import FollowLimit, FollowRequestUnknown
-from services.graph.lists import Kind
-from services.graph.store import FollowState
+from services.graph.store.lists import AccountList
+from services.graph.store.relations import FollowState
 from tests.graph.conftest import Graph
 
 pytestmark = pytest.mark.prove
@@ -128,11 +128,11 @@ async def test_the_database_holds_what_the_rules_say(graph: Graph, account, seed
         kept = sorted(pair[1] for pair in model.follows - model.mutes if pair[0] == one)
         hidden = sorted(pair[1] for pair in model.mutes | model.left if pair[0] == one)
         assert await graph.reading(one) == (kept, [], hidden)
-        for relation in await store.relations(one, accounts):
+        for relation in await store.between(one, accounts):
             if relation.other_id != one:
                 assert relation.sees == model.sees(one, relation.other_id)
         for owner in accounts:
-            page = await graph.lists.page(Kind.FOLLOWERS, owner, one, before=None, limit=10)
+            page = await graph.lists.page(AccountList.FOLLOWERS, owner, one, before=None, limit=10)
             assert {position.account_id for position in page} == {
                 who for who, whom in model.follows if whom == owner and not model.blocked(one, who)
             }

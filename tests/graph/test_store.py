@@ -10,7 +10,7 @@ import pytest
 
 from services.domain.errors import AccountUnknown
 from services.graph.errors import FollowLimit, FollowRequestUnknown, MuteLimit
-from services.graph.store import FollowState, GraphStore, Loss
+from services.graph.store.relations import FollowState, Loss, Relations
 from tests.graph.conftest import LIMIT, Graph
 
 pytestmark = pytest.mark.prove
@@ -28,7 +28,7 @@ async def test_whatever_happens_at_once_all_that_is_kept_agrees(graph: Graph, ac
     accounts = [account() for _ in range(7)]
     rng = random.Random(7)
 
-    async def click(store: GraphStore) -> None:
+    async def click(store: Relations) -> None:
         for _ in range(CLICKS):
             one, other = rng.sample(accounts, 2)
             change = rng.choice(
@@ -331,7 +331,7 @@ async def test_relations_are_what_was_done(graph: Graph, account):
     await store.block(blocker, me)
     await store.mute(me, muted)
 
-    relations = await store.relations(me, [*others, stranger])
+    relations = await store.between(me, [*others, stranger])
 
     facts = [
         {name for name, value in vars(relation).items() if value is True} for relation in relations

@@ -19,7 +19,7 @@ from deploy.local.stack import Stack
 from services.media.pipeline.outputs import STEPS
 from services.media.storage import key_prefix
 from tests.eventually import PATIENCE_SECONDS, eventually
-from tests.mesh.test_crashes import count_dead_letters
+from tests.mesh.mishaps import count_dead_letters
 from tests.pictures import photo
 
 pytestmark = pytest.mark.prove

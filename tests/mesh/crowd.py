@@ -398,7 +398,7 @@ class Crowd:
 
     async def settle(self) -> None:
         """Asks graph what holds wherever something was done, and checks that it can be."""
-        assert await asyncio.to_thread(mishaps.count_buried, self.mesh) == self.buried
+        assert await asyncio.to_thread(mishaps.count_dead_letters, self.mesh) == self.buried
         for post_id, author in self.unknown.items():
             assert self.oracle.authors.get(post_id) == author, f"nobody made {post_id}"
         others: dict[int, set[int]] = defaultdict(set)
@@ -439,7 +439,7 @@ async def crowd_of(mesh: Stack, count: int, rng: random.Random) -> AsyncIterator
     """Yields people who are new here."""
     people = await asyncio.to_thread(_add_accounts, mesh, count, rng)
     media = await asyncio.to_thread(_add_media, mesh, people)
-    buried = await asyncio.to_thread(mishaps.count_buried, mesh)
+    buried = await asyncio.to_thread(mishaps.count_dead_letters, mesh)
     async with (
         channel_to(mesh, "graph", identity="gateway") as graph,
         channel_to(mesh, "post", identity="gateway") as post,

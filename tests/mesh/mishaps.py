@@ -2,13 +2,12 @@
 
 import asyncio
 import dataclasses
-import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 import psycopg
 from google.protobuf.message import Message
-from kafka import KafkaConsumer, KafkaProducer, TopicPartition
+from kafka import KafkaProducer, TopicPartition
 from photomesh.fanout.v1.events_pb2 import ChunkReady
 from photomesh.graph.v1.events_pb2 import CelebrityChanged, FollowChanged
 from photomesh.post.v1.events_pb2 import PostChanged, PostCreated
@@ -16,8 +15,8 @@ from redis import Redis
 
 from deploy.local.stack import Stack
 from services.chassis.config import KafkaSettings
-from services.chassis.events.topics import dead_letters, key_of, topic_of
-from services.fanout.lag import read_lag
+from services.chassis.events.lag import read_ends, read_lag
+from services.chassis.events.topics import all_topics, key_of, topic_of
 from tests.eventually import PATIENCE_SECONDS, eventually
 
 
@@ -70,33 +69,13 @@ def repeat(mesh: Stack, events: Iterable[Message]) -> None:
         producer.close(timeout=5)
 
 
-def count_buried(mesh: Stack) -> int:
-    """Returns how many events fan-out ever gave up."""
-    graves = [TopicPartition(dead_letters(topic).name, 0) for topic in _TOPICS]
-    return sum(end_offsets(mesh, graves).values())
-
-
-def end_offsets(mesh: Stack, partitions: Sequence[TopicPartition]) -> dict[TopicPartition, int]:
-    """Returns the offset that the next record of each partition gets, as a fetch tells it.
-
-    To ask for the latest offsets does not do: of several records that come within a second, Tansu
-    0.6 counts the first alone in its answer until another comes.
-    """
-    consumer = KafkaConsumer(bootstrap_servers=mesh.kafka_bootstrap, fetch_max_wait_ms=100)
-    try:
-        consumer.assign(partitions)
-        # From there, for less is fetched.
-        for partition, offset in consumer.end_offsets(partitions).items():
-            consumer.seek(partition, offset)
-        deadline = time.monotonic() + PATIENCE_SECONDS
-        while time.monotonic() < deadline:
-            consumer.poll(timeout_ms=100)
-            ends = {partition: consumer.highwater(partition) for partition in partitions}
-            if None not in ends.values():
-                return ends
-        raise AssertionError(f"the broker tells nothing of {partitions}")
-    finally:
-        consumer.close()
+def count_dead_letters(mesh: Stack) -> int:
+    """Returns how many events the consumer groups of a mesh have given up so far."""
+    graves = [
+        TopicPartition(topic.name, 0) for topic in all_topics() if topic.name.endswith(".dlq")
+    ]
+    settings = KafkaSettings(kafka_bootstrap=mesh.kafka_bootstrap)
+    return sum(read_ends(settings, dict.fromkeys(graves, 0)).values())
 
 
 async def quiet(mesh: Stack, *, within: float = PATIENCE_SECONDS) -> None:

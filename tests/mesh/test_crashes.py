@@ -12,13 +12,11 @@ from collections.abc import Callable
 import httpx
 import psycopg
 import pytest
-from kafka import TopicPartition
 
 from deploy.local.table import MEDIA_BUCKET
 from deploy.processes import MESH
-from services.chassis.events.topics import all_topics
 from tests.eventually import PATIENCE_SECONDS, eventually
-from tests.mesh.mishaps import end_offsets
+from tests.mesh.mishaps import count_dead_letters
 from tests.mesh.people import Person
 from tests.pictures import photo
 
@@ -135,9 +133,3 @@ def assert_nothing_doubled(mesh, author_id: int, media: dict) -> None:
     path = httpx.URL(media["variants"][0]["url"]).path.removeprefix("/media/")
     listed = s3.list_objects_v2(Bucket=MEDIA_BUCKET, Prefix=path.rpartition("/")[0] + "/")
     assert len(listed["Contents"]) == len(media["variants"])
-
-
-def count_dead_letters(mesh) -> int:
-    names = [topic.name for topic in all_topics()]
-    graves = [TopicPartition(name, 0) for name in names if name.endswith(".dlq")]
-    return sum(end_offsets(mesh, graves).values())

@@ -23,11 +23,13 @@ from services.chassis.config import CacheSettings, DatabaseSettings, KafkaSettin
 from services.chassis.database.pool import Database
 from services.chassis.events.outbox import Outbox, Relay
 from services.chassis.rpc import client
-from services.domain.account_names import AccountNames
 from services.domain.cdn import CdnSettings, EdgeSigner
 from services.domain.post_cache import PostCache
+from services.post import jobs
+from services.post.events import Events
+from services.post.peers import Peers
 from services.post.presenter import Presenter
-from services.post.publisher import Publisher
+from services.post.resolver import Resolver
 from services.post.service import PostService
 from services.post.store import PostStore
 from tests.callers import as_user, channel_to
@@ -121,22 +123,37 @@ async def _sign_up(services: Stack) -> AsyncIterator[Author]:
         yield Author(answer.account.account_id, username, MediaServiceStub(media))
 
 
+@asynccontextmanager
+async def peers_at(services: Stack, graph_address: str) -> AsyncIterator[Peers]:
+    async with (
+        channel_to(services, "account", identity="post") as account,
+        channel_to(services, "media", identity="post") as media,
+        client.channel("graph", graph_address, services.layout.pki / "post") as graph,
+    ):
+        yield Peers(
+            AccountInternalServiceStub(account),
+            MediaInternalServiceStub(media),
+            GraphInternalServiceStub(graph),
+        )
+
+
 @pytest.fixture
-async def media_service(services: Stack) -> AsyncIterator[MediaInternalServiceStub]:
-    """Media as post calls it."""
-    async with channel_to(services, "media", identity="post") as channel:
-        yield MediaInternalServiceStub(channel)
+async def peers(services: Stack) -> AsyncIterator[Peers]:
+    async with peers_at(services, services.ports.address("graph")) as peers:
+        yield peers
 
 
 class Replica:
-    """One process's store and publisher. No relay runs, so events stay in the database."""
+    """Parts of one process. No relay runs, so events stay in the database."""
 
-    def __init__(
-        self, database: Database, relay: Relay, media_service: MediaInternalServiceStub
-    ) -> None:
+    def __init__(self, database: Database, relay: Relay, peers: Peers) -> None:
         self.database = database
         self.store = PostStore(database, Outbox(database, relay))
-        self.publisher = Publisher(self.store, media_service)
+        self.resolver = Resolver(self.store, peers)
+        self.handlers = Events(self.store, peers, self.resolver)
+
+    async def sweep(self) -> None:
+        await jobs.sweep(self.store, self.resolver)
 
     async def events(self) -> list[int]:
         """Returns the posts that were told to be published, sorted."""
@@ -170,11 +187,11 @@ def settings(database_of: Callable) -> DatabaseSettings:
 
 @pytest.fixture
 async def replicas(
-    settings: DatabaseSettings, kafka: KafkaSettings, media_service: MediaInternalServiceStub
+    settings: DatabaseSettings, kafka: KafkaSettings, peers: Peers
 ) -> AsyncIterator[list[Replica]]:
     relay = Relay(settings, kafka)
     async with Database(settings) as one, Database(settings) as other:
-        yield [Replica(database, relay, media_service) for database in (one, other)]
+        yield [Replica(database, relay, peers) for database in (one, other)]
 
 
 def sign_in(author: Author) -> None:
@@ -191,9 +208,8 @@ def post_service(replicas: list[Replica], services: Stack) -> PostServiceMaker:
 
     @asynccontextmanager
     async def make(
-        *, publisher: Publisher | None = None, valkey_url: str = "", graph_address: str = ""
+        *, resolver: Resolver | None = None, valkey_url: str = "", graph_address: str = ""
     ) -> AsyncIterator[PostService]:
-        identity = services.layout.pki / "post"
         graph_address = graph_address or services.ports.address("graph")
         cdn = CdnSettings(cdn_url="http://cdn", cdn_key_file=services.layout.pki / "cdn.key")
         # Who waited for the cache's own end would wait for an hour.
@@ -202,15 +218,14 @@ def post_service(replicas: list[Replica], services: Stack) -> PostServiceMaker:
         )
         async with (
             connect(valkey) as cache,
-            channel_to(services, "account", identity="post") as account,
-            client.channel("graph", graph_address, identity) as graph,
+            peers_at(services, graph_address) as peers,
         ):
             yield PostService(
                 replicas[0].store,
-                publisher or replicas[0].publisher,
-                Presenter(AccountNames(AccountInternalServiceStub(account)), EdgeSigner(cdn)),
+                peers,
+                resolver or replicas[0].resolver,
+                Presenter(peers.names, EdgeSigner(cdn)),
                 PostCache(cache),
-                GraphInternalServiceStub(graph),
             )
 
     return make

@@ -182,14 +182,14 @@ async def test_a_post_that_is_not_published_yet_can_be_deleted_but_not_archived(
     assert await PostCache(cache).get([post.post_id]) == {}
 
     await delete(service, post)
-    await replicas[0].publisher.on_media_processed(
+    await replicas[0].handlers.on_media_processed(
         MediaProcessed(media_id=media_id, owner_id=author.account_id)
     )
     await replicas[0].make_due()
-    await replicas[0].publisher.sweep()
+    await replicas[0].sweep()
     # Whoever has read the post before it was deleted cannot publish it any more.
-    settled, _ = await replicas[1].publisher.settle(post)
-    assert settled.state is State.DELETED
+    resolved, _ = await replicas[1].resolver.resolve(post)
+    assert resolved.state is State.DELETED
     assert await replicas[0].events() == []
 
 

@@ -13,18 +13,18 @@ from typing import Any
 
 from google.protobuf.json_format import MessageToJson
 from google.protobuf.message import DecodeError, Message
-from google.protobuf.timestamp_pb2 import Timestamp
 from photomesh.common.v1.dead_letter_pb2 import DeadLetter as DeadLetterPb
 from psycopg.rows import class_row, scalar_row
 
 from services.chassis import context
-from services.chassis.database.pool import Database
+from services.chassis.database.pool import Database, fetch
 from services.chassis.errors import DeadLetterUnknown
 from services.chassis.events.burials import DLQ_GROUP, DLQ_OFFSET, DLQ_PARTITION, DLQ_REASON
 from services.chassis.events.consumer import RawSubscription
 from services.chassis.events.outbox import Outbox
 from services.chassis.events.topics import Topic, dead_letters, topic_of
 from services.chassis.telemetry import logs
+from services.chassis.timestamps import to_timestamp
 
 _ADD = """
     INSERT INTO dead_letters (topic, dlq_offset, bury_time, source_partition, source_offset,
@@ -140,10 +140,8 @@ class DeadLetters:
         An empty topic stands for all topics.
         """
         values = {"topic": topic, "after_id": after_id, "limit": limit, "group": self._group}
-        async with self._database.connection() as connection:
-            cursor = connection.cursor(row_factory=class_row(DeadLetter))
-            await cursor.execute(_LIST, values)
-            return [_to_pb(letter) for letter in await cursor.fetchall()]
+        found = await self._database.fetch(_LIST, values, class_row(DeadLetter))
+        return [_to_pb(letter) for letter in found]
 
     async def get(self, dead_letter_id: int) -> DeadLetterPb:
         """Returns a dead letter with its event.
@@ -151,12 +149,11 @@ class DeadLetters:
         Raises:
             DeadLetterUnknown: this group has no such dead letter.
         """
-        async with self._database.connection() as connection:
-            cursor = connection.cursor(row_factory=class_row(DeadLetter))
-            await cursor.execute(_ONE, {"dead_letter_id": dead_letter_id, "group": self._group})
-            letter = await cursor.fetchone()
-        if letter is None:
+        values = {"dead_letter_id": dead_letter_id, "group": self._group}
+        found = await self._database.fetch(_ONE, values, class_row(DeadLetter))
+        if not found:
             raise DeadLetterUnknown(dead_letter_id)
+        [letter] = found
         message = _to_pb(letter)
         message.payload = letter.payload
         message.payload_json = self._json(letter)
@@ -165,9 +162,9 @@ class DeadLetters:
     async def replay(self, ids: Sequence[int]) -> list[int]:
         """Publishes the events of open dead letters to this group again; returns their ids."""
         async with self._outbox.transaction() as tx:
-            cursor = tx.connection.cursor(row_factory=class_row(DeadLetter))
-            await cursor.execute(_REPLAY, {"ids": list(ids), "group": self._group})
-            letters = sorted(await cursor.fetchall(), key=lambda letter: letter.dead_letter_id)
+            values = {"ids": list(ids), "group": self._group}
+            replayed = await fetch(tx.connection, _REPLAY, values, class_row(DeadLetter))
+            letters = sorted(replayed, key=lambda letter: letter.dead_letter_id)
             for letter in letters:
                 tx.replay(
                     letter.topic,
@@ -176,29 +173,22 @@ class DeadLetters:
                     traceparent=letter.traceparent,
                     consumer_group=self._group,
                 )
-        replayed = [letter.dead_letter_id for letter in letters]
-        _log.warning("dead_letters.replayed", dead_letter_ids=replayed)
-        return replayed
+        replayed_ids = [letter.dead_letter_id for letter in letters]
+        _log.warning("dead_letters.replayed", dead_letter_ids=replayed_ids)
+        return replayed_ids
 
     async def drop(self, ids: Sequence[int]) -> list[int]:
         """Gives up open dead letters; returns their ids."""
-        async with self._database.connection() as connection:
-            cursor = connection.cursor(row_factory=scalar_row)
-            await cursor.execute(_DROP, {"ids": list(ids), "group": self._group})
-            dropped = sorted(await cursor.fetchall())
+        values = {"ids": list(ids), "group": self._group}
+        dropped = sorted(await self._database.fetch(_DROP, values, scalar_row))
         _log.warning("dead_letters.dropped", dead_letter_ids=dropped)
         return dropped
 
     async def purge(self, now: datetime) -> int:
         """Removes dead letters settled longer than KEPT_SETTLED before `now`; returns how many."""
-        values = {"before": now - KEPT_SETTLED, "most": _PURGE_BATCH}
-        purged = 0
-        while True:
-            async with self._database.connection() as connection:
-                batch = (await connection.execute(_PURGE, values)).rowcount
-            purged += batch
-            if batch < _PURGE_BATCH:
-                break
+        purged = await self._database.purge(
+            _PURGE, {"before": now - KEPT_SETTLED}, batch=_PURGE_BATCH
+        )
         if purged:
             _log.info("dead_letters.purged", dead_letters=purged)
         return purged
@@ -221,8 +211,7 @@ class DeadLetters:
                 "payload": record.value or b"",
                 "traceparent": headers.get(context.TRACEPARENT, "").replace("\0", ""),
             }
-            async with self._database.connection() as connection:
-                await connection.execute(_ADD, values)
+            await self._database.execute(_ADD, values)
 
         return add
 
@@ -244,8 +233,6 @@ def _id_in(key: bytes | None) -> int:
 
 
 def _to_pb(letter: DeadLetter) -> DeadLetterPb:
-    bury_time = Timestamp()
-    bury_time.FromDatetime(letter.bury_time)
     return DeadLetterPb(
         dead_letter_id=letter.dead_letter_id,
         topic=letter.topic,
@@ -253,7 +240,7 @@ def _to_pb(letter: DeadLetter) -> DeadLetterPb:
         offset=-1 if letter.source_offset is None else letter.source_offset,
         consumer_group=letter.consumer_group,
         reason=letter.reason,
-        bury_time=bury_time,
+        bury_time=to_timestamp(letter.bury_time),
         trace_id=context.trace_id_of(letter.traceparent) if letter.traceparent else "",
         key=letter.key or b"",
     )

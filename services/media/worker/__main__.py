@@ -4,8 +4,8 @@ from photomesh.media.v1.events_pb2 import MediaDeleted, MediaUploaded
 
 from services.chassis import config
 from services.chassis.database.pool import Database
-from services.chassis.events.consumer import Consumer, Subscription
-from services.chassis.events.dead_letter_service import dead_letters_of
+from services.chassis.events.consumer import Subscription
+from services.chassis.events.group import ConsumerGroup
 from services.chassis.events.outbox import Outbox, Relay
 from services.chassis.jobs import periodic
 from services.chassis.rpc.server import Worker, run, serve
@@ -16,8 +16,6 @@ from services.media.storage import Storage
 from services.media.store import MediaStore
 from services.media.worker.eraser import SWEEP_SECONDS, Eraser
 from services.media.worker.processor import Processor
-
-_GROUP = "media-worker"
 
 
 async def main() -> None:
@@ -45,23 +43,24 @@ async def main() -> None:
             at_a_time=2 * settings.renderers,
             progress_seconds=settings.progress_seconds,
         )
-        subscriptions = [
-            # Not in order, so that the photos of one album are rendered in parallel.
-            Subscription(MediaUploaded, processor.process, in_order=False),
-            Subscription(MediaDeleted, eraser.on_media_deleted, in_order=False),
-        ]
-        consumer = Consumer(settings, group=_GROUP, subscriptions=subscriptions)
-        dead_letters, dead_letter_workers = dead_letters_of(
-            settings, database, outbox, group=_GROUP, subscriptions=subscriptions
+        group = ConsumerGroup(
+            "media-worker",
+            settings,
+            database,
+            outbox,
+            [
+                # Not in order, so that the photos of one album are rendered in parallel.
+                Subscription(MediaUploaded, processor.process, in_order=False),
+                Subscription(MediaDeleted, eraser.on_media_deleted, in_order=False),
+            ],
         )
         await serve(
             settings,
-            [dead_letters],
+            [group.dead_letters],
             [
-                Worker("consumer", consumer.run),
+                *group.workers,
                 Worker("relay", relay.run),
                 periodic("eraser", eraser.sweep, seconds=SWEEP_SECONDS),
-                *dead_letter_workers,
             ],
         )
 

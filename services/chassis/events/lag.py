@@ -4,11 +4,12 @@ The end of a partition is the high watermark of a fetch. ListOffsets is not used
 the first offset of a batch of records, so a lag of thousands appears as none.
 """
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from kafka import KafkaAdminClient, KafkaConsumer, TopicPartition
-from kafka.errors import KafkaError
+from kafka.errors import KafkaError, KafkaTimeoutError
 
 from services.chassis.config import KafkaSettings
 from services.chassis.errors import Unavailable
@@ -56,17 +57,22 @@ def read_lag(settings: KafkaSettings, group: str, topics: Sequence[Topic]) -> li
         finally:
             admin.close()
         committed = {key: found[key].offset if key in found else -1 for key in partitions}
-        ends = _ends(settings, committed)
+        ends = read_ends(settings, {key: max(offset, 0) for key, offset in committed.items()})
     except KafkaError as error:
         raise Unavailable("The broker") from error
     return [PartitionLag(key.topic, key.partition, ends[key], committed[key]) for key in partitions]
 
 
-def _ends(
-    settings: KafkaSettings, committed: Mapping[TopicPartition, int]
-) -> Mapping[TopicPartition, int]:
-    """Returns the end of each partition, by a fetch from the committed offset."""
-    ends = {key: max(offset, 0) for key, offset in committed.items()}
+def read_ends(
+    settings: KafkaSettings, starts: Mapping[TopicPartition, int]
+) -> dict[TopicPartition, int]:
+    """Returns the end of each partition, by a fetch from the given offset. Blocks.
+
+    Raises:
+        KafkaError: the broker does not answer.
+    """
+    ends: dict[TopicPartition, int] = {}
+    deadline = time.monotonic() + _TIMEOUT_MS / 1000
     consumer = KafkaConsumer(
         bootstrap_servers=settings.kafka_bootstrap.split(","),
         group_id=None,
@@ -77,12 +83,20 @@ def _ends(
         max_partition_fetch_bytes=1,
     )
     try:
-        consumer.assign(list(ends))
-        for key, offset in ends.items():
+        consumer.assign(list(starts))
+        for key, offset in starts.items():
             consumer.seek(key, offset)
-        # A partition at its end returns nothing. One that has answered is not fetched again.
-        while fetched := list(consumer.poll(timeout_ms=3 * _FETCH_MS)):
-            ends |= {key: consumer.highwater(key) for key in fetched}
+        while len(ends) < len(starts):
+            if time.monotonic() > deadline:
+                raise KafkaTimeoutError("not all partitions were fetched in time")
+            consumer.poll(timeout_ms=_FETCH_MS)
+            fetched = {
+                key: end
+                for key in starts.keys() - ends.keys()
+                if (end := consumer.highwater(key)) is not None
+            }
+            ends |= fetched
+            # These are not fetched again.
             consumer.pause(*fetched)
     finally:
         consumer.close(autocommit=False)

@@ -1,4 +1,4 @@
-"""Lists of accounts, newest first: followers, requests, blocks and so on. All SQL of these."""
+"""Lists of accounts, newest first: followers, requests, blocks and so on."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -37,8 +37,8 @@ _VISIBLE = """
 """
 
 
-class Kind(Enum):
-    """The kinds of lists: table, column of the owner, column of the listed account."""
+class AccountList(Enum):
+    """The lists of an account: table, column of the owner, column of the listed account."""
 
     FOLLOWERS = ("followers", "followee_id", "follower_id")
     FOLLOWEES = ("follows", "follower_id", "followee_id")
@@ -56,14 +56,14 @@ class Position:
     account_id: int
 
 
-def _query(kind: Kind) -> sql.Composed:
-    table, owner, listed = (sql.Identifier(name) for name in kind.value)
+def _query(which: AccountList) -> sql.Composed:
+    table, owner, listed = (sql.Identifier(part) for part in which.value)
     # In a list of blocks, the blocked accounts must be visible.
-    visible = sql.SQL("" if kind is Kind.BLOCKS else _VISIBLE).format(listed=listed)
+    visible = sql.SQL("" if which is AccountList.BLOCKS else _VISIBLE).format(listed=listed)
     return sql.SQL(_PAGE).format(table=table, owner=owner, listed=listed, visible=visible)
 
 
-_QUERIES = {kind: _query(kind) for kind in Kind}
+_QUERIES = {each: _query(each) for each in AccountList}
 
 
 class Lists:
@@ -73,7 +73,13 @@ class Lists:
         self._database = database
 
     async def page(
-        self, kind: Kind, owner_id: int, viewer_id: int, *, before: Position | None, limit: int
+        self,
+        which: AccountList,
+        owner_id: int,
+        viewer_id: int,
+        *,
+        before: Position | None,
+        limit: int,
     ) -> list[Position]:
         """Returns up to `limit` accounts of a list after `before` (None: from the newest).
 
@@ -82,18 +88,13 @@ class Lists:
         Raises:
             Unavailable: the database is unavailable or overloaded.
         """
-        async with self._database.connection() as connection:
-            cursor = connection.cursor(row_factory=class_row(Position))
-            await cursor.execute(
-                _QUERIES[kind],
-                {
-                    "shard": shard_of(owner_id),
-                    "owner_id": owner_id,
-                    "viewer_shard": shard_of(viewer_id),
-                    "viewer_id": viewer_id,
-                    "before_time": before.create_time if before else "infinity",
-                    "before_id": before.account_id if before else 0,
-                    "limit": limit,
-                },
-            )
-            return await cursor.fetchall()
+        values = {
+            "shard": shard_of(owner_id),
+            "owner_id": owner_id,
+            "viewer_shard": shard_of(viewer_id),
+            "viewer_id": viewer_id,
+            "before_time": before.create_time if before else "infinity",
+            "before_id": before.account_id if before else 0,
+            "limit": limit,
+        }
+        return await self._database.fetch(_QUERIES[which], values, class_row(Position))

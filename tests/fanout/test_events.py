@@ -6,8 +6,8 @@ from photomesh.post.v1.events_pb2 import PostChanged, PostCreated
 
 from services.domain.post_cache import CachedPost
 from services.domain.timelines import HomeTimelines
+from services.fanout.events import Events
 from services.fanout.walk import Walks
-from services.fanout.worker import Fanout
 from tests.fanout.conftest import (
     BACKFILL,
     CHUNK,
@@ -23,7 +23,7 @@ from tests.fanout.conftest import (
 async def post(parts, author: int) -> int:
     post_id = parts.world.post(author)
     another_event()
-    await parts.fanout.on_post_created(PostCreated(post_id=post_id, author_id=author))
+    await parts.events.on_post_created(PostCreated(post_id=post_id, author_id=author))
     return post_id
 
 
@@ -35,7 +35,7 @@ async def test_a_post_reaches_its_author_and_all_who_follow_once(parts):
     parts.world.follow(absent, author)
 
     post_id = await post(parts, author)
-    await parts.fanout.on_post_created(PostCreated(post_id=post_id, author_id=author))
+    await parts.events.on_post_created(PostCreated(post_id=post_id, author_id=author))
 
     assert await parts.feeds([author, *readers]) == [[post_id]] * 4
     assert await parts.feed(stranger) == []
@@ -50,7 +50,7 @@ async def test_a_deleted_post_is_withdrawn_and_leaves_all_feeds(parts):
     await parts.posts.put({gone: CachedPost(author, b"copy")})
 
     parts.world.posts[author].remove(gone)
-    await parts.fanout.on_post_changed(PostChanged(post_id=gone, author_id=author))
+    await parts.events.on_post_changed(PostChanged(post_id=gone, author_id=author))
 
     assert await parts.feeds([author, *readers]) == [[kept]] * 4
     assert await parts.posts.get([gone]) == {gone: None}
@@ -62,7 +62,7 @@ async def test_a_post_that_is_shown_again_comes_back(parts):
     post_id = parts.world.post(author)
     await parts.posts.withdraw([post_id])
 
-    await parts.fanout.on_post_changed(PostChanged(post_id=post_id, author_id=author))
+    await parts.events.on_post_changed(PostChanged(post_id=post_id, author_id=author))
 
     assert await parts.feeds([author, reader]) == [[post_id]] * 2
     # Readers ask anew.
@@ -75,8 +75,8 @@ async def test_events_in_the_wrong_order_leave_what_holds(parts):
     post_id = parts.world.post(author)
     parts.world.posts[author].remove(post_id)
 
-    await parts.fanout.on_post_changed(PostChanged(post_id=post_id, author_id=author))
-    await parts.fanout.on_post_created(PostCreated(post_id=post_id, author_id=author))
+    await parts.events.on_post_changed(PostChanged(post_id=post_id, author_id=author))
+    await parts.events.on_post_created(PostCreated(post_id=post_id, author_id=author))
 
     assert await parts.feeds([author, reader]) == [[], []]
     assert await parts.posts.get([post_id]) == {post_id: None}
@@ -92,7 +92,7 @@ async def test_what_changes_while_an_event_is_handled_is_noticed(parts):
         parts.world.posts[author].append(post_id)
 
     parts.world.meanwhile.append(show_again)
-    await parts.fanout.on_post_changed(PostChanged(post_id=post_id, author_id=author))
+    await parts.events.on_post_changed(PostChanged(post_id=post_id, author_id=author))
 
     assert await parts.feed(reader) == [post_id]
     assert await parts.posts.get([post_id]) == {}
@@ -118,15 +118,15 @@ async def test_a_follow_brings_the_last_posts_and_an_unfollow_hides_them(parts):
     change = FollowChanged(follower_id=reader, followee_id=author)
 
     parts.world.follow(reader, author)
-    await parts.fanout.on_follow_changed(change)
+    await parts.events.on_follow_changed(change)
     assert await parts.feed(reader) == posts[: -BACKFILL - 1 : -1]
 
     parts.world.unfollow(reader, author)
-    await parts.fanout.on_follow_changed(change)
+    await parts.events.on_follow_changed(change)
     assert (await parts.homes.read(reader, 0, 10)).hidden == {author}
 
     # Late events do not bring back what no longer holds.
-    await parts.fanout.on_follow_changed(change)
+    await parts.events.on_follow_changed(change)
     assert (await parts.homes.read(reader, 0, 10)).hidden == {author}
 
 
@@ -137,11 +137,11 @@ async def test_a_mute_hides_and_its_end_shows(parts):
     change = FollowChanged(follower_id=reader, followee_id=author)
 
     parts.world.muted.add((reader, author))
-    await parts.fanout.on_follow_changed(change)
+    await parts.events.on_follow_changed(change)
     assert (await parts.homes.read(reader, 0, 10)).hidden == {author}
 
     parts.world.muted.clear()
-    await parts.fanout.on_follow_changed(change)
+    await parts.events.on_follow_changed(change)
     held = await parts.homes.read(reader, 0, 10)
     assert (held.hidden, held.post_ids) == (frozenset(), [post_id])
 
@@ -151,7 +151,7 @@ async def test_a_follow_of_somebody_who_is_pulled_makes_the_feed_pull(parts):
     parts.world.modes[author] = PULLED
     parts.world.follow(reader, author)
 
-    await parts.fanout.on_follow_changed(FollowChanged(follower_id=reader, followee_id=author))
+    await parts.events.on_follow_changed(FollowChanged(follower_id=reader, followee_id=author))
 
     assert (await parts.homes.read(reader, 0, 10)).pulled == [author]
 
@@ -171,8 +171,8 @@ async def test_a_feed_pulls_until_it_has_what_it_pulled(parts, cache):
 
     walks = Walks(parts.peers)
     homes = Watched(cache)
-    fanout = Fanout(homes, parts.authors, parts.posts, parts.peers, walks, parts.store)
-    await fanout.on_follow_changed(FollowChanged(follower_id=reader, followee_id=author))
+    events = Events(homes, parts.authors, parts.posts, parts.peers, walks, parts.store)
+    await events.on_follow_changed(FollowChanged(follower_id=reader, followee_id=author))
 
     assert pulled_at_pushes == [[author]]
     held = await parts.homes.read(reader, 0, 10)
@@ -204,7 +204,7 @@ async def test_a_follow_during_a_promotion_is_not_forgotten(parts):
         parts.world.begin_change(author, PROMOTING)
 
     parts.world.meanwhile.append(promote)
-    await parts.fanout.on_follow_changed(FollowChanged(follower_id=reader, followee_id=author))
+    await parts.events.on_follow_changed(FollowChanged(follower_id=reader, followee_id=author))
 
     assert (await parts.homes.read(reader, 0, 10)).pulled == [author]
 
@@ -219,7 +219,7 @@ async def test_an_unfollow_that_was_told_first_is_not_undone(parts):
         await parts.homes.hide(reader, author, parts.world.versions[reader])
 
     parts.world.meanwhile.append(unfollow)
-    await parts.fanout.on_follow_changed(FollowChanged(follower_id=reader, followee_id=author))
+    await parts.events.on_follow_changed(FollowChanged(follower_id=reader, followee_id=author))
 
     held = await parts.homes.read(reader, 0, 10)
     assert (held.hidden, held.pulled) == ({author}, [])
@@ -233,7 +233,7 @@ async def test_a_timeline_that_is_ahead_of_graph_is_dropped(parts):
     assert await parts.homes.hide(reader, new_id(), future)
     assert await parts.homes.hide(reader, author, future)
 
-    await parts.fanout.on_follow_changed(FollowChanged(follower_id=reader, followee_id=author))
+    await parts.events.on_follow_changed(FollowChanged(follower_id=reader, followee_id=author))
 
     assert not await parts.homes.exists(reader)
 
@@ -246,7 +246,7 @@ async def test_a_change_of_mode_goes_through_all_followers_and_back(parts):
     change = parts.world.begin_change(author, PROMOTING)
 
     another_event()
-    await parts.fanout.on_celebrity_changed(CelebrityChanged(account_id=author))
+    await parts.events.on_celebrity_changed(CelebrityChanged(account_id=author))
     assert await parts.work_off() == 3
 
     # Chunks that end side by side may each find that they are the last.
@@ -258,7 +258,7 @@ async def test_a_change_of_mode_goes_through_all_followers_and_back(parts):
 
     change = parts.world.begin_change(author, DEMOTING)
     another_event()
-    await parts.fanout.on_celebrity_changed(CelebrityChanged(account_id=author))
+    await parts.events.on_celebrity_changed(CelebrityChanged(account_id=author))
     await parts.work_off()
 
     assert parts.world.finished[-1] == (author, change)
@@ -275,6 +275,6 @@ async def test_a_mode_that_is_settled_asks_for_nothing(parts):
     await parts.crowd(author, CHUNK + 1, seen=1)
     parts.world.modes[author] = PULLED
 
-    await parts.fanout.on_celebrity_changed(CelebrityChanged(account_id=author))
+    await parts.events.on_celebrity_changed(CelebrityChanged(account_id=author))
 
     assert await parts.waiting() == []

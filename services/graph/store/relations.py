@@ -1,4 +1,4 @@
-"""Relations between accounts: follows, requests, blocks, mutes. All SQL of these.
+"""Relations between accounts: follows, requests, blocks, mutes.
 
 A change to what a reader gets from an author, or to their relation, first locks the reader's row of
 followee_counts. So changes of one reader are serialized, and what is read under the lock stays true
@@ -21,11 +21,11 @@ from psycopg import AsyncConnection
 from psycopg.rows import class_row, scalar_row
 
 from services.chassis.database.ids import shard_of
-from services.chassis.database.pool import Database, int_array
+from services.chassis.database.pool import Database, fetch, int_array
 from services.chassis.events.outbox import Outbox, Transaction
 from services.domain.errors import AccountUnknown
-from services.graph.audiences import Mode
 from services.graph.errors import FollowLimit, FollowRequestUnknown, MuteLimit
+from services.graph.store.audiences import Mode, of_account
 
 # -- Locks and counts of readers ---------------------------------------------------------------
 
@@ -395,7 +395,7 @@ class _Edge:
         }
 
 
-class GraphStore:
+class Relations:
     """Relations between accounts, in PostgreSQL. Every method may raise Unavailable."""
 
     def __init__(
@@ -499,8 +499,7 @@ class GraphStore:
     # Removing a block creates no relation, so this needs no lock.
     async def unblock(self, blocker_id: int, blocked_id: int) -> None:
         """Removes a block."""
-        async with self._database.connection() as connection:
-            await connection.execute(_REMOVE_BLOCK, _Edge(blocker_id, blocked_id).values)
+        await self._database.execute(_REMOVE_BLOCK, _Edge(blocker_id, blocked_id).values)
 
     async def mute(self, muter_id: int, muted_id: int) -> list[Loss]:
         """Keeps an account's posts out of another's feed; returns what to hide.
@@ -520,8 +519,7 @@ class GraphStore:
                 raise AccountUnknown(muted_id)
             if not relation.mutes:
                 # The muter is locked, so the count cannot change.
-                counted = await tx.connection.execute(_COUNT_MUTES, edge.values)
-                [[count]] = await counted.fetchall()
+                [count] = await fetch(tx.connection, _COUNT_MUTES, edge.values, scalar_row)
                 if count >= self._mute_limit:
                     raise MuteLimit(self._mute_limit)
                 await tx.connection.execute(_ADD_MUTE, edge.values)
@@ -543,33 +541,22 @@ class GraphStore:
     # needs no lock.
     async def set_private(self, account_id: int, private: bool) -> None:
         """Makes an account private or public."""
-        async with self._database.connection() as connection:
-            await connection.execute(
-                _ADD_PRIVATE if private else _REMOVE_PRIVATE,
-                {"shard": shard_of(account_id), "account_id": account_id},
-            )
+        query = _ADD_PRIVATE if private else _REMOVE_PRIVATE
+        await self._database.execute(query, of_account(account_id))
 
     # -- Queries -------------------------------------------------------------------------------
 
     async def is_private(self, account_id: int) -> bool:
         """Reports whether an account is private."""
-        async with self._database.connection() as connection:
-            cursor = await connection.execute(
-                _IS_PRIVATE, {"shard": shard_of(account_id), "account_id": account_id}
-            )
-            return await cursor.fetchone() is not None
+        return await self._database.execute(_IS_PRIVATE, of_account(account_id)) > 0
 
     async def count_followees(self, account_id: int) -> int:
         """Returns how many accounts an account follows."""
-        async with self._database.connection() as connection:
-            cursor = connection.cursor(row_factory=scalar_row)
-            await cursor.execute(
-                _COUNT_FOLLOWEES, {"shard": shard_of(account_id), "account_id": account_id}
-            )
-            count: int = (await cursor.fetchall())[0]
+        count: int
+        [count] = await self._database.fetch(_COUNT_FOLLOWEES, of_account(account_id), scalar_row)
         return count
 
-    async def relations(self, me: int, other_ids: Sequence[int]) -> list[Relation]:
+    async def between(self, me: int, other_ids: Sequence[int]) -> list[Relation]:
         """Returns the relation between an account and each of several, in their order."""
         async with self._database.connection() as connection:
             return await _relations(connection, me, other_ids)
@@ -581,12 +568,8 @@ class GraphStore:
 
     async def reading(self, follower_id: int) -> Reading:
         """Returns the authors whose posts an account gets, in one snapshot."""
-        async with self._database.connection() as connection:
-            cursor = connection.cursor(row_factory=class_row(Reading), binary=True)
-            await cursor.execute(
-                _READING, {"shard": shard_of(follower_id), "follower_id": follower_id}
-            )
-            [reading] = await cursor.fetchall()
+        values = {"shard": shard_of(follower_id), "follower_id": follower_id}
+        [reading] = await self._database.fetch(_READING, values, class_row(Reading), binary=True)
         return reading
 
 
@@ -658,9 +641,7 @@ async def _change(tx: Transaction, edge: _Edge) -> None:
 
 
 async def _losses(tx: Transaction, edges: Sequence[_Edge]) -> list[Loss]:
-    cursor = tx.connection.cursor(row_factory=class_row(Loss))
-    await cursor.execute(_DEPARTED, _columns(edges))
-    return await cursor.fetchall()
+    return await fetch(tx.connection, _DEPARTED, _columns(edges), class_row(Loss))
 
 
 # -- Queries, inside or outside of changes -----------------------------------------------------
@@ -669,17 +650,13 @@ async def _losses(tx: Transaction, edges: Sequence[_Edge]) -> list[Loss]:
 async def _relations(
     connection: AsyncConnection, me: int, other_ids: Sequence[int]
 ) -> list[Relation]:
-    cursor = connection.cursor(row_factory=class_row(Relation))
-    await cursor.execute(
-        _RELATIONS,
-        {
-            "me": me,
-            "shard": shard_of(me),
-            "other_ids": int_array(other_ids),
-            "other_shards": int_array(map(shard_of, other_ids)),
-        },
-    )
-    return await cursor.fetchall()
+    values = {
+        "me": me,
+        "shard": shard_of(me),
+        "other_ids": int_array(other_ids),
+        "other_shards": int_array(map(shard_of, other_ids)),
+    }
+    return await fetch(connection, _RELATIONS, values, class_row(Relation))
 
 
 async def _check(connection: AsyncConnection, edges: Sequence[_Edge]) -> list[Check]:

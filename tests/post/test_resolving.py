@@ -1,4 +1,4 @@
-"""Settling posts: whoever does it, however often, a post is published once."""
+"""Resolving posts: whichever process does it, however often, a post is published once."""
 
 import asyncio
 
@@ -14,31 +14,31 @@ from services.post.store import State
 from tests.post.conftest import Replica, sign_in
 
 
-async def test_a_post_that_is_settled_twenty_times_at_once_is_published_once(replicas, author):
+async def test_a_post_that_is_resolved_twenty_times_at_once_is_published_once(replicas, author):
     media_ids = [await author.photo(seed) for seed in (1, 2)]
     store = replicas[0].store
     post = await store.add_post(author.account_id, media_ids, "caption", "")
     assert post.state is State.PROCESSING
 
-    outcomes = await asyncio.gather(*(replica.publisher.settle(post) for replica in replicas * 10))
+    outcomes = await asyncio.gather(*(replica.resolver.resolve(post) for replica in replicas * 10))
 
-    assert {settled.state for settled, _ in outcomes} == {State.PUBLISHED}
+    assert {resolved.state for resolved, _ in outcomes} == {State.PUBLISHED}
     assert await replicas[0].events() == [post.post_id]
     published = await store.post(post.post_id)
     assert [item.media_id for item in published.snapshots] == media_ids
     assert all(item.variants and item.key_prefix.endswith("/") for item in published.snapshots)
 
 
-async def test_an_event_settles_the_posts_that_wait_for_its_media_and_no_others(replicas, author):
+async def test_an_event_resolves_the_posts_that_wait_for_its_media_and_no_others(replicas, author):
     ready, pending = await author.photo(), (await author.open_upload(b"x")).media.media_id
-    store, publisher = replicas[0].store, replicas[0].publisher
+    store, replica = replicas[0].store, replicas[0]
     one, other, waiting, third = [
         await store.add_post(author.account_id, media_ids, "", "")
         for media_ids in ([ready], [ready], [pending, ready], [pending])
     ]
 
     for _ in range(2):
-        await publisher.on_media_processed(
+        await replica.handlers.on_media_processed(
             MediaProcessed(media_id=ready, owner_id=author.account_id)
         )
 
@@ -55,38 +55,38 @@ async def test_sweeps_of_two_replicas_publish_each_forgotten_post_once(replicas,
         await store.add_post(author.account_id, [pending if n % 10 == 0 else ready], "", "")
         for n in range(120)
     ]
-    await replicas[0].publisher.sweep()
+    await replicas[0].sweep()
     assert await replicas[0].events() == [], "what was just made is left to its maker"
 
     await replicas[0].make_due()
-    await asyncio.gather(*(replica.publisher.sweep() for replica in replicas))
+    await asyncio.gather(*(replica.sweep() for replica in replicas))
 
     forgotten = [post.post_id for post in posts if post.media_ids == (ready,)]
     assert await replicas[0].events() == sorted(forgotten)
-    assert await store.take_unsettled(100) == [], "what waits on is left alone for a while"
+    assert await store.take_unresolved(100) == [], "what waits on is left alone for a while"
 
 
 async def test_a_post_fails_with_its_media(replicas, author):
     broken = await author.upload(b"this is no picture")
     await author.processed(broken)
-    store, publisher = replicas[0].store, replicas[0].publisher
+    store, replica = replicas[0].store, replicas[0]
     post = await store.add_post(author.account_id, [await author.photo(), broken], "", "")
 
-    settled, media = await publisher.settle(post)
+    resolved, media = await replica.resolver.resolve(post)
 
-    assert settled.state is State.FAILED
+    assert resolved.state is State.FAILED
     assert [item.failure != 0 for item in media] == [False, True]
     assert await replicas[0].events() == []
 
 
 async def test_posts_show_a_deleted_photo_no_more_and_stay(replicas, author):
     gone, kept = await author.photo(1), await author.photo(2)
-    store, publisher = replicas[0].store, replicas[0].publisher
+    store, replica = replicas[0].store, replicas[0]
     post = await store.add_post(author.account_id, [gone, kept], "", "")
-    await publisher.settle(post)
+    await replica.resolver.resolve(post)
 
     for replica in replicas:
-        await replica.publisher.on_media_deleted(
+        await replica.handlers.on_media_deleted(
             MediaDeleted(media_id=gone, owner_id=author.account_id)
         )
 
@@ -100,11 +100,13 @@ async def test_posts_show_a_deleted_photo_no_more_and_stay(replicas, author):
     assert set(await replicas[0].changes()) == {post.post_id}, "so that copies of it are renewed"
 
 
-async def test_a_photo_that_is_deleted_while_its_post_is_published_is_not_shown(replicas, author):
+async def test_a_photo_that_is_deleted_while_its_post_is_published_is_not_shown(
+    replicas, author, peers
+):
     media_id = await author.photo()
     store = replicas[0].store
     post = await store.add_post(author.account_id, [media_id], "", "")
-    media = await replicas[0].publisher.media([media_id])
+    media = await peers.media([media_id])
 
     deleted = StoredMedia(media_id=media_id, state=media_pb.MEDIA_STATE_DELETED)
     await replicas[1].store.forget_media(deleted)
@@ -115,9 +117,9 @@ async def test_a_photo_that_is_deleted_while_its_post_is_published_is_not_shown(
     assert await replicas[0].changes() == [], "nobody had a copy"
 
 
-async def test_a_photo_that_was_made_anew_is_shown_so_unless_it_is_deleted(replicas, author):
+async def test_a_photo_that_was_made_anew_is_shown_so_unless_it_is_deleted(replicas, author, peers):
     media_id = await author.photo()
-    store, publisher = replicas[0].store, replicas[0].publisher
+    store, replica = replicas[0].store, replicas[0]
     old = StoredMedia(media_id=media_id, state=media_pb.MEDIA_STATE_READY, width=1)
     deleted = StoredMedia(media_id=media_id, state=media_pb.MEDIA_STATE_DELETED)
     posts = [await store.add_post(author.account_id, [media_id], "", "") for _ in range(2)]
@@ -125,11 +127,11 @@ async def test_a_photo_that_was_made_anew_is_shown_so_unless_it_is_deleted(repli
     await store.publish(posts[1], [deleted])
 
     for _ in range(2):
-        await publisher.on_media_processed(
+        await replica.handlers.on_media_processed(
             MediaProcessed(media_id=media_id, owner_id=author.account_id)
         )
 
-    [now] = await publisher.media([media_id])
+    [now] = await peers.media([media_id])
     assert (await store.post(posts[0].post_id)).snapshots == (now,)
     assert (await store.post(posts[1].post_id)).snapshots == (deleted,)
     assert await replicas[0].changes() == [posts[0].post_id]
@@ -137,30 +139,32 @@ async def test_a_photo_that_was_made_anew_is_shown_so_unless_it_is_deleted(repli
 
 async def test_a_post_that_waits_for_a_photo_fails_when_it_is_deleted(replicas, author):
     media_id = (await author.open_upload(b"x")).media.media_id
-    store, publisher = replicas[0].store, replicas[0].publisher
+    store, replica = replicas[0].store, replicas[0]
     post = await store.add_post(author.account_id, [media_id], "", "")
     await author.delete(media_id)
 
-    await publisher.on_media_deleted(MediaDeleted(media_id=media_id, owner_id=author.account_id))
+    await replica.handlers.on_media_deleted(
+        MediaDeleted(media_id=media_id, owner_id=author.account_id)
+    )
 
     assert (await store.post(post.post_id)).state is State.FAILED
 
 
-async def test_a_post_is_made_even_if_it_cannot_be_settled_at_once(
-    replicas, author, post_service, media_service, kafka
+async def test_a_post_is_made_even_if_it_cannot_be_resolved_at_once(
+    replicas, author, post_service, peers, kafka
 ):
     away = DatabaseSettings(
         database_url="postgresql://post@127.0.0.1:1/photomesh", database_timeout_seconds=0.2
     )
     sign_in(author)
     async with Database(away) as database:
-        publisher = Replica(database, Relay(away, kafka), media_service).publisher
-        async with post_service(publisher=publisher) as service:
+        resolver = Replica(database, Relay(away, kafka), peers).resolver
+        async with post_service(resolver=resolver) as service:
             request = pb.CreatePostRequest(media_ids=[await author.photo()], request_id="once")
             answer = await service.CreatePost(request, None)
 
     assert answer.post.state == pb.POST_STATE_PROCESSING
     assert [item.media_id for item in answer.post.media] == list(request.media_ids)
     await replicas[0].make_due()
-    await replicas[0].publisher.sweep()
+    await replicas[0].sweep()
     assert await replicas[0].events() == [answer.post.post_id]

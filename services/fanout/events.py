@@ -8,7 +8,9 @@ current state.
 
 import asyncio
 from collections.abc import Sequence
+from enum import StrEnum
 
+from photomesh.fanout.v1.events_pb2 import ChunkReady
 from photomesh.graph.v1.events_pb2 import CelebrityChanged, FollowChanged
 from photomesh.graph.v1.graph_internal_service_pb2 import AudienceMode, FollowCheck
 from photomesh.post.v1.events_pb2 import PostChanged, PostCreated
@@ -17,9 +19,9 @@ from services.chassis import context
 from services.chassis.telemetry import logs
 from services.domain.post_cache import PostCache
 from services.domain.timelines import AuthorTimelines, HomeTimelines
-from services.fanout.peers import Peers, is_pulled
-from services.fanout.store import FanoutStore, Kind
-from services.fanout.walk import Walks
+from services.fanout.peers import Peers, Recent, is_pulled
+from services.fanout.store import Chunk, FanoutKind, FanoutStore
+from services.fanout.walk import Step, Walks
 
 _log = logs.logger(__name__)
 
@@ -27,10 +29,13 @@ _TRIES = 20
 """How often a changed relation is applied to a timeline that is ahead of graph's answer. After that
 the timeline is dropped, and its next reader rebuilds it."""
 
+CHUNKS_AT_A_TIME = 8
+"""Maximum number of chunks that one process handles concurrently."""
+
 _CHANGING = (AudienceMode.AUDIENCE_MODE_PROMOTING, AudienceMode.AUDIENCE_MODE_DEMOTING)
 
 
-class Fanout:
+class Events:
     """Updates timelines and cached posts when posts, follows and modes change."""
 
     def __init__(
@@ -52,13 +57,13 @@ class Fanout:
     async def on_post_created(self, event: PostCreated) -> None:
         """Pushes a new post to the timelines that it belongs to."""
         # Without a check first: nearly every post still exists when its event arrives.
-        await self._bring_in_line(event.author_id, event.post_id, visible=True)
+        await self._update_timelines(event.author_id, event.post_id, visible=True)
 
     async def on_post_changed(self, event: PostChanged) -> None:
         """Removes a post from timelines and cache, or restores it."""
         visible = await self._peers.is_visible(event.author_id, event.post_id)
-        await self._change_copies(event.post_id, visible=visible)
-        await self._bring_in_line(event.author_id, event.post_id, visible=visible)
+        await self._update_cache(event.post_id, visible=visible)
+        await self._update_timelines(event.author_id, event.post_id, visible=visible)
 
     async def on_follow_changed(self, event: FollowChanged) -> None:
         """Adds an author's posts to a reader's feed, removes them, or switches push and pull."""
@@ -86,20 +91,20 @@ class Fanout:
         if audience.mode in _CHANGING:
             await self._store.begin(
                 context.current().event,
-                Kind.MODE,
+                FanoutKind.MODE,
                 event.account_id,
                 audience.change_id,
                 followers=audience.followers,
                 bounds=audience.bounds,
             )
 
-    async def _bring_in_line(self, author_id: int, post_id: int, *, visible: bool) -> None:
+    async def _update_timelines(self, author_id: int, post_id: int, *, visible: bool) -> None:
         while True:
             await self._apply_post(author_id, post_id, visible=visible)
             before, visible = visible, await self._peers.is_visible(author_id, post_id)
             if visible == before:
                 return
-            await self._change_copies(post_id, visible=visible)
+            await self._update_cache(post_id, visible=visible)
 
     async def _apply_post(self, author_id: int, post_id: int, *, visible: bool) -> None:
         """Pushes a post to the followers' timelines, or retracts it.
@@ -127,7 +132,7 @@ class Fanout:
             until, *others = audience.bounds
             await self._store.begin(
                 context.current().event,
-                Kind.POST,
+                FanoutKind.POST,
                 author_id,
                 post_id,
                 followers=audience.followers - self._peers.chunk_size,
@@ -144,7 +149,7 @@ class Fanout:
             entries=len(post_ids),
         )
 
-    async def _change_copies(self, post_id: int, *, visible: bool) -> None:
+    async def _update_cache(self, post_id: int, *, visible: bool) -> None:
         """Makes readers fetch a post again, or hides it from them.
 
         A withdrawal may arrive after the post was shown again. So callers must check afterwards,
@@ -169,3 +174,107 @@ class Fanout:
 
 def _essence(check: FollowCheck) -> tuple[bool, bool, AudienceMode.ValueType]:
     return check.follows, check.muted, check.mode
+
+
+class _Effect(StrEnum):
+    """What is done to each feed."""
+
+    PUSH = "PUSH"
+    RETRACT = "RETRACT"
+    PULL = "PULL"
+    UNPULL = "UNPULL"
+
+
+class Chunks:
+    """Applies the current state to the feeds of a chunk's followers.
+
+    Chunks of different fan-outs of one account may run concurrently: for example, when a post is
+    deleted while it is still being pushed. So each chunk checks the state again when it is done,
+    and starts over if the state has changed. The last one leaves the current state.
+    """
+
+    def __init__(
+        self, timelines: HomeTimelines, peers: Peers, walks: Walks, store: FanoutStore
+    ) -> None:
+        self._timelines = timelines
+        self._peers = peers
+        self._walks = walks
+        self._store = store
+
+    async def on_chunk_ready(self, event: ChunkReady) -> None:
+        chunk = await self._store.chunk(event.fanout_id, event.chunk)
+        if chunk is None:
+            return
+        if not chunk.done:
+            await self._update(chunk)
+        if chunk.kind == FanoutKind.MODE:
+            await self._finish_change(chunk.account_id)
+
+    async def _update(self, chunk: Chunk) -> None:
+        effect = await self._due(chunk)
+        if effect == chunk.effect:
+            after, before = chunk.position, chunk.reached
+        else:
+            after, before = chunk.after_id, 0
+        while True:
+            reached = before + await self._apply(effect, chunk, after, before)
+            due = await self._due(chunk)
+            if due is effect:
+                break
+            effect, after, before = due, chunk.after_id, 0
+        await self._store.finish_chunk(chunk, reached=reached)
+
+    async def _due(self, chunk: Chunk) -> _Effect:
+        if chunk.kind == FanoutKind.POST:
+            visible = await self._peers.is_visible(chunk.account_id, chunk.subject_id)
+            return _Effect.PUSH if visible else _Effect.RETRACT
+        pulled = is_pulled(await self._peers.mode(chunk.account_id))
+        return _Effect.PULL if pulled else _Effect.UNPULL
+
+    async def _apply(self, effect: _Effect, chunk: Chunk, after: int, before: int) -> int:
+        step, entries = await self._step(effect, chunk)
+
+        async def keep(position: int, reached: int) -> None:
+            await self._store.keep(
+                chunk, position=position, effect=effect, reached=before + reached
+            )
+
+        return await self._walks.walk(
+            chunk.account_id, step, after=after, until=chunk.until_id, entries=entries, keep=keep
+        )
+
+    async def _step(self, effect: _Effect, chunk: Chunk) -> tuple[Step, int]:
+        """Returns the step for each batch, and how many entries it adds to each feed."""
+        author_id = chunk.account_id
+        post_ids: Sequence[int] = [chunk.subject_id]
+        match effect:
+            case _Effect.PUSH:
+                if await self._peers.mode(author_id) == AudienceMode.AUDIENCE_MODE_DEMOTING:
+                    # As Events does for small audiences.
+                    post_ids = await self._peers.with_latest(author_id, chunk.subject_id)
+                return lambda readers: self._timelines.push(readers, post_ids), len(post_ids)
+            case _Effect.RETRACT:
+                return lambda readers: self._timelines.retract(readers, post_ids), 1
+            case _Effect.PULL:
+                return lambda readers: self._timelines.pull_all(readers, author_id), 1
+            case _Effect.UNPULL:
+                # Later posts are pushed by their own events.
+                recent = await self._peers.recent(author_id)
+                return lambda readers: self._unpull(readers, author_id, recent), len(
+                    recent.post_ids
+                )
+
+    async def _unpull(self, readers: Sequence[int], author_id: int, recent: Recent) -> None:
+        # In this order no feed is ever without the posts.
+        await self._timelines.push(readers, recent.post_ids, complete_from=recent.complete_from)
+        await self._timelines.unpull_all(readers, author_id)
+
+    async def _finish_change(self, account_id: int) -> None:
+        """Notifies graph that a change of mode has ended, once all its chunks are done.
+
+        The last chunk's event is redelivered until graph is notified.
+        """
+        change_id = await self._store.ended_change(account_id)
+        if change_id is not None:
+            await self._peers.finish_mode_change(account_id, change_id)
+            await self._store.finish_changes(account_id, change_id)

@@ -1,9 +1,9 @@
-"""Audiences: an account's followers, and how its posts reach them. All SQL of these.
+"""Audiences: an account's followers, and how its posts reach them.
 
 An account's mode (see AudienceMode in the contract) depends on its number of followers. A gap
 between the thresholds keeps accounts near them from flapping. Callers that change the number call
-`settle` after their commit, which begins a change of mode in a separate transaction: in the same
-one, everybody who follows a celebrity would wait for a lock on one row. If a process dies between
+`update_mode` after their commit, which begins a change of mode in a separate transaction: in the
+same one, all who follow a celebrity would wait for a lock on one row. If a process dies between
 the two, the mode stays as it is until the next follow or unfollow of that account.
 """
 
@@ -145,13 +145,9 @@ class Audiences:
 
         The ids are ascending, 8 bytes each, big-endian.
         """
-        async with self._database.connection() as connection:
-            cursor = connection.cursor(row_factory=scalar_row, binary=True)
-            await cursor.execute(
-                _FOLLOWERS,
-                {**_of(account_id), "after": after, "until": until, "limit": limit},
-            )
-            ids: bytes = (await cursor.fetchall())[0]
+        values = {**of_account(account_id), "after": after, "until": until, "limit": limit}
+        ids: bytes
+        [ids] = await self._database.fetch(_FOLLOWERS, values, scalar_row, binary=True)
         return ids
 
     async def audience(self, account_id: int) -> Audience:
@@ -161,38 +157,36 @@ class Audiences:
 
     async def bounds(self, account_id: int, *, size: int) -> list[int]:
         """Returns the id of the last follower in each chunk of `size`, except the last chunk."""
-        async with self._database.connection() as connection:
-            cursor = connection.cursor(row_factory=scalar_row)
-            await cursor.execute(_BOUNDS, {**_of(account_id), "size": size})
-            return await cursor.fetchall()
+        values = {**of_account(account_id), "size": size}
+        return await self._database.fetch(_BOUNDS, values, scalar_row)
 
-    async def settle(self, account_id: int) -> None:
+    async def update_mode(self, account_id: int) -> None:
         """Begins the change of mode that an account's number of followers requires, if any."""
-        async with self._database.connection() as connection:
-            if self._due(await _audience(connection, account_id)) is None:
-                return
+        if self._due(await self.audience(account_id)) is None:
+            return
         async with self._outbox.transaction() as tx:
-            await tx.connection.execute(_ADD_CELEBRITY, _of(account_id))
-            await tx.connection.execute(_LOCK_CELEBRITY, _of(account_id))
+            await tx.connection.execute(_ADD_CELEBRITY, of_account(account_id))
+            await tx.connection.execute(_LOCK_CELEBRITY, of_account(account_id))
             mode = self._due(await _audience(tx.connection, account_id))
             if mode is not None:
-                await tx.connection.execute(_BEGIN_CHANGE, {**_of(account_id), "mode": mode})
+                await tx.connection.execute(_BEGIN_CHANGE, {**of_account(account_id), "mode": mode})
                 tx.publish(CelebrityChanged(account_id=account_id))
 
-    async def finish(self, account_id: int, change_id: int) -> None:
+    async def finish_change(self, account_id: int, change_id: int) -> None:
         """Ends a change of mode, unless it has already ended or was reversed."""
-        async with self._database.connection() as connection:
-            await connection.execute(_FINISH_CHANGE, {**_of(account_id), "change_id": change_id})
+        values = {"account_id": account_id, "change_id": change_id}
+        await self._database.execute(_FINISH_CHANGE, values)
 
     def _due(self, audience: Audience) -> Mode | None:
         return self._thresholds.due(audience.mode, audience.followers)
 
 
 async def _audience(connection: AsyncConnection, account_id: int) -> Audience:
-    cursor = await connection.execute(_AUDIENCE, _of(account_id))
+    cursor = await connection.execute(_AUDIENCE, of_account(account_id))
     [(mode, change_id, followers)] = await cursor.fetchall()
     return Audience(Mode(mode), change_id, followers)
 
 
-def _of(account_id: int) -> dict[str, int]:
+def of_account(account_id: int) -> dict[str, int]:
+    """Returns the parameters that select an account's rows."""
     return {"account_id": account_id, "shard": shard_of(account_id)}

@@ -1,0 +1,1 @@
+"""All SQL of the graph service, one module for each group of tables."""
