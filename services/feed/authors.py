@@ -10,8 +10,8 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from services.chassis.context import detached
 from services.chassis.errors import Unavailable
+from services.chassis.shared_tasks import SharedTasks
 from services.chassis.telemetry import logs
 from services.domain.timelines import CAP, AuthorTimelines, Extent, Slice
 from services.feed.peers import PeerAway, Peers
@@ -61,9 +61,9 @@ class HotAuthors:
         self._timelines = timelines
         self._peers = peers
         self._clock = clock
-        # Oldest copy first, as in Memory.
+        # Oldest copy first.
         self._copies: OrderedDict[int, _Copy] = OrderedDict()
-        self._fetching: dict[int, asyncio.Task[bool]] = {}
+        self._fetches = SharedTasks[int, bool]()
 
     async def slices(
         self, author_ids: Sequence[int], before: int, count: int
@@ -109,15 +109,9 @@ class HotAuthors:
         ]
         if not outdated:
             return True
-        missing = [author_id for author_id in outdated if author_id not in self._fetching]
-        if missing:
-            task = detached(self._fetch(missing))
-            self._fetching |= dict.fromkeys(missing, task)
-            task.add_done_callback(lambda _: [self._fetching.pop(each) for each in missing])
-        # Shared with other readers, so canceling one of them must not cancel the fetch.
-        tasks = {self._fetching[author_id] for author_id in outdated}
+        fetches = self._fetches.start_batch(outdated, self._fetch)
         try:
-            are_current = all(await asyncio.gather(*(asyncio.shield(task) for task in tasks)))
+            are_current = all(await asyncio.gather(*map(asyncio.shield, fetches)))
         except Unavailable as error:
             _log.warning("author_timelines.outdated", error=str(error))
             are_current = False

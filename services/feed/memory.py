@@ -8,8 +8,8 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
 from typing import Generic, NamedTuple, TypeVar
 
-from services.chassis.context import detached
 from services.chassis.errors import Unavailable
+from services.chassis.shared_tasks import SharedTasks
 
 LIFE_SECONDS = 3.0
 """How long an answer that decides who may see what is valid. For this long, readers may see a post
@@ -59,7 +59,7 @@ class Memory(Generic[Key, Value]):
         # Oldest first. OrderedDict, because a plain dict slows down when its first items are
         # removed.
         self._values: OrderedDict[Key, _Entry[Value]] = OrderedDict()
-        self._asking: dict[Key, asyncio.Task[None]] = {}
+        self._requests = SharedTasks[Key, None]()
 
     async def get(
         self,
@@ -88,12 +88,13 @@ class Memory(Generic[Key, Value]):
                 for key, entry in entries.items()
                 if now - entry.asked_at >= life * _LEAST_FRESH_SHARE
             ]
-        self._ask_for([key for key in wanted if key not in self._asking])
+        if wanted:
+            self._requests.start_batch(wanted, self._fetch)
         if missing:
-            tasks = {self._asking[key] for key in missing}
-            done, _ = await asyncio.wait(tasks, timeout=max(0.0, until - now))
-            for task in done:
-                task.result()
+            requests = {task for key in missing if (task := self._requests.get(key))}
+            done, _ = await asyncio.wait(requests, timeout=max(0.0, until - now))
+            for request in done:
+                request.result()
             entries |= self._entries(missing, life)
         return {key: entry.value for key, entry in entries.items()}
 
@@ -104,12 +105,6 @@ class Memory(Generic[Key, Value]):
             for key in keys
             if (entry := self._values.get(key)) and entry.asked_at > oldest
         }
-
-    def _ask_for(self, keys: Sequence[Key]) -> None:
-        if keys:
-            task = detached(self._fetch(keys))
-            self._asking |= dict.fromkeys(keys, task)
-            task.add_done_callback(lambda _: [self._asking.pop(key) for key in keys])
 
     async def _fetch(self, keys: Sequence[Key]) -> None:
         asked_at = time.monotonic()

@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 from photomesh.feed.v1.feed_service_pb2 import FeedState
 
-from services.chassis.context import detached
 from services.chassis.errors import Unavailable
+from services.chassis.shared_tasks import SharedTasks
 from services.domain.timelines import CAP, Extent, HomeSlice, HomeTimelines, Slice
 from services.feed.authors import HotAuthors
 from services.feed.memory import PATIENCE_SECONDS, Memory
@@ -70,7 +70,7 @@ class Skeletons:
         self._timelines = timelines
         self._authors = authors
         self._peers = peers
-        self._rebuilding: dict[int, asyncio.Task[None]] = {}
+        self._rebuilds = SharedTasks[int, None]()
         self._may_rebuild = asyncio.Semaphore(_REBUILDS_AT_ONCE)
         self._memory = Memory(self._parts_from_database, most=_MOST_REMEMBERED)
 
@@ -104,8 +104,7 @@ class Skeletons:
         Raises:
             Unavailable: the cache, graph or post is unavailable.
         """
-        # Other tasks may wait for the same rebuild.
-        await asyncio.shield(self._begin_rebuild(reader_id))
+        await self._rebuilds.run(reader_id, lambda: self._rebuild_in_turn(reader_id))
 
     async def _from_cache(self, part: _Part) -> Skeleton:
         state = COMPLETE
@@ -149,33 +148,22 @@ class Skeletons:
         then read the cache, which knows authors that were hidden in the meantime.
         """
         deadline = time.monotonic() + _REBUILD_PATIENCE_SECONDS
-        if home.extent is Extent.ABSENT and len(self._rebuilding) < _MOST_REBUILDS:
-            self._begin_rebuild(part.reader_id)
-        if task := self._rebuilding.get(part.reader_id):
+        rebuild = self._rebuilds.get(part.reader_id)
+        if home.extent is Extent.ABSENT and len(self._rebuilds) < _MOST_REBUILDS:
+            rebuild = self._rebuilds.start(
+                part.reader_id, lambda: self._rebuild_in_turn(part.reader_id)
+            )
+        if rebuild:
             # On a timeout the rebuild continues, for other readers and later pages.
-            done, _ = await asyncio.wait({task}, timeout=_REBUILD_PATIENCE_SECONDS)
+            done, _ = await asyncio.wait({rebuild}, timeout=_REBUILD_PATIENCE_SECONDS)
             if not done:
                 return home
-            task.result()
+            rebuild.result()
             home = await self._home(part)
         while home.extent is Extent.REBUILDING and time.monotonic() < deadline:
             await asyncio.sleep(_LOOK_SECONDS)
             home = await self._home(part)
         return home
-
-    def _begin_rebuild(self, reader_id: int) -> asyncio.Task[None]:
-        """Returns the running rebuild of a timeline; starts one if there is none."""
-
-        def end(task: asyncio.Task[None]) -> None:
-            self._rebuilding.pop(reader_id)
-            # Tasks that wait receive the error. Retrieve it here in case none does.
-            _ = task.cancelled() or task.exception()
-
-        task = self._rebuilding.get(reader_id)
-        if task is None:
-            task = self._rebuilding[reader_id] = detached(self._rebuild_in_turn(reader_id))
-            task.add_done_callback(end)
-        return task
 
     async def _rebuild_in_turn(self, reader_id: int) -> None:
         async with self._may_rebuild:

@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from services.chassis.errors import FieldInvalid, RequestIdReused, Unavailable
+from services.chassis.shared_tasks import SharedTasks
 from services.chassis.telemetry import logs
 from services.domain.errors import MediaUnknown
 from services.media.errors import (
@@ -69,7 +70,7 @@ class Uploads:
         self._store = store
         self._storage = storage
         self._limits = limits
-        self._completing: dict[int, asyncio.Task[None]] = {}
+        self._completing = SharedTasks[int, None]()
 
     async def open(self, owner_id: int, declaration: Declaration) -> Opened:
         """Opens an upload, or returns an existing one.
@@ -122,21 +123,8 @@ class Uploads:
             ObjectMissing: the file, or a part of it, is missing.
             ObjectMismatch: the file does not match the declaration.
         """
-        if media.state is not State.PENDING:
-            return
-        task = self._completing.get(media.media_id)
-        if task is None:
-            task = asyncio.create_task(self._complete(media))
-            self._completing[media.media_id] = task
-            task.add_done_callback(lambda ended: self._completed(media.media_id, ended))
-        await asyncio.shield(task)
-
-    def _completed(self, media_id: int, task: asyncio.Task[None]) -> None:
-        del self._completing[media_id]
-        if not task.cancelled():
-            # The waiting callers, if any, receive the error. Reading it here keeps asyncio from
-            # logging it as never retrieved.
-            task.exception()
+        if media.state is State.PENDING:
+            await self._completing.run(media.media_id, lambda: self._complete(media))
 
     async def _complete(self, media: Media) -> None:
         if media.s3_upload_id is not None and media.door is Door.PARTS:
