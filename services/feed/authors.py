@@ -1,6 +1,7 @@
 """Timelines of followed celebrities, copied into this process for a second.
 
-Millions read the same few timelines, so one cache read serves all readers of that second.
+Millions read the same few timelines, so one cache read serves all readers of that second. Used by
+skeleton.py for pages and by watching/ for watches.
 """
 
 import asyncio
@@ -14,7 +15,7 @@ from services.chassis.errors import Unavailable
 from services.chassis.shared_tasks import SharedTasks
 from services.chassis.telemetry import logs
 from services.domain.timelines import CAP, AuthorTimelines, Extent, Slice
-from services.feed.peers import PeerAway, Peers
+from services.feed.peers import Peers, PeerUnavailable
 
 _log = logs.logger(__name__)
 
@@ -129,19 +130,19 @@ class HotAuthors:
     async def _fetch(self, author_ids: Sequence[int]) -> bool:
         """Copies timelines; returns whether all were available."""
         # A copy is as old as the request: on a busy machine the response may take a second.
-        asked = self._clock()
+        requested_at = self._clock()
         found = dict(await self._timelines.read(author_ids, 0, _KEPT))
-        absent = [
+        missing = [
             author_id
             for author_id, part in found.items()
             if part.extent in (Extent.ABSENT, Extent.REBUILDING)
         ]
-        rebuilt = await asyncio.gather(*(self._rebuilt(each) for each in absent))
-        for author_id, part in (found | dict(zip(absent, rebuilt, strict=True))).items():
+        rebuilt = await asyncio.gather(*(self._rebuilt(each) for each in missing))
+        for author_id, part in (found | dict(zip(missing, rebuilt, strict=True))).items():
             if part is None:
                 continue
             extent = Extent.PARTIAL if len(part.post_ids) == _KEPT else part.extent
-            self._copies[author_id] = _Copy(Slice(part.post_ids, extent), asked)
+            self._copies[author_id] = _Copy(Slice(part.post_ids, extent), requested_at)
             self._copies.move_to_end(author_id)
         while len(self._copies) > _MOST_AUTHORS:
             self._copies.popitem(last=False)
@@ -155,7 +156,7 @@ class HotAuthors:
         marker = await self._timelines.begin_rebuild(author_id)
         try:
             newest = await self._peers.recent([author_id], before=0, limit=CAP)
-        except PeerAway:
+        except PeerUnavailable:
             if marker is not None:
                 # Otherwise no other rebuild could begin until this one times out.
                 await self._timelines.abandon_rebuild(author_id, marker)

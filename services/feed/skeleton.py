@@ -1,7 +1,8 @@
 """Which posts a part of a feed holds: the reader's timeline, merged with those it pulls.
 
 Each source is complete down to some id. Down to the highest of these ids the merged list has no
-gaps; below it, the feed continues in the database.
+gaps; below it, the feed continues in the database. Used by home.py for pages, by watching/ for
+watches, and by admin.py for rebuilds.
 """
 
 import asyncio
@@ -17,7 +18,7 @@ from services.chassis.shared_tasks import SharedTasks
 from services.domain.timelines import CAP, Extent, HomeSlice, HomeTimelines, Slice
 from services.feed.authors import HotAuthors
 from services.feed.memory import PATIENCE_SECONDS, Memory
-from services.feed.peers import GraphAway, PeerAway, Peers
+from services.feed.peers import GraphUnavailable, Peers, PeerUnavailable
 
 COMPLETE = FeedState.FEED_STATE_COMPLETE
 REGENERATING = FeedState.FEED_STATE_REGENERATING
@@ -26,7 +27,7 @@ DEGRADED = FeedState.FEED_STATE_DEGRADED
 _REBUILD_PATIENCE_SECONDS = 0.1
 """How long a page waits for a rebuild before it reads the database itself."""
 
-_LOOK_SECONDS = 0.02
+_POLL_SECONDS = 0.02
 """How often a page that waits checks whether another process has finished the rebuild."""
 
 _REBUILDS_AT_ONCE = 4
@@ -88,9 +89,9 @@ class Skeletons:
         began = began or time.monotonic()
         try:
             skeleton = await self._from_cache(part)
-        except GraphAway:
+        except GraphUnavailable:
             return await self._own(part)
-        except PeerAway:
+        except PeerUnavailable:
             raise
         except Unavailable:
             return await self._without_cache(part, until=began + PATIENCE_SECONDS)
@@ -130,7 +131,7 @@ class Skeletons:
         # The cached part ends here; continue in the database.
         try:
             older = await self._from_database(_Part(part.reader_id, floor, part.size - len(sure)))
-        except PeerAway:
+        except PeerUnavailable:
             if not sure:
                 raise
             return Skeleton(sure, more=True, state=DEGRADED, hidden=home.hidden)
@@ -161,7 +162,7 @@ class Skeletons:
             rebuild.result()
             home = await self._home(part)
         while home.extent is Extent.REBUILDING and time.monotonic() < deadline:
-            await asyncio.sleep(_LOOK_SECONDS)
+            await asyncio.sleep(_POLL_SECONDS)
             home = await self._home(part)
         return home
 
@@ -218,7 +219,7 @@ class Skeletons:
         [part] = parts
         try:
             return {part: await self._from_database(part)}
-        except GraphAway:
+        except GraphUnavailable:
             return {part: await self._own(part)}
 
     async def _own(self, part: _Part) -> Skeleton:
@@ -229,7 +230,7 @@ class Skeletons:
                 reader's own would look like the rest of the feed.
         """
         if part.before:
-            raise GraphAway("Graph")
+            raise GraphUnavailable("Graph")
         recent = await self._peers.recent([part.reader_id], 0, part.size + 1)
         return Skeleton(recent[: part.size], len(recent) > part.size, DEGRADED, are_published=True)
 
