@@ -17,6 +17,7 @@ from services.chassis.database.pool import Database, int_array
 from services.chassis.errors import Unavailable
 from services.chassis.events.outbox import Outbox
 from services.media.pipeline.outputs import RECIPE, STEPS, Fact, Failure, Rendition, Variant
+from services.media.storage.keys import key_prefix
 
 _COLUMNS = """
     media_id, owner_id, size_bytes, content_type, state, etag, failure, width, height, variants,
@@ -28,7 +29,7 @@ _COLUMNS = """
 _ADD = f"""
     INSERT INTO media (shard, media_id, owner_id, request_id, door, size_bytes, content_type,
                        sha256)
-    VALUES (%(shard)s, next_id(%(shard)s), %(owner_id)s, %(request_id)s, %(door)s, %(size_bytes)s,
+    VALUES (%(shard)s, next_id(%(shard)s), %(owner_id)s, %(request_id)s, %(method)s, %(size_bytes)s,
             %(content_type)s, %(sha256)s)
     ON CONFLICT (shard, owner_id, request_id) WHERE request_id IS NOT NULL DO NOTHING
     RETURNING {_COLUMNS}
@@ -212,8 +213,8 @@ class State(StrEnum):
     DELETED = "DELETED"
 
 
-class Door(StrEnum):
-    """The upload method of a file."""
+class UploadMethod(StrEnum):
+    """How a client uploads a file. Column `door` stores the names."""
 
     FORM = "FORM"
     """The client POSTs the file to S3."""
@@ -227,7 +228,7 @@ class Door(StrEnum):
 class Declaration:
     """A client's declaration of a file that it is about to upload."""
 
-    door: Door
+    method: UploadMethod
     size_bytes: int
     """0: not declared."""
     content_type: str
@@ -258,13 +259,18 @@ class Media:
     """Empty until READY."""
     recipe: str | None
     """The recipe that made the variants and facts; None until READY."""
-    door: Door
+    method: UploadMethod
     sha256: bytes | None
     """The SHA-256 of the original: declared while PENDING, then verified; None: unknown."""
     s3_upload_id: str | None
     """S3's id of a multipart upload; None: there is none."""
     steps_done: tuple[str, ...]
     """The finished steps, in the order of STEPS."""
+
+    @property
+    def key_prefix(self) -> str:
+        """The prefix of the keys of the item's files in S3."""
+        return key_prefix(self.media_id, self.owner_id)
 
 
 class MediaStore:
@@ -361,9 +367,9 @@ class MediaStore:
             return (await connection.execute(_ABANDON, {"before": before, "most": most})).rowcount
 
     async def remove_aborted(
-        self, clear: Callable[[Media], Awaitable[None]], *, before: int, most: int
+        self, remove_data: Callable[[Media], Awaitable[None]], *, before: int, most: int
     ) -> int:
-        """Calls `clear` for aborted uploads whose ids are less than `before`, and deletes the rows.
+        """Deletes aborted uploads with ids less than `before`, each after calling `remove_data`.
 
         Returns how many, at most `most`. Skips uploads that another process is removing.
         """
@@ -371,7 +377,7 @@ class MediaStore:
             rows = await _rows(connection, _ABORTED, {"before": before, "most": most})
             for row in rows:
                 media = _media(row)
-                await clear(media)
+                await remove_data(media)
                 await connection.execute(_REMOVE, _key(media.media_id))
         return len(rows)
 
@@ -501,7 +507,7 @@ def _media(row: dict[str, Any]) -> Media:
         variants=tuple(Variant(**variant) for variant in row["variants"] or ()),
         facts={fact: row[fact] for fact in Fact if row[fact] is not None},
         recipe=row["recipe"],
-        door=Door(row["door"]),
+        method=UploadMethod(row["door"]),
         sha256=row["sha256"],
         s3_upload_id=row["s3_upload_id"],
         steps_done=tuple(

@@ -38,21 +38,21 @@ class Watchers:
         self._store = store
         self._open = OpenStreams("watches of media", most=most, of_one_account=of_one_account)
         self._watching: dict[int, list[asyncio.Queue[Media | None]]] = {}
-        self._somebody = asyncio.Event()
+        self._has_watches = asyncio.Event()
 
     async def run(self, ready: Callable[[], None]) -> None:
         """Polls the database and notifies watchers until it is cancelled."""
         ready()
         while True:
-            await self._somebody.wait()
+            await self._has_watches.wait()
             context.enter(context.CallContext(trace_id=context.trace_id_of(None)))
-            asked = list(self._watching)
+            media_ids = list(self._watching)
             try:
-                found = await self._store.many(asked)
+                found = await self._store.many(media_ids)
             except Unavailable as error:
                 _log.warning("watchers.blocked", error=str(error))
             else:
-                for media_id in asked:
+                for media_id in media_ids:
                     for queue in self._watching.get(media_id, ()):
                         # Replaces the version that a slow watcher has not read yet.
                         if queue.full():
@@ -78,36 +78,36 @@ class Watchers:
         clock = asyncio.get_running_loop().time
         end = clock() + seconds
         with self._open.opened_by(account_id), self._queue(media_id) as queue:
-            told = await self._store.media(media_id)
-            if told is None:
+            latest = await self._store.media(media_id)
+            if latest is None:
                 return
-            yield told, told.state in _ENDS
-            beat = clock() + heartbeat
-            while told.state not in _ENDS:
+            yield latest, latest.state in _ENDS
+            heartbeat_at = clock() + heartbeat
+            while latest.state not in _ENDS:
                 try:
-                    async with asyncio.timeout_at(min(beat, end)):
+                    async with asyncio.timeout_at(min(heartbeat_at, end)):
                         media = await queue.get()
                 except TimeoutError:
                     if clock() >= end:
-                        yield told, True
+                        yield latest, True
                         return
                     yield None, False
-                    beat = clock() + heartbeat
+                    heartbeat_at = clock() + heartbeat
                     continue
                 if media is None:
-                    yield told, True
+                    yield latest, True
                     return
-                if media != told:
-                    told = media
-                    yield told, told.state in _ENDS
-                    beat = clock() + heartbeat
+                if media != latest:
+                    latest = media
+                    yield latest, latest.state in _ENDS
+                    heartbeat_at = clock() + heartbeat
 
     @contextmanager
     def _queue(self, media_id: int) -> Iterator[asyncio.Queue[Media | None]]:
         """Provides a queue that receives an item's polled versions while the block runs."""
         queue: asyncio.Queue[Media | None] = asyncio.Queue(maxsize=1)
         self._watching.setdefault(media_id, []).append(queue)
-        self._somebody.set()
+        self._has_watches.set()
         try:
             yield queue
         finally:
@@ -116,4 +116,4 @@ class Watchers:
             if not queues:
                 del self._watching[media_id]
             if not self._watching:
-                self._somebody.clear()
+                self._has_watches.clear()

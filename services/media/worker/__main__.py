@@ -12,9 +12,12 @@ from services.chassis.rpc.server import Worker, run, serve
 from services.chassis.telemetry import logs
 from services.media.config import MediaWorkerSettings
 from services.media.pipeline.renderers import Limits, Renderers
-from services.media.storage import Storage
+from services.media.storage.client import S3
+from services.media.storage.originals import Originals
+from services.media.storage.variants import Variants
 from services.media.store import MediaStore
-from services.media.worker.eraser import SWEEP_SECONDS, Eraser
+from services.media.worker.events import MediaEvents
+from services.media.worker.jobs import SWEEP_SECONDS, Eraser
 from services.media.worker.processor import Processor
 
 _GROUP = "media-worker"
@@ -35,20 +38,21 @@ async def main() -> None:
         Renderers(settings.renderers, limits) as renderers,
     ):
         outbox = Outbox(database, relay)
-        store, storage = MediaStore(database, outbox), Storage(settings)
-        eraser = Eraser(store, storage)
+        store, s3 = MediaStore(database, outbox), S3(settings)
+        eraser = Eraser(store, s3)
         processor = Processor(
             store,
-            storage,
+            Originals(s3),
+            Variants(s3),
             renderers,
-            # Twice the renderers: others are fetched or stored while some are rendered.
-            at_a_time=2 * settings.renderers,
             progress_seconds=settings.progress_seconds,
         )
+        # Twice the renderers: others are fetched or stored while some are rendered.
+        events = MediaEvents(store, processor, eraser, at_a_time=2 * settings.renderers)
         subscriptions = [
             # Not in order, so that the photos of one album are rendered in parallel.
-            Subscription(MediaUploaded, processor.process, in_order=False),
-            Subscription(MediaDeleted, eraser.on_media_deleted, in_order=False),
+            Subscription(MediaUploaded, events.on_media_uploaded, in_order=False),
+            Subscription(MediaDeleted, events.on_media_deleted, in_order=False),
         ]
         consumer = Consumer(settings, group=_GROUP, subscriptions=subscriptions)
         dead_letters, dead_letter_workers = dead_letters_of(

@@ -1,12 +1,12 @@
-"""Removes uploads that were never completed."""
+"""Jobs of the media service that run by time."""
 
-from datetime import datetime
+from datetime import UTC, datetime
 
 from services.chassis.database.ids import least_id
 from services.chassis.telemetry import logs
 from services.media.limits import LIMITS, UploadLimits
 from services.media.store import MediaStore
-from services.media.uploads import Uploads
+from services.media.uploads.lifecycle import Uploads
 
 SWEEP_SECONDS = 60.0
 """The mean pause between sweeps."""
@@ -17,7 +17,7 @@ _BATCH = 20
 _log = logs.logger(__name__)
 
 
-class Sweeper:
+class UploadSweeper:
     """Aborts abandoned uploads, and removes aborted ones.
 
     Any number of sweepers may run at a time: each locks different rows.
@@ -28,9 +28,13 @@ class Sweeper:
         self._uploads = uploads
         self._limits = limits
 
-    async def sweep(self, now: datetime) -> None:
-        """Sweeps once; `now` is the time that ages are compared with."""
-        old = now - self._limits.abandoned_after
+    async def sweep(self, now: datetime | None = None) -> None:
+        """Sweeps once; `now`: the time that ages are compared with, if not the current time.
+
+        Raises:
+            Unavailable: the database or S3 is unavailable; the next sweeps remove the rest.
+        """
+        old = (now or datetime.now(UTC)) - self._limits.abandoned_after
         while await self._store.abandon(before=least_id(old), most=_BATCH) == _BATCH:
             pass
         # Waits until the last form of an upload has expired: a file that is POSTed after the
@@ -38,7 +42,7 @@ class Sweeper:
         expired = least_id(old - self._limits.form_life)
         while True:
             removed = await self._store.remove_aborted(
-                self._uploads.clear, before=expired, most=_BATCH
+                self._uploads.remove_data, before=expired, most=_BATCH
             )
             if removed:
                 _log.info("uploads.removed", uploads=removed)
