@@ -1,11 +1,9 @@
 """The feed service's methods for operators, in the order of the contract."""
 
-from typing import Any
-
-import grpc
 from photomesh.feed.v1 import feed_admin_service_pb2 as pb
 from photomesh.feed.v1.feed_admin_service_pb2_grpc import FeedAdminServiceServicer
 
+from services.chassis.rpc import Context
 from services.chassis.telemetry import logs
 from services.domain.timelines import CAP, Extent, HomeTimelines
 from services.feed.peers import Peers
@@ -20,8 +18,6 @@ _STATES = {
     Extent.PARTIAL: pb.TIMELINE_STATE_PARTIAL,
     Extent.WHOLE: pb.TIMELINE_STATE_WHOLE,
 }
-
-Context = grpc.aio.ServicerContext[Any, Any]
 
 _log = logs.logger(__name__)
 
@@ -41,8 +37,8 @@ class FeedAdminService(FeedAdminServiceServicer):
         response = pb.InspectFeedResponse(state=_STATES[home.extent])
         if home.extent in (Extent.ABSENT, Extent.REBUILDING):
             return response
-        wanted = await self._peers.subscriptions(request.account_id)
-        pushed = set(wanted.followee_ids) - set(wanted.pulled_ids) - set(home.pulled)
+        followees = await self._peers.followees(request.account_id)
+        pushed = set(followees.followee_ids) - set(followees.pulled_ids) - set(home.pulled)
         recent = await self._peers.recent([request.account_id, *pushed], before=0, limit=CAP)
         oldest = 0 if home.extent is Extent.WHOLE else min(home.post_ids, default=0)
         held = set(home.post_ids)
@@ -52,7 +48,7 @@ class FeedAdminService(FeedAdminServiceServicer):
         response.missing_post_ids.extend(
             post_id for post_id in recent if post_id >= oldest and post_id not in held
         )
-        response.missing_pulled_account_ids.extend(set(wanted.pulled_ids) - set(home.pulled))
+        response.missing_pulled_account_ids.extend(set(followees.pulled_ids) - set(home.pulled))
         return response
 
     async def RebuildFeed(

@@ -37,21 +37,6 @@ Response = TypeVar("Response", bound=Message)
 
 
 @dataclass(frozen=True)
-class Subscriptions:
-    """The authors whose posts belong to a reader's feed."""
-
-    followee_ids: Sequence[int]
-    """All followed accounts except muted ones."""
-    pulled_ids: Sequence[int]
-    """Those of `followee_ids` whose posts are not pushed, or soon will not be."""
-    hidden_ids: Sequence[int]
-    """Muted or recently unfollowed accounts, whose posts may be in the timeline or on their way
-    into it."""
-    version: int
-    """Increases with every change."""
-
-
-@dataclass(frozen=True)
 class Fetched:
     """Posts as the post service returned them."""
 
@@ -70,26 +55,23 @@ class GraphUnavailable(PeerUnavailable):
     """Graph is unavailable, slow or overloaded."""
 
 
-class PostUnavailable(PeerUnavailable):
-    """Post is unavailable, slow or overloaded."""
-
-
 class Peers:
-    """Feed's client for graph and post. Methods raise GraphUnavailable or PostUnavailable."""
+    """Feed's client for graph and post. Methods raise PeerUnavailable."""
 
     def __init__(self, graph: GraphInternalServiceStub, post: PostInternalServiceStub) -> None:
         self._graph = graph
         self._post = post
         self._limited_graph = _LimitedPeer("Graph", GraphUnavailable)
-        self._limited_post = _LimitedPeer("Post", PostUnavailable)
+        self._limited_post = _LimitedPeer("Post", PeerUnavailable)
 
-    async def subscriptions(self, reader_id: int) -> Subscriptions:
-        """Returns the authors whose posts belong to a reader's feed."""
-        response = await self._limited_graph.call(
+    async def followees(self, reader_id: int) -> graph_pb.ListFolloweesResponse:
+        """Returns the authors whose posts belong to a reader's feed.
+
+        Raises:
+            GraphUnavailable: graph is unavailable, slow or overloaded.
+        """
+        return await self._limited_graph.call(
             self._graph.ListFollowees, graph_pb.ListFolloweesRequest(follower_id=reader_id)
-        )
-        return Subscriptions(
-            response.followee_ids, response.pulled_ids, response.hidden_ids, response.version
         )
 
     async def recent(self, author_ids: Sequence[int], before: int, limit: int) -> Sequence[int]:

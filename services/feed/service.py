@@ -8,6 +8,7 @@ import grpc
 from photomesh.feed.v1 import feed_service_pb2 as pb
 
 from services.chassis.context import signed_in
+from services.chassis.rpc import Context
 from services.chassis.rpc.paging import PageTokens
 from services.domain.post_cache import Form
 from services.feed.home import HomeFeed, Page
@@ -18,8 +19,6 @@ _DEFAULT_PAGE_SIZE = 20
 
 # The wire tag of GetFeedResponse.posts and WatchFeedResponse.post: field 1, length-delimited.
 _POST_TAG = b"\x0a"
-
-Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class FeedService:

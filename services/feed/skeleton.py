@@ -176,9 +176,9 @@ class Skeletons:
         if marker is None:
             return
         try:
-            wanted = await self._peers.subscriptions(reader_id)
-            pulled = frozenset(wanted.pulled_ids)
-            pushed = [each for each in wanted.followee_ids if each not in pulled]
+            followees = await self._peers.followees(reader_id)
+            pulled = frozenset(followees.pulled_ids)
+            pushed = [each for each in followees.followee_ids if each not in pulled]
             newest = await self._peers.recent([reader_id, *pushed], before=0, limit=CAP)
         except Exception:
             # Otherwise no other rebuild could begin until this one times out.
@@ -189,21 +189,21 @@ class Skeletons:
             marker,
             newest,
             whole=len(newest) < CAP,
-            version=wanted.version,
-            pulled=wanted.pulled_ids,
-            hidden=wanted.hidden_ids,
+            version=followees.version,
+            pulled=followees.pulled_ids,
+            hidden=followees.hidden_ids,
         )
 
     async def _from_database(self, part: _Part) -> Skeleton:
-        wanted = await self._peers.subscriptions(part.reader_id)
+        followees = await self._peers.followees(part.reader_id)
         recent = await self._peers.recent(
-            [part.reader_id, *wanted.followee_ids], part.before, part.size + 1
+            [part.reader_id, *followees.followee_ids], part.before, part.size + 1
         )
         return Skeleton(
             recent[: part.size],
             len(recent) > part.size,
             COMPLETE,
-            frozenset(wanted.hidden_ids),
+            frozenset(followees.hidden_ids),
             are_published=True,
         )
 

@@ -14,7 +14,7 @@ from services.chassis.telemetry import logs
 from services.domain import cdn
 from services.media.config import MediaSettings
 from services.media.internal import MediaInternalService
-from services.media.jobs import SWEEP_SECONDS, UploadSweeper
+from services.media.jobs import SWEEP_SECONDS, sweep_uploads
 from services.media.service import MediaService
 from services.media.storage.client import S3
 from services.media.storage.originals import Originals
@@ -39,7 +39,6 @@ async def main() -> None:
         uploads = Uploads(store, originals, multipart)
         streams = StreamedUploads(uploads, multipart, originals, parts)
         watchers = Watchers(store)
-        sweeper = UploadSweeper(store, uploads)
         public = MediaService(
             store, originals, uploads, multipart, streams, watchers, cdn.signer(settings)
         )
@@ -58,7 +57,7 @@ async def main() -> None:
             ],
             [
                 Worker("relay", relay.run),
-                periodic("sweeper", sweeper.sweep, seconds=SWEEP_SECONDS),
+                periodic("sweeper", lambda: sweep_uploads(store, uploads), seconds=SWEEP_SECONDS),
                 Worker("watchers", watchers.run),
             ],
         )

@@ -1,17 +1,13 @@
 """The internal methods of the media service, and media items as other services store them."""
 
-from typing import Any
-
-import grpc
 from photomesh.media.v1 import media_internal_service_pb2 as pb
 from photomesh.media.v1.media_internal_service_pb2_grpc import MediaInternalServiceServicer
 from photomesh.media.v1.media_service_pb2 import MediaFailure, MediaState
 
 from services.chassis.database.ids import created_at
+from services.chassis.rpc import Context
 from services.media.pipeline.outputs import Fact
 from services.media.store import Media, MediaStore
-
-Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class MediaInternalService(MediaInternalServiceServicer):

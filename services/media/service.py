@@ -3,14 +3,13 @@
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from datetime import UTC, datetime
-from typing import Any
 
-import grpc
 from photomesh.media.v1 import media_service_pb2 as pb
 from photomesh.media.v1.media_service_pb2_grpc import MediaServiceServicer
 
 from services.chassis.context import signed_in
 from services.chassis.errors import FieldInvalid
+from services.chassis.rpc import Context
 from services.chassis.rpc.open_streams import OpenStreams
 from services.domain.cdn import UrlSigner
 from services.domain.errors import MediaUnknown
@@ -26,11 +25,6 @@ from services.media.uploads.multipart import MultipartUploads
 from services.media.uploads.pace import paced
 from services.media.uploads.streams import StreamedUploads
 from services.media.watchers import Watchers
-
-_WATCH_SECONDS = 600.0
-_HEARTBEAT_SECONDS = 15.0
-
-Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class MediaService(MediaServiceServicer):
@@ -90,16 +84,16 @@ class MediaService(MediaServiceServicer):
         media = opened.media
         response = pb.CreateUploadResponse(media=self._to_pb(media), reused=opened.reused)
         if media.state is State.PENDING:
-            form = self._originals.form(
+            expire_time = datetime.now(UTC) + self._limits.form_life
+            response.upload_url, fields = self._originals.form(
                 media.key_prefix,
                 content_type=media.content_type,
                 size_bytes=media.size_bytes,
                 sha256=media.sha256,
                 life=self._limits.form_life,
             )
-            response.upload_url = form.url
-            response.form_fields.update(form.fields)
-            response.expire_time.FromDatetime(form.expire_time)
+            response.form_fields.update(fields)
+            response.expire_time.FromDatetime(expire_time)
         return response
 
     async def CreateMultipartUpload(
@@ -133,14 +127,14 @@ class MediaService(MediaServiceServicer):
     async def ListUploadParts(
         self, request: pb.ListUploadPartsRequest, context: Context
     ) -> pb.ListUploadPartsResponse:
-        received = await self._multipart.received(await self._own(request.media_id))
+        media = await self._own(request.media_id)
         return pb.ListUploadPartsResponse(
             parts=(
                 pb.UploadPart(part_number=part.number, size_bytes=part.size_bytes)
-                for part in received.parts
+                for part in await self._multipart.received(media)
             ),
             part_bytes=self._limits.part_bytes,
-            part_count=received.count,
+            part_count=self._limits.part_count(media.size_bytes),
         )
 
     async def CompleteUpload(
@@ -207,25 +201,15 @@ class MediaService(MediaServiceServicer):
         self, request: pb.WatchMediaRequest, context: Context
     ) -> AsyncIterator[pb.WatchMediaResponse]:
         owned = await self._own(request.media_id)
-        async with aclosing(
-            self._watchers.watch(
-                owned.media_id,
-                owned.owner_id,
-                seconds=_WATCH_SECONDS,
-                heartbeat=_HEARTBEAT_SECONDS,
-            )
-        ) as changes:
+        async with aclosing(self._watchers.watch(owned.media_id, owned.owner_id)) as changes:
             async for media, last in changes:
-                if media is None:
-                    yield pb.WatchMediaResponse()
-                else:
-                    yield pb.WatchMediaResponse(
-                        media=self._to_pb(media),
-                        last=last,
-                        progress=pb.MediaProgress(
-                            steps_done=media.steps_done, steps_total=len(STEPS)
-                        ),
-                    )
+                response = pb.WatchMediaResponse()
+                if media is not None:
+                    response.media.CopyFrom(self._to_pb(media))
+                    response.last = last
+                    response.progress.steps_done.extend(media.steps_done)
+                    response.progress.steps_total = len(STEPS)
+                yield response
 
     async def DeleteMedia(
         self, request: pb.DeleteMediaRequest, context: Context

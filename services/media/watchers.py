@@ -11,6 +11,8 @@ from services.chassis.telemetry import logs
 from services.media.store import Media, MediaStore, State
 
 _POLL_SECONDS = 0.25
+_WATCH_SECONDS = 600.0
+_HEARTBEAT_SECONDS = 15.0
 _MOST_WATCHERS = 2_000
 _OF_ONE_ACCOUNT = 20
 """Enough for two devices that each watch an album of ten photos."""
@@ -61,7 +63,12 @@ class Watchers:
             await asyncio.sleep(_POLL_SECONDS)
 
     async def watch(
-        self, media_id: int, account_id: int, *, seconds: float, heartbeat: float
+        self,
+        media_id: int,
+        account_id: int,
+        *,
+        seconds: float = _WATCH_SECONDS,
+        heartbeat: float = _HEARTBEAT_SECONDS,
     ) -> AsyncGenerator[tuple[Media | None, bool], None]:
         """Yields the item now and after each change, with a flag that marks the last one.
 
@@ -81,26 +88,23 @@ class Watchers:
             latest = await self._store.media(media_id)
             if latest is None:
                 return
-            yield latest, latest.state in _ENDS
+            is_last = latest.state in _ENDS
+            yield latest, is_last
             heartbeat_at = clock() + heartbeat
-            while latest.state not in _ENDS:
+            while not is_last:
                 try:
                     async with asyncio.timeout_at(min(heartbeat_at, end)):
                         media = await queue.get()
                 except TimeoutError:
-                    if clock() >= end:
-                        yield latest, True
-                        return
-                    yield None, False
-                    heartbeat_at = clock() + heartbeat
-                    continue
-                if media is None:
-                    yield latest, True
-                    return
-                if media != latest:
-                    latest = media
-                    yield latest, latest.state in _ENDS
-                    heartbeat_at = clock() + heartbeat
+                    is_last = clock() >= end
+                    yield latest if is_last else None, is_last
+                else:
+                    if media == latest:
+                        continue
+                    is_last = media is None or media.state in _ENDS
+                    latest = media or latest
+                    yield latest, is_last
+                heartbeat_at = clock() + heartbeat
 
     @contextmanager
     def _queue(self, media_id: int) -> Iterator[asyncio.Queue[Media | None]]:

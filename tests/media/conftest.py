@@ -31,7 +31,6 @@ from services.media.uploads.lifecycle import Uploads
 from services.media.uploads.multipart import MultipartUploads
 from services.media.uploads.streams import StreamedUploads
 from services.media.worker.events import MediaEvents
-from services.media.worker.jobs import Eraser
 from services.media.worker.processor import Processor
 from tests.eventually import PATIENCE_SECONDS
 
@@ -140,7 +139,7 @@ def streams(uploads, multipart, originals, parts) -> StreamedUploads:
 def media_events(store: MediaStore, s3: S3, renderers: Renderers) -> MediaEvents:
     """Returns the worker's handlers, which write each step of progress at once."""
     processor = Processor(store, Originals(s3), Variants(s3), renderers, progress_seconds=0.0)
-    return MediaEvents(store, processor, Eraser(store, s3), at_a_time=4)
+    return MediaEvents(store, s3, processor, at_a_time=4)
 
 
 @pytest.fixture

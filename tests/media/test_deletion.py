@@ -11,18 +11,13 @@ from services.chassis.errors import Unavailable
 from services.media.storage.client import S3
 from services.media.storage.keys import key_prefix
 from services.media.store import State
-from services.media.worker.jobs import Eraser
+from services.media.worker.jobs import sweep_deleted
 from tests.eventually import eventually
 from tests.media.conftest import declared, media_events, new_user, refusal, send
 from tests.pictures import photo
 
 PHOTO = photo(300, 200)
 BUCKETS = ("photomesh-originals", "photomesh-media")
-
-
-@pytest.fixture
-def eraser(store, s3) -> Eraser:
-    return Eraser(store, s3)
 
 
 @pytest.fixture
@@ -113,7 +108,7 @@ async def test_what_was_not_deleted_is_not_removed_whoever_tells_so(events, uplo
 
 
 async def test_a_photo_that_is_deleted_while_it_is_processed_does_not_come_back(
-    events, eraser, upload, store, s3, database
+    events, upload, store, s3, database
 ):
     media = await upload()
     working = asyncio.create_task(events.on_media_uploaded(uploaded(media)))
@@ -126,22 +121,22 @@ async def test_a_photo_that_is_deleted_while_it_is_processed_does_not_come_back(
     assert (await store.media(media.media_id)).state is State.DELETED
     # What the worker stored last goes when no worker can be at it any more.
     await make_due(database)
-    await eraser.sweep()
+    await sweep_deleted(store, s3)
     assert stored(s3, media) == []
 
 
 async def test_what_is_uploaded_after_the_deletion_goes_as_well_and_only_once(
-    events, eraser, upload, store, s3, database
+    events, upload, store, s3, database
 ):
     media = await upload()
     await store.delete(media)
     await events.on_media_deleted(deleted(media))
     put(s3, media, "photomesh-originals", "original", PHOTO)
-    await eraser.sweep()
+    await sweep_deleted(store, s3)
     assert stored(s3, media), "the form may still be good"
 
     await make_due(database)
-    await eraser.sweep()
+    await sweep_deleted(store, s3)
 
     assert stored(s3, media) == []
     async with database.connection() as connection:

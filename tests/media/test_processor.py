@@ -42,7 +42,7 @@ def upload(store: MediaStore, originals: Originals) -> Callable[[bytes], Awaitab
 
 
 async def put_original(originals: Originals, media: Media, file: bytes) -> None:
-    form = originals.form(
+    url, fields = originals.form(
         media.key_prefix,
         content_type="image/jpeg",
         size_bytes=len(file),
@@ -50,7 +50,7 @@ async def put_original(originals: Originals, media: Media, file: bytes) -> None:
         life=timedelta(minutes=1),
     )
     async with httpx.AsyncClient(timeout=PATIENCE_SECONDS, verify=False) as phone:
-        sent = await phone.post(form.url, data=form.fields, files={"file": file})
+        sent = await phone.post(url, data=fields, files={"file": file})
     assert sent.is_success
 
 

@@ -15,7 +15,7 @@ from google.api.httpbody_pb2 import HttpBody
 from photomesh.media.v1 import media_service_pb2 as pb
 
 from services.chassis import context
-from services.media.jobs import UploadSweeper
+from services.media.jobs import sweep_uploads
 from services.media.limits import LIMITS, UNDECLARED
 from services.media.storage.client import AT_A_TIME, S3
 from services.media.storage.keys import key_prefix, original_key
@@ -581,7 +581,6 @@ async def anonymous(uploader: Uploader, method: str, request):
 async def test_abandoned_uploads_are_swept_and_others_are_not(
     store, uploads, multipart, streams, s3, originals, parts
 ):
-    sweeper = UploadSweeper(store, uploads)
     now = datetime.now(UTC)
     file = file_of(100)
 
@@ -596,17 +595,17 @@ async def test_abandoned_uploads_are_swept_and_others_are_not(
         abandoned.append(media)
     done = (await streams.receive(new_user(), whole(file, UploadMethod.STREAM), 0, one(file))).media
 
-    await sweeper.sweep(now + timedelta(hours=23))
+    await sweep_uploads(store, uploads, now + timedelta(hours=23))
     assert [await store.media(media.media_id) for media in abandoned] == abandoned
 
     late = now + timedelta(hours=24, minutes=5)
-    await asyncio.gather(*(sweeper.sweep(late) for _ in range(3)))
+    await asyncio.gather(*(sweep_uploads(store, uploads, late) for _ in range(3)))
     assert [await store.media(media.media_id) for media in abandoned] == [None] * 3
     # Its form is still taken, so the row stays until nothing can come any more.
     assert await originals.find(abandoned[0].key_prefix)
 
     late = now + timedelta(hours=24, minutes=15)
-    await asyncio.gather(*(sweeper.sweep(late) for _ in range(3)))
+    await asyncio.gather(*(sweep_uploads(store, uploads, late) for _ in range(3)))
     for media in abandoned:
         assert await originals.find(media.key_prefix) is None
         if media.s3_upload_id:

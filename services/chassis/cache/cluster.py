@@ -102,11 +102,12 @@ class Cluster:
         """Refreshes the map in the background, because it may be outdated."""
         elapsed = asyncio.get_running_loop().time() - self._learned_at
         if not self._learning and elapsed > _RELEARN_SECONDS:
-            self._start_learning()
+            self._learning.start("slots", self._learn)
 
     async def relearn(self) -> None:
         """Refreshes the map; returns when that is done, or after the timeout."""
-        await asyncio.wait({self._start_learning()}, timeout=self._timeout)
+        learning = self._learning.start("slots", self._learn)
+        await asyncio.wait({learning}, timeout=self._timeout)
 
     async def close(self) -> None:
         """Closes all connections."""
@@ -114,27 +115,21 @@ class Cluster:
         for server in self._servers.values():
             await server.close()
 
-    def _start_learning(self) -> "asyncio.Task[None]":
-        return self._learning.start("slots", self._learn)
-
     async def _learn(self) -> None:
+        known = {*self._seeds, *(server.address for server in self._masters())}
         try:
-            await self._ask_for_slots()
+            for address in random.sample(list(known), len(known)):
+                try:
+                    [ranges] = await self.at(address).ask([("CLUSTER", "SLOTS")])
+                except Unavailable:
+                    continue
+                if isinstance(ranges, hiredis.ReplyError):
+                    _log.warning("cluster.slots_refused", error=str(ranges))
+                else:
+                    await self._apply(ranges, asked=address)
+                    return
         finally:
             self._learned_at = asyncio.get_running_loop().time()
-
-    async def _ask_for_slots(self) -> None:
-        known = {*self._seeds, *(server.address for server in self._masters())}
-        for address in random.sample(list(known), len(known)):
-            try:
-                [ranges] = await self.at(address).ask([("CLUSTER", "SLOTS")])
-            except Unavailable:
-                continue
-            if isinstance(ranges, hiredis.ReplyError):
-                _log.warning("cluster.slots_refused", error=str(ranges))
-            else:
-                await self._apply(ranges, asked=address)
-                return
 
     async def _apply(self, ranges: Iterable[Any], asked: Address) -> None:
         before = set(self._masters())

@@ -1,11 +1,14 @@
 """The connection pool for a service's own PostgreSQL schema."""
 
 import select
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
+from typing import Any, LiteralString, TypeVar
 
 import psycopg
 from psycopg import AsyncConnection
+from psycopg.rows import AsyncRowFactory
+from psycopg.sql import Composed
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
 from services.chassis.config import DatabaseSettings
@@ -18,6 +21,9 @@ _PASSING = (
     psycopg.errors.SerializationFailure,
     PoolTimeout,
 )
+
+Query = LiteralString | Composed
+Row = TypeVar("Row")
 
 
 class Database:
@@ -69,6 +75,61 @@ class Database:
         """
         async with self.connection() as connection, connection.transaction():
             yield connection
+
+    async def fetch(
+        self,
+        query: Query,
+        values: Mapping[str, Any],
+        rows: AsyncRowFactory[Row],
+        *,
+        binary: bool = False,
+    ) -> list[Row]:
+        """Runs a statement on a connection of its own, and returns its rows.
+
+        `binary`: whether the server sends values in their binary form.
+
+        Raises:
+            Unavailable: the database is unavailable or overloaded.
+        """
+        async with self.connection() as connection:
+            return await fetch(connection, query, values, rows, binary=binary)
+
+    async def execute(self, query: Query, values: Mapping[str, Any]) -> int:
+        """Runs a statement on a connection of its own, and returns how many rows it changed.
+
+        Raises:
+            Unavailable: the database is unavailable or overloaded.
+        """
+        async with self.connection() as connection:
+            return (await connection.execute(query, values)).rowcount
+
+    async def purge(self, query: Query, values: Mapping[str, Any], *, batch: int) -> int:
+        """Runs a statement that deletes up to `%(most)s` rows until none are left to delete.
+
+        Returns how many rows it deleted.
+
+        Raises:
+            Unavailable: the database is unavailable or overloaded.
+        """
+        purged = deleted = await self.execute(query, {**values, "most": batch})
+        while deleted == batch:
+            deleted = await self.execute(query, {**values, "most": batch})
+            purged += deleted
+        return purged
+
+
+async def fetch(
+    connection: AsyncConnection,
+    query: Query,
+    values: Mapping[str, Any],
+    rows: AsyncRowFactory[Row],
+    *,
+    binary: bool = False,
+) -> list[Row]:
+    """Runs a statement and returns its rows."""
+    cursor = connection.cursor(row_factory=rows, binary=binary)
+    await cursor.execute(query, values)
+    return await cursor.fetchall()
 
 
 def int_array(numbers: Iterable[int]) -> str:

@@ -4,7 +4,7 @@ import hashlib
 from base64 import b64decode, b64encode
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import TYPE_CHECKING, BinaryIO
 
 from services.media.sniffing import SNIFFED_BYTES
@@ -15,15 +15,6 @@ if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
 _READ_BYTES = 1 << 20
-
-
-@dataclass(frozen=True)
-class UploadForm:
-    """The form that a client POSTs to S3 with its file."""
-
-    url: str
-    fields: dict[str, str]
-    expire_time: datetime
 
 
 @dataclass(frozen=True)
@@ -62,9 +53,11 @@ class Originals:
         size_bytes: int,
         sha256: bytes | None,
         life: timedelta,
-    ) -> UploadForm:
-        """Returns a form that S3 accepts only for this exact key, type, size and content."""
-        expire_time = datetime.now(UTC) + life
+    ) -> tuple[str, dict[str, str]]:
+        """Returns the URL and the fields of the form that a client POSTs with its file.
+
+        S3 accepts the form only for this exact key, type, size and content.
+        """
         fields = {"Content-Type": content_type}
         if sha256 is not None:
             fields["x-amz-checksum-sha256"] = b64encode(sha256).decode()
@@ -78,7 +71,7 @@ class Originals:
             ],
             ExpiresIn=int(life.total_seconds()),
         )
-        return UploadForm(post["url"], post["fields"], expire_time)
+        return post["url"], post["fields"]
 
     async def find(self, key_prefix: str) -> Original | None:
         """Returns the uploaded file of a media item; None: there is none yet."""

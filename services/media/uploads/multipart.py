@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from services.chassis.errors import FieldInvalid
 from services.domain.errors import MediaUnknown
@@ -10,15 +10,6 @@ from services.media.errors import ObjectMissing, UploadCompleted, UploadNotMulti
 from services.media.limits import LIMITS, UploadLimits
 from services.media.storage.parts import Part, Parts
 from services.media.store import Media, MediaStore, State, UploadMethod
-
-
-@dataclass(frozen=True)
-class ReceivedParts:
-    """The parts of an upload that S3 stores."""
-
-    parts: tuple[Part, ...]
-    count: int
-    """The number of parts of the whole file."""
 
 
 class MultipartUploads:
@@ -79,7 +70,7 @@ class MultipartUploads:
         # take tens of milliseconds.
         return await asyncio.to_thread(lambda: [sign(number) for number in numbers])
 
-    async def received(self, media: Media) -> ReceivedParts:
+    async def received(self, media: Media) -> list[Part]:
         """Returns the parts that S3 stores.
 
         Raises:
@@ -103,24 +94,26 @@ class MultipartUploads:
         if stored is None:
             return
         received = self._received(media, stored)
-        if len(received.parts) < received.count:
+        if len(received) < self._limits.part_count(media.size_bytes):
             raise ObjectMissing(media.media_id, "A part")
-        await self._parts.complete(media.key_prefix, media.s3_upload_id, received.parts)
+        await self._parts.complete(media.key_prefix, media.s3_upload_id, received)
 
     async def abort(self, media: Media) -> None:
         """Removes the parts of an upload. Idempotent."""
         if media.s3_upload_id is not None:
             await self._parts.abort(media.key_prefix, media.s3_upload_id)
 
-    def _received(self, media: Media, stored: Mapping[int, Sequence[Part]]) -> ReceivedParts:
+    def _received(self, media: Media, stored: Mapping[int, Sequence[Part]]) -> list[Part]:
         """Returns the newest part of the right size for each number."""
-        count = self._limits.part_count(media.size_bytes)
         fitting = (
-            [part for part in stored[number] if part.size_bytes == size_bytes]
-            for number in range(1, count + 1)
-            if number in stored and (size_bytes := self._limits.part_size(number, media.size_bytes))
+            [
+                part
+                for part in stored.get(number, ())
+                if part.size_bytes == self._limits.part_size(number, media.size_bytes)
+            ]
+            for number in range(1, self._limits.part_count(media.size_bytes) + 1)
         )
-        return ReceivedParts(tuple(parts[-1] for parts in fitting if parts), count)
+        return [parts[-1] for parts in fitting if parts]
 
 
 def _open_upload_id(media: Media) -> str:

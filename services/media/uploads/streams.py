@@ -74,11 +74,9 @@ class StreamedUploads:
             ObjectMismatch: the file does not match the declaration; the upload is aborted.
         """
         opened = await self._uploads.open(owner_id, declaration)
-        if opened.media.state is State.PENDING:
-            await self._receive(opened.media, offset, chunks)
-        return opened
-
-    async def _receive(self, media: Media, offset: int, chunks: AsyncIterator[bytes]) -> None:
+        media = opened.media
+        if media.state is not State.PENDING:
+            return opened
         stored = await self.stored(media)
         hashed = None
         if not stored.is_whole:
@@ -94,6 +92,7 @@ class StreamedUploads:
             # Permanent: the stored bytes of a stream cannot be replaced.
             await self._uploads.abort(media)
             raise
+        return opened
 
     async def _store_rest(
         self, media: Media, stored: tuple[Part, ...], chunks: AsyncIterator[bytes]

@@ -17,7 +17,7 @@ from services.media.storage.originals import Originals
 from services.media.storage.variants import Variants
 from services.media.store import MediaStore
 from services.media.worker.events import MediaEvents
-from services.media.worker.jobs import SWEEP_SECONDS, Eraser
+from services.media.worker.jobs import SWEEP_SECONDS, sweep_deleted
 from services.media.worker.processor import Processor
 
 _GROUP = "media-worker"
@@ -39,7 +39,6 @@ async def main() -> None:
     ):
         outbox = Outbox(database, relay)
         store, s3 = MediaStore(database, outbox), S3(settings)
-        eraser = Eraser(store, s3)
         processor = Processor(
             store,
             Originals(s3),
@@ -48,7 +47,7 @@ async def main() -> None:
             progress_seconds=settings.progress_seconds,
         )
         # Twice the renderers: others are fetched or stored while some are rendered.
-        events = MediaEvents(store, processor, eraser, at_a_time=2 * settings.renderers)
+        events = MediaEvents(store, s3, processor, at_a_time=2 * settings.renderers)
         subscriptions = [
             # Not in order, so that the photos of one album are rendered in parallel.
             Subscription(MediaUploaded, events.on_media_uploaded, in_order=False),
@@ -64,7 +63,7 @@ async def main() -> None:
             [
                 Worker("consumer", consumer.run),
                 Worker("relay", relay.run),
-                periodic("eraser", eraser.sweep, seconds=SWEEP_SECONDS),
+                periodic("eraser", lambda: sweep_deleted(store, s3), seconds=SWEEP_SECONDS),
                 *dead_letter_workers,
             ],
         )

@@ -5,8 +5,9 @@ import asyncio
 from photomesh.media.v1.events_pb2 import MediaDeleted, MediaUploaded
 
 from services.chassis.telemetry import logs
+from services.media.storage.client import S3
 from services.media.store import MediaStore, State
-from services.media.worker.jobs import Eraser
+from services.media.worker.jobs import erase
 from services.media.worker.processor import Processor
 
 _log = logs.logger(__name__)
@@ -19,13 +20,11 @@ fetch, and need up to 4 GiB of disk space."""
 class MediaEvents:
     """Handles uploads and deletions. Handlers raise Unavailable if a dependency is unavailable."""
 
-    def __init__(
-        self, store: MediaStore, processor: Processor, eraser: Eraser, *, at_a_time: int
-    ) -> None:
+    def __init__(self, store: MediaStore, s3: S3, processor: Processor, *, at_a_time: int) -> None:
         """Takes how many photos are processed at a time, including fetching and storing."""
         self._store = store
+        self._s3 = s3
         self._processor = processor
-        self._eraser = eraser
         self._slots = asyncio.Semaphore(at_a_time)
         self._slot_for_huge = asyncio.Semaphore(1)
 
@@ -47,4 +46,4 @@ class MediaEvents:
         media = await self._store.media(event.media_id)
         # Checks the database, so that a wrong event cannot remove files of a live item.
         if media is not None and media.state is State.DELETED:
-            await self._eraser.erase(media)
+            await erase(self._s3, media)
