@@ -4,7 +4,7 @@ import asyncio
 import re
 import secrets
 from collections.abc import Coroutine
-from contextvars import ContextVar
+from contextvars import ContextVar, copy_context
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -64,16 +64,10 @@ def enter(call: CallContext) -> None:
 
 
 def detached(work: Coroutine[Any, Any, Result]) -> "asyncio.Task[Result]":
-    """Starts a task that several callers may await, without the deadline of the current call.
-
-    Callers await it through `asyncio.shield`, so that their cancellation does not cancel it.
-    """
-
-    async def run() -> Result:
-        enter(replace(current(), deadline=None))
-        return await work
-
-    return asyncio.create_task(run())
+    """Starts a task that does not have the deadline of the current call."""
+    copy = copy_context()
+    copy.run(lambda: enter(replace(current(), deadline=None)))
+    return asyncio.create_task(work, context=copy)
 
 
 def signed_in() -> int:

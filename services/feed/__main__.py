@@ -20,7 +20,10 @@ from services.feed.hydration import Hydration
 from services.feed.peers import Peers
 from services.feed.service import FeedService
 from services.feed.skeleton import Skeletons
-from services.feed.watch import Watches
+from services.feed.watching.hub import Hub
+from services.feed.watching.messages import WatchLimits
+from services.feed.watching.pulled_authors import PulledAuthors
+from services.feed.watching.watches import Watches
 
 
 async def main() -> None:
@@ -36,7 +39,9 @@ async def main() -> None:
         authors = HotAuthors(author_timelines, peers)
         skeletons = Skeletons(timelines, authors, peers)
         hydration = {form: Hydration(cache, peers, form) for form in Form}
-        watches = Watches(timelines, author_timelines, authors, skeletons, hydration[Form.PROTO])
+        pulled_authors = PulledAuthors(author_timelines, authors)
+        hub = Hub(timelines, pulled_authors, skeletons, hydration[Form.PROTO])
+        watches = Watches(hub, skeletons, hydration[Form.PROTO], WatchLimits())
         page_tokens = PageTokens(
             read_key(settings.page_key_file), "photomesh.feed.v1.FeedService.GetFeed"
         )
@@ -48,13 +53,13 @@ async def main() -> None:
                 Service("photomesh.feed.v1.FeedService", service),
                 Service("photomesh.feed.v1.FeedAdminService", admin),
             ],
-            [Worker("watches", watches.run)],
+            [Worker("watches", hub.run)],
             rest=RestServer(
                 settings.rest_listen,
                 settings.tls_dir,
                 [RestMethod("photomesh.feed.v1.FeedService.GetFeed", service.feed_as_json)],
             ),
-            before_drain=watches.drain,
+            before_drain=hub.drain,
         )
 
 

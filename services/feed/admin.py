@@ -34,22 +34,22 @@ class FeedAdminService(FeedAdminServiceServicer):
         self, request: pb.InspectFeedRequest, context: Context
     ) -> pb.InspectFeedResponse:
         home = await self._timelines.read(request.account_id, 0, _MOST_ENTRIES)
-        answer = pb.InspectFeedResponse(state=_STATES[home.extent])
+        response = pb.InspectFeedResponse(state=_STATES[home.extent])
         if home.extent in (Extent.ABSENT, Extent.REBUILDING):
-            return answer
-        wanted = await self._peers.subscriptions(request.account_id)
-        pushed = set(wanted.followee_ids) - set(wanted.pulled_ids) - set(home.pulled)
+            return response
+        followees = await self._peers.followees(request.account_id)
+        pushed = set(followees.followee_ids) - set(followees.pulled_ids) - set(home.pulled)
         recent = await self._peers.recent([request.account_id, *pushed], before=0, limit=CAP)
         oldest = 0 if home.extent is Extent.WHOLE else min(home.post_ids, default=0)
         held = set(home.post_ids)
-        answer.post_ids.extend(home.post_ids)
-        answer.pulled_account_ids.extend(home.pulled)
-        answer.hidden_account_ids.extend(home.hidden)
-        answer.missing_post_ids.extend(
+        response.post_ids.extend(home.post_ids)
+        response.pulled_account_ids.extend(home.pulled)
+        response.hidden_account_ids.extend(home.hidden)
+        response.missing_post_ids.extend(
             post_id for post_id in recent if post_id >= oldest and post_id not in held
         )
-        answer.missing_pulled_account_ids.extend(set(wanted.pulled_ids) - set(home.pulled))
-        return answer
+        response.missing_pulled_account_ids.extend(set(followees.pulled_ids) - set(home.pulled))
+        return response
 
     async def RebuildFeed(
         self, request: pb.RebuildFeedRequest, context: Context

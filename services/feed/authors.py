@@ -1,6 +1,7 @@
 """Timelines of followed celebrities, copied into this process for a second.
 
-Millions read the same few timelines, so one cache read serves all readers of that second.
+Millions read the same few timelines, so one cache read serves all readers of that second. Used by
+skeleton.py for pages and by watching/ for watches.
 """
 
 import asyncio
@@ -10,11 +11,11 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from services.chassis.context import detached
 from services.chassis.errors import Unavailable
+from services.chassis.shared_tasks import SharedTasks
 from services.chassis.telemetry import logs
 from services.domain.timelines import CAP, AuthorTimelines, Extent, Slice
-from services.feed.peers import PeerAway, Peers
+from services.feed.peers import Peers, PeerUnavailable
 
 _log = logs.logger(__name__)
 
@@ -61,9 +62,9 @@ class HotAuthors:
         self._timelines = timelines
         self._peers = peers
         self._clock = clock
-        # Oldest copy first, as in Memory.
+        # Oldest copy first.
         self._copies: OrderedDict[int, _Copy] = OrderedDict()
-        self._fetching: dict[int, asyncio.Task[bool]] = {}
+        self._fetches = SharedTasks[int, bool]()
 
     async def slices(
         self, author_ids: Sequence[int], before: int, count: int
@@ -109,15 +110,9 @@ class HotAuthors:
         ]
         if not outdated:
             return True
-        missing = [author_id for author_id in outdated if author_id not in self._fetching]
-        if missing:
-            task = detached(self._fetch(missing))
-            self._fetching |= dict.fromkeys(missing, task)
-            task.add_done_callback(lambda _: [self._fetching.pop(each) for each in missing])
-        # Shared with other readers, so canceling one of them must not cancel the fetch.
-        tasks = {self._fetching[author_id] for author_id in outdated}
+        fetches = self._fetches.start_batch(outdated, self._fetch)
         try:
-            are_current = all(await asyncio.gather(*(asyncio.shield(task) for task in tasks)))
+            are_current = all(await asyncio.gather(*map(asyncio.shield, fetches)))
         except Unavailable as error:
             _log.warning("author_timelines.outdated", error=str(error))
             are_current = False
@@ -135,19 +130,19 @@ class HotAuthors:
     async def _fetch(self, author_ids: Sequence[int]) -> bool:
         """Copies timelines; returns whether all were available."""
         # A copy is as old as the request: on a busy machine the response may take a second.
-        asked = self._clock()
+        requested_at = self._clock()
         found = dict(await self._timelines.read(author_ids, 0, _KEPT))
-        absent = [
+        missing = [
             author_id
             for author_id, part in found.items()
             if part.extent in (Extent.ABSENT, Extent.REBUILDING)
         ]
-        rebuilt = await asyncio.gather(*(self._rebuilt(each) for each in absent))
-        for author_id, part in (found | dict(zip(absent, rebuilt, strict=True))).items():
+        rebuilt = await asyncio.gather(*(self._rebuilt(each) for each in missing))
+        for author_id, part in (found | dict(zip(missing, rebuilt, strict=True))).items():
             if part is None:
                 continue
             extent = Extent.PARTIAL if len(part.post_ids) == _KEPT else part.extent
-            self._copies[author_id] = _Copy(Slice(part.post_ids, extent), asked)
+            self._copies[author_id] = _Copy(Slice(part.post_ids, extent), requested_at)
             self._copies.move_to_end(author_id)
         while len(self._copies) > _MOST_AUTHORS:
             self._copies.popitem(last=False)
@@ -161,7 +156,7 @@ class HotAuthors:
         marker = await self._timelines.begin_rebuild(author_id)
         try:
             newest = await self._peers.recent([author_id], before=0, limit=CAP)
-        except PeerAway:
+        except PeerUnavailable:
             if marker is not None:
                 # Otherwise no other rebuild could begin until this one times out.
                 await self._timelines.abandon_rebuild(author_id, marker)

@@ -1,4 +1,7 @@
-"""A page of a home feed: skeleton (which posts), hydration (the posts), rules (which to hide)."""
+"""A page of a home feed: skeleton (which posts), hydration (the posts), rules (which to hide).
+
+Used by service.py.
+"""
 
 import time
 from collections.abc import Mapping, Sequence

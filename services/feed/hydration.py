@@ -1,4 +1,7 @@
-"""Hydration: reads the posts for a list of ids, from the cache or, on a miss, from post."""
+"""Hydration: reads the posts for a list of ids, from the cache or, on a miss, from post.
+
+Used by home.py for pages and by watching/ for watches.
+"""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -42,7 +45,7 @@ class Hydration:
         self._cache = PostCache(cache, form)
         self._peers = peers
         self._form = form
-        self._memory = Memory(self._ask, most=_MOST_REMEMBERED)
+        self._memory = Memory(self._posts, most=_MOST_REMEMBERED)
         self._remember_at = time.monotonic()
 
     async def hydrate(
@@ -91,5 +94,5 @@ class Hydration:
             _log.warning("post_cache.failed", error=str(error))
         return fetched.posts
 
-    async def _ask(self, post_ids: Sequence[int]) -> Mapping[int, CachedPost | None]:
+    async def _posts(self, post_ids: Sequence[int]) -> Mapping[int, CachedPost | None]:
         return (await self._peers.posts(post_ids, self._form)).posts

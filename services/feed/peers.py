@@ -25,7 +25,7 @@ from services.domain.post_cache import CachedPost, Form
 _SECONDS = 1.0
 """Timeout of a call, without the wait for a slot."""
 
-_AT_ONCE = 8
+_CONCURRENT_CALLS = 8
 """Maximum number of concurrent calls to a peer. More would wait there just as long, and the peer
 would still process those whose readers have given up."""
 
@@ -34,21 +34,6 @@ _MOST_WAITING = 1_000
 
 Request = TypeVar("Request", bound=Message)
 Response = TypeVar("Response", bound=Message)
-
-
-@dataclass(frozen=True)
-class Subscriptions:
-    """The authors whose posts belong to a reader's feed."""
-
-    followee_ids: Sequence[int]
-    """All followed accounts except muted ones."""
-    pulled_ids: Sequence[int]
-    """Those of `followee_ids` whose posts are not pushed, or soon will not be."""
-    hidden_ids: Sequence[int]
-    """Muted or recently unfollowed accounts, whose posts may be in the timeline or on their way
-    into it."""
-    version: int
-    """Increases with every change."""
 
 
 @dataclass(frozen=True)
@@ -62,101 +47,98 @@ class Fetched:
     unavailable."""
 
 
-class PeerAway(Unavailable):
+class PeerUnavailable(Unavailable):
     """A peer is unavailable, slow or overloaded."""
 
 
-class GraphAway(PeerAway):
+class GraphUnavailable(PeerUnavailable):
     """Graph is unavailable, slow or overloaded."""
 
 
-class PostAway(PeerAway):
-    """Post is unavailable, slow or overloaded."""
-
-
 class Peers:
-    """Feed's client for graph and post. Methods raise GraphAway or PostAway."""
+    """Feed's client for graph and post. Methods raise PeerUnavailable."""
 
     def __init__(self, graph: GraphInternalServiceStub, post: PostInternalServiceStub) -> None:
         self._graph = graph
         self._post = post
-        self._graph_door = _Door("Graph", GraphAway)
-        self._post_door = _Door("Post", PostAway)
+        self._limited_graph = _LimitedPeer("Graph", GraphUnavailable)
+        self._limited_post = _LimitedPeer("Post", PeerUnavailable)
 
-    async def subscriptions(self, reader_id: int) -> Subscriptions:
-        """Returns the authors whose posts belong to a reader's feed."""
-        answer = await self._graph_door.ask(
+    async def followees(self, reader_id: int) -> graph_pb.ListFolloweesResponse:
+        """Returns the authors whose posts belong to a reader's feed.
+
+        Raises:
+            GraphUnavailable: graph is unavailable, slow or overloaded.
+        """
+        return await self._limited_graph.call(
             self._graph.ListFollowees, graph_pb.ListFolloweesRequest(follower_id=reader_id)
-        )
-        return Subscriptions(
-            answer.followee_ids, answer.pulled_ids, answer.hidden_ids, answer.version
         )
 
     async def recent(self, author_ids: Sequence[int], before: int, limit: int) -> Sequence[int]:
         """Returns up to `limit` of the authors' posts with ids below `before`, newest first."""
-        answer = await self._post_door.ask(
+        response = await self._limited_post.call(
             self._post.ListRecentByAuthors,
             post_pb.ListRecentByAuthorsRequest(
                 author_ids=author_ids, before_post_id=before, limit=limit
             ),
         )
-        return answer.post_ids
+        return response.post_ids
 
     async def posts(self, post_ids: Sequence[int], form: Form) -> Fetched:
         """Returns the current state of posts."""
-        answer = await self._post_door.ask(
+        response = await self._limited_post.call(
             self._post.BatchGetPosts, post_pb.BatchGetPostsRequest(post_ids=post_ids)
         )
         posts: dict[int, CachedPost | None] = dict.fromkeys(post_ids)
         posts |= {
-            post.post_id: CachedPost(post.author.account_id, _written(post, form))
-            for post in answer.posts
+            post.post_id: CachedPost(post.author.account_id, _serialized(post, form))
+            for post in response.posts
             if post.post_id
         }
         nameless = {
-            post.post_id for post in answer.posts if post.post_id and not post.author.username
+            post.post_id for post in response.posts if post.post_id and not post.author.username
         }
         return Fetched(posts, frozenset(posts.keys() - nameless))
 
 
-def _written(post: Post, form: Form) -> bytes:
+def _serialized(post: Post, form: Form) -> bytes:
     return post.SerializeToString() if form is Form.PROTO else as_json(post)
 
 
-class _Door:
+class _LimitedPeer:
     """Calls one peer, with a limit on concurrency and a circuit breaker."""
 
-    def __init__(self, peer: str, away: type[PeerAway]) -> None:
+    def __init__(self, peer: str, unavailable: type[PeerUnavailable]) -> None:
         self._peer = peer
-        self._away = away
+        self._unavailable = unavailable
         self._breaker = Breaker(peer)
-        self._places = asyncio.Semaphore(_AT_ONCE)
+        self._slots = asyncio.Semaphore(_CONCURRENT_CALLS)
         self._waits: set[asyncio.Timeout] = set()
 
-    async def ask(
+    async def call(
         self, method: "grpc.aio.UnaryUnaryMultiCallable[Request, Response]", request: Request
     ) -> Response:
         if len(self._waits) >= _MOST_WAITING:
-            raise self._away(self._peer)
+            raise self._unavailable(self._peer)
         try:
             attempt = self._breaker.call(find_out=lambda: call(method, request, within=_SECONDS))
         except Unavailable as error:
             self._give_up()
-            raise self._away(self._peer) from error
+            raise self._unavailable(self._peer) from error
         wait = asyncio.timeout(None)
         try:
             with attempt:
                 try:
                     async with wait:
                         self._waits.add(wait)
-                        async with self._places:
+                        async with self._slots:
                             return await call(method, request, within=_SECONDS)
                 except TimeoutError as error:
                     raise Unavailable(self._peer) from error
                 finally:
                     self._waits.discard(wait)
         except Unavailable as error:
-            raise self._away(self._peer) from error
+            raise self._unavailable(self._peer) from error
 
     def _give_up(self) -> None:
         """Fails all calls that have waited for a slot since before the circuit opened."""

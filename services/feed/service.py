@@ -10,7 +10,8 @@ from services.chassis.rpc import Context
 from services.chassis.rpc.paging import PageTokens
 from services.domain.post_cache import Form
 from services.feed.home import HomeFeed, Page
-from services.feed.watch import Told, Watches
+from services.feed.watching.messages import WatchMessage
+from services.feed.watching.watches import Watches
 
 _DEFAULT_PAGE_SIZE = 20
 
@@ -28,22 +29,17 @@ class FeedService:
 
     async def GetFeed(self, request: pb.GetFeedRequest, context: Context) -> bytes:
         page, next_page_token = await self._page(request, Form.PROTO)
+        rest = pb.GetFeedResponse(next_page_token=next_page_token, state=page.state)
         # Posts are copied into the response as bytes, because parsing them would take longest.
-        return b"".join(
-            [
-                *(part for post in page.posts for part in (_POST_TAG, _varint(len(post)), post)),
-                pb.GetFeedResponse(
-                    next_page_token=next_page_token, state=page.state
-                ).SerializeToString(),
-            ]
-        )
+        posts = (part for post in page.posts for part in (_POST_TAG, _varint(len(post)), post))
+        return b"".join([*posts, rest.SerializeToString()])
 
     async def WatchFeed(
         self, request: pb.WatchFeedRequest, context: Context
     ) -> AsyncIterator[bytes]:
         async with aclosing(self._watches.watch(signed_in(), request.after_post_id)) as messages:
-            async for told in messages:
-                yield _serialise_told(told)
+            async for message in messages:
+                yield _serialize(message)
 
     async def feed_as_json(self, request: pb.GetFeedRequest) -> bytes:
         """Returns GetFeed's response as JSON, for REST without gRPC."""
@@ -63,15 +59,15 @@ class FeedService:
         return page, self._page_tokens.seal(page.last_id, reader_id) if page.last_id else ""
 
 
-def _serialise_told(told: Told) -> bytes:
+def _serialize(message: WatchMessage) -> bytes:
     """Returns a serialized WatchFeedResponse."""
-    response = pb.WatchFeedResponse(resume_after_post_id=told.resume_after)
-    if told.end:
-        response.end = told.end
+    response = pb.WatchFeedResponse(resume_after_post_id=message.resume_after)
+    if message.end:
+        response.end = message.end
     rest = response.SerializeToString()
-    if not told.post:
+    if not message.post:
         return rest
-    return b"".join((_POST_TAG, _varint(len(told.post)), told.post, rest))
+    return b"".join((_POST_TAG, _varint(len(message.post)), message.post, rest))
 
 
 def _varint(number: int) -> bytes:

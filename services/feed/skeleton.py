@@ -1,7 +1,8 @@
 """Which posts a part of a feed holds: the reader's timeline, merged with those it pulls.
 
 Each source is complete down to some id. Down to the highest of these ids the merged list has no
-gaps; below it, the feed continues in the database.
+gaps; below it, the feed continues in the database. Used by home.py for pages, by watching/ for
+watches, and by admin.py for rebuilds.
 """
 
 import asyncio
@@ -12,12 +13,12 @@ from typing import NamedTuple
 
 from photomesh.feed.v1.feed_service_pb2 import FeedState
 
-from services.chassis.context import detached
 from services.chassis.errors import Unavailable
+from services.chassis.shared_tasks import SharedTasks
 from services.domain.timelines import CAP, Extent, HomeSlice, HomeTimelines, Slice
 from services.feed.authors import HotAuthors
 from services.feed.memory import PATIENCE_SECONDS, Memory
-from services.feed.peers import GraphAway, PeerAway, Peers
+from services.feed.peers import GraphUnavailable, Peers, PeerUnavailable
 
 COMPLETE = FeedState.FEED_STATE_COMPLETE
 REGENERATING = FeedState.FEED_STATE_REGENERATING
@@ -26,7 +27,7 @@ DEGRADED = FeedState.FEED_STATE_DEGRADED
 _REBUILD_PATIENCE_SECONDS = 0.1
 """How long a page waits for a rebuild before it reads the database itself."""
 
-_LOOK_SECONDS = 0.02
+_POLL_SECONDS = 0.02
 """How often a page that waits checks whether another process has finished the rebuild."""
 
 _REBUILDS_AT_ONCE = 4
@@ -70,7 +71,7 @@ class Skeletons:
         self._timelines = timelines
         self._authors = authors
         self._peers = peers
-        self._rebuilding: dict[int, asyncio.Task[None]] = {}
+        self._rebuilds = SharedTasks[int, None]()
         self._may_rebuild = asyncio.Semaphore(_REBUILDS_AT_ONCE)
         self._memory = Memory(self._parts_from_database, most=_MOST_REMEMBERED)
 
@@ -88,9 +89,9 @@ class Skeletons:
         began = began or time.monotonic()
         try:
             skeleton = await self._from_cache(part)
-        except GraphAway:
+        except GraphUnavailable:
             return await self._own(part)
-        except PeerAway:
+        except PeerUnavailable:
             raise
         except Unavailable:
             return await self._without_cache(part, until=began + PATIENCE_SECONDS)
@@ -104,8 +105,7 @@ class Skeletons:
         Raises:
             Unavailable: the cache, graph or post is unavailable.
         """
-        # Other tasks may wait for the same rebuild.
-        await asyncio.shield(self._begin_rebuild(reader_id))
+        await self._rebuilds.run(reader_id, lambda: self._rebuild_in_turn(reader_id))
 
     async def _from_cache(self, part: _Part) -> Skeleton:
         state = COMPLETE
@@ -131,7 +131,7 @@ class Skeletons:
         # The cached part ends here; continue in the database.
         try:
             older = await self._from_database(_Part(part.reader_id, floor, part.size - len(sure)))
-        except PeerAway:
+        except PeerUnavailable:
             if not sure:
                 raise
             return Skeleton(sure, more=True, state=DEGRADED, hidden=home.hidden)
@@ -149,33 +149,22 @@ class Skeletons:
         then read the cache, which knows authors that were hidden in the meantime.
         """
         deadline = time.monotonic() + _REBUILD_PATIENCE_SECONDS
-        if home.extent is Extent.ABSENT and len(self._rebuilding) < _MOST_REBUILDS:
-            self._begin_rebuild(part.reader_id)
-        if task := self._rebuilding.get(part.reader_id):
+        rebuild = self._rebuilds.get(part.reader_id)
+        if home.extent is Extent.ABSENT and len(self._rebuilds) < _MOST_REBUILDS:
+            rebuild = self._rebuilds.start(
+                part.reader_id, lambda: self._rebuild_in_turn(part.reader_id)
+            )
+        if rebuild:
             # On a timeout the rebuild continues, for other readers and later pages.
-            done, _ = await asyncio.wait({task}, timeout=_REBUILD_PATIENCE_SECONDS)
+            done, _ = await asyncio.wait({rebuild}, timeout=_REBUILD_PATIENCE_SECONDS)
             if not done:
                 return home
-            task.result()
+            rebuild.result()
             home = await self._home(part)
         while home.extent is Extent.REBUILDING and time.monotonic() < deadline:
-            await asyncio.sleep(_LOOK_SECONDS)
+            await asyncio.sleep(_POLL_SECONDS)
             home = await self._home(part)
         return home
-
-    def _begin_rebuild(self, reader_id: int) -> asyncio.Task[None]:
-        """Returns the running rebuild of a timeline; starts one if there is none."""
-
-        def end(task: asyncio.Task[None]) -> None:
-            self._rebuilding.pop(reader_id)
-            # Tasks that wait receive the error. Retrieve it here in case none does.
-            _ = task.cancelled() or task.exception()
-
-        task = self._rebuilding.get(reader_id)
-        if task is None:
-            task = self._rebuilding[reader_id] = detached(self._rebuild_in_turn(reader_id))
-            task.add_done_callback(end)
-        return task
 
     async def _rebuild_in_turn(self, reader_id: int) -> None:
         async with self._may_rebuild:
@@ -187,9 +176,9 @@ class Skeletons:
         if marker is None:
             return
         try:
-            wanted = await self._peers.subscriptions(reader_id)
-            pulled = frozenset(wanted.pulled_ids)
-            pushed = [each for each in wanted.followee_ids if each not in pulled]
+            followees = await self._peers.followees(reader_id)
+            pulled = frozenset(followees.pulled_ids)
+            pushed = [each for each in followees.followee_ids if each not in pulled]
             newest = await self._peers.recent([reader_id, *pushed], before=0, limit=CAP)
         except Exception:
             # Otherwise no other rebuild could begin until this one times out.
@@ -200,21 +189,21 @@ class Skeletons:
             marker,
             newest,
             whole=len(newest) < CAP,
-            version=wanted.version,
-            pulled=wanted.pulled_ids,
-            hidden=wanted.hidden_ids,
+            version=followees.version,
+            pulled=followees.pulled_ids,
+            hidden=followees.hidden_ids,
         )
 
     async def _from_database(self, part: _Part) -> Skeleton:
-        wanted = await self._peers.subscriptions(part.reader_id)
+        followees = await self._peers.followees(part.reader_id)
         recent = await self._peers.recent(
-            [part.reader_id, *wanted.followee_ids], part.before, part.size + 1
+            [part.reader_id, *followees.followee_ids], part.before, part.size + 1
         )
         return Skeleton(
             recent[: part.size],
             len(recent) > part.size,
             COMPLETE,
-            frozenset(wanted.hidden_ids),
+            frozenset(followees.hidden_ids),
             are_published=True,
         )
 
@@ -230,7 +219,7 @@ class Skeletons:
         [part] = parts
         try:
             return {part: await self._from_database(part)}
-        except GraphAway:
+        except GraphUnavailable:
             return {part: await self._own(part)}
 
     async def _own(self, part: _Part) -> Skeleton:
@@ -241,7 +230,7 @@ class Skeletons:
                 reader's own would look like the rest of the feed.
         """
         if part.before:
-            raise GraphAway("Graph")
+            raise GraphUnavailable("Graph")
         recent = await self._peers.recent([part.reader_id], 0, part.size + 1)
         return Skeleton(recent[: part.size], len(recent) > part.size, DEGRADED, are_published=True)
 

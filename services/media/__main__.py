@@ -1,7 +1,5 @@
 """`python -m services.media`: wires and runs the media service."""
 
-from datetime import UTC, datetime
-
 from services.chassis import config
 from services.chassis.database.pool import Database
 from services.chassis.events.outbox import Outbox, Relay
@@ -10,11 +8,16 @@ from services.chassis.rpc.server import Service, Worker, run, serve
 from services.chassis.telemetry import logs
 from services.domain import cdn
 from services.media.config import MediaSettings
-from services.media.service import MediaInternalService, MediaService
-from services.media.storage import Storage
+from services.media.internal import MediaInternalService
+from services.media.jobs import SWEEP_SECONDS, sweep_uploads
+from services.media.service import MediaService
+from services.media.storage.client import S3
+from services.media.storage.originals import Originals
+from services.media.storage.parts import Parts
 from services.media.store import MediaStore
-from services.media.sweeper import SWEEP_SECONDS, Sweeper
-from services.media.uploads import Uploads
+from services.media.uploads.lifecycle import Uploads
+from services.media.uploads.multipart import MultipartUploads
+from services.media.uploads.streams import StreamedUploads
 from services.media.watchers import Watchers
 
 
@@ -25,15 +28,15 @@ async def main() -> None:
     async with Database(settings) as database:
         outbox = Outbox(database, relay)
         store = MediaStore(database, outbox)
-        storage = Storage(settings)
-        uploads = Uploads(store, storage)
+        s3 = S3(settings)
+        originals, parts = Originals(s3), Parts(s3)
+        multipart = MultipartUploads(store, parts)
+        uploads = Uploads(store, originals, multipart)
+        streams = StreamedUploads(uploads, multipart, originals, parts)
         watchers = Watchers(store)
-        sweeper = Sweeper(store, uploads)
-
-        async def sweep_uploads() -> None:
-            await sweeper.sweep(datetime.now(UTC))
-
-        public = MediaService(store, storage, cdn.signer(settings), uploads, watchers)
+        public = MediaService(
+            store, originals, uploads, multipart, streams, watchers, cdn.signer(settings)
+        )
         internal = MediaInternalService(store)
         await serve(
             settings,
@@ -43,7 +46,7 @@ async def main() -> None:
             ],
             [
                 Worker("relay", relay.run),
-                periodic("sweeper", sweep_uploads, seconds=SWEEP_SECONDS),
+                periodic("sweeper", lambda: sweep_uploads(store, uploads), seconds=SWEEP_SECONDS),
                 Worker("watchers", watchers.run),
             ],
         )

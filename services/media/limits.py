@@ -5,11 +5,11 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 
 from services.media.pipeline.header import MOST_PIXELS, SURE_PIXELS
-from services.media.sniffing import KINDS
+from services.media.sniffing import SUPPORTED_TYPES
 
 _MIB = 2**20
 
-UNTOLD = "application/octet-stream"
+UNDECLARED = "application/octet-stream"
 """The content type of a file whose type was not declared."""
 
 
@@ -27,12 +27,12 @@ class UploadLimits:
     must stay under 24 MiB."""
     chunk_bytes: int = 4 * _MIB
     """The largest message of a stream."""
-    content_types: tuple[str, ...] = (*KINDS, UNTOLD)
+    content_types: tuple[str, ...] = (*SUPPORTED_TYPES, UNDECLARED)
     """The types that a client may declare. With the last one, only the content decides."""
     most_pixels: int = MOST_PIXELS
     """The largest picture that the worker tries to decode."""
     sure_pixels: Mapping[str, int] = field(
-        default_factory=lambda: {name: SURE_PIXELS[kind] for name, kind in KINDS.items()}
+        default_factory=lambda: {name: SURE_PIXELS[kind] for name, kind in SUPPORTED_TYPES.items()}
     )
     """The largest picture of each type that the worker can always decode."""
     form_life: timedelta = timedelta(minutes=10)

@@ -39,17 +39,17 @@ async def reprocess(store: MediaStore, *, per_second: float, after: tuple[int, i
     Raises:
         Unavailable: the database is unavailable; the log contains the last position.
     """
-    told = 0
+    published = 0
     begun = time.monotonic()
     page = max(1, min(_PAGE, int(per_second)))
     while True:
         count, after = await store.announce_outdated(after, limit=page)
         if not count:
-            return told
-        told += count
-        _log.info("media.announced", media=told, after=f"{after[0]}/{after[1]}")
+            return published
+        published += count
+        _log.info("media.announced", media=published, after=f"{after[0]}/{after[1]}")
         # The worker also processes new uploads, so this limits the rate.
-        await asyncio.sleep(max(0.0, begun + told / per_second - time.monotonic()))
+        await asyncio.sleep(max(0.0, begun + published / per_second - time.monotonic()))
 
 
 async def main(per_second: float, after: tuple[int, int]) -> None:
@@ -60,8 +60,8 @@ async def main(per_second: float, after: tuple[int, int]) -> None:
         relaying = asyncio.create_task(relay.run(lambda: None))
         try:
             store = MediaStore(database, Outbox(database, relay))
-            told = await reprocess(store, per_second=per_second, after=after)
-            _log.info("reprocess.finished", told=told)
+            published = await reprocess(store, per_second=per_second, after=after)
+            _log.info("reprocess.finished", media=published)
         finally:
             # The media service's relay publishes the remaining events of the outbox.
             relaying.cancel()

@@ -1,37 +1,30 @@
-"""The methods of the media service, in the order of its contracts."""
+"""The public methods of the media service, in the order of the contract."""
 
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from datetime import UTC, datetime
-from typing import Any
 
-import grpc
-from google.protobuf.timestamp_pb2 import Timestamp
-from photomesh.media.v1 import media_internal_service_pb2 as internal_pb
 from photomesh.media.v1 import media_service_pb2 as pb
-from photomesh.media.v1.media_internal_service_pb2_grpc import MediaInternalServiceServicer
 from photomesh.media.v1.media_service_pb2_grpc import MediaServiceServicer
 
 from services.chassis.context import signed_in
-from services.chassis.database.ids import created_at
 from services.chassis.errors import FieldInvalid
+from services.chassis.rpc import Context
 from services.chassis.rpc.open_streams import OpenStreams
 from services.domain.cdn import UrlSigner
 from services.domain.errors import MediaUnknown
 from services.domain.presented_media import present_media
 from services.media.errors import UploadUnknown
-from services.media.limits import LIMITS, UploadLimits
-from services.media.pace import paced
-from services.media.pipeline.outputs import STEPS, Fact
-from services.media.storage import Storage, key_prefix
-from services.media.store import Declaration, Door, Media, MediaStore, State
-from services.media.uploads import Uploads, content_type_of
+from services.media.internal import stored_media
+from services.media.limits import LIMITS, UNDECLARED, UploadLimits
+from services.media.pipeline.outputs import STEPS
+from services.media.storage.originals import Originals
+from services.media.store import Declaration, Media, MediaStore, State, UploadMethod
+from services.media.uploads.lifecycle import Uploads
+from services.media.uploads.multipart import MultipartUploads
+from services.media.uploads.pace import paced
+from services.media.uploads.streams import StreamedUploads
 from services.media.watchers import Watchers
-
-_WATCH_SECONDS = 600.0
-_HEARTBEAT_SECONDS = 15.0
-
-Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class MediaService(MediaServiceServicer):
@@ -40,19 +33,23 @@ class MediaService(MediaServiceServicer):
     def __init__(
         self,
         store: MediaStore,
-        storage: Storage,
-        signer: UrlSigner,
+        originals: Originals,
         uploads: Uploads,
+        multipart: MultipartUploads,
+        streams: StreamedUploads,
         watchers: Watchers,
+        signer: UrlSigner,
         limits: UploadLimits = LIMITS,
     ) -> None:
         self._store = store
-        self._storage = storage
+        self._originals = originals
+        self._uploads = uploads
+        self._multipart = multipart
+        self._streams = streams
+        self._watchers = watchers
         self._signer = signer
         self._limits = limits
-        self._uploads = uploads
-        self._watchers = watchers
-        self._streams = OpenStreams(
+        self._open_streams = OpenStreams(
             "streamed uploads", most=limits.streams, of_one_user=limits.streams_of_one_account
         )
 
@@ -82,31 +79,32 @@ class MediaService(MediaServiceServicer):
     async def CreateUpload(
         self, request: pb.CreateUploadRequest, context: Context
     ) -> pb.CreateUploadResponse:
-        opened = await self._uploads.open(signed_in(), _declaration(request, Door.FORM))
+        declaration = _declaration(request, UploadMethod.FORM, request.content_type)
+        opened = await self._uploads.open(signed_in(), declaration)
         media = opened.media
         response = pb.CreateUploadResponse(media=self._to_pb(media), reused=opened.reused)
         if media.state is State.PENDING:
-            form = self._storage.form(
-                media.media_id,
-                media.owner_id,
+            expire_time = datetime.now(UTC) + self._limits.form_life
+            response.upload_url, fields = self._originals.form(
+                media.key_prefix,
                 content_type=media.content_type,
                 size_bytes=media.size_bytes,
                 sha256=media.sha256,
                 life=self._limits.form_life,
             )
-            response.upload_url = form.url
-            response.form_fields.update(form.fields)
-            response.expire_time.CopyFrom(_timestamp(form.expire_time))
+            response.form_fields.update(fields)
+            response.expire_time.FromDatetime(expire_time)
         return response
 
     async def CreateMultipartUpload(
         self, request: pb.CreateMultipartUploadRequest, context: Context
     ) -> pb.CreateMultipartUploadResponse:
-        opened = await self._uploads.open(signed_in(), _declaration(request, Door.PARTS))
+        declaration = _declaration(request, UploadMethod.PARTS, request.content_type)
+        opened = await self._uploads.open(signed_in(), declaration)
         media = opened.media
         response = pb.CreateMultipartUploadResponse(media=self._to_pb(media), reused=opened.reused)
         if media.state is State.PENDING:
-            await self._uploads.in_parts(media)
+            await self._multipart.begin(media)
             response.part_bytes = self._limits.part_bytes
             response.part_count = self._limits.part_count(media.size_bytes)
         return response
@@ -116,26 +114,27 @@ class MediaService(MediaServiceServicer):
     ) -> pb.SignUploadPartsResponse:
         media = await self._own(request.media_id)
         expire_time = datetime.now(UTC) + self._limits.part_life
-        signed = await self._uploads.sign_parts(media, request.part_numbers)
-        return pb.SignUploadPartsResponse(
+        signed = await self._multipart.sign(media, request.part_numbers)
+        response = pb.SignUploadPartsResponse(
             parts=(
                 pb.SignedPart(part_number=part.number, url=url, size_bytes=part.size_bytes)
                 for part, url in signed
-            ),
-            expire_time=_timestamp(expire_time),
+            )
         )
+        response.expire_time.FromDatetime(expire_time)
+        return response
 
     async def ListUploadParts(
         self, request: pb.ListUploadPartsRequest, context: Context
     ) -> pb.ListUploadPartsResponse:
-        arrived = await self._uploads.arrived(await self._own(request.media_id))
+        media = await self._own(request.media_id)
         return pb.ListUploadPartsResponse(
             parts=(
                 pb.UploadPart(part_number=part.number, size_bytes=part.size_bytes)
-                for part in arrived.parts
+                for part in await self._multipart.received(media)
             ),
             part_bytes=self._limits.part_bytes,
-            part_count=arrived.count,
+            part_count=self._limits.part_count(media.size_bytes),
         )
 
     async def CompleteUpload(
@@ -156,7 +155,7 @@ class MediaService(MediaServiceServicer):
     ) -> pb.UploadMediaResponse:
         owner_id = signed_in()
         # Counts the stream before its first message, because a client can delay that one, too.
-        with self._streams.opened_by(owner_id):
+        with self._open_streams.opened_by(owner_id):
             messages = paced(
                 request_iterator,
                 lambda message: len(message.file.data),
@@ -164,15 +163,13 @@ class MediaService(MediaServiceServicer):
                 patience=self._limits.stream_patience.total_seconds(),
             )
             first = await anext(messages, pb.UploadMediaRequest())
-            declaration = Declaration(
-                door=Door.STREAM,
-                size_bytes=first.size_bytes,
-                content_type=content_type_of(first.file.content_type),
-                sha256=bytes.fromhex(first.sha256) or None,
-                request_id=first.request_id or None,
-            )
+            # REST clients may send any Content-Type.
+            content_type = first.file.content_type
+            if content_type not in self._limits.content_types:
+                content_type = UNDECLARED
+            declaration = _declaration(first, UploadMethod.STREAM, content_type)
             chunks = self._chunks(first, messages)
-            opened = await self._uploads.receive(owner_id, declaration, first.offset, chunks)
+            opened = await self._streams.receive(owner_id, declaration, first.offset, chunks)
         media = await self._own(opened.media.media_id)
         return pb.UploadMediaResponse(media=self._to_pb(media), reused=opened.reused)
 
@@ -192,10 +189,10 @@ class MediaService(MediaServiceServicer):
         self, request: pb.GetUploadOffsetRequest, context: Context
     ) -> pb.GetUploadOffsetResponse:
         media = await self._store.requested(signed_in(), request.request_id)
-        if media is None or media.door is not Door.STREAM:
+        if media is None or media.method is not UploadMethod.STREAM:
             raise UploadUnknown
-        safe = await self._uploads.safe(media)
-        return pb.GetUploadOffsetResponse(media=self._to_pb(media), offset=safe.size_bytes)
+        stored = await self._streams.stored(media)
+        return pb.GetUploadOffsetResponse(media=self._to_pb(media), offset=stored.size_bytes)
 
     async def GetMedia(self, request: pb.GetMediaRequest, context: Context) -> pb.GetMediaResponse:
         return pb.GetMediaResponse(media=self._to_pb(await self._own(request.media_id)))
@@ -204,25 +201,15 @@ class MediaService(MediaServiceServicer):
         self, request: pb.WatchMediaRequest, context: Context
     ) -> AsyncIterator[pb.WatchMediaResponse]:
         owned = await self._own(request.media_id)
-        async with aclosing(
-            self._watchers.watch(
-                owned.media_id,
-                owned.owner_id,
-                seconds=_WATCH_SECONDS,
-                heartbeat=_HEARTBEAT_SECONDS,
-            )
-        ) as changes:
+        async with aclosing(self._watchers.watch(owned.media_id, owned.owner_id)) as changes:
             async for media, last in changes:
-                if media is None:
-                    yield pb.WatchMediaResponse()
-                else:
-                    yield pb.WatchMediaResponse(
-                        media=self._to_pb(media),
-                        last=last,
-                        progress=pb.MediaProgress(
-                            steps_done=media.steps_done, steps_total=len(STEPS)
-                        ),
-                    )
+                response = pb.WatchMediaResponse()
+                if media is not None:
+                    response.media.CopyFrom(self._to_pb(media))
+                    response.last = last
+                    response.progress.steps_done.extend(media.steps_done)
+                    response.progress.steps_total = len(STEPS)
+                yield response
 
     async def DeleteMedia(
         self, request: pb.DeleteMediaRequest, context: Context
@@ -243,73 +230,18 @@ class MediaService(MediaServiceServicer):
         return media
 
     def _to_pb(self, media: Media) -> pb.Media:
-        return present_media(_to_stored_pb(media), self._signer)
-
-
-class MediaInternalService(MediaInternalServiceServicer):
-    """The internal methods, for other services."""
-
-    def __init__(self, store: MediaStore) -> None:
-        self._store = store
-
-    async def BatchGetMedia(
-        self, request: internal_pb.BatchGetMediaRequest, context: Context
-    ) -> internal_pb.BatchGetMediaResponse:
-        found = await self._store.many(request.media_ids)
-        return internal_pb.BatchGetMediaResponse(
-            media=(_to_stored_pb(found.get(media_id)) for media_id in request.media_ids)
-        )
-
-
-def _to_stored_pb(media: Media | None) -> internal_pb.StoredMedia:
-    if media is None:
-        return internal_pb.StoredMedia()
-    message = internal_pb.StoredMedia(
-        media_id=media.media_id,
-        owner_id=media.owner_id,
-        state=_state(media),
-        failure=_failure(media),
-        width=media.width,
-        height=media.height,
-        create_time=_timestamp(created_at(media.media_id)),
-        key_prefix=key_prefix(media.media_id, media.owner_id),
-        blurhash=media.facts.get(Fact.BLURHASH, ""),
-        dominant_colour=media.facts.get(Fact.DOMINANT_COLOUR, ""),
-        perceptual_hash=media.facts.get(Fact.PERCEPTUAL_HASH, ""),
-    )
-    for variant in media.variants:
-        message.variants.add(
-            name=variant.name,
-            content_type=variant.content_type,
-            width=variant.width,
-            height=variant.height,
-            size_bytes=variant.size_bytes,
-            object_name=variant.object_name,
-        )
-    return message
+        return present_media(stored_media(media), self._signer)
 
 
 def _declaration(
-    request: pb.CreateUploadRequest | pb.CreateMultipartUploadRequest, door: Door
+    request: pb.CreateUploadRequest | pb.CreateMultipartUploadRequest | pb.UploadMediaRequest,
+    method: UploadMethod,
+    content_type: str,
 ) -> Declaration:
     return Declaration(
-        door=door,
+        method=method,
         size_bytes=request.size_bytes,
-        content_type=request.content_type,
+        content_type=content_type,
         sha256=bytes.fromhex(request.sha256) or None,
         request_id=request.request_id or None,
     )
-
-
-def _state(media: Media) -> "pb.MediaState.ValueType":
-    return pb.MediaState.Value(f"MEDIA_STATE_{media.state}")
-
-
-def _failure(media: Media) -> "pb.MediaFailure.ValueType":
-    return pb.MediaFailure.Value(f"MEDIA_FAILURE_{media.failure or 'UNSPECIFIED'}")
-
-
-def _timestamp(moment: datetime) -> Timestamp:
-    timestamp = Timestamp()
-    timestamp.FromDatetime(moment)
-    return timestamp

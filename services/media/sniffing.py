@@ -6,7 +6,7 @@ from services.media.pipeline.outputs import Unprocessable
 SNIFFED_BYTES = 256
 """How many bytes the check needs."""
 
-KINDS = {
+SUPPORTED_TYPES = {
     "image/jpeg": Kind.JPEG,
     "image/png": Kind.PNG,
     "image/webp": Kind.WEBP,
@@ -16,7 +16,7 @@ KINDS = {
     "image/gif": Kind.GIF,
     "image/tiff": Kind.TIFF,
 }
-"""The supported types, by content type."""
+"""The supported picture formats, by content type."""
 
 
 def contradicts(content_type: str, first: bytes) -> bool:
@@ -29,4 +29,4 @@ def contradicts(content_type: str, first: bytes) -> bool:
         kind = kind_of(first)
     except Unprocessable:
         return False
-    return KINDS.get(content_type, kind) is not kind
+    return SUPPORTED_TYPES.get(content_type, kind) is not kind

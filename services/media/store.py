@@ -6,29 +6,30 @@ from datetime import timedelta
 from enum import StrEnum
 from typing import Any
 
+from google.protobuf.message import Message
 from photomesh.media.v1.events_pb2 import MediaDeleted, MediaProcessed, MediaUploaded
 from photomesh.media.v1.media_service_pb2 import MediaState
-from psycopg import AsyncConnection
-from psycopg.rows import dict_row
+from psycopg.rows import kwargs_row, scalar_row, tuple_row
 from psycopg.types.json import Jsonb
 
 from services.chassis.database.ids import shard_of
-from services.chassis.database.pool import Database, int_array
+from services.chassis.database.pool import Database, fetch, int_array
 from services.chassis.errors import Unavailable
 from services.chassis.events.outbox import Outbox
 from services.media.pipeline.outputs import RECIPE, STEPS, Fact, Failure, Rendition, Variant
+from services.media.storage.keys import key_prefix
 
 _COLUMNS = """
     media_id, owner_id, size_bytes, content_type, state, etag, failure, width, height, variants,
-    blurhash, dominant_colour, perceptual_hash, recipe, door, sha256, s3_upload_id,
-    steps_done
+    blurhash, dominant_colour, perceptual_hash, recipe, door AS method, sha256,
+    s3_upload_id, steps_done
 """
 
 # Of two concurrent inserts with one request id, the second waits for the first and adds nothing.
 _ADD = f"""
     INSERT INTO media (shard, media_id, owner_id, request_id, door, size_bytes, content_type,
                        sha256)
-    VALUES (%(shard)s, next_id(%(shard)s), %(owner_id)s, %(request_id)s, %(door)s, %(size_bytes)s,
+    VALUES (%(shard)s, next_id(%(shard)s), %(owner_id)s, %(request_id)s, %(method)s, %(size_bytes)s,
             %(content_type)s, %(sha256)s)
     ON CONFLICT (shard, owner_id, request_id) WHERE request_id IS NOT NULL DO NOTHING
     RETURNING {_COLUMNS}
@@ -153,7 +154,7 @@ _READY = """
 _OUTDATED = """
     SELECT shard, media_id, owner_id
       FROM media
-     WHERE (shard, media_id) > (%(after_shard)s, %(after_media_id)s)
+     WHERE (shard, media_id) > (%(shard)s, %(media_id)s)
        AND state = 'READY' AND recipe IS DISTINCT FROM %(recipe)s
      ORDER BY shard, media_id
      LIMIT %(limit)s
@@ -212,8 +213,8 @@ class State(StrEnum):
     DELETED = "DELETED"
 
 
-class Door(StrEnum):
-    """The upload method of a file."""
+class UploadMethod(StrEnum):
+    """How a client uploads a file. Column `door` stores the names."""
 
     FORM = "FORM"
     """The client POSTs the file to S3."""
@@ -227,7 +228,7 @@ class Door(StrEnum):
 class Declaration:
     """A client's declaration of a file that it is about to upload."""
 
-    door: Door
+    method: UploadMethod
     size_bytes: int
     """0: not declared."""
     content_type: str
@@ -258,13 +259,18 @@ class Media:
     """Empty until READY."""
     recipe: str | None
     """The recipe that made the variants and facts; None until READY."""
-    door: Door
+    method: UploadMethod
     sha256: bytes | None
     """The SHA-256 of the original: declared while PENDING, then verified; None: unknown."""
     s3_upload_id: str | None
     """S3's id of a multipart upload; None: there is none."""
     steps_done: tuple[str, ...]
     """The finished steps, in the order of STEPS."""
+
+    @property
+    def key_prefix(self) -> str:
+        """The prefix of the keys of the item's files in S3."""
+        return key_prefix(self.media_id, self.owner_id)
 
 
 class MediaStore:
@@ -276,47 +282,32 @@ class MediaStore:
 
     async def add(self, owner_id: int, declaration: Declaration) -> Media:
         """Adds a PENDING media item, or returns the one that has the owner's request id."""
-        values = asdict(declaration) | {"shard": shard_of(owner_id), "owner_id": owner_id}
-        async with self._database.connection() as connection:
-            rows = await _rows(connection, _ADD, values) or await _rows(
-                connection, _BY_REQUEST, values
-            )
-        if not rows:
+        values = asdict(declaration) | _owned(owner_id)
+        media = await self._first(_ADD, values) or await self._first(_BY_REQUEST, values)
+        if media is None:
             # The item with this request id was aborted between the two statements.
             raise Unavailable("The upload")
-        return _media(rows[0])
+        return media
 
     async def count_open(self, owner_id: int, *, most: int) -> int:
         """Returns the number of an owner's open uploads; at most `most`."""
-        values = {"shard": shard_of(owner_id), "owner_id": owner_id, "most": most}
-        async with self._database.connection() as connection:
-            [row] = await _rows(connection, _COUNT_OPEN, values)
-        return int(row["count"])
+        values = _owned(owner_id) | {"most": most}
+        count: int
+        [count] = await self._database.fetch(_COUNT_OPEN, values, scalar_row)
+        return count
 
     async def requested(self, owner_id: int, request_id: str) -> Media | None:
         """Returns the media item that has the owner's request id."""
-        values = {"shard": shard_of(owner_id), "owner_id": owner_id, "request_id": request_id}
-        async with self._database.connection() as connection:
-            rows = await _rows(connection, _BY_REQUEST, values)
-        return _media(rows[0]) if rows else None
+        return await self._first(_BY_REQUEST, _owned(owner_id) | {"request_id": request_id})
 
     async def same_content(self, owner_id: int, *, sha256: bytes, size_bytes: int) -> Media | None:
         """Returns the owner's UPLOADED, PROCESSING or READY media item with these bytes."""
-        values = {
-            "shard": shard_of(owner_id),
-            "owner_id": owner_id,
-            "sha256": sha256,
-            "size_bytes": size_bytes,
-        }
-        async with self._database.connection() as connection:
-            rows = await _rows(connection, _BY_CONTENT, values)
-        return _media(rows[0]) if rows else None
+        content = {"sha256": sha256, "size_bytes": size_bytes}
+        return await self._first(_BY_CONTENT, _owned(owner_id) | content)
 
     async def media(self, media_id: int) -> Media | None:
         """Returns a media item of any owner."""
-        async with self._database.connection() as connection:
-            rows = await _rows(connection, _ONE, _key(media_id))
-        return _media(rows[0]) if rows else None
+        return await self._first(_ONE, _key(media_id))
 
     async def many(self, media_ids: Sequence[int]) -> dict[int, Media]:
         """Returns the existing media items by id."""
@@ -324,9 +315,8 @@ class MediaStore:
             "shards": int_array({*map(shard_of, media_ids)}),
             "media_ids": int_array({*media_ids}),
         }
-        async with self._database.connection() as connection:
-            rows = await _rows(connection, _MANY, values)
-        return {row["media_id"]: _media(row) for row in rows}
+        found = await self._database.fetch(_MANY, values, kwargs_row(_media))
+        return {media.media_id: media for media in found}
 
     async def use_parts(self, media: Media, s3_upload_id: str) -> bool:
         """Stores the S3 upload id of a PENDING upload.
@@ -334,8 +324,7 @@ class MediaStore:
         Returns False if the upload already has one, or is not open any more.
         """
         values = _key(media.media_id) | {"s3_upload_id": s3_upload_id}
-        async with self._database.connection() as connection:
-            return (await connection.execute(_IN_PARTS, values)).rowcount == 1
+        return await self._database.execute(_IN_PARTS, values) == 1
 
     async def mark_uploaded(
         self, media: Media, etag: str, *, size_bytes: int, sha256: bytes | None
@@ -344,54 +333,48 @@ class MediaStore:
 
         Does nothing if the item is not PENDING.
         """
+        event = MediaUploaded(media_id=media.media_id, owner_id=media.owner_id)
         values = {"etag": etag, "size_bytes": size_bytes, "sha256": sha256}
-        async with self._outbox.transaction() as tx:
-            updated = await tx.connection.execute(_UPLOADED, _key(media.media_id) | values)
-            if updated.rowcount == 1:
-                tx.publish(MediaUploaded(media_id=media.media_id, owner_id=media.owner_id))
+        await self._transition(media, _UPLOADED, values, event)
 
     async def abort(self, media: Media) -> bool:
         """Aborts a PENDING upload; False: it is not PENDING any more."""
-        async with self._database.connection() as connection:
-            return (await connection.execute(_ABORT, _key(media.media_id))).rowcount == 1
+        return await self._database.execute(_ABORT, _key(media.media_id)) == 1
 
     async def abandon(self, *, before: int, most: int) -> int:
         """Aborts up to `most` PENDING uploads with ids less than `before`; returns how many."""
-        async with self._database.connection() as connection:
-            return (await connection.execute(_ABANDON, {"before": before, "most": most})).rowcount
+        return await self._database.execute(_ABANDON, {"before": before, "most": most})
 
     async def remove_aborted(
-        self, clear: Callable[[Media], Awaitable[None]], *, before: int, most: int
+        self, remove_data: Callable[[Media], Awaitable[None]], *, before: int, most: int
     ) -> int:
-        """Calls `clear` for aborted uploads whose ids are less than `before`, and deletes the rows.
+        """Deletes aborted uploads with ids less than `before`, each after calling `remove_data`.
 
         Returns how many, at most `most`. Skips uploads that another process is removing.
         """
         async with self._database.transaction() as connection:
-            rows = await _rows(connection, _ABORTED, {"before": before, "most": most})
-            for row in rows:
-                media = _media(row)
-                await clear(media)
+            values = {"before": before, "most": most}
+            aborted = await fetch(connection, _ABORTED, values, kwargs_row(_media))
+            for media in aborted:
+                await remove_data(media)
                 await connection.execute(_REMOVE, _key(media.media_id))
-        return len(rows)
+        return len(aborted)
 
     async def begin(self, media_id: int) -> Media | None:
         """Makes an uploaded media item PROCESSING; None: there is nothing to process.
 
         Returns an item that is READY by an outdated recipe unchanged.
         """
-        async with self._database.connection() as connection:
-            rows = await _rows(connection, _PROCESSING, _key(media_id))
-        if rows:
-            return _media(rows[0])
+        if begun := await self._first(_PROCESSING, _key(media_id)):
+            return begun
         media = await self.media(media_id)
         outdated = media and media.state is State.READY and media.recipe != RECIPE
         return media if outdated else None
 
     async def add_steps(self, media: Media, steps: Collection[str]) -> None:
         """Adds finished steps to a PROCESSING media item. Does nothing in other states."""
-        async with self._database.connection() as connection:
-            await connection.execute(_STEPS_DONE, _key(media.media_id) | {"steps": list(steps)})
+        values = _key(media.media_id) | {"steps": list(steps)}
+        await self._database.execute(_STEPS_DONE, values)
 
     async def announce_outdated(
         self, after: tuple[int, int], limit: int
@@ -405,20 +388,12 @@ class MediaStore:
         Returns the number of media, and the shard and media id of the last one; `after` if there
         are none left.
         """
+        values = {"shard": after[0], "media_id": after[1], "recipe": RECIPE, "limit": limit}
         async with self._outbox.transaction() as tx:
-            rows = await _rows(
-                tx.connection,
-                _OUTDATED,
-                {
-                    "after_shard": after[0],
-                    "after_media_id": after[1],
-                    "recipe": RECIPE,
-                    "limit": limit,
-                },
-            )
-            for row in rows:
-                tx.publish(MediaUploaded(media_id=row["media_id"], owner_id=row["owner_id"]))
-        return len(rows), (rows[-1]["shard"], rows[-1]["media_id"]) if rows else after
+            rows = await fetch(tx.connection, _OUTDATED, values, tuple_row)
+            for _, media_id, owner_id in rows:
+                tx.publish(MediaUploaded(media_id=media_id, owner_id=owner_id))
+        return len(rows), rows[-1][:2] if rows else after
 
     async def mark_ready(self, media: Media, rendition: Rendition) -> None:
         """Makes a media item READY and publishes MediaProcessed.
@@ -432,22 +407,21 @@ class MediaStore:
             "height": rendition.height,
             "variants": Jsonb([asdict(variant) for variant in rendition.variants]),
         }
-        await self._end(media, MediaState.MEDIA_STATE_READY, _READY, values)
+        event = _processed(media, MediaState.MEDIA_STATE_READY)
+        await self._transition(media, _READY, values, event)
 
     async def mark_failed(self, media: Media, failure: Failure) -> None:
         """Makes a PROCESSING media item FAILED and publishes MediaProcessed.
 
         Does nothing in other states.
         """
-        await self._end(media, MediaState.MEDIA_STATE_FAILED, _FAILED, {"failure": failure.value})
+        event = _processed(media, MediaState.MEDIA_STATE_FAILED)
+        await self._transition(media, _FAILED, {"failure": failure.value}, event)
 
     async def delete(self, media: Media) -> None:
         """Makes a media item DELETED and publishes MediaDeleted. Idempotent."""
-        async with self._outbox.transaction() as tx:
-            values = _key(media.media_id) | {"erase_after": _ERASE_AFTER}
-            deleted = await tx.connection.execute(_DELETED, values)
-            if deleted.rowcount == 1:
-                tx.publish(MediaDeleted(media_id=media.media_id, owner_id=media.owner_id))
+        event = MediaDeleted(media_id=media.media_id, owner_id=media.owner_id)
+        await self._transition(media, _DELETED, {"erase_after": _ERASE_AFTER}, event)
 
     async def take_to_erase(self, limit: int) -> list[Media]:
         """Returns up to `limit` items whose second removal of files is due, longest due first.
@@ -455,56 +429,51 @@ class MediaStore:
         Does not return the same items again for 5 minutes.
         """
         values = {"limit": limit, "again_after": _ERASE_AGAIN_AFTER}
-        async with self._database.connection() as connection:
-            return [_media(row) for row in await _rows(connection, _TAKE_TO_ERASE, values)]
+        return await self._database.fetch(_TAKE_TO_ERASE, values, kwargs_row(_media))
 
     async def mark_erased(self, media: Media) -> None:
         """Records that an item's files were removed for the second and last time."""
-        async with self._database.connection() as connection:
-            await connection.execute(_ERASED, _key(media.media_id))
+        await self._database.execute(_ERASED, _key(media.media_id))
 
-    async def _end(
-        self, media: Media, state: "MediaState.ValueType", statement: str, values: dict[str, Any]
+    async def _first(self, statement: str, values: dict[str, Any]) -> Media | None:
+        found = await self._database.fetch(statement, values, kwargs_row(_media))
+        return found[0] if found else None
+
+    async def _transition(
+        self, media: Media, statement: str, values: dict[str, Any], event: Message
     ) -> None:
+        """Changes an item, and publishes the event unless the old state does not allow that."""
         async with self._outbox.transaction() as tx:
             updated = await tx.connection.execute(statement, _key(media.media_id) | values)
             if updated.rowcount == 1:
-                tx.publish(
-                    MediaProcessed(media_id=media.media_id, owner_id=media.owner_id, state=state)
-                )
+                tx.publish(event)
 
 
 def _key(media_id: int) -> dict[str, Any]:
     return {"shard": shard_of(media_id), "media_id": media_id}
 
 
-async def _rows(
-    connection: AsyncConnection, statement: str, values: dict[str, Any]
-) -> list[dict[str, Any]]:
-    cursor = connection.cursor(row_factory=dict_row)
-    await cursor.execute(statement, values)
-    return await cursor.fetchall()
+def _owned(owner_id: int) -> dict[str, Any]:
+    return {"shard": shard_of(owner_id), "owner_id": owner_id}
 
 
-def _media(row: dict[str, Any]) -> Media:
+def _processed(media: Media, state: "MediaState.ValueType") -> MediaProcessed:
+    return MediaProcessed(media_id=media.media_id, owner_id=media.owner_id, state=state)
+
+
+def _media(**row: Any) -> Media:
     state = State(row["state"])
-    return Media(
-        media_id=row["media_id"],
-        owner_id=row["owner_id"],
-        size_bytes=row["size_bytes"],
-        content_type=row["content_type"],
-        state=state,
-        etag=row["etag"],
-        failure=Failure(row["failure"]) if row["failure"] else None,
-        width=row["width"] or 0,
-        height=row["height"] or 0,
-        variants=tuple(Variant(**variant) for variant in row["variants"] or ()),
-        facts={fact: row[fact] for fact in Fact if row[fact] is not None},
-        recipe=row["recipe"],
-        door=Door(row["door"]),
-        sha256=row["sha256"],
-        s3_upload_id=row["s3_upload_id"],
-        steps_done=tuple(
+    facts = {fact: value for fact in Fact if (value := row.pop(fact)) is not None}
+    converted = {
+        "state": state,
+        "failure": Failure(row["failure"]) if row["failure"] else None,
+        "width": row["width"] or 0,
+        "height": row["height"] or 0,
+        "variants": tuple(Variant(**variant) for variant in row["variants"] or ()),
+        "facts": facts,
+        "method": UploadMethod(row["method"]),
+        "steps_done": tuple(
             step for step in STEPS if state is State.READY or step in row["steps_done"]
         ),
-    )
+    }
+    return Media(**(row | converted))

@@ -11,6 +11,8 @@ from services.chassis.telemetry import logs
 from services.media.store import Media, MediaStore, State
 
 _POLL_SECONDS = 0.25
+_WATCH_SECONDS = 600.0
+_HEARTBEAT_SECONDS = 15.0
 _MOST_WATCHERS = 2_000
 _OF_ONE_ACCOUNT = 20
 """Enough for two devices that each watch an album of ten photos."""
@@ -38,21 +40,21 @@ class Watchers:
         self._store = store
         self._open = OpenStreams("watches of media", most=most, of_one_user=of_one_account)
         self._watching: dict[int, list[asyncio.Queue[Media | None]]] = {}
-        self._somebody = asyncio.Event()
+        self._has_watches = asyncio.Event()
 
     async def run(self, ready: Callable[[], None]) -> None:
         """Polls the database and notifies watchers until it is cancelled."""
         ready()
         while True:
-            await self._somebody.wait()
+            await self._has_watches.wait()
             context.enter(context.CallContext(trace_id=context.trace_id_of(None)))
-            asked = list(self._watching)
+            media_ids = list(self._watching)
             try:
-                found = await self._store.many(asked)
+                found = await self._store.many(media_ids)
             except Unavailable as error:
                 _log.warning("watchers.blocked", error=str(error))
             else:
-                for media_id in asked:
+                for media_id in media_ids:
                     for queue in self._watching.get(media_id, ()):
                         # Replaces the version that a slow watcher has not read yet.
                         if queue.full():
@@ -61,7 +63,12 @@ class Watchers:
             await asyncio.sleep(_POLL_SECONDS)
 
     async def watch(
-        self, media_id: int, account_id: int, *, seconds: float, heartbeat: float
+        self,
+        media_id: int,
+        account_id: int,
+        *,
+        seconds: float = _WATCH_SECONDS,
+        heartbeat: float = _HEARTBEAT_SECONDS,
     ) -> AsyncGenerator[tuple[Media | None, bool], None]:
         """Yields the item now and after each change, with a flag that marks the last one.
 
@@ -78,36 +85,33 @@ class Watchers:
         clock = asyncio.get_running_loop().time
         end = clock() + seconds
         with self._open.opened_by(account_id), self._queue(media_id) as queue:
-            told = await self._store.media(media_id)
-            if told is None:
+            latest = await self._store.media(media_id)
+            if latest is None:
                 return
-            yield told, told.state in _ENDS
-            beat = clock() + heartbeat
-            while told.state not in _ENDS:
+            is_last = latest.state in _ENDS
+            yield latest, is_last
+            heartbeat_at = clock() + heartbeat
+            while not is_last:
                 try:
-                    async with asyncio.timeout_at(min(beat, end)):
+                    async with asyncio.timeout_at(min(heartbeat_at, end)):
                         media = await queue.get()
                 except TimeoutError:
-                    if clock() >= end:
-                        yield told, True
-                        return
-                    yield None, False
-                    beat = clock() + heartbeat
-                    continue
-                if media is None:
-                    yield told, True
-                    return
-                if media != told:
-                    told = media
-                    yield told, told.state in _ENDS
-                    beat = clock() + heartbeat
+                    is_last = clock() >= end
+                    yield latest if is_last else None, is_last
+                else:
+                    if media == latest:
+                        continue
+                    is_last = media is None or media.state in _ENDS
+                    latest = media or latest
+                    yield latest, is_last
+                heartbeat_at = clock() + heartbeat
 
     @contextmanager
     def _queue(self, media_id: int) -> Iterator[asyncio.Queue[Media | None]]:
         """Provides a queue that receives an item's polled versions while the block runs."""
         queue: asyncio.Queue[Media | None] = asyncio.Queue(maxsize=1)
         self._watching.setdefault(media_id, []).append(queue)
-        self._somebody.set()
+        self._has_watches.set()
         try:
             yield queue
         finally:
@@ -116,4 +120,4 @@ class Watchers:
             if not queues:
                 del self._watching[media_id]
             if not self._watching:
-                self._somebody.clear()
+                self._has_watches.clear()

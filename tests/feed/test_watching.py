@@ -24,7 +24,10 @@ from services.feed.authors import HotAuthors
 from services.feed.hydration import Hydration
 from services.feed.peers import Peers
 from services.feed.skeleton import Skeletons
-from services.feed.watch import Told, Watches, WatchLimits
+from services.feed.watching.hub import Hub
+from services.feed.watching.messages import WatchLimits, WatchMessage
+from services.feed.watching.pulled_authors import PulledAuthors
+from services.feed.watching.watches import Watches
 from tests.callers import Refusal, as_user, channel_to
 from tests.eventually import PATIENCE_SECONDS, eventually
 from tests.line import line_to
@@ -57,25 +60,26 @@ class Scene:
 
     def watches(self, **limits) -> Watches:
         hot = HotAuthors(self.authors, self.peers)
+        skeletons = Skeletons(self.timelines, hot, self.peers)
+        hydration = Hydration(self.cache, self.peers, Form.PROTO)
         return Watches(
-            self.timelines,
-            self.authors,
-            hot,
-            Skeletons(self.timelines, hot, self.peers),
-            Hydration(self.cache, self.peers, Form.PROTO),
+            Hub(self.timelines, PulledAuthors(self.authors, hot), skeletons, hydration),
+            skeletons,
+            hydration,
             WatchLimits(**{"heartbeat_seconds": LONG, "patience_seconds": LONG} | limits),
         )
 
     @asynccontextmanager
     async def watched(self, **limits) -> AsyncIterator[Watches]:
         watches = self.watches(**limits)
-        task = asyncio.create_task(watches.run(lambda: None))
+        task = asyncio.create_task(watches._hub.run(lambda: None))
         try:
             yield watches
         finally:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
-            assert (watches._feeds, watches._authors, watches._open.count) == ({}, {}, 0)
+            hub = watches._hub
+            assert (hub._feeds, hub._authors._authors, watches._open.count) == ({}, {}, 0)
 
     async def make(self, *post_ids: int, author: int = AUTHOR) -> None:
         await self.posts.put(
@@ -108,7 +112,7 @@ class Watch:
     """Somebody who watches."""
 
     def __init__(self, watches: Watches, reader: int, after: int = 0) -> None:
-        self.told: list[Told] = []
+        self.told: list[WatchMessage] = []
         self._messages = watches.watch(reader, after)
         self._reading = asyncio.create_task(self._read())
 
@@ -127,12 +131,12 @@ class Watch:
     async def has(self, *post_ids: int) -> None:
         await eventually(self._posts, lambda posts: posts == list(post_ids))
 
-    async def end(self) -> Told:
+    async def end(self) -> WatchMessage:
         await asyncio.wait_for(self._reading, PATIENCE_SECONDS)
         assert [bool(told.end) for told in self.told[:-1]] == [False] * (len(self.told) - 1)
         return self.told[-1]
 
-    async def _told(self) -> list[Told]:
+    async def _told(self) -> list[WatchMessage]:
         return self.told
 
     async def _posts(self) -> list[int]:
@@ -168,7 +172,7 @@ async def test_each_new_post_is_told_once_and_older_ones_are_not(scene):
     known, early, late = post_id(age=60), post_id(age=30), post_id(age=1)
     reader = await scene.feed_of(known)
     async with scene.watched() as watches, watching(watches, reader) as watch:
-        assert watch.told == [Told(known)]
+        assert watch.told == [WatchMessage(known)]
 
         await scene.post(reader, late)
         await watch.has(late)
@@ -213,7 +217,7 @@ async def test_who_missed_too_much_is_told_so(scene):
 
     watch = Watch(scene.watches(), reader, after=1)
 
-    assert await watch.end() == Told(1, end=WatchFeedEnd.WATCH_FEED_END_TOO_FAR_BEHIND)
+    assert await watch.end() == WatchMessage(1, end=WatchFeedEnd.WATCH_FEED_END_TOO_FAR_BEHIND)
 
 
 async def test_posts_of_celebrities_are_told(scene):
@@ -287,14 +291,14 @@ async def test_who_does_not_read_is_left_behind_and_loses_nothing(scene):
 
         assert (await asking).post_id == posts[0]
         last = await anext(slow)
-        assert last == Told(posts[0], end=WatchFeedEnd.WATCH_FEED_END_TOO_SLOW)
+        assert last == WatchMessage(posts[0], end=WatchFeedEnd.WATCH_FEED_END_TOO_SLOW)
         assert [told async for told in slow] == []
         async with watching(watches, reader, after=last.resume_after) as resumed:
             await resumed.has(*posts[1:])
 
 
 async def _watchers(watches: Watches, reader: int) -> int:
-    return len(watches._feeds[reader].watchers)
+    return len(watches._hub._feeds[reader].watchers)
 
 
 async def test_so_many_may_watch_and_those_who_leave_make_room(scene):
@@ -311,7 +315,7 @@ async def test_so_many_may_watch_and_those_who_leave_make_room(scene):
             await anext(watches.watch(one, 0))
         async with watching(watches, third):
             pass
-    assert (watches._feeds, watches._open.count) == ({}, 0)
+    assert (watches._hub._feeds, watches._open.count) == ({}, 0)
 
 
 async def test_clients_that_vanish_make_room(scene, infrastructure):
@@ -348,7 +352,7 @@ async def test_a_watcher_hears_that_nothing_happens(scene):
     async with watching(scene.watches(heartbeat_seconds=0.1), reader) as watch:
         told = await eventually(watch._told, lambda told: len(told) > 3)
 
-    assert told == [Told(newest)] * len(told)
+    assert told == [WatchMessage(newest)] * len(told)
 
 
 async def test_a_watch_ends_in_time(scene):
@@ -357,8 +361,8 @@ async def test_a_watch_ends_in_time(scene):
 
     watch = Watch(scene.watches(seconds=0.1), reader)
 
-    assert await watch.end() == Told(newest, end=WatchFeedEnd.WATCH_FEED_END_TIME_LIMIT)
-    assert watch.told[:-1] == [Told(newest)]
+    assert await watch.end() == WatchMessage(newest, end=WatchFeedEnd.WATCH_FEED_END_TIME_LIMIT)
+    assert watch.told[:-1] == [WatchMessage(newest)]
 
 
 async def test_a_watch_ends_before_the_process_does(scene):
@@ -366,7 +370,7 @@ async def test_a_watch_ends_before_the_process_does(scene):
     watches = scene.watches()
     async with watching(watches, reader) as watch:
         await eventually(lambda: _watchers(watches, reader))
-        watches.drain()
-        assert await watch.end() == Told(1, end=WatchFeedEnd.WATCH_FEED_END_DRAINING)
+        watches._hub.drain()
+        assert await watch.end() == WatchMessage(1, end=WatchFeedEnd.WATCH_FEED_END_DRAINING)
     late = Watch(watches, reader)
     assert (await late.end()).end == WatchFeedEnd.WATCH_FEED_END_DRAINING

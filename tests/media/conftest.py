@@ -22,8 +22,16 @@ from services.chassis.events.outbox import Outbox, Relay
 from services.chassis.rpc import client
 from services.media.config import StorageSettings
 from services.media.pipeline.renderers import Limits, Renderers
-from services.media.storage import Storage
-from services.media.store import Declaration, Door, MediaStore
+from services.media.storage.client import S3
+from services.media.storage.originals import Originals
+from services.media.storage.parts import Parts
+from services.media.storage.variants import Variants
+from services.media.store import Declaration, MediaStore, UploadMethod
+from services.media.uploads.lifecycle import Uploads
+from services.media.uploads.multipart import MultipartUploads
+from services.media.uploads.streams import StreamedUploads
+from services.media.worker.events import MediaEvents
+from services.media.worker.processor import Processor
 from tests.eventually import PATIENCE_SECONDS
 
 LIMITS = Limits(
@@ -46,12 +54,12 @@ def declared(
     file: bytes,
     content_type: str = "image/jpeg",
     *,
-    door: Door = Door.FORM,
+    method: UploadMethod = UploadMethod.FORM,
     sha256: bytes | None = None,
     request_id: str | None = None,
 ) -> Declaration:
     """Returns what a client says of a file."""
-    return Declaration(door, len(file), content_type, sha256, request_id)
+    return Declaration(method, len(file), content_type, sha256, request_id)
 
 
 @pytest.fixture(scope="session")
@@ -71,8 +79,18 @@ def storage_settings(infrastructure) -> StorageSettings:
 
 
 @pytest.fixture(scope="session")
-def storage(storage_settings) -> Storage:
-    return Storage(storage_settings)
+def s3(storage_settings) -> S3:
+    return S3(storage_settings)
+
+
+@pytest.fixture(scope="session")
+def originals(s3) -> Originals:
+    return Originals(s3)
+
+
+@pytest.fixture(scope="session")
+def parts(s3) -> Parts:
+    return Parts(s3)
 
 
 @pytest.fixture(scope="package")
@@ -101,6 +119,32 @@ async def database(database_of_all: Database) -> Database:
 def store(database, database_settings, kafka: KafkaSettings) -> MediaStore:
     """A store over it. Its relay does not run: what is published stays to be counted."""
     return MediaStore(database, Outbox(database, Relay(database_settings, kafka)))
+
+
+@pytest.fixture
+def multipart(store, parts) -> MultipartUploads:
+    return MultipartUploads(store, parts)
+
+
+@pytest.fixture
+def uploads(store, originals, multipart) -> Uploads:
+    return Uploads(store, originals, multipart)
+
+
+@pytest.fixture
+def streams(uploads, multipart, originals, parts) -> StreamedUploads:
+    return StreamedUploads(uploads, multipart, originals, parts)
+
+
+def media_events(store: MediaStore, s3: S3, renderers: Renderers) -> MediaEvents:
+    """Returns the worker's handlers, which write each step of progress at once."""
+    processor = Processor(store, Originals(s3), Variants(s3), renderers, progress_seconds=0.0)
+    return MediaEvents(store, s3, processor, at_a_time=4)
+
+
+@pytest.fixture
+def events(store, s3, renderers) -> MediaEvents:
+    return media_events(store, s3, renderers)
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,12 @@ from photomesh.media.v1.events_pb2 import MediaDeleted, MediaUploaded
 from psycopg.rows import scalar_row
 
 from services.chassis.errors import Unavailable
-from services.media.storage import Storage, key_prefix
+from services.media.storage.client import S3
+from services.media.storage.keys import key_prefix
 from services.media.store import State
-from services.media.worker.eraser import Eraser
-from services.media.worker.processor import Processor
+from services.media.worker.jobs import sweep_deleted
 from tests.eventually import eventually
-from tests.media.conftest import declared, new_user, refusal, send
+from tests.media.conftest import declared, media_events, new_user, refusal, send
 from tests.pictures import photo
 
 PHOTO = photo(300, 200)
@@ -21,40 +21,32 @@ BUCKETS = ("photomesh-originals", "photomesh-media")
 
 
 @pytest.fixture
-def processor(store, storage, renderers) -> Processor:
-    return Processor(store, storage, renderers, at_a_time=4, progress_seconds=0.0)
-
-
-@pytest.fixture
-def eraser(store, storage) -> Eraser:
-    return Eraser(store, storage)
-
-
-@pytest.fixture
-def upload(store, storage):
+def upload(store, s3):
     """Gives media that were uploaded and checked."""
 
     async def upload():
         media = await store.add(new_user(), declared(PHOTO))
-        etag = put(storage, media, "photomesh-originals", "original", PHOTO)
+        etag = put(s3, media, "photomesh-originals", "original", PHOTO)
         await store.mark_uploaded(media, etag, size_bytes=len(PHOTO), sha256=None)
         return await store.media(media.media_id)
 
     return upload
 
 
-def put(storage, media, bucket, name, content) -> str:
+def put(s3, media, bucket, name, content) -> str:
     key = key_prefix(media.media_id, media.owner_id) + name
-    return storage._s3.put_object(Bucket=bucket, Key=key, Body=content)["ETag"]
+    return s3.short.client.put_object(Bucket=bucket, Key=key, Body=content)["ETag"]
 
 
-def stored(storage, media) -> list[str]:
+def stored(s3, media) -> list[str]:
     """Returns the keys of all files of an item, and of its uploads in progress."""
     prefix = key_prefix(media.media_id, media.owner_id)
     keys = []
     for bucket in BUCKETS:
-        keys += storage._s3.list_objects_v2(Bucket=bucket, Prefix=prefix).get("Contents", [])
-        keys += storage._s3.list_multipart_uploads(Bucket=bucket, Prefix=prefix).get("Uploads", [])
+        keys += s3.short.client.list_objects_v2(Bucket=bucket, Prefix=prefix).get("Contents", [])
+        keys += s3.short.client.list_multipart_uploads(Bucket=bucket, Prefix=prefix).get(
+            "Uploads", []
+        )
     return [each["Key"] for each in keys]
 
 
@@ -79,19 +71,19 @@ async def make_due(database) -> None:
         await connection.execute("UPDATE media SET erase_time = now() - interval '1 s'")
 
 
-async def test_all_files_of_a_photo_go_and_no_others(processor, eraser, upload, store, storage):
+async def test_all_files_of_a_photo_go_and_no_others(events, upload, store, s3):
     gone, kept = await upload(), await upload()
     for media in (gone, kept):
-        await processor.process(uploaded(media))
-    before = stored(storage, kept)
-    assert len(stored(storage, gone)) == len(before) > 1
+        await events.on_media_uploaded(uploaded(media))
+    before = stored(s3, kept)
+    assert len(stored(s3, gone)) == len(before) > 1
 
     for _ in range(2):
         await store.delete(gone)
-        await eraser.on_media_deleted(deleted(gone))
+        await events.on_media_deleted(deleted(gone))
 
-    assert stored(storage, gone) == []
-    assert stored(storage, kept) == before
+    assert stored(s3, gone) == []
+    assert stored(s3, kept) == before
     media = await store.media(gone.media_id)
     assert media.state is State.DELETED
     assert media.variants == ()
@@ -104,96 +96,94 @@ async def test_deletions_that_race_are_told_once(upload, store, database):
     assert await told(database) == [media.media_id]
 
 
-async def test_what_was_not_deleted_is_not_removed_whoever_tells_so(
-    processor, eraser, upload, storage
-):
+async def test_what_was_not_deleted_is_not_removed_whoever_tells_so(events, upload, s3):
     media = await upload()
-    await processor.process(uploaded(media))
-    before = stored(storage, media)
+    await events.on_media_uploaded(uploaded(media))
+    before = stored(s3, media)
 
-    await eraser.on_media_deleted(deleted(media))
-    await eraser.on_media_deleted(MediaDeleted(media_id=1, owner_id=1))
+    await events.on_media_deleted(deleted(media))
+    await events.on_media_deleted(MediaDeleted(media_id=1, owner_id=1))
 
-    assert stored(storage, media) == before
+    assert stored(s3, media) == before
 
 
 async def test_a_photo_that_is_deleted_while_it_is_processed_does_not_come_back(
-    processor, eraser, upload, store, storage, database
+    events, upload, store, s3, database
 ):
     media = await upload()
-    working = asyncio.create_task(processor.process(uploaded(media)))
+    working = asyncio.create_task(events.on_media_uploaded(uploaded(media)))
     await eventually(lambda: store.media(media.media_id), lambda now: now.state == "PROCESSING")
     await store.delete(media)
-    await eraser.on_media_deleted(deleted(media))
+    await events.on_media_deleted(deleted(media))
     await working
-    await processor.process(uploaded(media))
+    await events.on_media_uploaded(uploaded(media))
 
     assert (await store.media(media.media_id)).state is State.DELETED
     # What the worker stored last goes when no worker can be at it any more.
     await make_due(database)
-    await eraser.sweep()
-    assert stored(storage, media) == []
+    await sweep_deleted(store, s3)
+    assert stored(s3, media) == []
 
 
 async def test_what_is_uploaded_after_the_deletion_goes_as_well_and_only_once(
-    eraser, upload, store, storage, database
+    events, upload, store, s3, database
 ):
     media = await upload()
     await store.delete(media)
-    await eraser.on_media_deleted(deleted(media))
-    put(storage, media, "photomesh-originals", "original", PHOTO)
-    await eraser.sweep()
-    assert stored(storage, media), "the form may still be good"
+    await events.on_media_deleted(deleted(media))
+    put(s3, media, "photomesh-originals", "original", PHOTO)
+    await sweep_deleted(store, s3)
+    assert stored(s3, media), "the form may still be good"
 
     await make_due(database)
-    await eraser.sweep()
+    await sweep_deleted(store, s3)
 
-    assert stored(storage, media) == []
+    assert stored(s3, media) == []
     async with database.connection() as connection:
         left = await connection.execute("SELECT 1 FROM media WHERE erase_time IS NOT NULL")
         assert await left.fetchone() is None
 
 
-async def test_an_upload_in_parts_is_given_up(eraser, upload, store, storage):
+async def test_an_upload_in_parts_is_given_up(events, upload, store, s3):
     media = await upload()
     key = key_prefix(media.media_id, media.owner_id) + "original"
-    upload_id = storage._s3.create_multipart_upload(Bucket=BUCKETS[0], Key=key)["UploadId"]
-    storage._s3.upload_part(
+    upload_id = s3.short.client.create_multipart_upload(Bucket=BUCKETS[0], Key=key)["UploadId"]
+    s3.short.client.upload_part(
         Bucket=BUCKETS[0], Key=key, UploadId=upload_id, PartNumber=1, Body=b"part"
     )
     await store.delete(media)
 
-    await eraser.on_media_deleted(deleted(media))
+    await events.on_media_deleted(deleted(media))
 
-    assert stored(storage, media) == []
+    assert stored(s3, media) == []
 
 
-async def test_s3_that_is_away_is_waited_for(upload, store, storage, storage_settings):
+async def test_s3_that_is_away_is_waited_for(upload, store, s3, renderers, storage_settings):
     media = await upload()
     await store.delete(media)
     # Nothing listens on port 1.
-    away = Storage(storage_settings.model_copy(update={"s3_endpoint": "http://127.0.0.1:1"}))
+    unavailable = S3(storage_settings.model_copy(update={"s3_endpoint": "http://127.0.0.1:1"}))
 
     with pytest.raises(Unavailable):
-        await Eraser(store, away).on_media_deleted(deleted(media))
+        await media_events(store, unavailable, renderers).on_media_deleted(deleted(media))
 
-    assert stored(storage, media)
+    assert stored(s3, media)
 
 
-async def test_the_owner_deletes_and_nobody_else(uploader, infrastructure, storage):
+async def test_the_owner_deletes_and_nobody_else(uploader, infrastructure, s3):
     infrastructure.up(["media-worker"])
     media = await uploader.upload(PHOTO)
     await eventually(lambda: uploader.get(media.media_id), lambda now: now.variants)
 
     assert await refusal(uploader.somebody_else().delete(media.media_id)) == "MEDIA_UNKNOWN"
-    assert stored(storage, media)
+    assert stored(s3, media)
     for _ in range(2):
         answer = await uploader.delete(media.media_id)
         assert answer.state == pb.MEDIA_STATE_DELETED
         assert not answer.variants
 
     async def files() -> list[str]:
-        return stored(storage, media)
+        return stored(s3, media)
 
     await eventually(files, lambda files: not files)
     assert (await uploader.get(media.media_id)).state == pb.MEDIA_STATE_DELETED

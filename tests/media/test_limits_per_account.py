@@ -21,9 +21,8 @@ from services.chassis.database.ids import shard_of
 from services.domain import cdn
 from services.domain.cdn import CdnSettings
 from services.media.errors import StreamTooSlow
-from services.media.limits import LIMITS, UNTOLD
+from services.media.limits import LIMITS, UNDECLARED
 from services.media.service import MediaService
-from services.media.uploads import Uploads
 from services.media.watchers import Watchers
 from tests.callers import channel_to
 from tests.eventually import PATIENCE_SECONDS, eventually
@@ -174,7 +173,9 @@ async def completed(uploader: Uploader, request_id: str) -> bool:
 
 
 @pytest.fixture
-def impatient(store, storage, tmp_path) -> Callable[..., MediaService]:
+def impatient(
+    store, originals, uploads, multipart, streams, tmp_path
+) -> Callable[..., MediaService]:
     """Gives the service with other limits of a stream."""
     key = tmp_path / "cdn.key"
     key.write_text(secrets.token_hex(32))
@@ -183,7 +184,7 @@ def impatient(store, storage, tmp_path) -> Callable[..., MediaService]:
     def make(**limits) -> MediaService:
         changed = replace(LIMITS, **limits)
         return MediaService(
-            store, storage, signer, Uploads(store, storage, changed), Watchers(store), changed
+            store, originals, uploads, multipart, streams, Watchers(store), signer, changed
         )
 
     return make
@@ -200,7 +201,7 @@ async def test_a_stream_that_trickles_is_ended_and_continued(impatient, uploader
     part = bytes(LIMITS.part_bytes)
 
     async def trickle() -> AsyncIterator[pb.UploadMediaRequest]:
-        yield pb.UploadMediaRequest(request_id="slow", file=HttpBody(content_type=UNTOLD))
+        yield pb.UploadMediaRequest(request_id="slow", file=HttpBody(content_type=UNDECLARED))
         for begin in range(0, len(part), LIMITS.chunk_bytes):
             piece = part[begin : begin + LIMITS.chunk_bytes]
             yield pb.UploadMediaRequest(file=HttpBody(data=piece))
@@ -217,7 +218,7 @@ async def test_a_stream_that_trickles_is_ended_and_continued(impatient, uploader
 
     assert await eventually(offset) == len(part)
     rest = pb.UploadMediaRequest(
-        request_id="slow", offset=len(part), file=HttpBody(content_type=UNTOLD, data=b"rest")
+        request_id="slow", offset=len(part), file=HttpBody(content_type=UNDECLARED, data=b"rest")
     )
     media = await upload_in_process(service, uploader.user_id, each(rest))
     assert (await store.media(media.media_id)).size_bytes == len(part) + 4
@@ -240,7 +241,7 @@ async def test_a_stream_that_waits_for_s3_is_not_slow(impatient, uploader, store
     # A byte buys next to nothing: every moment that is counted is missing at the end.
     service = impatient(stream_patience=patience, stream_bytes_per_second=2**40)
     message = pb.UploadMediaRequest(
-        file=HttpBody(content_type=UNTOLD, data=bytes(LIMITS.chunk_bytes))
+        file=HttpBody(content_type=UNDECLARED, data=bytes(LIMITS.chunk_bytes))
     )
 
     with infrastructure.stalled("s3"):
@@ -275,7 +276,7 @@ async def test_uploads_that_one_account_may_have_open(uploader, infrastructure):
         return (await stream.call).media
 
     async def by_parts(who: Uploader) -> pb.Media:
-        request = pb.CreateMultipartUploadRequest(content_type=UNTOLD, size_bytes=9)
+        request = pb.CreateMultipartUploadRequest(content_type=UNDECLARED, size_bytes=9)
         return (await who.stub.CreateMultipartUpload(request, metadata=metadata(who))).media
 
     async def by_form(who: Uploader) -> pb.Media:

@@ -17,7 +17,8 @@ from photomesh.media.v1 import media_service_pb2 as pb
 
 from deploy.local.stack import Stack
 from services.media.pipeline.outputs import STEPS
-from services.media.storage import key_prefix
+from services.media.storage.keys import key_prefix
+from services.media.storage.variants import Variants
 from tests.eventually import PATIENCE_SECONDS, eventually
 from tests.mesh.mishaps import count_dead_letters
 from tests.pictures import photo
@@ -63,15 +64,15 @@ def strike(mesh: Stack, victim: str, media_id: int, step: str) -> bool:
         return look()[0] == "PROCESSING"
 
 
-async def assert_all_become_ready(uploader, storage, media: list[pb.Media]) -> None:
+async def assert_all_become_ready(uploader, s3, media: list[pb.Media]) -> None:
     for each in media:
         ready = await eventually(
             lambda each=each: uploader.get(each.media_id),
             lambda found: found.state in (pb.MEDIA_STATE_READY, pb.MEDIA_STATE_FAILED),
         )
         assert ready.state == pb.MEDIA_STATE_READY
-        stored = await storage.variants(each.media_id, each.owner_id)
         prefix = key_prefix(each.media_id, each.owner_id)
+        stored = await Variants(s3).sizes(prefix)
         named = {
             variant.url.partition(prefix)[2].partition("?")[0]: variant.size_bytes
             for variant in ready.variants
@@ -79,7 +80,7 @@ async def assert_all_become_ready(uploader, storage, media: list[pb.Media]) -> N
         assert stored == named
 
 
-async def crash(mesh, uploader, storage, victim: str, step: str) -> None:
+async def crash(mesh, uploader, s3, victim: str, step: str) -> None:
     dead_before = await asyncio.to_thread(count_dead_letters, mesh)
     for attempt in range(_TRIES):
         # Two more are on their way beside it.
@@ -88,7 +89,7 @@ async def crash(mesh, uploader, storage, victim: str, step: str) -> None:
         struck = await asyncio.to_thread(strike, mesh, victim, media[0].media_id, step)
         await asyncio.to_thread(mesh.kill, victim)
         await asyncio.to_thread(mesh.start, victim)
-        await assert_all_become_ready(uploader, storage, media)
+        await assert_all_become_ready(uploader, s3, media)
         if struck:
             break
     else:
@@ -97,12 +98,12 @@ async def crash(mesh, uploader, storage, victim: str, step: str) -> None:
 
 
 @pytest.mark.parametrize("step", KILLED_IN)
-async def test_the_worker_dies_when_a_step_is_done(mesh, uploader, storage, step):
-    await crash(mesh, uploader, storage, "media-worker", step)
+async def test_the_worker_dies_when_a_step_is_done(mesh, uploader, s3, step):
+    await crash(mesh, uploader, s3, "media-worker", step)
 
 
 @pytest.mark.parametrize("step", ["picture", "w600.avif"])
 @pytest.mark.parametrize("victim", ["s3", "kafka"])
 @pytest.mark.skipif(not PROVE, reason="the mesh's own crashes are a short seed of it")
-async def test_a_part_dies_when_a_step_is_done(mesh, uploader, storage, victim, step):
-    await crash(mesh, uploader, storage, victim, step)
+async def test_a_part_dies_when_a_step_is_done(mesh, uploader, s3, victim, step):
+    await crash(mesh, uploader, s3, victim, step)

@@ -16,46 +16,41 @@ from psycopg.rows import scalar_row
 from services.chassis.errors import Unavailable
 from services.chassis.events.topics import topic_of
 from services.media.pipeline.outputs import STEPS, Failure
-from services.media.storage import Storage, key_prefix
+from services.media.storage.client import S3
+from services.media.storage.originals import Originals
+from services.media.storage.variants import Variants
 from services.media.store import Media, MediaStore, State
-from services.media.worker.processor import Processor
 from tests.eventually import PATIENCE_SECONDS, eventually
-from tests.media.conftest import declared, new_user
+from tests.media.conftest import declared, media_events, new_user
 from tests.pictures import photo
 
 PHOTO = photo(300, 200)
 
 
 @pytest.fixture
-def processor(store, storage, renderers) -> Processor:
-    return Processor(store, storage, renderers, at_a_time=4, progress_seconds=0.0)
-
-
-@pytest.fixture
-def upload(store: MediaStore, storage: Storage) -> Callable[[bytes], Awaitable[Media]]:
+def upload(store: MediaStore, originals: Originals) -> Callable[[bytes], Awaitable[Media]]:
     """Gives media that were uploaded and checked."""
 
     async def upload(file: bytes) -> Media:
         media = await store.add(new_user(), declared(file))
-        await put_original(storage, media, file)
-        original = await storage.original(media.media_id, media.owner_id)
+        await put_original(originals, media, file)
+        original = await originals.find(media.key_prefix)
         await store.mark_uploaded(media, original.etag, size_bytes=len(file), sha256=None)
         return media
 
     return upload
 
 
-async def put_original(storage: Storage, media: Media, file: bytes) -> None:
-    form = storage.form(
-        media.media_id,
-        media.owner_id,
+async def put_original(originals: Originals, media: Media, file: bytes) -> None:
+    url, fields = originals.form(
+        media.key_prefix,
         content_type="image/jpeg",
         size_bytes=len(file),
         sha256=None,
         life=timedelta(minutes=1),
     )
     async with httpx.AsyncClient(timeout=PATIENCE_SECONDS, verify=False) as phone:
-        sent = await phone.post(form.url, data=form.fields, files={"file": file})
+        sent = await phone.post(url, data=fields, files={"file": file})
     assert sent.is_success
 
 
@@ -75,29 +70,26 @@ async def ends(database) -> list[tuple[int, int]]:
     return [(event.media_id, event.state) for event in events]
 
 
-def stored(storage: Storage, media: Media) -> dict[str, dict]:
+def stored(s3: S3, media: Media) -> dict[str, dict]:
     """Returns what lies in the media bucket for a media item, by object name."""
-    prefix = key_prefix(media.media_id, media.owner_id)
-    listed = storage._s3.list_objects_v2(Bucket="photomesh-media", Prefix=prefix)
+    listed = s3.short.client.list_objects_v2(Bucket="photomesh-media", Prefix=media.key_prefix)
     return {
-        each["Key"].removeprefix(prefix): storage._s3.get_object(
+        each["Key"].removeprefix(media.key_prefix): s3.short.client.get_object(
             Bucket="photomesh-media", Key=each["Key"]
         )
         for each in listed.get("Contents", [])
     }
 
 
-async def test_a_photo_becomes_ready_with_every_variant_stored(
-    processor, upload, store, storage, database
-):
+async def test_a_photo_becomes_ready_with_every_variant_stored(events, upload, store, s3, database):
     media = await upload(PHOTO)
 
-    await processor.process(told(media))
+    await events.on_media_uploaded(told(media))
 
     ready = await store.media(media.media_id)
     assert ready.state is State.READY
     assert (ready.width, ready.height) == (300, 200)
-    objects = stored(storage, media)
+    objects = stored(s3, media)
     assert set(objects) == {variant.object_name for variant in ready.variants}
     for variant in ready.variants:
         found = objects[variant.object_name]
@@ -109,11 +101,11 @@ async def test_a_photo_becomes_ready_with_every_variant_stored(
     assert await ends(database) == [(media.media_id, MEDIA_STATE_READY)]
 
 
-async def test_an_upload_that_is_told_again_changes_nothing(processor, upload, store, database):
+async def test_an_upload_that_is_told_again_changes_nothing(events, upload, store, database):
     good, bad = await upload(PHOTO), await upload(b"no photo")
 
     for media in (good, bad, good, bad):
-        await processor.process(told(media))
+        await events.on_media_uploaded(told(media))
 
     assert await ends(database) == [
         (good.media_id, MEDIA_STATE_READY),
@@ -122,40 +114,40 @@ async def test_an_upload_that_is_told_again_changes_nothing(processor, upload, s
     assert (await store.media(bad.media_id)).failure is Failure.NOT_AN_IMAGE
 
 
-async def test_workers_that_race_end_a_media_item_once(processor, upload, store, database):
+async def test_workers_that_race_end_a_media_item_once(events, upload, store, database):
     media = await upload(PHOTO)
 
-    await asyncio.gather(*(processor.process(told(media)) for _ in range(8)))
+    await asyncio.gather(*(events.on_media_uploaded(told(media)) for _ in range(8)))
 
     assert (await store.media(media.media_id)).state is State.READY
     assert await ends(database) == [(media.media_id, MEDIA_STATE_READY)]
 
 
-async def test_a_worker_that_died_is_taken_over(processor, upload, store, database):
+async def test_a_worker_that_died_is_taken_over(events, upload, store, database):
     media = await upload(PHOTO)
     await store.begin(media.media_id)
-    working = asyncio.create_task(processor.process(told(media)))
+    working = asyncio.create_task(events.on_media_uploaded(told(media)))
     await asyncio.sleep(0)
     working.cancel()
     await asyncio.gather(working, return_exceptions=True)
 
-    await processor.process(told(media))
+    await events.on_media_uploaded(told(media))
 
     assert await ends(database) == [(media.media_id, MEDIA_STATE_READY)]
 
 
-async def test_an_original_of_any_size_is_processed(processor, upload, store, monkeypatch):
+async def test_an_original_of_any_size_is_processed(events, upload, store, monkeypatch):
     # Larger than any that shares the worker with others; what is behind the photo is not read.
-    monkeypatch.setattr("services.media.worker.processor._USUAL_BYTES", 2**20)
+    monkeypatch.setattr("services.media.worker.events._USUAL_BYTES", 2**20)
     media = await upload(PHOTO + bytes(2**20))
 
-    await processor.process(told(media))
+    await events.on_media_uploaded(told(media))
 
     assert (await store.media(media.media_id)).state is State.READY
 
 
 async def test_each_step_is_told_as_it_is_done_and_none_is_taken_back(
-    processor, upload, store, renderers, monkeypatch
+    events, upload, store, renderers, monkeypatch
 ):
     media = await upload(PHOTO)
     add_steps, render, seen = store.add_steps, renderers.render, [()]
@@ -174,11 +166,11 @@ async def test_each_step_is_told_as_it_is_done_and_none_is_taken_back(
 
     monkeypatch.setattr(store, "add_steps", seeing)
     monkeypatch.setattr(renderers, "render", rendering_slowly)
-    working = asyncio.create_task(processor.process(told(media)))
+    working = asyncio.create_task(events.on_media_uploaded(told(media)))
     await eventually(lambda: asyncio.sleep(0, len(seen) > 2))
     working.cancel()
     await asyncio.gather(working, return_exceptions=True)
-    await processor.process(told(media))
+    await events.on_media_uploaded(told(media))
 
     assert (await store.media(media.media_id)).steps_done == tuple(STEPS)
     for before, after in itertools.pairwise(seen):
@@ -190,83 +182,81 @@ async def test_each_step_is_told_as_it_is_done_and_none_is_taken_back(
 
 
 async def test_what_a_run_stored_before_it_died_is_not_made_again(
-    processor, upload, store, storage, renderers, monkeypatch
+    events, upload, store, s3, renderers, monkeypatch
 ):
     media = await upload(PHOTO)
-    put_variant, render, stored_first, made = storage.put_variant, renderers.render, set(), []
+    put_variant, render, stored_first, made = Variants.put, renderers.render, set(), []
 
-    async def putting(media_id, owner_id, variant, content):
+    async def putting(variants, key_prefix, variant, content):
         if len(stored_first) == 3:
             raise Unavailable("The object storage")
         stored_first.add(variant.object_name)
-        await put_variant(media_id, owner_id, variant, content)
+        await put_variant(variants, key_prefix, variant, content)
 
     async def rendering(file, present, tell):
         return await render(file, present, lambda each: (made.append(each), tell(each)))
 
     with monkeypatch.context() as patched:
-        patched.setattr(storage, "put_variant", putting)
+        patched.setattr(Variants, "put", putting)
         with pytest.raises(Unavailable):
-            await processor.process(told(media))
+            await events.on_media_uploaded(told(media))
     monkeypatch.setattr(renderers, "render", rendering)
-    await processor.process(told(media))
+    await events.on_media_uploaded(told(media))
 
     again = {each.variant.object_name for each in made if each.variant}
     ready = await store.media(media.media_id)
     everything = {variant.object_name for variant in ready.variants}
     assert again == everything - stored_first
-    assert set(stored(storage, media)) == everything
+    assert set(stored(s3, media)) == everything
 
 
 async def test_a_file_that_was_changed_after_it_was_checked_fails(
-    processor, upload, store, storage, database
+    events, upload, store, originals, s3, database
 ):
     media = await upload(PHOTO)
     other = photo(300, 200, seed=1)
-    await put_original(storage, media, other + bytes(max(0, len(PHOTO) - len(other))))
+    await put_original(originals, media, other + bytes(max(0, len(PHOTO) - len(other))))
 
-    await processor.process(told(media))
+    await events.on_media_uploaded(told(media))
 
     assert (await store.media(media.media_id)).failure is Failure.CORRUPT
     assert await ends(database) == [(media.media_id, MEDIA_STATE_FAILED)]
-    assert not stored(storage, media)
+    assert not stored(s3, media)
 
 
-async def test_what_was_never_completed_or_is_unknown_is_left_alone(processor, store, database):
+async def test_what_was_never_completed_or_is_unknown_is_left_alone(events, store, database):
     pending = await store.add(new_user(), declared(b"x"))
 
-    await processor.process(told(pending))
-    await processor.process(MediaUploaded(media_id=1, owner_id=1))
+    await events.on_media_uploaded(told(pending))
+    await events.on_media_uploaded(MediaUploaded(media_id=1, owner_id=1))
 
     assert (await store.media(pending.media_id)).state is State.PENDING
     assert await ends(database) == []
 
 
-async def test_an_original_that_cannot_be_found_is_waited_for(processor, upload, store, storage):
+async def test_an_original_that_cannot_be_found_is_waited_for(events, upload, store, s3):
     media = await upload(PHOTO)
-    key = key_prefix(media.media_id, media.owner_id) + "original"
-    storage._s3.delete_object(Bucket="photomesh-originals", Key=key)
+    key = media.key_prefix + "original"
+    s3.short.client.delete_object(Bucket="photomesh-originals", Key=key)
 
     with pytest.raises(Unavailable):
-        await processor.process(told(media))
+        await events.on_media_uploaded(told(media))
 
     assert (await store.media(media.media_id)).state is State.PROCESSING
 
 
 async def test_s3_that_is_away_is_waited_for(
-    processor, store, renderers, storage_settings, upload, database
+    events, store, renderers, storage_settings, upload, database
 ):
     media = await upload(PHOTO)
     # Nothing listens on port 1.
-    away = Storage(storage_settings.model_copy(update={"s3_endpoint": "http://127.0.0.1:1"}))
+    unavailable = S3(storage_settings.model_copy(update={"s3_endpoint": "http://127.0.0.1:1"}))
 
     with pytest.raises(Unavailable):
-        await Processor(store, away, renderers, at_a_time=1, progress_seconds=0.25).process(
-            told(media)
-        )
+        await media_events(store, unavailable, renderers).on_media_uploaded(told(media))
     with pytest.raises(Unavailable):
-        await away.original(media.media_id, media.owner_id)
+        await Originals(unavailable).find(media.key_prefix)
     assert await ends(database) == []
 
-    await processor.process(told(media))
+    await events.on_media_uploaded(told(media))
     assert await ends(database) == [(media.media_id, MEDIA_STATE_READY)]

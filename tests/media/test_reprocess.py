@@ -6,9 +6,7 @@ from photomesh.media.v1.media_service_pb2 import MEDIA_STATE_READY
 
 from services.media.pipeline.outputs import RECIPE, STEPS, fingerprint
 from services.media.reprocess import reprocess
-from services.media.storage import key_prefix
 from services.media.store import State
-from services.media.worker.processor import Processor
 from tests.media.test_processor import PHOTO, ends, stored, told, upload
 
 __all__ = ["upload"]
@@ -39,27 +37,26 @@ async def announced(database) -> int:
 
 
 async def test_an_outdated_photo_is_made_anew_and_only_what_is_missing(
-    store, storage, renderers, upload, database
+    events, store, s3, upload, database
 ):
-    processor = Processor(store, storage, renderers, at_a_time=4, progress_seconds=0.0)
     media = await upload(PHOTO)
-    await processor.process(told(media))
+    await events.on_media_uploaded(told(media))
     ready = await store.media(media.media_id)
     assert ready.recipe == RECIPE
-    before = await asyncio.to_thread(stored, storage, media)
+    before = await asyncio.to_thread(stored, s3, media)
     missing = [each for each in ready.variants if each.content_type == "image/avif"]
     for variant in missing:
-        key = storage_key(media, variant)
-        storage._s3.delete_object(Bucket="photomesh-media", Key=key)
+        key = media.key_prefix + variant.object_name
+        s3.short.client.delete_object(Bucket="photomesh-media", Key=key)
     await outdate(database, media, "image/avif")
     assert not (await store.media(media.media_id)).facts.get("blurhash")
 
-    await processor.process(told(media))
-    await processor.process(told(media))
+    await events.on_media_uploaded(told(media))
+    await events.on_media_uploaded(told(media))
 
     again = await store.media(media.media_id)
     assert again == ready
-    after = await asyncio.to_thread(stored, storage, media)
+    after = await asyncio.to_thread(stored, s3, media)
     assert set(after) == set(before)
     modified = "LastModified"
     written = {name for name in after if after[name][modified] > before[name][modified]}
@@ -68,17 +65,12 @@ async def test_an_outdated_photo_is_made_anew_and_only_what_is_missing(
     assert await ends(database) == [(media.media_id, MEDIA_STATE_READY)] * 2
 
 
-def storage_key(media, variant) -> str:
-    return key_prefix(media.media_id, media.owner_id) + variant.object_name
-
-
 async def test_outdated_media_are_told_in_pages_and_from_where_a_run_ended(
-    store, storage, renderers, upload, database
+    events, store, upload, database
 ):
-    processor = Processor(store, storage, renderers, at_a_time=4, progress_seconds=0.0)
     photos = [await upload(PHOTO) for _ in range(5)]
     for media in photos[1:]:
-        await processor.process(told(media))
+        await events.on_media_uploaded(told(media))
     for media in photos[2:]:
         await outdate(database, media)
     before = await announced(database)

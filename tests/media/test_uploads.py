@@ -83,10 +83,10 @@ def replace_fields(opened: pb.CreateUploadResponse, *, drop: str) -> pb.CreateUp
     return changed
 
 
-async def test_a_file_that_is_not_what_was_declared_is_told(uploader, storage):
+async def test_a_file_that_is_not_what_was_declared_is_told(uploader, s3):
     opened = await uploader.create(PHOTO)
     # S3 itself refuses it by the form, so it comes by another way.
-    storage._s3.put_object(
+    s3.short.client.put_object(
         Bucket="photomesh-originals",
         Key=opened.form_fields["key"],
         Body=PHOTO + b"x",

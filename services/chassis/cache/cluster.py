@@ -6,7 +6,6 @@ outdated, and servers correct it with redirections.
 """
 
 import asyncio
-import contextlib
 import random
 from binascii import crc_hqx
 from collections.abc import Iterable, Sequence
@@ -16,6 +15,7 @@ import hiredis
 
 from services.chassis.cache.valkey import PART, Address, Login, Server
 from services.chassis.errors import Unavailable
+from services.chassis.shared_tasks import SharedTasks
 from services.chassis.telemetry import logs
 
 _log = logs.logger(__name__)
@@ -69,7 +69,7 @@ class Cluster:
         self._servers: dict[Address, Server] = {}
         self.owners: list[Server | None] = [None] * _SLOTS
         """The owner of each slot; None if unknown."""
-        self._learning: asyncio.Task[None] | None = None
+        self._learning = SharedTasks[str, None]()
         self._learned_at = -_RELEARN_SECONDS
 
     async def owner_of(self, slot: int) -> Server:
@@ -101,43 +101,35 @@ class Cluster:
     def suspect(self) -> None:
         """Refreshes the map in the background, because it may be outdated."""
         elapsed = asyncio.get_running_loop().time() - self._learned_at
-        if self._learning is None and elapsed > _RELEARN_SECONDS:
-            self._start_learning()
+        if not self._learning and elapsed > _RELEARN_SECONDS:
+            self._learning.start("slots", self._learn)
 
     async def relearn(self) -> None:
         """Refreshes the map; returns when that is done, or after the timeout."""
-        await asyncio.wait({self._learning or self._start_learning()}, timeout=self._timeout)
+        learning = self._learning.start("slots", self._learn)
+        await asyncio.wait({learning}, timeout=self._timeout)
 
     async def close(self) -> None:
         """Closes all connections."""
-        if self._learning:
-            self._learning.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._learning
+        await self._learning.close()
         for server in self._servers.values():
             await server.close()
 
-    def _start_learning(self) -> "asyncio.Task[None]":
-        def done(_: "asyncio.Task[None]") -> None:
-            self._learning = None
-            self._learned_at = asyncio.get_running_loop().time()
-
-        self._learning = asyncio.create_task(self._learn())
-        self._learning.add_done_callback(done)
-        return self._learning
-
     async def _learn(self) -> None:
         known = {*self._seeds, *(server.address for server in self._masters())}
-        for address in random.sample(list(known), len(known)):
-            try:
-                [ranges] = await self.at(address).ask([("CLUSTER", "SLOTS")])
-            except Unavailable:
-                continue
-            if isinstance(ranges, hiredis.ReplyError):
-                _log.warning("cluster.slots_refused", error=str(ranges))
-            else:
-                await self._apply(ranges, asked=address)
-                return
+        try:
+            for address in random.sample(list(known), len(known)):
+                try:
+                    [ranges] = await self.at(address).ask([("CLUSTER", "SLOTS")])
+                except Unavailable:
+                    continue
+                if isinstance(ranges, hiredis.ReplyError):
+                    _log.warning("cluster.slots_refused", error=str(ranges))
+                else:
+                    await self._apply(ranges, asked=address)
+                    return
+        finally:
+            self._learned_at = asyncio.get_running_loop().time()
 
     async def _apply(self, ranges: Iterable[Any], asked: Address) -> None:
         before = set(self._masters())

@@ -6,7 +6,6 @@ hundreds. Only the protocol comes from a library: hiredis packs commands and par
 """
 
 import asyncio
-import contextlib
 import ssl
 from collections import deque
 from collections.abc import Sequence
@@ -18,6 +17,7 @@ import hiredis
 
 from services.chassis.breaker import Breaker
 from services.chassis.errors import Unavailable
+from services.chassis.shared_tasks import SharedTasks
 
 PART = "The cache"
 """The name of the cache in error messages."""
@@ -85,7 +85,7 @@ class Server:
         # The connection itself times out, at once for all callers that wait for it.
         self.breaker = Breaker(f"{PART} at {address.host}:{address.port}", patience=timeout)
         self._connection: _Connection | None = None
-        self._connecting: asyncio.Task[_Connection] | None = None
+        self._connecting = SharedTasks[Address, _Connection]()
 
     @property
     def is_connected(self) -> bool:
@@ -107,29 +107,14 @@ class Server:
     async def _ask(self, commands: Sequence[Command]) -> list[Any]:
         connection = self._connection
         if connection is None or connection.is_lost:
-            connection = await self._connected()
+            connection = await self._connecting.run(self.address, self._connect)
         return await connection.ask(commands)
 
     async def close(self) -> None:
         """Closes the connection. Callers that still wait get Unavailable."""
-        if self._connecting:
-            self._connecting.cancel()
-            with contextlib.suppress(asyncio.CancelledError, Unavailable):
-                await self._connecting
+        await self._connecting.close()
         if self._connection:
             self._connection.lose()
-
-    async def _connected(self) -> "_Connection":
-        if self._connecting is None:
-            self._connecting = asyncio.create_task(self._connect())
-            self._connecting.add_done_callback(self._stop_connecting)
-        # Several callers share the task, so a cancelled caller must not cancel it.
-        return await asyncio.shield(self._connecting)
-
-    def _stop_connecting(self, done: "asyncio.Task[_Connection]") -> None:
-        self._connecting = None
-        if not done.cancelled() and not done.exception():
-            self._connection = done.result()
 
     async def _connect(self) -> "_Connection":
         try:
@@ -150,6 +135,7 @@ class Server:
         except BaseException:
             connection.lose()
             raise
+        self._connection = connection
         return connection
 
 

@@ -12,9 +12,12 @@ from services.chassis.rpc.server import Worker, run, serve
 from services.chassis.telemetry import logs
 from services.media.config import MediaWorkerSettings
 from services.media.pipeline.renderers import Limits, Renderers
-from services.media.storage import Storage
+from services.media.storage.client import S3
+from services.media.storage.originals import Originals
+from services.media.storage.variants import Variants
 from services.media.store import MediaStore
-from services.media.worker.eraser import SWEEP_SECONDS, Eraser
+from services.media.worker.events import MediaEvents
+from services.media.worker.jobs import SWEEP_SECONDS, sweep_deleted
 from services.media.worker.processor import Processor
 
 
@@ -33,16 +36,16 @@ async def main() -> None:
         Renderers(settings.renderers, limits) as renderers,
     ):
         outbox = Outbox(database, relay)
-        store, storage = MediaStore(database, outbox), Storage(settings)
-        eraser = Eraser(store, storage)
+        store, s3 = MediaStore(database, outbox), S3(settings)
         processor = Processor(
             store,
-            storage,
+            Originals(s3),
+            Variants(s3),
             renderers,
-            # Twice the renderers: others are fetched or stored while some are rendered.
-            at_a_time=2 * settings.renderers,
             progress_seconds=settings.progress_seconds,
         )
+        # Twice the renderers: others are fetched or stored while some are rendered.
+        events = MediaEvents(store, s3, processor, at_a_time=2 * settings.renderers)
         group = ConsumerGroup(
             "media-worker",
             settings,
@@ -50,8 +53,8 @@ async def main() -> None:
             outbox,
             [
                 # Not in order, so that the photos of one album are rendered in parallel.
-                Subscription(MediaUploaded, processor.process, in_order=False),
-                Subscription(MediaDeleted, eraser.on_media_deleted, in_order=False),
+                Subscription(MediaUploaded, events.on_media_uploaded, in_order=False),
+                Subscription(MediaDeleted, events.on_media_deleted, in_order=False),
             ],
         )
         await serve(
@@ -60,7 +63,7 @@ async def main() -> None:
             [
                 *group.workers,
                 Worker("relay", relay.run),
-                periodic("eraser", eraser.sweep, seconds=SWEEP_SECONDS),
+                periodic("eraser", lambda: sweep_deleted(store, s3), seconds=SWEEP_SECONDS),
             ],
         )
 

@@ -1,4 +1,4 @@
-"""Files through each door of the service itself: whole, once, and only by their owners."""
+"""Files by each upload method of the service itself: whole, once, and only by their owners."""
 
 import asyncio
 import hashlib
@@ -15,11 +15,12 @@ from google.api.httpbody_pb2 import HttpBody
 from photomesh.media.v1 import media_service_pb2 as pb
 
 from services.chassis import context
-from services.media.limits import LIMITS
-from services.media.storage import _AT_A_TIME, Storage, _original_key
-from services.media.store import Declaration, Door, State
-from services.media.sweeper import Sweeper
-from services.media.uploads import Uploads
+from services.media.jobs import sweep_uploads
+from services.media.limits import LIMITS, UNDECLARED
+from services.media.storage.client import AT_A_TIME, S3
+from services.media.storage.keys import key_prefix, original_key
+from services.media.storage.originals import Originals
+from services.media.store import Declaration, Media, State, UploadMethod
 from tests.eventually import PATIENCE_SECONDS, eventually
 from tests.media.conftest import Uploader, declared, new_user, refusal, send
 from tests.pictures import photo
@@ -28,7 +29,6 @@ pytestmark = pytest.mark.prove
 
 MIB = 2**20
 PHOTO = photo(300, 200)
-UNTOLD = "application/octet-stream"
 
 # `make prove` sends large files, and cuts more often.
 PROVING = bool(os.environ.get("PHOTOMESH_PROVE"))
@@ -56,16 +56,17 @@ async def call(uploader: Uploader, method: str, request):
     )
 
 
-async def stored(storage: Storage, media: pb.Media) -> str:
+async def stored(originals: Originals, media: pb.Media) -> str:
     """Returns the SHA-256 of the original that lies in S3."""
-    original = await storage.original(media.media_id, media.owner_id)
-    return (await storage.hash_original(media.media_id, media.owner_id, original.etag)).hex()
+    prefix = key_prefix(media.media_id, media.owner_id)
+    original = await originals.find(prefix)
+    return (await originals.hash(prefix, original.etag)).hex()
 
 
 def messages(
     file: bytes, *, offset: int = 0, chunk: int = MIB, **first
 ) -> Iterator[pb.UploadMediaRequest]:
-    content_type = first.pop("content_type", UNTOLD)
+    content_type = first.pop("content_type", UNDECLARED)
     yield pb.UploadMediaRequest(file=HttpBody(content_type=content_type), offset=offset, **first)
     for at in range(offset, len(file), chunk):
         yield pb.UploadMediaRequest(file=HttpBody(data=file[at : at + chunk]))
@@ -76,7 +77,7 @@ async def stream(uploader: Uploader, file: bytes, **first) -> pb.UploadMediaResp
 
 
 async def open_parts(uploader: Uploader, file: bytes, **said) -> pb.CreateMultipartUploadResponse:
-    said = {"content_type": UNTOLD, "size_bytes": len(file)} | said
+    said = {"content_type": UNDECLARED, "size_bytes": len(file)} | said
     return await call(uploader, "CreateMultipartUpload", pb.CreateMultipartUploadRequest(**said))
 
 
@@ -111,7 +112,7 @@ async def by_stream(uploader: Uploader, file: bytes, **said) -> pb.Media:
 
 
 async def by_form(uploader: Uploader, file: bytes, **said) -> pb.Media:
-    said = {"content_type": UNTOLD, "size_bytes": len(file)} | said
+    said = {"content_type": UNDECLARED, "size_bytes": len(file)} | said
     opened = await call(uploader, "CreateUpload", pb.CreateUploadRequest(**said))
     if opened.upload_url:
         assert (await send(opened, file)).is_success
@@ -119,20 +120,20 @@ async def by_form(uploader: Uploader, file: bytes, **said) -> pb.Media:
 
 
 @pytest.mark.parametrize(
-    ("door", "size"),
+    ("method", "size"),
     [
         *((by_form, size) for size in SIZES if size <= LIMITS.form_bytes),
         *((by_parts, size) for size in SIZES),
         *((by_stream, size) for size in SIZES),
     ],
 )
-async def test_every_byte_arrives(uploader, storage, door, size):
+async def test_every_byte_arrives(uploader, originals, method, size):
     file = file_of(size)
 
-    media = await door(uploader, file, sha256=sha256(file))
+    media = await method(uploader, file, sha256=sha256(file))
 
     assert media.state >= pb.MEDIA_STATE_UPLOADED
-    assert await stored(storage, media) == sha256(file)
+    assert await stored(originals, media) == sha256(file)
 
 
 async def test_the_limits_are_told(uploader):
@@ -159,51 +160,51 @@ async def test_the_limits_are_told(uploader):
     [("CreateUpload", 32 * MIB + 1), ("CreateMultipartUpload", 4096 * MIB + 1)],
 )
 async def test_what_is_over_the_limits_is_refused(uploader, method, size):
-    request = getattr(pb, f"{method}Request")(content_type=UNTOLD, size_bytes=size)
+    request = getattr(pb, f"{method}Request")(content_type=UNDECLARED, size_bytes=size)
 
     assert await refusal(call(uploader, method, request)) == "FIELD_INVALID"
 
 
-async def test_a_stream_may_leave_its_size_to_its_end(uploader, storage):
+async def test_a_stream_may_leave_its_size_to_its_end(uploader, originals):
     file = file_of(13 * MIB)
 
     media = (await stream(uploader, file)).media
 
-    assert await stored(storage, media) == sha256(file)
+    assert await stored(originals, media) == sha256(file)
 
 
 # --- The same bytes, the same request ------------------------------------------------------------
 
 
-@pytest.mark.parametrize("door", [by_form, by_stream])
-async def test_parallel_repeats_of_a_request_make_one_media(uploader, storage, door):
+@pytest.mark.parametrize("method", [by_form, by_stream])
+async def test_parallel_repeats_of_a_request_make_one_media(uploader, originals, method):
     file = file_of(100_000)
-    at_once = LIMITS.streams_of_one_account if door is by_stream else 50
+    at_once = LIMITS.streams_of_one_account if method is by_stream else 50
 
     uploaded = await asyncio.gather(
-        *(door(uploader, file, request_id="one") for _ in range(at_once))
+        *(method(uploader, file, request_id="one") for _ in range(at_once))
     )
 
     assert len({media.media_id for media in uploaded}) == 1
-    assert await stored(storage, uploaded[0]) == sha256(file)
+    assert await stored(originals, uploaded[0]) == sha256(file)
 
 
-async def test_parallel_repeats_of_an_upload_in_parts_make_one_media(uploader, storage):
+async def test_parallel_repeats_of_an_upload_in_parts_make_one_media(uploader, originals):
     file = file_of(100_000)
 
     # As many as reach S3 at a time.
     opened = await asyncio.gather(
-        *(open_parts(uploader, file, request_id="one") for _ in range(_AT_A_TIME))
+        *(open_parts(uploader, file, request_id="one") for _ in range(AT_A_TIME))
     )
     [media_id] = {each.media.media_id for each in opened}
     await send_parts(uploader, media_id, file, [1])
-    completed = await asyncio.gather(*(uploader.complete(media_id) for _ in range(_AT_A_TIME)))
+    completed = await asyncio.gather(*(uploader.complete(media_id) for _ in range(AT_A_TIME)))
 
     assert {media.media_id for media in completed} == {media_id}
-    assert await stored(storage, completed[0]) == sha256(file)
+    assert await stored(originals, completed[0]) == sha256(file)
 
 
-async def test_parallel_streams_of_many_parts_make_one_media(uploader, storage):
+async def test_parallel_streams_of_many_parts_make_one_media(uploader, originals):
     file = file_of(14 * MIB)
 
     async def persistent() -> pb.Media:
@@ -213,10 +214,10 @@ async def test_parallel_streams_of_many_parts_make_one_media(uploader, storage):
     uploaded = await asyncio.gather(*(persistent() for _ in range(4)))
 
     assert len({media.media_id for media in uploaded}) == 1
-    assert await stored(storage, uploaded[0]) == sha256(file)
+    assert await stored(originals, uploaded[0]) == sha256(file)
 
 
-async def test_a_request_id_belongs_to_one_door_and_file(uploader):
+async def test_a_request_id_belongs_to_one_method_and_file(uploader):
     await by_stream(uploader, PHOTO, request_id="one")
 
     for other in (
@@ -258,7 +259,7 @@ async def test_s3_itself_refuses_a_form_with_other_bytes(uploader):
     opened = await call(
         uploader,
         "CreateUpload",
-        pb.CreateUploadRequest(content_type=UNTOLD, size_bytes=3, sha256=sha256(b"abc")),
+        pb.CreateUploadRequest(content_type=UNDECLARED, size_bytes=3, sha256=sha256(b"abc")),
     )
 
     assert (await send(opened, b"abd")).status_code == 400
@@ -288,16 +289,16 @@ async def test_s3_itself_refuses_a_part_that_was_tampered_with(uploader):
     assert await refusal(uploader.complete(opened.media.media_id)) == "OBJECT_MISSING"
 
 
-@pytest.mark.parametrize("door", [by_parts, by_stream])
-async def test_bytes_of_another_hash_are_not_announced(uploader, door):
-    mismatch = door(uploader, file_of(7 * MIB), sha256=sha256(b"else"))
+@pytest.mark.parametrize("method", [by_parts, by_stream])
+async def test_bytes_of_another_hash_are_not_announced(uploader, method):
+    mismatch = method(uploader, file_of(7 * MIB), sha256=sha256(b"else"))
 
     assert await refusal(mismatch) == "OBJECT_MISMATCH"
 
 
-@pytest.mark.parametrize("door", [by_form, by_parts, by_stream])
-async def test_bytes_of_another_type_are_not_announced(uploader, door):
-    assert await refusal(door(uploader, PHOTO, content_type="image/png")) == "OBJECT_MISMATCH"
+@pytest.mark.parametrize("method", [by_form, by_parts, by_stream])
+async def test_bytes_of_another_type_are_not_announced(uploader, method):
+    assert await refusal(method(uploader, PHOTO, content_type="image/png")) == "OBJECT_MISMATCH"
 
 
 async def test_a_stream_is_counted(uploader):
@@ -326,7 +327,7 @@ async def cut(uploader: Uploader, file: bytes, at: int, **first) -> None:
         await call
 
 
-async def test_a_stream_that_is_cut_goes_on_where_it_is_safe(uploader, storage):
+async def test_a_stream_that_is_cut_goes_on_where_it_is_safe(uploader, originals):
     file = file_of(SIZES[-1])
     said = {"size_bytes": len(file), "request_id": "one", "sha256": sha256(file)}
     request = pb.GetUploadOffsetRequest(request_id="one")
@@ -347,7 +348,7 @@ async def test_a_stream_that_is_cut_goes_on_where_it_is_safe(uploader, storage):
 
     media = await by_stream(uploader, file, offset=at, **said)
 
-    assert await stored(storage, media) == sha256(file)
+    assert await stored(originals, media) == sha256(file)
     assert (await call(uploader, "GetUploadOffset", request)).offset == len(file)
 
 
@@ -365,7 +366,7 @@ async def test_what_is_continued_is_still_checked(uploader):
     assert (await by_stream(uploader, file, **said)).state >= pb.MEDIA_STATE_UPLOADED
 
 
-async def test_parts_that_have_arrived_are_told_and_the_others_may_follow(uploader, storage):
+async def test_parts_that_have_arrived_are_told_and_the_others_may_follow(uploader, originals):
     file = file_of(32 * MIB)
     opened = await open_parts(uploader, file, request_id="one", sha256=sha256(file))
     media_id = opened.media.media_id
@@ -385,7 +386,7 @@ async def test_parts_that_have_arrived_are_told_and_the_others_may_follow(upload
     completed = await asyncio.gather(*(uploader.complete(media_id) for _ in range(20)))
 
     assert {media.media_id for media in completed} == {media_id}
-    assert await stored(storage, completed[0]) == sha256(file)
+    assert await stored(originals, completed[0]) == sha256(file)
     assert await refusal(call(uploader, "ListUploadParts", request)) == "UPLOAD_COMPLETED"
 
 
@@ -414,7 +415,7 @@ async def break_part(
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-async def test_an_upload_in_parts_that_is_cut_anywhere_goes_on(uploader, storage, seed):
+async def test_an_upload_in_parts_that_is_cut_anywhere_goes_on(uploader, originals, seed):
     rng = random.Random(seed)
     file = file_of(rng.randint(2 * LIMITS.part_bytes, 4 * LIMITS.part_bytes))
     said = {"sha256": sha256(file)} if rng.random() < 0.5 else {}
@@ -444,14 +445,14 @@ async def test_an_upload_in_parts_that_is_cut_anywhere_goes_on(uploader, storage
 
     media = await uploader.complete(media_id)
 
-    assert await stored(storage, media) == sha256(file)
+    assert await stored(originals, media) == sha256(file)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-async def test_a_form_that_is_cut_anywhere_is_sent_again(uploader, storage, seed):
+async def test_a_form_that_is_cut_anywhere_is_sent_again(uploader, originals, seed):
     rng = random.Random(seed)
     file = file_of(rng.randint(1, 8 * MIB))
-    said = {"content_type": UNTOLD, "size_bytes": len(file), "request_id": "one"}
+    said = {"content_type": UNDECLARED, "size_bytes": len(file), "request_id": "one"}
     if rng.random() < 0.5:
         said["sha256"] = sha256(file)
 
@@ -468,29 +469,29 @@ async def test_a_form_that_is_cut_anywhere_is_sent_again(uploader, storage, seed
     media = await by_form(uploader, file, **said)
 
     assert media.media_id == opened.media.media_id
-    assert await stored(storage, media) == sha256(file)
+    assert await stored(originals, media) == sha256(file)
 
 
-async def test_an_upload_that_s3_completed_and_we_did_not_is_completed(store, storage, uploader):
+async def test_an_upload_that_s3_completed_and_we_did_not_is_completed(
+    store, uploads, multipart, streams, parts
+):
     file = file_of(LIMITS.part_bytes + 1)
-    uploads = Uploads(store, storage)
-    for door in (Door.PARTS, Door.STREAM):
-        media = (await uploads.open(new_user(), whole(file, door))).media
-        media = await uploads.in_parts(media)
-        key = media.media_id, media.owner_id, media.s3_upload_id
+    for method in (UploadMethod.PARTS, UploadMethod.STREAM):
+        media = (await uploads.open(new_user(), whole(file, method))).media
+        media = await multipart.begin(media)
         pieces = file[: LIMITS.part_bytes], file[LIMITS.part_bytes :]
-        parts = [
-            await storage.put_part(*key, number, bytearray(piece))
+        sent = [
+            await parts.put(media.key_prefix, media.s3_upload_id, number, bytearray(piece))
             for number, piece in enumerate(pieces, start=1)
         ]
         # The process dies here.
-        await storage.complete_parts(*key, parts)
+        await parts.complete(media.key_prefix, media.s3_upload_id, sent)
 
-        if door is Door.PARTS:
+        if method is UploadMethod.PARTS:
             await uploads.complete(media)
         else:
-            assert (await uploads.safe(media)).whole
-            await uploads.receive(media.owner_id, whole(file, door), 0, no_chunks())
+            assert (await streams.stored(media)).is_whole
+            await streams.receive(media.owner_id, whole(file, method), 0, no_chunks())
 
         assert (await store.media(media.media_id)).state is State.UPLOADED
 
@@ -500,15 +501,15 @@ async def no_chunks() -> AsyncIterator[bytes]:
         yield nothing
 
 
-def whole(file: bytes, door: Door) -> Declaration:
+def whole(file: bytes, method: UploadMethod) -> Declaration:
     digest = hashlib.sha256(file).digest()
-    return declared(file, UNTOLD, door=door, sha256=digest, request_id="one")
+    return declared(file, UNDECLARED, method=method, sha256=digest, request_id="one")
 
 
 # --- Given up, abandoned, and none of a stranger's business --------------------------------------
 
 
-async def test_an_aborted_upload_is_unknown_and_s3_takes_no_more(uploader, storage):
+async def test_an_aborted_upload_is_unknown_and_s3_takes_no_more(uploader, originals):
     file = file_of(LIMITS.part_bytes + 1)
     opened = await open_parts(uploader, file, request_id="one")
     media_id = opened.media.media_id
@@ -577,53 +578,50 @@ async def anonymous(uploader: Uploader, method: str, request):
     return await getattr(uploader.stub, method)(request, metadata=said, timeout=PATIENCE_SECONDS)
 
 
-async def test_abandoned_uploads_are_swept_and_others_are_not(store, storage):
-    uploads = Uploads(store, storage)
-    sweeper = Sweeper(store, uploads)
+async def test_abandoned_uploads_are_swept_and_others_are_not(
+    store, uploads, multipart, streams, s3, originals, parts
+):
     now = datetime.now(UTC)
     file = file_of(100)
 
     abandoned = []
-    for door in Door:
-        media = (await uploads.open(new_user(), whole(file, door))).media
-        if door is Door.PARTS:
-            media = await uploads.in_parts(media)
-            await storage.put_part(
-                media.media_id, media.owner_id, media.s3_upload_id, 1, bytearray(file)
-            )
-        elif door is Door.FORM:
-            await put_original(storage, media.media_id, media.owner_id, file)
+    for method in UploadMethod:
+        media = (await uploads.open(new_user(), whole(file, method))).media
+        if method is UploadMethod.PARTS:
+            media = await multipart.begin(media)
+            await parts.put(media.key_prefix, media.s3_upload_id, 1, bytearray(file))
+        elif method is UploadMethod.FORM:
+            await put_original(s3, media, file)
         abandoned.append(media)
-    done = (await uploads.receive(new_user(), whole(file, Door.STREAM), 0, one(file))).media
+    done = (await streams.receive(new_user(), whole(file, UploadMethod.STREAM), 0, one(file))).media
 
-    await sweeper.sweep(now + timedelta(hours=23))
+    await sweep_uploads(store, uploads, now + timedelta(hours=23))
     assert [await store.media(media.media_id) for media in abandoned] == abandoned
 
     late = now + timedelta(hours=24, minutes=5)
-    await asyncio.gather(*(sweeper.sweep(late) for _ in range(3)))
+    await asyncio.gather(*(sweep_uploads(store, uploads, late) for _ in range(3)))
     assert [await store.media(media.media_id) for media in abandoned] == [None] * 3
     # Its form is still taken, so the row stays until nothing can come any more.
-    assert await storage.original(abandoned[0].media_id, abandoned[0].owner_id)
+    assert await originals.find(abandoned[0].key_prefix)
 
     late = now + timedelta(hours=24, minutes=15)
-    await asyncio.gather(*(sweeper.sweep(late) for _ in range(3)))
+    await asyncio.gather(*(sweep_uploads(store, uploads, late) for _ in range(3)))
     for media in abandoned:
-        assert await storage.original(media.media_id, media.owner_id) is None
+        assert await originals.find(media.key_prefix) is None
         if media.s3_upload_id:
-            key = media.media_id, media.owner_id, media.s3_upload_id
-            assert await storage.parts(*key) is None
+            assert await parts.stored(media.key_prefix, media.s3_upload_id) is None
     assert (await store.media(done.media_id)).state is State.UPLOADED
-    assert await storage.original(done.media_id, done.owner_id)
+    assert await originals.find(done.key_prefix)
 
 
 async def one(chunk: bytes) -> AsyncIterator[bytes]:
     yield chunk
 
 
-async def put_original(storage: Storage, media_id: int, owner_id: int, file: bytes) -> None:
+async def put_original(s3: S3, media: Media, file: bytes) -> None:
     await asyncio.to_thread(
-        storage._s3.put_object,
+        s3.short.client.put_object,
         Bucket="photomesh-originals",
-        Key=_original_key(media_id, owner_id),
+        Key=original_key(media.key_prefix),
         Body=file,
     )

@@ -1,0 +1,1 @@
+"""Watches of feeds: sends new posts to watchers as they arrive."""
