@@ -3,6 +3,10 @@
 Commands that callers send in the same iteration of the event loop leave in one write, and replies
 arrive in their order. So a command costs a few microseconds, where a pool of connections takes
 hundreds. Only the protocol comes from a library: hiredis packs commands and parses replies.
+
+No whole client, because the cache is on the path of every page. Reading a page of 20 posts (one
+script, one MGET; 50 readers at a time, two cores) costs this client 11 us of CPU, valkey-glide 2.6
+54 to 72, redis-py 7 with hiredis 97, and coredis 6.9 with its pipelining 120.
 """
 
 import asyncio

@@ -6,7 +6,10 @@ measures how much). The gateway therefore forwards well-formed requests for such
 unchanged, and all others to the equivalent gRPC method, which rejects malformed requests like any
 other method.
 
-HTTP parsing comes from a library: httptools wraps the parser that Node.js uses.
+HTTP parsing comes from a library: httptools wraps the parser that Node.js uses. No whole server,
+because a page of a feed costs only some 150 us in all: a request for 40 KB costs 13 us of CPU here,
+21 in aiohttp 3.14's low-level server, 23 with its router, and 23 in uvicorn 0.54 with httptools,
+which also does not tell its application who the client is.
 """
 
 import asyncio
