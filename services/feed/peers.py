@@ -139,7 +139,7 @@ class _Door:
         if len(self._waits) >= _MOST_WAITING:
             raise self._away(self._peer)
         try:
-            attempt = self._breaker.call(find_out=lambda: call(method, request, within=_SECONDS))
+            attempt = self._breaker.call(probe=lambda: call(method, request, within=_SECONDS))
         except Unavailable as error:
             self._give_up()
             raise self._away(self._peer) from error

@@ -98,7 +98,7 @@ class Server:
         Raises:
             Unavailable: the server is unreachable, slow or loading. It may have run the commands.
         """
-        with self.breaker.call(find_out=self._ping):
+        with self.breaker.call(probe=self._ping):
             return await self._ask(commands)
 
     async def _ping(self) -> None:
