@@ -1,6 +1,7 @@
 """A replica of graph without a database: `python -m tests.chassis.replica`.
 
-It has the chassis's own server, and answers with its port.
+It has the chassis's own server, and answers with its port. It does not answer calls for an account
+whose id is its port.
 """
 
 import asyncio
@@ -31,6 +32,8 @@ class Graph(pb_grpc.GraphInternalServiceServicer):
             raise DeadLetterUnknown(UNKNOWN)
         if request.followee_id == BROKEN:
             raise RuntimeError("a secret of the server")
+        if request.followee_id == self._port:
+            await asyncio.Event().wait()
         await asyncio.sleep(SLOW_SECONDS if request.followee_id == SLOW else 0.01)
         return pb.GetAudienceResponse(followers=self._port)
 

@@ -183,11 +183,23 @@ async def test_a_stalled_replica_delays_calls_and_then_gets_none_until_it_contin
                 await graph.GetAudience(_REQUEST, timeout=_WITHIN)
             return True
 
-        await eventually(none_goes_there, within=45.0)
+        await eventually(none_goes_there, within=20.0)
         stalled.send(signal.SIGCONT)
         await traffic.reach(replicas)
 
     assert traffic.errors == []
+
+
+async def test_another_replica_answers_a_call_that_hangs(graph, replicas):
+    hanging, *others = replicas
+    request = GetAudienceRequest(followee_id=hanging.port, chunk_size=100)
+
+    # One after the other, so that some of them, and no backup attempt, go to it.
+    served = [
+        (await client.call(graph.GetAudience, request, within=_WITHIN)).followers for _ in range(6)
+    ]
+
+    assert set(served) == {other.port for other in others}
 
 
 async def test_backup_attempts_do_not_end_a_slow_call(graph):
