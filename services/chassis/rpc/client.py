@@ -6,8 +6,8 @@ gRPC itself balances and retries. What it cannot do was measured with three repl
 - Without `grpc.http2.ping_timeout_ms`, the connection to a stalled replica stays in use for a
   minute, whatever the keepalive settings are.
 - `perAttemptRecvTimeout` needs an experimental option, holds for all calls of a channel, and ends
-  slow attempts even if the retry budget is used up: of 8 concurrent callers' calls to the stalled
-  replica, 41 failed before the connection was closed. `call` sends backup attempts instead.
+  slow attempts even if the retry budget is used up: of 8 concurrent callers, 41 calls failed before
+  the connection was closed. `call` sends backup attempts instead: at most one call failed.
 - A replica that drains ends the calls that arrive in the same moment with CANCELLED, so that code
   is retried, too.
 """
