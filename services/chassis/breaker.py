@@ -10,7 +10,6 @@ import contextlib
 import random
 import time
 from collections.abc import Awaitable, Callable
-from enum import StrEnum
 from types import TracebackType
 from typing import Self
 
@@ -21,19 +20,8 @@ from services.chassis.telemetry import logs
 _log = logs.logger(__name__)
 
 
-class State(StrEnum):
-    """Which calls the circuit allows."""
-
-    CLOSED = "closed"
-    """All calls."""
-    OPEN = "open"
-    """No calls."""
-    PROBING = "probing"
-    """One call, whose result closes or reopens the circuit."""
-
-
 class Breaker:
-    """Guards the calls to one dependency: `with breaker.call(find_out=...): ...`.
+    """Guards the calls to one dependency: `with breaker.call(probe=...): ...`.
 
     The circuit opens in two cases: `threshold` attempts in a row failed with Unavailable; or
     `threshold` attempts started, none has succeeded since, and the newest of them has waited longer
@@ -41,7 +29,8 @@ class Breaker:
 
     An open circuit rejects calls immediately. It waits `shortest` seconds before the first probe,
     and doubles the wait after each failed probe, up to `longest`. Random jitter shortens each wait
-    by up to half, so that the processes of a service do not probe at the same time.
+    by up to half, so that the processes of a service do not probe at the same time. A probe runs in
+    the background, and any response to it closes the circuit.
 
     Args:
         part: the dependency's name in error messages, such as "The cache".
@@ -71,63 +60,52 @@ class Breaker:
         self._longest = longest
         self._clock = clock
         self._chance = chance
-        self._state = State.CLOSED
+        self._is_open = False
         self._failures = 0
         # The start times of the first `threshold` attempts since the last success.
         self._unanswered: list[float] = []
         self._wait = shortest
         self._retry_at = 0.0
         self._probe: Attempt | None = None
-        self._finding_out: asyncio.Task[None] | None = None
+        self._probing: asyncio.Task[None] | None = None
 
     @property
-    def state(self) -> State:
-        """The current state. An open circuit probes on the first attempt after the wait."""
-        return self._state
+    def is_open(self) -> bool:
+        """Whether calls are rejected."""
+        return self._is_open
 
-    def call(self, *, find_out: Callable[[], Awaitable[object]]) -> "Attempt":
-        """Returns a context for one call, which is never the probe.
+    def call(self, *, probe: Callable[[], Awaitable[object]]) -> "Attempt":
+        """Returns a context for one call.
 
-        When a probe is due, this method starts `find_out` in the background as the probe and
-        rejects the call. Any response of the dependency counts as a success.
-
-        Raises:
-            Unavailable: the circuit is open.
-        """
-        attempt = self.attempt()
-        if self._state is State.PROBING:
-            self._finding_out = detached(self._find_out(attempt, find_out))
-            raise Unavailable(self._part)
-        return attempt
-
-    async def _find_out(self, attempt: "Attempt", ask: Callable[[], Awaitable[object]]) -> None:
-        with contextlib.suppress(Exception), attempt:
-            await ask()
-
-    def attempt(self) -> "Attempt":
-        """Returns a context for one call, which may be the probe.
+        Args:
+            probe: finds out whether the dependency responds. This method starts it if the circuit
+                is open and a probe is due.
 
         Raises:
             Unavailable: the circuit is open.
         """
         now = self._clock()
         attempt = Attempt(self, now)
-        if self._state is State.CLOSED:
+        if not self._is_open:
             if len(self._unanswered) < self._threshold:
                 self._unanswered.append(now)
-            elif now - self._unanswered[-1] > self._patience:
-                self._open("nothing comes back")
-        if self._state is State.OPEN and now >= self._retry_at:
-            self._state = State.PROBING
+                return attempt
+            if now - self._unanswered[-1] <= self._patience:
+                return attempt
+            self._open("no responses")
+        elif self._probe is None and now >= self._retry_at:
             self._probe = attempt
-        elif self._state is not State.CLOSED:
-            raise Unavailable(self._part)
-        return attempt
+            self._probing = detached(self._run(attempt, probe))
+        raise Unavailable(self._part)
+
+    async def _run(self, attempt: "Attempt", probe: Callable[[], Awaitable[object]]) -> None:
+        with contextlib.suppress(Exception), attempt:
+            await probe()
 
     def _open(self, why: str) -> None:
-        if self._state is State.CLOSED:
+        if not self._is_open:
             _log.warning("circuit.opened", part=self._part, why=why)
-        self._state = State.OPEN
+        self._is_open = True
         self._probe = None
         self._retry_at = self._clock() + self._chance(self._wait / 2, self._wait)
         self._wait = min(2 * self._wait, self._longest)
@@ -135,9 +113,9 @@ class Breaker:
     def _succeeded(self) -> None:
         # This also applies to a call that started before the circuit opened: the dependency
         # responds.
-        if self._state is not State.CLOSED:
+        if self._is_open:
             _log.info("circuit.closed", part=self._part)
-        self._state = State.CLOSED
+        self._is_open = False
         self._probe = None
         self._failures = 0
         self._unanswered.clear()
@@ -145,15 +123,12 @@ class Breaker:
 
     def _failed(self, attempt: "Attempt") -> None:
         self._failures += 1
-        if attempt is self._probe or (
-            self._state is State.CLOSED and self._failures >= self._threshold
-        ):
+        if attempt is self._probe or (not self._is_open and self._failures >= self._threshold):
             self._open("calls fail")
 
-    def _gave_up(self, attempt: "Attempt") -> None:
+    def _cancelled(self, attempt: "Attempt") -> None:
         # A caller that cancels within `patience` says nothing about the dependency.
         if attempt is self._probe:
-            self._state = State.OPEN
             self._probe = None
         elif attempt.began in self._unanswered and self._clock() - attempt.began <= self._patience:
             self._unanswered.remove(attempt.began)
@@ -182,4 +157,4 @@ class Attempt:
         elif issubclass(kind, Unavailable):
             self._breaker._failed(self)
         else:
-            self._breaker._gave_up(self)
+            self._breaker._cancelled(self)

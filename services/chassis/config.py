@@ -3,6 +3,7 @@
 Each service's `config.py` combines these groups into one frozen class.
 """
 
+from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Annotated, TypeVar
 
@@ -26,6 +27,20 @@ def _address(value: str) -> str:
 
 Address = Annotated[str, AfterValidator(_address)]
 """A host and a port, such as `127.0.0.1:18101`."""
+
+
+def _addresses(value: str) -> str:
+    addresses = value.split(",")
+    for address in addresses:
+        host = _address(address).rpartition(":")[0]
+        if len(addresses) > 1:
+            IPv4Address(host)
+    return value
+
+
+Addresses = Annotated[str, AfterValidator(_addresses)]
+"""The replicas of a service: a name and a port, such as `thing.mesh:443`, or the addresses of all,
+such as `10.0.0.1:443,10.0.0.2:443` (IPv4 only)."""
 
 
 class Group(BaseSettings):

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-import grpc
 from photomesh.account.v1.account_internal_service_pb2 import BatchGetAccountsRequest
 from photomesh.account.v1.account_internal_service_pb2_grpc import AccountInternalServiceStub
 from photomesh.account.v1.account_service_pb2 import AccountSummary
@@ -39,7 +38,7 @@ class AccountNames:
                 BatchGetAccountsRequest(account_ids=account_ids),
                 within=_WITHIN_SECONDS,
             )
-        except (MeshError, grpc.aio.AioRpcError) as error:
+        except (MeshError, client.PeerRefused) as error:
             _log.warning("names.omitted", error=repr(error))
             return [AccountSummary(account_id=account_id) for account_id in account_ids]
         return answer.accounts

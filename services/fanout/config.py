@@ -1,7 +1,7 @@
 """The fan-out worker's settings."""
 
 from services.chassis.config import (
-    Address,
+    Addresses,
     CacheSettings,
     DatabaseSettings,
     KafkaSettings,
@@ -12,8 +12,8 @@ from services.chassis.config import (
 class FanoutSettings(MeshSettings, DatabaseSettings, CacheSettings, KafkaSettings):
     """Read from PHOTOMESH_* variables."""
 
-    peer_graph: Address
-    peer_post: Address
+    peer_graph: Addresses
+    peer_post: Addresses
     fanout_chunk_size: int = 25_000
     """Maximum number of followers handled with one event; larger audiences are divided into chunks
     of this size.

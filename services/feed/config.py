@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from services.chassis.config import Address, CacheSettings, MeshSettings
+from services.chassis.config import Address, Addresses, CacheSettings, MeshSettings
 
 
 class FeedSettings(MeshSettings, CacheSettings):
@@ -10,8 +10,8 @@ class FeedSettings(MeshSettings, CacheSettings):
 
     rest_listen: Address
     """Where pages are served to the gateway without gRPC, see services/chassis/rpc/rest.py."""
-    peer_graph: Address
-    peer_post: Address
+    peer_graph: Addresses
+    peer_post: Addresses
     page_key_file: Path
     """Contains the secret for page tokens, in hexadecimal."""
     valkey_timeout_seconds: float = 0.2

@@ -121,7 +121,7 @@ class _LimitedPeer:
         if len(self._waits) >= _MOST_WAITING:
             raise self._unavailable(self._peer)
         try:
-            attempt = self._breaker.call(find_out=lambda: call(method, request, within=_SECONDS))
+            attempt = self._breaker.call(probe=lambda: call(method, request, within=_SECONDS))
         except Unavailable as error:
             self._give_up()
             raise self._unavailable(self._peer) from error

@@ -5,7 +5,7 @@ from pathlib import Path
 from pydantic import Field, PositiveInt, ValidationInfo, field_validator
 
 from services.chassis.config import (
-    Address,
+    Addresses,
     CacheSettings,
     DatabaseSettings,
     KafkaSettings,
@@ -16,7 +16,7 @@ from services.chassis.config import (
 class GraphSettings(MeshSettings, DatabaseSettings, CacheSettings, KafkaSettings):
     """Read from PHOTOMESH_* variables."""
 
-    peer_account: Address
+    peer_account: Addresses
     page_key_file: Path
     """Contains the secret for page tokens, in hexadecimal."""
     follow_limit: PositiveInt = 7_500

@@ -1,7 +1,7 @@
 """The post service's settings."""
 
 from services.chassis.config import (
-    Address,
+    Addresses,
     CacheSettings,
     DatabaseSettings,
     KafkaSettings,
@@ -13,8 +13,8 @@ from services.domain.cdn import CdnSettings
 class PostSettings(MeshSettings, DatabaseSettings, CacheSettings, KafkaSettings, CdnSettings):
     """Read from PHOTOMESH_* variables."""
 
-    peer_account: Address
-    peer_media: Address
-    peer_graph: Address
+    peer_account: Addresses
+    peer_media: Addresses
+    peer_graph: Addresses
     sweep_seconds: float = 15.0
     """How often, on average, the sweep resolves posts whose events were missed."""

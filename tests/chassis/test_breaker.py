@@ -8,7 +8,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from services.chassis.breaker import Attempt, Breaker, State
+from services.chassis.breaker import Attempt, Breaker
 from services.chassis.errors import Unavailable
 
 pytestmark = pytest.mark.prove
@@ -52,14 +52,47 @@ def end(attempt: Attempt, error: BaseException | None) -> None:
     attempt.__exit__(type(error) if error else None, error, None)
 
 
+class Part:
+    """The dependency, whose responses to probes are up to the test."""
+
+    def __init__(self) -> None:
+        self.probes: list[asyncio.Future[None]] = []
+
+    async def probe(self) -> None:
+        self.probes.append(asyncio.get_running_loop().create_future())
+        await self.probes[-1]
+
+    async def respond(self, error: Exception | None = None) -> None:
+        """Ends the only probe."""
+        [probe] = self.probes
+        self.probes.clear()
+        probe.set_exception(error) if error else probe.set_result(None)
+        await turns()
+
+
+@pytest.fixture
+def part() -> Part:
+    return Part()
+
+
+async def turns() -> None:
+    """Lets tasks run. These are turns of the event loop, not time: they need no other event."""
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+
+async def never() -> None:
+    pytest.fail("no probe is due")
+
+
 def fail(breaker: Breaker) -> None:
-    with pytest.raises(Unavailable), breaker.attempt():
+    with pytest.raises(Unavailable), breaker.call(probe=never):
         raise Unavailable("The part")
 
 
-def is_refused(breaker: Breaker) -> bool:
+def is_rejected(breaker: Breaker, probe=never) -> bool:
     try:
-        end(breaker.attempt(), asyncio.CancelledError())
+        end(breaker.call(probe=probe), asyncio.CancelledError())
     except Unavailable:
         return True
     return False
@@ -69,123 +102,114 @@ def test_it_opens_after_failures_in_a_row_and_only_then(breaker):
     for _ in range(10):
         for _ in range(_THRESHOLD - 1):
             fail(breaker)
-        with breaker.attempt():
+        with breaker.call(probe=never):
             pass
-    assert breaker.state is State.CLOSED
+    assert not breaker.is_open
 
     for _ in range(_THRESHOLD):
         fail(breaker)
-    assert breaker.state is State.OPEN
-    assert is_refused(breaker)
+    assert breaker.is_open
+    assert is_rejected(breaker)
 
 
-def test_an_error_that_is_an_answer_is_no_failure(breaker):
+def test_an_error_that_is_a_response_is_no_failure(breaker):
     for _ in range(_THRESHOLD):
-        with pytest.raises(KeyError), breaker.attempt():
+        with pytest.raises(KeyError), breaker.call(probe=never):
             raise KeyError
-    assert breaker.state is State.CLOSED
+    assert not breaker.is_open
 
 
 def test_a_stalled_part_costs_few_callers_more_than_the_patience(breaker, clock):
-    waiting = [breaker.attempt() for _ in range(_THRESHOLD)]
+    waiting = [breaker.call(probe=never) for _ in range(_THRESHOLD)]
     clock.now += _PATIENCE + 0.01
 
-    assert is_refused(breaker)
-    assert breaker.state is State.OPEN
+    assert is_rejected(breaker)
+    assert breaker.is_open
 
-    # It was only slow: what comes back late closes the circuit.
+    # It was only slow: a late response closes the circuit.
     end(waiting[0], None)
-    assert not is_refused(breaker)
+    assert not is_rejected(breaker)
 
 
-def test_callers_who_go_away_soon_open_nothing(breaker, clock):
+def test_callers_that_cancel_soon_do_not_open_it(breaker, clock):
     for _ in range(2 * _THRESHOLD):
-        end(breaker.attempt(), asyncio.CancelledError())
+        end(breaker.call(probe=never), asyncio.CancelledError())
         clock.now += _PATIENCE * 10
-    assert breaker.state is State.CLOSED
+    assert not breaker.is_open
 
 
-def test_probes_come_ever_more_rarely_and_a_success_forgets_all(breaker, clock):
-    def waits(count: int) -> list[float]:
+async def test_the_wait_between_probes_doubles_until_one_succeeds(breaker, clock, part):
+    async def waits(count: int) -> list[float]:
         found = []
         for _ in range(_THRESHOLD):
             fail(breaker)
         for _ in range(count):
             opened = clock.now
-            while is_refused(breaker):
+            while not part.probes:
                 clock.now += 0.01
-            fail(breaker)
+                assert is_rejected(breaker, part.probe)
+                await turns()
+            await part.respond(Unavailable("The part"))
             found.append(round(clock.now - opened, 2))
         return found
 
-    assert waits(6) == pytest.approx([0.1, 0.2, 0.4, 0.8, 1.0, 1.0], abs=0.011)
+    assert await waits(6) == pytest.approx([0.1, 0.2, 0.4, 0.8, 1.0, 1.0], abs=0.011)
     clock.now += _LONGEST
-    with breaker.attempt():
-        assert breaker.state is State.PROBING
-        assert is_refused(breaker)
-    assert breaker.state is State.CLOSED
-    assert waits(2) == pytest.approx([0.1, 0.2], abs=0.011)
+    assert is_rejected(breaker, part.probe)
+    await turns()
+    await part.respond()
+    assert not breaker.is_open
+    assert await waits(2) == pytest.approx([0.1, 0.2], abs=0.011)
 
 
-async def test_nobody_waits_for_the_probe(breaker, clock):
-    answers: list[asyncio.Future[None]] = []
-
-    async def find_out():
-        answers.append(asyncio.get_running_loop().create_future())
-        await answers[-1]
-
-    def is_let_through() -> bool:
-        try:
-            end(breaker.call(find_out=find_out), None)
-        except Unavailable:
-            return False
-        return True
-
-    assert is_let_through()
+@pytest.mark.parametrize(("error", "is_failure"), [(Unavailable("It"), True), (KeyError(), False)])
+async def test_one_probe_runs_in_the_background(breaker, clock, part, error, is_failure):
     for _ in range(_THRESHOLD):
         fail(breaker)
-    assert not is_let_through()
-    await asyncio.sleep(0)
-    assert answers == []
+    assert is_rejected(breaker, part.probe)
+    await turns()
+    assert part.probes == []
 
-    for error, after in ((Unavailable("The part"), False), (KeyError(), True)):
-        clock.now += _LONGEST
-        # The first of them has it found out, but none is let through meanwhile.
-        assert [is_let_through() for _ in range(3)] == [False] * 3
-        await asyncio.sleep(0)
-        [answer] = answers
-        answers.clear()
-        answer.set_exception(error)
-        # Turns of the event loop, not time: what follows needs no other event.
-        for _ in range(10):
-            await asyncio.sleep(0)
-        assert is_let_through() == after
+    clock.now += _LONGEST
+    # The first call starts it, and none is let through meanwhile.
+    assert [is_rejected(breaker, part.probe) for _ in range(3)] == [True] * 3
+    await turns()
+    await part.respond(error)
+    assert is_rejected(breaker, part.probe) == is_failure
 
 
 class Calls(RuleBasedStateMachine):
-    """Any calls, ending in any order and way."""
+    """Any calls and probes, ending in any order and way."""
 
     def __init__(self) -> None:
         super().__init__()
+        self.loop = asyncio.new_event_loop()
         self.clock = Clock()
+        self.part = Part()
         self.breaker = make_breaker(self.clock)
-        self.running: list[Attempt] = []
-        self.probe: Attempt | None = None
+        self.running: list[Attempt | asyncio.Future[None]] = []
+        self.probe: asyncio.Future[None] | None = None
         self.failures = 0
-        self.last_sign_of_life = 0.0
 
     @rule()
     def begin(self):
-        before = self.breaker.state
+        self.loop.run_until_complete(self._begin())
+
+    async def _begin(self):
+        was_open = self.breaker.is_open
         try:
-            attempt = self.breaker.attempt()
+            attempt = self.breaker.call(probe=self.part.probe)
         except Unavailable:
-            assert self.breaker.state is not State.CLOSED
-            return
-        if before is not State.CLOSED or self.breaker.state is State.PROBING:
+            assert self.breaker.is_open
+        else:
+            assert not was_open
+            self.running.append(attempt)
+        await turns()
+        if self.part.probes:
+            assert was_open
             assert self.probe is None, "two probes at once"
-            self.probe = attempt
-        self.running.append(attempt)
+            self.probe = self.part.probes.pop()
+            self.running.append(self.probe)
 
     @precondition(lambda self: self.running)
     @rule(
@@ -193,13 +217,24 @@ class Calls(RuleBasedStateMachine):
         how=st.sampled_from([None, Unavailable("It"), KeyError(), asyncio.CancelledError()]),
     )
     def finish(self, which, how):
+        self.loop.run_until_complete(self._finish(which, how))
+
+    async def _finish(self, which, how):
         attempt = self.running.pop(which % len(self.running))
         if attempt is self.probe:
             self.probe = None
-        end(attempt, how)
+        if isinstance(attempt, Attempt):
+            end(attempt, how)
+        elif isinstance(how, asyncio.CancelledError):
+            attempt.cancel()
+        elif how:
+            attempt.set_exception(how)
+        else:
+            attempt.set_result(None)
+        await turns()
         if how is None or isinstance(how, KeyError):
-            # Whatever it was, the part lives, and who probed before no longer decides.
-            assert self.breaker.state is State.CLOSED
+            # The part responds, and the result of an earlier probe no longer matters.
+            assert not self.breaker.is_open
             self.probe = None
             self.failures = 0
         elif isinstance(how, Unavailable):
@@ -210,22 +245,26 @@ class Calls(RuleBasedStateMachine):
         self.clock.now += seconds
 
     @invariant()
-    def a_few_failures_close_it_and_probing_has_its_probe(self):
-        assert (self.breaker.state is State.PROBING) == (self.probe is not None)
+    def a_few_failures_open_it(self):
         if self.failures >= _THRESHOLD:
-            assert self.breaker.state is not State.CLOSED
+            assert self.breaker.is_open
 
     def teardown(self):
-        """Whatever happened: once the part answers, the circuit closes within the longest wait."""
-        for attempt in self.running:
-            end(attempt, asyncio.CancelledError())
-        # Those who gave up late may have the next call open it.
-        is_refused(self.breaker)
+        """Once the part responds, the circuit closes within the longest wait."""
+        self.loop.run_until_complete(self._teardown())
+        self.loop.close()
+
+    async def _teardown(self):
+        while self.running:
+            await self._finish(0, asyncio.CancelledError())
+        # Attempts that were cancelled late can make the next call open it.
+        await self._begin()
         self.clock.now += _LONGEST
-        with self.breaker.attempt():
-            pass
-        assert self.breaker.state is State.CLOSED
-        assert not is_refused(self.breaker)
+        await self._begin()
+        while self.running:
+            await self._finish(0, None)
+        assert not self.breaker.is_open
+        assert not is_rejected(self.breaker)
 
 
 TestCalls = Calls.TestCase

@@ -1,23 +1,42 @@
-"""Calls to peers, with mutual TLS, a deadline, budgeted retries, and trace propagation."""
+"""Calls to peers: balanced over their replicas, with mutual TLS, a deadline, and typed errors.
 
+gRPC itself balances and retries. What it cannot do was measured with three replicas and grpcio
+1.85, of which one is suspended by SIGSTOP:
+
+- Without `grpc.http2.ping_timeout_ms`, the connection to a stalled replica stays in use for a
+  minute, whatever the keepalive settings are.
+- `perAttemptRecvTimeout` needs an experimental option, holds for all calls of a channel, and ends
+  slow attempts even if the retry budget is used up: with 8 concurrent callers, 41 calls failed
+  before the connection was closed. `call` sends a backup attempt instead.
+- A replica that drains ends the calls that arrive in the same moment with CANCELLED, so that code
+  is retried, too.
+"""
+
+import asyncio
+import contextlib
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any, TypeVar
+from types import TracebackType
+from typing import Any, Generic, TypeVar
 
 import grpc
 from google.protobuf.message import Message
+from google.rpc import error_details_pb2, status_pb2
 
 from services.chassis import context
-from services.chassis.config import Address
+from services.chassis.config import Addresses
 from services.chassis.errors import Unavailable
 from services.chassis.rpc import tls
 
-# Calls to an unavailable peer are retried, because every internal method is idempotent. The
-# throttle is the retry budget: each failure takes one of 20 tokens, each success returns 0.2, and
-# gRPC retries only while more than 10 remain.
+# Calls are retried on another replica, because every internal method is idempotent. The throttle is
+# the retry budget: each failure takes one of 100 tokens, each success returns 0.2, and gRPC retries
+# only while more than half remain. So a replica may fail 50 calls at once.
 _SERVICE_CONFIG = json.dumps(
     {
+        "loadBalancingConfig": [{"round_robin": {}}],
+        # A draining replica reports NOT_SERVING, and gets no more calls.
+        "healthCheckConfig": {"serviceName": ""},
         "methodConfig": [
             {
                 "name": [{}],
@@ -26,19 +45,31 @@ _SERVICE_CONFIG = json.dumps(
                     "initialBackoff": "0.05s",
                     "maxBackoff": "0.5s",
                     "backoffMultiplier": 2,
-                    "retryableStatusCodes": ["UNAVAILABLE"],
+                    "retryableStatusCodes": ["UNAVAILABLE", "CANCELLED"],
                 },
             }
         ],
-        "retryThrottling": {"maxTokens": 20, "tokenRatio": 0.2},
+        "retryThrottling": {"maxTokens": 100, "tokenRatio": 0.2},
     }
 )
 
-_AWAY = frozenset(
+_PING_MS = 2_000
+"""How long a connection is silent before a ping, and how long the reply to the ping may take. The
+server's `min_ping_interval_without_data_ms` must be lower."""
+
+_STALL_SECONDS = 2 * _PING_MS / 1_000
+"""After this time the connection to a stalled replica is closed, and gRPC retries its calls."""
+
+_backups = asyncio.Semaphore(32)
+"""Limits the concurrent backup attempts of the process, for the case that a peer is slow because it
+is overloaded. Those to a healthy replica end soon, so that a stall does not reach the limit."""
+
+_UNAVAILABLE = frozenset(
     {
         grpc.StatusCode.UNAVAILABLE,
         grpc.StatusCode.DEADLINE_EXCEEDED,
         grpc.StatusCode.RESOURCE_EXHAUSTED,
+        grpc.StatusCode.CANCELLED,
     }
 )
 
@@ -46,10 +77,37 @@ Request = TypeVar("Request", bound=Message)
 Response = TypeVar("Response", bound=Message)
 
 
-def channel(peer: str, address: Address, tls_dir: Path) -> grpc.aio.Channel:
-    """Returns a channel to `address`, whose certificate must name the service `peer`."""
+class PeerRefused(Exception):
+    """A peer returned an error, and it is not that the peer is unavailable.
+
+    This is no MeshError: if a service does not catch it, its own caller gets INTERNAL.
+    """
+
+    def __init__(self, method: str, error: grpc.aio.AioRpcError) -> None:
+        """Decodes an error that the method at a gRPC path returned."""
+        self.code = error.code()
+        self.message = error.details() or ""
+        self.reason = ""
+        """A name of photomesh.common.v1.ErrorReason without its prefix; "": it has none."""
+        self.fields: dict[str, str] = {}
+        """The invalid fields, each with its problem."""
+        info, bad = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest()
+        encoded = dict(error.trailing_metadata()).get("grpc-status-details-bin", b"")
+        for detail in status_pb2.Status.FromString(encoded).details:
+            if detail.Unpack(info):
+                self.reason = info.reason
+            elif detail.Unpack(bad):
+                self.fields = {each.field: each.description for each in bad.field_violations}
+        super().__init__(f"{method}: {self.code.name} ({self.reason}): {self.message}")
+
+
+def channel(peer: str, addresses: Addresses, tls_dir: Path) -> grpc.aio.Channel:
+    """Returns a channel to all replicas of the service `peer`, which their certificates name.
+
+    A name is resolved again when a replica disappears.
+    """
     return grpc.aio.secure_channel(
-        address,
+        f"ipv4:{addresses}" if "," in addresses else f"dns:///{addresses}",
         tls.channel_credentials(tls_dir),
         options=[
             ("grpc.ssl_target_name_override", peer),
@@ -59,8 +117,13 @@ def channel(peer: str, address: Address, tls_dir: Path) -> grpc.aio.Channel:
             ("grpc.initial_reconnect_backoff_ms", 100),
             ("grpc.min_reconnect_backoff_ms", 500),
             ("grpc.max_reconnect_backoff_ms", 2_000),
-            ("grpc.keepalive_time_ms", 20_000),
-            ("grpc.keepalive_timeout_ms", 5_000),
+            # The default is 30 seconds, within which a deployment can replace all replicas.
+            ("grpc.dns_min_time_between_resolutions_ms", 2_000),
+            ("grpc.keepalive_time_ms", _PING_MS),
+            ("grpc.keepalive_timeout_ms", _PING_MS),
+            ("grpc.http2.ping_timeout_ms", _PING_MS),
+            # By default, an idle connection sends two pings and then one a minute.
+            ("grpc.http2.max_pings_without_data", 0),
         ],
     )
 
@@ -71,23 +134,31 @@ async def call(
     *,
     within: float = 2.0,
 ) -> Response:
-    """Calls a peer's unary method on behalf of the current call.
+    """Calls a peer's unary method, which is idempotent, on behalf of the current call.
 
     The timeout is `within` seconds, or the time until the current call's deadline if that is less.
 
+    If there is no response after half of a short timeout, the replica may have stalled: a second
+    attempt goes to the next one, and the first response counts. Calls with a longer timeout are
+    retried when the connection is closed.
+
     Raises:
         Unavailable: the peer is unavailable, slow or overloaded.
-        grpc.aio.AioRpcError: the peer returned any other error.
+        PeerRefused: the peer returned any other error.
     """
-    try:
-        response: Response = await method(
-            request, timeout=context.current().remaining(within), metadata=_metadata()
-        )
-        return response
-    except grpc.aio.AioRpcError as error:
-        if error.code() in _AWAY:
-            raise Unavailable(_service_of(method)) from error
-        raise
+    seconds = context.current().remaining(within)
+    with _Outgoing(method):
+        first = method(request, timeout=seconds, metadata=_metadata())
+        if seconds > _STALL_SECONDS:
+            return await first
+        with _Backup(first, method, request, after=seconds / 2) as backup:
+            try:
+                return await first
+            except asyncio.CancelledError:
+                task = asyncio.current_task()
+                if backup.response is None or (task and task.cancelling()):
+                    raise
+                return backup.response
 
 
 async def stream(
@@ -101,27 +172,90 @@ async def stream(
     Raises:
         Unavailable: the peer is unavailable, slow or overloaded. Responses yielded before the error
             are valid.
-        grpc.aio.AioRpcError: the peer returned any other error.
+        PeerRefused: the peer returned any other error.
     """
-    responses = method(request, timeout=context.current().remaining(within), metadata=_metadata())
-    try:
-        async for response in responses:
-            yield response
-    except grpc.aio.AioRpcError as error:
-        if error.code() in _AWAY:
-            raise Unavailable(_service_of(method)) from error
-        raise
-    finally:
-        # grpcio does not cancel a stream that its reader abandons.
-        responses.cancel()
+    seconds = context.current().remaining(within)
+    with _Outgoing(method):
+        responses = method(request, timeout=seconds, metadata=_metadata())
+        try:
+            async for response in responses:
+                yield response
+        finally:
+            # grpcio does not cancel a stream that its reader abandons.
+            responses.cancel()
 
 
 def _metadata() -> list[tuple[str, str]]:
     return [(context.TRACEPARENT, context.current().traceparent())]
 
 
-def _service_of(method: Any) -> str:
-    """Returns a peer's name for an error message, such as "Bookmark"."""
-    path: bytes | str = getattr(method, "_method", "")
-    text = path.decode() if isinstance(path, bytes) else path
-    return text.split(".")[1].capitalize() if text.count(".") > 1 else "A service"
+class _Outgoing:
+    """One call to a peer, unary or streaming, with all its attempts.
+
+    It converts the errors of gRPC. Whatever else concerns the end of every call belongs here.
+    """
+
+    __slots__ = ("_method",)
+
+    def __init__(self, method: Any) -> None:
+        self._method = method
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if isinstance(error, grpc.aio.AioRpcError):
+            path: bytes | str = self._method._method
+            text = path.decode() if isinstance(path, bytes) else path
+            if error.code() in _UNAVAILABLE:
+                # For example "Thing" of /photomesh.thing.v1.ThingService/GetThing.
+                raise Unavailable(text.split(".")[1].capitalize()) from error
+            raise PeerRefused(text, error) from error
+
+
+class _Backup(Generic[Request, Response]):
+    """The second attempt of a call, which starts if the first has no response by then."""
+
+    __slots__ = ("_first", "_method", "_request", "_seconds", "_task", "_timer", "response")
+
+    def __init__(
+        self,
+        first: "grpc.aio.UnaryUnaryCall[Request, Response]",
+        method: "grpc.aio.UnaryUnaryMultiCallable[Request, Response]",
+        request: Request,
+        *,
+        after: float,
+    ) -> None:
+        """Waits `after` seconds, and at most as long for a response."""
+        self._first = first
+        self._method = method
+        self._request = request
+        self._seconds = after
+        self._task: asyncio.Task[None] | None = None
+        self._timer = asyncio.get_running_loop().call_later(after, self._start)
+        self.response: Response | None = None
+
+    def __enter__(self) -> "_Backup[Request, Response]":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._timer.cancel()
+        if self._task:
+            self._task.cancel()
+
+    def _start(self) -> None:
+        if not _backups.locked():
+            self._task = asyncio.create_task(self._attempt())
+
+    async def _attempt(self) -> None:
+        async with _backups:
+            with contextlib.suppress(grpc.aio.AioRpcError):
+                self.response = await self._method(
+                    self._request, timeout=self._seconds, metadata=_metadata()
+                )
+                self._first.cancel()

@@ -120,7 +120,8 @@ async def serve(
             # Detects a dead peer within 30 seconds.
             ("grpc.keepalive_time_ms", 20_000),
             ("grpc.keepalive_timeout_ms", 10_000),
-            ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+            # Callers ping after 2 seconds of silence (client.py).
+            ("grpc.http2.min_ping_interval_without_data_ms", 1_000),
         ],
     )
     for service in services:
