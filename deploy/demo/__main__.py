@@ -19,7 +19,7 @@ from deploy.demo import graph, photos
 from deploy.demo.api import Phone, Refused
 from deploy.demo.photos import Photo
 from deploy.demo.sheet import contact_sheet
-from deploy.local import state
+from deploy.local.state import read_ports
 from deploy.local.table import ROOT
 
 # Enough to keep the mesh busy; more requests would only queue for password hashing.
@@ -205,10 +205,10 @@ class Demo:
 
 def _gateway() -> str:
     """Returns the API address of the stack that `make up` started."""
-    known = state.read(ROOT / "var")
-    if known is None:
-        raise click.ClickException("there is no mesh here yet: make up")
-    return f"http://127.0.0.1:{known.ports.gateway_http}"
+    ports = read_ports(ROOT / "var")
+    if ports is None:
+        raise click.ClickException("the mesh was never started here; run make up")
+    return f"http://127.0.0.1:{ports.gateway_http}"
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})

@@ -17,8 +17,10 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
-from deploy.local import state
-from deploy.local.stack import Progress, Report, Stack, StackError, State, Status
+from deploy.local.diagnosis import State, Status
+from deploy.local.errors import StackError
+from deploy.local.stack import Progress, Report, Stack
+from deploy.local.state import claim_ports
 from deploy.local.table import ROOT, Process
 
 _STYLES = {
@@ -146,7 +148,7 @@ def env(state_dir: Path) -> None:
 
 def _stack(state_dir: Path) -> Stack:
     try:
-        ports = state.claim(state_dir).ports
+        ports = claim_ports(state_dir)
     except (ValueError, OSError) as error:
         raise StackError(str(error)) from error
     cache = os.environ.get("PHOTOMESH_CACHE", "server")

@@ -75,6 +75,15 @@ class Layout:
     def pki(self) -> Path:
         return self.state / "pki"
 
+    def log_of(self, process: str) -> Path:
+        """Returns the file with the output of a process."""
+        return self.log / f"{process}.log"
+
+    def marker_of(self, task: "Process") -> Path:
+        """Returns the file that says for which digest a task is done."""
+        # Beside the data that the task prepares, so that both are deleted together.
+        return self.data / (task.prepares or task.name) / f"{task.name}.done"
+
 
 @dataclass(frozen=True)
 class ConfigFile:
