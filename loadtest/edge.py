@@ -11,9 +11,9 @@ from pathlib import Path
 import click
 import jwt
 
+from deploy.local.addresses import MEDIA_BUCKET
 from deploy.local.ports import free_ports
 from deploy.local.stack import Stack
-from deploy.local.table import MEDIA_BUCKET
 
 _BYTES = 200 * 1024
 _CONNECTIONS = 16

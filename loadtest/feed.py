@@ -24,8 +24,8 @@ from photomesh.post.v1.post_service_pb2 import Post, PostState
 
 from deploy.local import proc
 from deploy.local.ports import free_ports
+from deploy.local.process import ROOT
 from deploy.local.stack import Stack
-from deploy.local.table import ROOT
 from loadtest import crowds, floor
 from services.account.tokens import Tokens
 from services.chassis.cache import client as cache

@@ -20,9 +20,9 @@ from photomesh.account.v1.account_service_pb2_grpc import AccountServiceStub
 from photomesh.media.v1 import media_service_pb2 as media_pb
 from photomesh.media.v1.media_service_pb2_grpc import MediaServiceStub
 
+from deploy.local.addresses import ORIGINALS_BUCKET
 from deploy.local.ports import free_ports
 from deploy.local.stack import Stack
-from deploy.local.table import ORIGINALS_BUCKET
 
 _MIB = 1 << 20
 _CHUNK = 256 * 1024

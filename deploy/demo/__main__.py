@@ -19,8 +19,8 @@ from deploy.demo import graph, photos
 from deploy.demo.api import Phone, Refused
 from deploy.demo.photos import Photo
 from deploy.demo.sheet import contact_sheet
+from deploy.local.process import ROOT
 from deploy.local.state import read_ports
-from deploy.local.table import ROOT
 
 # Enough to keep the mesh busy; more requests would only queue for password hashing.
 _AT_A_TIME = 8

@@ -19,9 +19,9 @@ from rich.text import Text
 
 from deploy.local.diagnosis import State, Status
 from deploy.local.errors import StackError
+from deploy.local.process import ROOT, Process
 from deploy.local.stack import Progress, Report, Stack
 from deploy.local.state import claim_ports
-from deploy.local.table import ROOT, Process
 
 _STYLES = {
     State.WAITING: "dim",

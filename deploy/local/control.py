@@ -8,9 +8,9 @@ from deploy.local import launch, private, proc
 from deploy.local.diagnosis import Diagnosis
 from deploy.local.errors import Cancelled, PortTaken
 from deploy.local.ports import is_free
+from deploy.local.process import Layout, Process
 from deploy.local.readiness import NotReady
 from deploy.local.records import Records
-from deploy.local.table import Layout, Process
 
 # The poll interval starts short and grows to a tenth of the elapsed time: constant polling of a
 # dozen processes would slow down their start.

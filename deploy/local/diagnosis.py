@@ -7,9 +7,9 @@ from enum import StrEnum
 from pathlib import Path
 
 from deploy.local.errors import NotReadyInTime, ProcessDied
+from deploy.local.process import Layout, Process
 from deploy.local.readiness import NotReady
 from deploy.local.records import Records
-from deploy.local.table import Layout, Process
 
 _TAIL_LINES = 20
 _TAIL_BYTES = 2**16

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from deploy.local import private
 from deploy.local.errors import StackError
-from deploy.local.table import ROOT, Layout, Process
+from deploy.local.process import ROOT, Layout, Process
 
 # The variables that processes inherit. Others (proxies, AWS_*, PG*, PYTHON*, another clone's
 # PHOTOMESH_*) would make the stack behave differently from shell to shell.

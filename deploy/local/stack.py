@@ -13,24 +13,16 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from deploy.local import pki, private, proc
+from deploy.local.addresses import REGION, addresses, role_url, superuser_url, valkey_url
 from deploy.local.control import Control
 from deploy.local.diagnosis import Diagnosis, State, Status
 from deploy.local.errors import Cancelled, StackError
 from deploy.local.guard import Guard
 from deploy.local.launch import prepare
 from deploy.local.ports import Ports
+from deploy.local.process import Layout, Process
 from deploy.local.records import Records
-from deploy.local.table import (
-    GROUPS,
-    REGION,
-    Layout,
-    Process,
-    addresses,
-    processes,
-    role_url,
-    superuser_url,
-    valkey_url,
-)
+from deploy.local.table import GROUPS, processes
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client

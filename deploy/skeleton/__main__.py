@@ -11,7 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from deploy.local.table import ROOT
+from deploy.local.process import ROOT
 from deploy.processes import MESH
 
 _TEMPLATE = Path(__file__).with_name("template")

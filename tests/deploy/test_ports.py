@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from deploy.local.ports import Ports, first_free_base, free_ports, holder, is_free
-from deploy.local.table import ROOT
+from deploy.local.process import ROOT
 
 
 @pytest.fixture

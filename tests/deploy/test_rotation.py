@@ -12,9 +12,9 @@ import redis
 from deploy.local import proc
 from deploy.local.errors import ProcessDied
 from deploy.local.ports import free_ports
+from deploy.local.process import ROOT
 from deploy.local.rotation import copy_and_truncate
 from deploy.local.stack import Stack
-from deploy.local.table import ROOT
 from tests.eventually import eventually
 
 _LIMIT = 20_000

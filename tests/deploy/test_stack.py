@@ -16,9 +16,9 @@ from deploy.local import proc
 from deploy.local.diagnosis import State
 from deploy.local.errors import PortTaken, ProcessDied, StackError
 from deploy.local.ports import Ports, free_ports
+from deploy.local.process import ROOT
 from deploy.local.records import Records
 from deploy.local.stack import Progress, Stack
-from deploy.local.table import ROOT
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ import psycopg
 import pytest
 from kafka import TopicPartition
 
-from deploy.local.table import MEDIA_BUCKET
+from deploy.local.addresses import MEDIA_BUCKET
 from deploy.processes import MESH
 from services.chassis.events.topics import all_topics
 from tests.eventually import PATIENCE_SECONDS, eventually
