@@ -25,9 +25,10 @@ _ROW = """\
         "{name}",
         Kind.SERVICE,
         port={port},
-        role="{name}",
-        needs=(Need.DATABASE, Need.EVENTS),
-        ready=("consumer",),
+        memory_mib=256,
+        schema="{name}",
+        needs=(Need.EVENTS,),
+        consumes=True,
     ),
 """
 

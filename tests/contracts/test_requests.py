@@ -7,7 +7,7 @@ import pytest
 from buf.validate import validate_pb2
 from google.protobuf.descriptor import FieldDescriptor
 
-from deploy.processes import IDENTITIES
+from deploy.processes import MESH, Kind
 from services.chassis import contracts
 from services.chassis.rpc.callers import callers_of
 from services.chassis.rpc.calls import MOST_REQUEST_BYTES
@@ -31,7 +31,7 @@ def test_every_method_names_its_callers(method):
         assert callers == {"operator"}
     else:
         assert callers
-        assert callers <= set(IDENTITIES) - {"gateway", "operator", "reflection"}
+        assert callers <= {process.name for process in MESH if process.kind is not Kind.PART}
 
 
 def test_a_method_that_no_contract_describes_has_no_callers():

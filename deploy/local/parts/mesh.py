@@ -21,8 +21,8 @@ def mesh_process(
         "PHOTOMESH_KAFKA_SESSION_SECONDS": "3",
         **{variable: str(path) for variable, path in key_files.items()},
     }
-    if row.role:
-        environment["PHOTOMESH_DATABASE_URL"] = role_url(row.role, ports, credentials)
+    if row.schema:
+        environment["PHOTOMESH_DATABASE_URL"] = role_url(row.schema, ports, credentials)
     if Need.STORAGE in row.needs:
         environment["PHOTOMESH_S3_ACCESS_KEY"] = credentials.s3_media.access_key
         environment["PHOTOMESH_S3_SECRET_KEY"] = credentials.s3_media.secret_key
@@ -31,7 +31,7 @@ def mesh_process(
     return Process(
         name=row.name,
         command=python(row.program),
-        depends_on=tuple(row.needs),
+        depends_on=row.depends_on,
         ports={"gRPC": port} | ({"REST": rest_port} if rest_port else {}),
         ready=GrpcReady(port, row.name, layout.pki / "operator", row.ready),
         environment=environment,
