@@ -15,7 +15,7 @@ class PortTaken(StackError):
     def __init__(self, port: int, purpose: str, process: str) -> None:
         super().__init__(
             f"port {port}, needed for {purpose} of {process}, is in use by {holder(port)}. Stop "
-            "that process, or choose other ports, such as PHOTOMESH_PORT_BASE=20000 make up"
+            "that process, or use another block of ports: PHOTOMESH_PORT_BASE=20000 make up"
         )
         self.port = port
 

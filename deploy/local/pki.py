@@ -196,7 +196,7 @@ def _ensure_token_key(folder: Path) -> None:
         _write_key(path, ed25519.Ed25519PrivateKey.generate())
     key = serialization.load_pem_private_key(path.read_bytes(), password=None)
     if not isinstance(key, ed25519.Ed25519PrivateKey):
-        raise ValueError(f"{path} holds no Ed25519 key")
+        raise ValueError(f"{path} is not an Ed25519 key; delete it to create a new one")
     point = _base64url(
         key.public_key().public_bytes(serialization.Encoding.Raw, serialization.PublicFormat.Raw)
     )
@@ -266,7 +266,7 @@ def _read_certificate(path: Path) -> x509.Certificate:
 def _read_key(path: Path) -> ec.EllipticCurvePrivateKey:
     key = serialization.load_pem_private_key(path.read_bytes(), password=None)
     if not isinstance(key, ec.EllipticCurvePrivateKey):
-        raise ValueError(f"{path} holds no elliptic-curve key")
+        raise ValueError(f"{path} is not an elliptic-curve key")
     return key
 
 

@@ -99,7 +99,7 @@ class Ports:
     def block(cls, base: int) -> Self:
         """Returns the block of ports that starts at `base` (1024 to 64535)."""
         if not 1_024 <= base <= 65_535 - _BLOCK:
-            raise ValueError(f"a port block cannot begin at {base}: give 1024 to 64535")
+            raise ValueError(f"a block of ports cannot start at {base}: use 1024 to 64535")
         return cls._of(base + offset for offset in _all_offsets())
 
     @classmethod
@@ -156,7 +156,10 @@ def free_ports() -> Ports:
             weakref.finalize(ports, claim.close)
             return ports
         claim.close()
-    raise OSError(f"no run of ports is free from {_FREE_RANGE.start} to {_FREE_RANGE.stop}")
+    raise OSError(
+        f"every run of {_RUN} ports from {_FREE_RANGE.start} to {_FREE_RANGE.stop} is claimed or "
+        "has too few free ports; stop other stacks on this machine"
+    )
 
 
 def _all_offsets() -> list[int]:
@@ -220,7 +223,7 @@ def holder(port: int) -> str:
         except OSError:
             # It has just ended, or belongs to another user.
             continue
-    return "a process that we may not see"
+    return "a process of another user"
 
 
 def _listening_inodes(port: int) -> set[str]:

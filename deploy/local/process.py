@@ -103,5 +103,5 @@ def packaged(package: str, path: str) -> Path:
     """A program inside an installed package, found without importing the package."""
     spec = importlib.util.find_spec(package)
     if spec is None or spec.origin is None:
-        raise FileNotFoundError(f"the package {package} is not installed")
+        raise FileNotFoundError(f"the package {package} is not installed; run make venv")
     return Path(spec.origin).parent / path
