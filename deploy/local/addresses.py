@@ -11,13 +11,14 @@ REGION = "us-east-1"
 DATABASE = "photomesh"
 
 
-def superuser_url(ports: Ports, credentials: Credentials, database: str = "postgres") -> str:
-    return f"postgresql://postgres:{credentials.database_superuser}@127.0.0.1:{ports.postgres}/{database}"
+def superuser_url(ports: Ports, credentials: Credentials) -> str:
+    password = credentials.database_superuser
+    return f"postgresql://postgres:{password}@127.0.0.1:{ports.postgres}/postgres"
 
 
-def role_url(role: str, ports: Ports, credentials: Credentials, database: str = DATABASE) -> str:
+def role_url(role: str, ports: Ports, credentials: Credentials) -> str:
     password = credentials.database[role]
-    return f"postgresql://{role}:{password}@127.0.0.1:{ports.postgres}/{database}"
+    return f"postgresql://{role}:{password}@127.0.0.1:{ports.postgres}/{DATABASE}"
 
 
 def valkey_url(ports: Ports, *, cluster: bool) -> str:

@@ -17,7 +17,6 @@ class PortTaken(StackError):
             f"port {port}, needed for {purpose} of {process}, is in use by {holder(port)}. Stop "
             "that process, or use another block of ports: PHOTOMESH_PORT_BASE=20000 make up"
         )
-        self.port = port
 
 
 class ProcessDied(StackError):
@@ -25,7 +24,6 @@ class ProcessDied(StackError):
 
     def __init__(self, name: str, how: str, tail: str, log: Path) -> None:
         super().__init__(f"{name} {how}. The last lines of {log}:\n{tail}")
-        self.name = name
 
 
 class NotReadyInTime(StackError):
@@ -35,7 +33,6 @@ class NotReadyInTime(StackError):
         super().__init__(
             f"{name} is not ready after {seconds:.0f} s: {reason}. The last lines of {log}:\n{tail}"
         )
-        self.name = name
 
 
 class Cancelled(Exception):
