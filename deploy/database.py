@@ -89,7 +89,8 @@ def _migration_lock(admin: psycopg.Connection) -> Iterator[None]:
             break
         if time.monotonic() > deadline:
             raise MigrationFailed(
-                f"another session has been migrating for {_MIGRATION_WAIT_SECONDS} s"
+                f"another session has held the migration lock for {_MIGRATION_WAIT_SECONDS} s; try "
+                "again when it has finished"
             )
         time.sleep(0.1)
     try:
@@ -203,8 +204,8 @@ def _migrate(url: str, role: str, folder: Path) -> None:
         migrations = read_migrations(str(folder))
         if edited := backend.edited(migrations):
             raise MigrationFailed(
-                f"{', '.join(edited)} of schema {role} changed after being applied: put the change "
-                "into a new migration (or begin without data: make clean)"
+                f"{', '.join(edited)} of schema {role} changed after it was applied: make the "
+                "change in a new migration, or delete all local data with make clean"
             )
         for migration in backend.to_apply(migrations):
             try:

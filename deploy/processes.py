@@ -22,7 +22,6 @@ class Kind(StrEnum):
 class Need(StrEnum):
     """A part that must be prepared before a process starts."""
 
-    DATABASE = "provision-database"
     EVENTS = "provision-topics"
     STORAGE = "provision-storage"
     CACHE = "valkey"
@@ -45,23 +44,39 @@ class MeshProcess:
     kind: Kind
     port: int
     """Its gRPC port: an offset in the stack's block of ports."""
+    memory_mib: int
+    """The memory limit to run it with, children included: about twice what `make demo` takes."""
     module: str = ""
     """The module that `python -m` runs. Empty: services.<name>."""
     rest_port: int = 0
     """Its REST port, if it serves REST itself. 0: it does not."""
     rest_methods: tuple[str, ...] = ()
     """The gRPC paths of the methods that it also serves over REST."""
-    role: str = ""
-    """The database role and schema that it uses. Empty: none."""
+    schema: str = ""
+    """The schema in PostgreSQL that it uses, and the role that owns it. Empty: no database."""
     needs: tuple[Need, ...] = ()
+    """The other parts that it uses."""
+    consumes: bool = False
+    """Whether it consumes events. Its consumer group has the name of the process."""
     keys: tuple[Key, ...] = ()
-    ready: tuple[str, ...] = ()
-    """The workers, by their names in grpc.health.v1, that must be ready before the process is."""
+    workers: tuple[str, ...] = ()
+    """Other workers than the consumer, by their names in grpc.health.v1, that must be ready before
+    the process is."""
 
     @property
     def program(self) -> str:
         """The module that `python -m` runs."""
         return self.module or f"services.{self.name}"
+
+    @property
+    def depends_on(self) -> tuple[str, ...]:
+        """The entries of the process table that must be ready before the process starts."""
+        return (*self.needs, *(["provision-database"] if self.schema else []))
+
+    @property
+    def ready(self) -> tuple[str, ...]:
+        """The workers that must be ready before the process is."""
+        return (*(["consumer"] if self.consumes else []), *self.workers)
 
 
 MESH = (
@@ -69,48 +84,54 @@ MESH = (
         "account",
         Kind.SERVICE,
         port=101,
-        role="account",
-        needs=(Need.DATABASE,),
+        memory_mib=320,
+        schema="account",
         keys=(Key.ACCESS_TOKENS,),
     ),
     MeshProcess(
         "media",
         Kind.SERVICE,
         port=102,
-        role="media",
-        needs=(Need.DATABASE, Need.EVENTS, Need.STORAGE),
+        memory_mib=320,
+        schema="media",
+        needs=(Need.EVENTS, Need.STORAGE),
         keys=(Key.MEDIA_URLS,),
     ),
     MeshProcess(
         "media-worker",
         Kind.WORKER,
         port=103,
+        # For two renderers (PHOTOMESH_RENDERERS); each more can take 320 MiB.
+        memory_mib=1024,
         module="services.media.worker",
-        role="media",
-        needs=(Need.DATABASE, Need.EVENTS, Need.STORAGE),
-        ready=("consumer",),
+        schema="media",
+        needs=(Need.EVENTS, Need.STORAGE),
+        consumes=True,
     ),
     MeshProcess(
         "post",
         Kind.SERVICE,
         port=104,
-        role="post",
-        needs=(Need.DATABASE, Need.EVENTS, Need.CACHE),
+        memory_mib=256,
+        schema="post",
+        needs=(Need.EVENTS, Need.CACHE),
+        consumes=True,
         keys=(Key.MEDIA_URLS,),
-        ready=("consumer",),
     ),
     MeshProcess(
         "graph",
         Kind.SERVICE,
         port=105,
-        role="graph",
-        needs=(Need.DATABASE, Need.EVENTS, Need.CACHE),
+        memory_mib=256,
+        schema="graph",
+        needs=(Need.EVENTS, Need.CACHE),
         keys=(Key.PAGE_TOKENS,),
     ),
     MeshProcess(
         "feed",
         Kind.SERVICE,
         port=106,
+        memory_mib=256,
         rest_port=109,
         rest_methods=("/photomesh.feed.v1.FeedService/GetFeed",),
         needs=(Need.CACHE,),
@@ -120,18 +141,20 @@ MESH = (
         "fanout",
         Kind.WORKER,
         port=107,
-        role="fanout",
-        needs=(Need.DATABASE, Need.EVENTS, Need.CACHE),
-        ready=("consumer", "pauses"),
+        memory_mib=256,
+        schema="fanout",
+        needs=(Need.EVENTS, Need.CACHE),
+        consumes=True,
+        workers=("pauses",),
     ),
-    MeshProcess("reflection", Kind.PART, port=108, module="gateway.reflection"),
+    MeshProcess("reflection", Kind.PART, port=108, memory_mib=160, module="gateway.reflection"),
 )
 """In display order."""
 
 IDENTITIES = (*(process.name for process in MESH), "gateway", "operator")
 """The identities for which the mesh issues certificates."""
 
-DATABASE_ROLES = tuple(dict.fromkeys(process.role for process in MESH if process.role))
+DATABASE_ROLES = tuple(dict.fromkeys(process.schema for process in MESH if process.schema))
 """Each role owns the schema of its name."""
 
 

@@ -231,7 +231,7 @@ def main(names: Iterable[str]) -> None:
     steps = list(names)
     unknown = set(steps) - set(_STEPS)
     if not steps or unknown:
-        raise SystemExit(f"usage: python -m deploy.provision {' '.join(f'[{s}]' for s in _STEPS)}")
+        raise SystemExit(f"Usage: python -m deploy.provision {' '.join(f'[{s}]' for s in _STEPS)}")
     for step in steps:
         _STEPS[step]()
 

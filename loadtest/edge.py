@@ -11,16 +11,16 @@ from pathlib import Path
 import click
 import jwt
 
+from deploy.local.addresses import MEDIA_BUCKET
 from deploy.local.ports import free_ports
 from deploy.local.stack import Stack
-from deploy.local.table import MEDIA_BUCKET
 
 _BYTES = 200 * 1024
 _CONNECTIONS = 16
 
 
 @click.command("edge")
-@click.option("--seconds", default=10.0, show_default=True, help="For how long it is asked.")
+@click.option("--seconds", default=10.0, show_default=True, help="How long to measure.")
 def edge(seconds: float) -> None:
     """Hits/s at 200 KB, compared with S3 itself, and the number of requests to the origin."""
     with (
@@ -52,9 +52,9 @@ async def _measure(stack: Stack, seconds: float) -> None:
     hits = await _hits_per_second(stack.ports.edge, f"/media/{key}?token={token}", seconds)
     asked = _origin_requests(stack) - before
     click.echo(
-        f"edge: {hits:.0f} hits/s of 200 KB, {hits / straight:.1f} times what S3 itself serves; "
+        f"edge: {hits:.0f} hits/s of 200 KB, {hits / straight:.1f} times the rate of S3 itself; "
         f"{asked} requests to the origin for {hits * seconds:.0f} hits in {seconds:.0f} s "
-        "(one object, asked again every 30 s)"
+        "(one object, revalidated every 30 s)"
     )
 
 
@@ -70,7 +70,7 @@ async def _hits_per_second(port: int, path: str, seconds: float) -> float:
             writer.write(request)
             head = await reader.readuntil(b"\r\n\r\n")
             if not head.startswith(b"HTTP/1.1 200"):
-                raise click.ClickException(f"port {port} answered {head[:60]!r}")
+                raise click.ClickException(f"port {port} returned {head[:60]!r}")
             await reader.readexactly(_BYTES)
             count += 1
         writer.close()

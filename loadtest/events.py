@@ -73,13 +73,13 @@ def events(count: int, rounds: int) -> None:
                 if turn:
                     way.rates.append(count / seconds)
                     way.cpu.append([1e6 * each / count for each in cpu])
-    click.echo(f"events, {count:,} of {_OWNERS:,} owners, median of {rounds} rounds:")
+    click.echo(f"events: {count:,} events of {_OWNERS:,} owners, median of {rounds} rounds:")
     for way in (ceiling, *ways):
         ratios = [mine / most for mine, most in zip(way.rates, ceiling.rates, strict=True)]
         ratio = f"; {statistics.median(ratios):.2f} of the ceiling" if way is not ceiling else ""
         used = " + ".join(f"{statistics.median(each):.0f}" for each in zip(*way.cpu, strict=True))
         click.echo(
-            f"  {way.name}: {statistics.median(way.rates):,.0f}/s{ratio} (CPU µs each: {used})"
+            f"  {way.name}: {statistics.median(way.rates):,.0f}/s{ratio} (CPU µs per event: {used})"
         )
 
 
@@ -149,7 +149,7 @@ class _Way:
         ):
             for _ in roles:
                 if not signals.ready.acquire(timeout=_MOST_SECONDS):
-                    raise click.ClickException(f"{self.name}: a process does not start")
+                    raise click.ClickException(f"{self.name}: a process did not start")
             began = time.monotonic()
             signals.go.set()
             ended = signals.done.get(timeout=_MOST_SECONDS)

@@ -54,10 +54,10 @@ _TAIL = 32
     type=click.IntRange(1),
     default=99_999,
     show_default=True,
-    help="How many follow each author, all of them with warm feeds.",
+    help="The number of followers of each author, all with warm feeds.",
 )
 @click.option("--rounds", type=click.IntRange(1), default=5, show_default=True)
-@click.option("--cluster/--no-cluster", default=True, help="Whether to go on with three servers.")
+@click.option("--cluster/--no-cluster", default=True, help="Whether to measure three servers too.")
 def fanout(followers: int, rounds: int, cluster: bool) -> None:
     """Deliveries/s of the real fan-out, as a ratio to pipelined ZADDs."""
     for servers in ("one server", "three servers") if cluster else ("one server",):
@@ -75,8 +75,8 @@ def fanout(followers: int, rounds: int, cluster: bool) -> None:
                 click.echo(f"fanout, {servers}: {way}")
     if cluster:
         click.echo(
-            f"fanout: three servers and their replicas share {os.cpu_count()} processors with "
-            "fan-out, graph and the rest; only where each has its own does their number show"
+            f"fanout: three servers and their replicas share {os.cpu_count()} processors with all "
+            "other processes; they are faster than one only with processors of their own"
         )
 
 
@@ -97,16 +97,16 @@ class _Way:
         return self.deliveries / median(self.seconds)
 
     def __str__(self) -> str:
-        rate = f"{self.name}: {median(self.seconds):.2f} s, {self.per_second:,.0f} a second"
+        rate = f"{self.name}: {median(self.seconds):.2f} s, {self.per_second:,.0f}/s"
         each = ", ".join(
             f"{name} {1e6 * seconds / self.deliveries / len(self.seconds):.1f}"
             for name, seconds in self.cpu.items()
         )
         ratios = "".join(
-            f"; {self.per_second / ceiling.per_second:.2f} of the {ceiling.name}"
+            f"; {self.per_second / ceiling.per_second:.2f} of {ceiling.name}"
             for ceiling in self.ceilings
         )
-        return f"{rate} (CPU µs each: {each}){ratios}"
+        return f"{rate} (CPU µs per delivery: {each}){ratios}"
 
     @contextlib.contextmanager
     def watched(self, stack: Stack) -> Iterator[None]:
@@ -188,7 +188,9 @@ class Pushes:
         for *others, last in self._watched:
             while await self._without([last], post_ids) or await self._without(others, post_ids):
                 if time.monotonic() - began > _MOST_SECONDS:
-                    raise click.ClickException(f"the feed of {last} waits for a post")
+                    raise click.ClickException(
+                        f"the feed of {last} has not received a post after {_MOST_SECONDS:.0f} s"
+                    )
                 await asyncio.sleep(_POLL_SECONDS)
         return time.monotonic() - began
 

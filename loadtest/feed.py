@@ -24,8 +24,8 @@ from photomesh.post.v1.post_service_pb2 import Post, PostState
 
 from deploy.local import proc
 from deploy.local.ports import free_ports
+from deploy.local.process import ROOT
 from deploy.local.stack import Stack
-from deploy.local.table import ROOT
 from loadtest import crowds, floor
 from services.account.tokens import Tokens
 from services.chassis.cache import client as cache
@@ -45,9 +45,14 @@ _WARM_UP_SECONDS = 1.0
 
 
 @click.command("feed")
-@click.option("--seconds", default=3.0, show_default=True, help="How long each rate is measured.")
-@click.option("--readers", default=2_000, show_default=True, help="How many feeds there are.")
-@click.option("--rounds", default=5, show_default=True, help="How often, of which medians count.")
+@click.option("--seconds", default=3.0, show_default=True, help="How long to measure each rate.")
+@click.option("--readers", default=2_000, show_default=True, help="The number of feeds.")
+@click.option(
+    "--rounds",
+    default=5,
+    show_default=True,
+    help="The number of measurements, of which the median counts.",
+)
 def feed(seconds: float, readers: int, rounds: int) -> None:
     """Feed pages/s through the gateway, as a ratio to a handler that only returns the bytes."""
     with tempfile.TemporaryDirectory() as folder:
@@ -86,8 +91,8 @@ async def _compare(
             floors.append(await _rate(port, context, floor.PATH, tokens, seconds, floor_pid))
         mine, least = _Rate.median(ours), _Rate.median(floors)
         click.echo(
-            f"feed over REST, {door}: {mine} ; a handler that only returns the bytes: {least} ; "
-            f"{mine.per_second / least.per_second:.2f} of it"
+            f"feed over REST, {door}: {mine}; a handler that only returns the bytes: {least}; "
+            f"ratio {mine.per_second / least.per_second:.2f}"
         )
 
 
@@ -109,8 +114,8 @@ class _Rate:
 
     def __str__(self) -> str:
         return (
-            f"{self.per_second:.0f} pages/s ({self.cpu_ms:.2f} ms CPU of its process each), at "
-            f"70 % of that p50 {self.p50_ms:.1f} ms, p99 {self.p99_ms:.1f} ms"
+            f"{self.per_second:.0f} pages/s ({self.cpu_ms:.2f} ms of CPU per page); at 70 % of "
+            f"that rate, p50 {self.p50_ms:.1f} ms, p99 {self.p99_ms:.1f} ms"
         )
 
 
@@ -252,7 +257,7 @@ class _Connection:
         head = await self._reader.readuntil(b"\r\n\r\n")
         _, _, rest = head.lower().partition(b"content-length:")
         if not head.startswith(b"HTTP/1.1 200") or not rest:
-            raise click.ClickException(f"the gateway answered {head[:200]!r}")
+            raise click.ClickException(f"the gateway returned {head[:200]!r}")
         await self._reader.readexactly(int(rest.partition(b"\r\n")[0]))
 
     def close(self) -> None:

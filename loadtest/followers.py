@@ -72,13 +72,13 @@ async def _measure(stack: Stack, count: int) -> None:
         async def copy() -> int:
             return await asyncio.to_thread(_copy, stack.database_url("graph"))
 
-        async def copy_to_nobody() -> int:
-            return await asyncio.to_thread(_copy_to_nobody, own_database)
+        async def copy_to_null() -> int:
+            return await asyncio.to_thread(_copy_to_null, own_database)
 
         ways: Mapping[str, Callable[[], Awaitable[int]]] = {
             "StreamFollowers": stream,
             "COPY to a client": copy,
-            "COPY to /dev/null": copy_to_nobody,
+            "COPY to /dev/null": copy_to_null,
         }
         speeds: dict[str, list[float]] = {way: [] for way in ways}
         # In turns, so that machine load affects all equally.
@@ -86,13 +86,13 @@ async def _measure(stack: Stack, count: int) -> None:
             for way, read in ways.items():
                 began = time.monotonic()
                 if await read() != count:
-                    raise RuntimeError(f"{way} did not give {count} ids")
+                    raise RuntimeError(f"{way} did not return {count} ids")
                 speeds[way].append(count / (time.monotonic() - began))
     streamed = median(speeds["StreamFollowers"])
     for way, measured in speeds.items():
-        told = f"{median(measured) / 1e6:.2f} M ids/s"
+        rate = f"{median(measured) / 1e6:.2f} M ids/s"
         ratio = "" if way == "StreamFollowers" else f"; ratio {streamed / median(measured):.2f}"
-        click.echo(f"followers: {count:,}: {way}: {told}{ratio}")
+        click.echo(f"followers: {count:,}: {way}: {rate}{ratio}")
 
 
 def _copy(database_url: str) -> int:
@@ -106,7 +106,7 @@ def _copy(database_url: str) -> int:
     return (size - 21) // 14
 
 
-def _copy_to_nobody(database_url: str) -> int:
+def _copy_to_null(database_url: str) -> int:
     with psycopg.connect(database_url) as database:
         database.execute("SET search_path = graph")
         return database.execute(_COPY.format(**_STAR_AT, target="/dev/null")).rowcount

@@ -65,14 +65,14 @@ _CROWD = 10_000
     type=click.IntRange(_FEW),
     default=1_000_000,
     show_default=True,
-    help="Up to how many people there are, in steps of ten.",
+    help="The largest number of people; each step has ten times as many.",
 )
 @click.option(
     "--plot",
     type=click.Path(dir_okay=False, path_type=Path),
     default=Path("var/growth.svg"),
     show_default=True,
-    help="Where the charts are written.",
+    help="The file to write the charts to.",
 )
 def growth(most: int, plot: Path) -> None:
     """Read latency and fan-out as people, followees, and followers grow; draws charts."""
@@ -84,7 +84,7 @@ def growth(most: int, plot: Path) -> None:
         charts = asyncio.run(_measure(stack, most))
     plot.parent.mkdir(parents=True, exist_ok=True)
     plot.write_text(svg(charts))
-    click.echo(f"growth: drawn in {plot}")
+    click.echo(f"growth: charts are in {plot}")
 
 
 async def _measure(stack: Stack, most: int) -> Sequence[Chart]:
@@ -119,14 +119,14 @@ async def _over_people(world: "_World", most: int) -> Lines:
         pushed = await world.push(_FEW)
         for name, value in (
             ("a warm page, median", warm),
-            ("a warm page, 99 %", slow),
-            ("a feed that must be built, median", cold),
+            ("a warm page, p99", slow),
+            ("a cold feed, median", cold),
             (f"a post to {_FEW:,} followers, median", pushed),
         ):
             lines.setdefault(name, []).append((people, value))
         click.echo(
-            f"growth: {people:,} people: a warm page {warm:.1f} ms (99 %: {slow:.1f}), "
-            f"a feed built in {cold:.0f} ms, a post to {_FEW:,} followers in {pushed:.0f} ms"
+            f"growth: {people:,} people: a warm page {warm:.1f} ms (p99 {slow:.1f}), a cold feed "
+            f"{cold:.0f} ms, a post to {_FEW:,} followers {pushed:.0f} ms"
         )
         people *= 10
     return lines
@@ -138,13 +138,13 @@ async def _over_followees(world: "_World") -> Lines:
         warm, slow, cold = await world.pages(readers)
         for name, value in (
             ("a warm page, median", warm),
-            ("a warm page, 99 %", slow),
-            ("a feed that must be built, median", cold),
+            ("a warm page, p99", slow),
+            ("a cold feed, median", cold),
         ):
             lines.setdefault(name, []).append((followees, value))
         click.echo(
-            f"growth: {followees:,} followees: a warm page {warm:.1f} ms (99 %: {slow:.1f}), "
-            f"a feed built in {cold:.0f} ms"
+            f"growth: {followees:,} followees: a warm page {warm:.1f} ms (p99 {slow:.1f}), a cold "
+            f"feed {cold:.0f} ms"
         )
     return lines
 
@@ -155,7 +155,7 @@ async def _over_followers(world: "_World", most: int) -> Lines:
         if followers <= most:
             pushed = await world.push(followers)
             line.append((followers, pushed))
-            click.echo(f"growth: a post to {followers:,} followers in {pushed:.0f} ms")
+            click.echo(f"growth: a post to {followers:,} followers {pushed:.0f} ms")
     return {"a post, from its event to the last feed, median": line}
 
 
@@ -251,5 +251,5 @@ class _World:
         milliseconds = 1000 * (time.monotonic() - began)
         if len(answer.posts) != _PAGE or answer.state not in _WHOLE:
             state = pb.FeedState.Name(answer.state)
-            raise click.ClickException(f"a page has {len(answer.posts)} posts: {state}")
+            raise click.ClickException(f"a page has {len(answer.posts)} posts and state {state}")
         return milliseconds

@@ -53,8 +53,8 @@ def memory(feeds: int) -> None:
                     _fill_sorted_sets(pipelines, readers, posts[:CAP])
                 used = _used(pipelines) - before
         click.echo(
-            f"memory: {name}: {used / feeds / entries:.1f} bytes an entry (at most {_GOAL_BYTES} "
-            f"are wanted), {used / feeds:,.0f} a feed of {entries:.0f}; "
+            f"memory: {name}: {used / feeds / entries:.1f} bytes per entry (goal: at most "
+            f"{_GOAL_BYTES}), {used / feeds:,.0f} per feed of {entries:.0f} entries; "
             f"{used / feeds * _FEEDS_OF_MANY / 2**40:.1f} TiB for {_FEEDS_OF_MANY // 10**6} M feeds"
         )
 

@@ -43,10 +43,24 @@ _COMPLETE = (pb.FEED_STATE_COMPLETE, pb.FEED_STATE_REGENERATING)
 
 
 @click.command()
-@click.option("--readers", default=200, show_default=True, help="How many read once a second.")
-@click.option("--stalled", default=30.0, show_default=True, help="For how many seconds.")
-@click.option("--killed", default=10.0, show_default=True, help="For how many seconds.")
-@click.option("--victims", default=",".join(_VICTIMS), show_default=True, help="What is away.")
+@click.option(
+    "--readers",
+    default=200,
+    show_default=True,
+    help="The number of people who each read once a second.",
+)
+@click.option(
+    "--stalled", default=30.0, show_default=True, help="How many seconds each victim stalls."
+)
+@click.option(
+    "--killed", default=10.0, show_default=True, help="How many seconds each victim is down."
+)
+@click.option(
+    "--victims",
+    default=",".join(_VICTIMS),
+    show_default=True,
+    help="The processes to stall and kill.",
+)
 def outages(readers: int, stalled: float, killed: float, victims: str) -> None:
     """Latency of the feed while graph, post, the cache, or the database is unavailable."""
     with (
@@ -112,7 +126,7 @@ class _Phase:
         states = ", ".join(f"{count} {state}" for state, count in self.states.most_common())
         return (
             f"{self.name}: {len(ordered)} pages: p50 {at(0.5):.0f} ms, p99 {at(0.99):.0f} ms "
-            f"({'within' if at(0.99) < _GOAL_MS else 'NOT within'} {_GOAL_MS} ms), most "
+            f"({'within' if at(0.99) < _GOAL_MS else 'NOT within'} {_GOAL_MS} ms), maximum "
             f"{at(1):.0f} ms; {states}; {self.empty} empty"
         )
 
@@ -169,13 +183,13 @@ async def _measure(
         readers = _Readers(channel, cache, reader_ids)
         reading = asyncio.create_task(readers.run())
         await asyncio.sleep(2 * _CALM_SECONDS)
-        await _phase(readers, "all is well", _CALM_SECONDS)
+        await _phase(readers, "no outage", _CALM_SECONDS)
         for victim in victims:
             with stack.stalled(victim):
-                await _phase(readers, f"{victim} stalls", stalled)
+                await _phase(readers, f"{victim} stalled", stalled)
             await _recover(readers)
             await asyncio.to_thread(stack.kill, victim)
-            await _phase(readers, f"{victim} is dead", killed)
+            await _phase(readers, f"{victim} down", killed)
             await asyncio.to_thread(stack.start, victim)
             await _recover(readers)
         reading.cancel()
@@ -184,7 +198,7 @@ async def _measure(
 
 async def _recover(readers: _Readers) -> None:
     back_at = time.monotonic()
-    phase = await _phase(readers, "... and is back", 2 * _CALM_SECONDS)
+    phase = await _phase(readers, "... after its return", 2 * _CALM_SECONDS)
     click.echo(f"outages: ... recovered after {max(0.0, phase.incomplete_at - back_at):.1f} s")
 
 

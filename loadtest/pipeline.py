@@ -35,7 +35,7 @@ def pipeline(photos: Path | None, rounds: int) -> None:
 
     files = _files(photos) if photos else _made()
     whole = floor = vips = beside = 0.0
-    click.echo("pipeline, CPU ms for a photo on one core:")
+    click.echo("pipeline: CPU ms per photo on one core:")
     for name, data in files:
         file = _on_disk(data)
         source = open_source(file)
@@ -59,11 +59,15 @@ def pipeline(photos: Path | None, rounds: int) -> None:
             shown += f"   libvips {least[2] * 1e3:5.0f}"
         click.echo(shown)
     speed = len(files) / whole
-    click.echo(f"  {speed:.2f} photos/s on a core; {whole / floor:.2f} of the encoders' own time")
+    click.echo(
+        f"  {speed:.2f} photos/s per core; {whole / floor:.2f} times the time of the encoders alone"
+    )
     if vips:
-        click.echo(f"  libvips takes {vips / beside:.2f} times as long for what it reads")
+        click.echo(
+            f"  libvips takes {vips / beside:.2f} times as long for the files that it can read"
+        )
     else:
-        click.echo("  libvips is not compared with: .venv/bin/uv pip install pyvips pyvips-binary")
+        click.echo("  to compare with libvips: .venv/bin/uv pip install pyvips pyvips-binary")
 
 
 def _on_disk(data: bytes) -> BinaryIO:

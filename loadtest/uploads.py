@@ -20,9 +20,9 @@ from photomesh.account.v1.account_service_pb2_grpc import AccountServiceStub
 from photomesh.media.v1 import media_service_pb2 as media_pb
 from photomesh.media.v1.media_service_pb2_grpc import MediaServiceStub
 
+from deploy.local.addresses import ORIGINALS_BUCKET
 from deploy.local.ports import free_ports
 from deploy.local.stack import Stack
-from deploy.local.table import ORIGINALS_BUCKET
 
 _MIB = 1 << 20
 _CHUNK = 256 * 1024
@@ -33,7 +33,7 @@ _ACCOUNTS = 10
 
 
 @click.command("uploads")
-@click.option("--mebibytes", default=128, show_default=True, help="How large the file is.")
+@click.option("--mebibytes", default=128, show_default=True, help="The size of the file.")
 def uploads(mebibytes: int) -> None:
     """Uploads through the gateway, over gRPC and REST, as ratios to boto3 directly to S3."""
     file = b"\xff\xd8\xff" + secrets.token_bytes(mebibytes * _MIB - 3)
@@ -74,14 +74,14 @@ async def _measure(stack: Stack, file: bytes) -> None:
         size = len(file) / _MIB
         for _ in range(_ROUNDS):
             straight = await asyncio.to_thread(_straight, stack, file)
-            told = [f"boto3 {size / straight:.0f} MiB/s"]
+            rates = [f"boto3 {size / straight:.0f} MiB/s"]
             for door, upload in doors.items():
                 began = time.monotonic()
                 await upload(file)
                 taken = time.monotonic() - began
                 ratios[door].append(straight / taken)
-                told.append(f"{door} {size / taken:.0f} MiB/s, ratio {straight / taken:.2f}")
-            click.echo(f"uploads: {size:.0f} MiB: {'; '.join(told)}")
+                rates.append(f"{door} {size / taken:.0f} MiB/s, ratio {straight / taken:.2f}")
+            click.echo(f"uploads: {size:.0f} MiB: {'; '.join(rates)}")
         for door, measured in ratios.items():
             click.echo(f"uploads: {door}: median ratio to boto3: {median(measured):.2f}")
 
@@ -94,7 +94,7 @@ async def _measure(stack: Stack, file: bytes) -> None:
                 f"{(_resident(stack, name, peak=True) - then) / _AT_ONCE / _MIB:.1f} MiB in {name}"
                 for name, then in before.items()
             )
-            click.echo(f"uploads: {door}: {_AT_ONCE} at once: at most {grown} for each")
+            click.echo(f"uploads: {door}: {_AT_ONCE} at once: peak growth of {grown} per upload")
 
 
 async def _messages(content: bytes) -> AsyncIterator[media_pb.UploadMediaRequest]:
@@ -139,7 +139,7 @@ def _resident(stack: Stack, name: str, *, peak: bool = False) -> int:
     for line in Path(f"/proc/{stack.pid(name)}/status").read_text().splitlines():
         if line.startswith(field):
             return int(line.split()[1]) * 1024
-    raise RuntimeError(f"{name} does not run")
+    raise RuntimeError(f"{name} is not running")
 
 
 def _forget_peaks(stack: Stack, names: Iterable[str]) -> None:

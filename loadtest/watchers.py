@@ -43,8 +43,10 @@ _HEARTBEAT_BYTES = pb.WatchFeedResponse(resume_after_post_id=(1 << 63) - 1).Byte
 
 
 @click.command("watchers")
-@click.option("--count", default=10_000, show_default=True, help="How many watch their feeds.")
-@click.option("--posts", default=5, show_default=True, help="How many posts are measured.")
+@click.option(
+    "--count", default=10_000, show_default=True, help="The number of people who watch their feeds."
+)
+@click.option("--posts", default=5, show_default=True, help="The number of posts to measure.")
 def watchers(count: int, posts: int) -> None:
     """Seconds from a post to the last of the followers who watch their feeds."""
     with (
@@ -54,7 +56,7 @@ def watchers(count: int, posts: int) -> None:
         feeds = _more_feeds(stack, -(-count // _EACH))
         stack.up(["account", "graph", "post", "fanout", *feeds])
         click.echo(
-            f"watchers: {count} watch at {len(feeds)} feed processes, "
+            f"watchers: {count} watchers on {len(feeds)} feed processes; "
             f"{uvloop.run(_measure(stack, feeds, count, posts))}"
         )
 
@@ -104,14 +106,14 @@ async def _measure(stack: Stack, feeds: dict[str, int], count: int, posts: int) 
                 for port in feeds.values()
             ]
             watching = await crowd.begin(channels, readers)
-            delays = [await crowd.tell(stack, producer, author_id) for _ in range(posts)]
+            delays = [await crowd.publish(stack, producer, author_id) for _ in range(posts)]
             for task in watching:
                 task.cancel()
             await asyncio.wait(watching)
     first, half, last = (sorted(each)[len(delays) // 2] for each in zip(*delays, strict=True))
     return (
-        f"a post reaches the first after {first:.2f} s, half of them after {half:.2f} s, the last "
-        f"after {last:.2f} s (medians of {posts} posts)"
+        f"a post reaches the first after {first:.2f} s, half of them after {half:.2f} s, all after "
+        f"{last:.2f} s (medians of {posts} posts)"
     )
 
 
@@ -121,8 +123,8 @@ class _Crowd:
     def __init__(self, count: int) -> None:
         self._count = count
         self._begun = asyncio.Semaphore(0)
-        self._told_at: list[float] = []
-        self._all_told = asyncio.Event()
+        self._reached_at: list[float] = []
+        self._all_reached = asyncio.Event()
 
     async def begin(
         self, channels: Sequence[Sequence[grpc.aio.Channel]], readers: Sequence[int]
@@ -154,22 +156,22 @@ class _Crowd:
                         self._begun.release()
                         has_begun = True
                     if len(message) > _HEARTBEAT_BYTES:
-                        self._told_at.append(time.monotonic())
-                        if len(self._told_at) == self._count:
-                            self._all_told.set()
+                        self._reached_at.append(time.monotonic())
+                        if len(self._reached_at) == self._count:
+                            self._all_reached.set()
             except grpc.aio.AioRpcError as error:
                 if error.code() is not grpc.StatusCode.UNAVAILABLE:
                     raise
             await asyncio.sleep(random.uniform(0.5, 1.5))
 
-    async def tell(
+    async def publish(
         self, stack: Stack, producer: KafkaProducer, author_id: int
     ) -> tuple[float, float, float]:
         """Publishes a post; returns the seconds until the first, half, and the last received it."""
         post_id = crowds.post_id(author_id, crowds.now())
         crowds.add_posts(stack, [(post_id, author_id)])
-        self._told_at.clear()
-        self._all_told.clear()
+        self._reached_at.clear()
+        self._all_reached.clear()
         began = time.monotonic()
         producer.send(
             topic_of(PostCreated).name,
@@ -177,9 +179,11 @@ class _Crowd:
             value=PostCreated(post_id=post_id, author_id=author_id).SerializeToString(),
         )
         try:
-            await asyncio.wait_for(self._all_told.wait(), _MOST_SECONDS)
+            await asyncio.wait_for(self._all_reached.wait(), _MOST_SECONDS)
         except TimeoutError:
-            told = len(self._told_at)
-            raise click.ClickException(f"{told} of {self._count} were told of a post") from None
-        delays = [at - began for at in self._told_at]
+            reached = len(self._reached_at)
+            raise click.ClickException(
+                f"a post reached {reached} of {self._count} watchers in {_MOST_SECONDS:.0f} s"
+            ) from None
+        delays = [at - began for at in self._reached_at]
         return delays[0], delays[len(delays) // 2], delays[-1]

@@ -24,7 +24,7 @@ _CANDIDATES = {
 }
 _NUMBERS = (1, 2, 100, 1000)
 
-_CONSUMERS = [process.name for process in MESH if "consumer" in process.ready]
+_CONSUMERS = [process.name for process in MESH if process.consumes]
 
 
 @dataclass(frozen=True)

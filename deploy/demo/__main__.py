@@ -19,8 +19,8 @@ from deploy.demo import graph, photos
 from deploy.demo.api import Phone, Refused
 from deploy.demo.photos import Photo
 from deploy.demo.sheet import contact_sheet
-from deploy.local import state
-from deploy.local.table import ROOT
+from deploy.local.process import ROOT
+from deploy.local.state import read_ports
 
 # Enough to keep the mesh busy; more requests would only queue for password hashing.
 _AT_A_TIME = 8
@@ -71,7 +71,7 @@ class Demo:
         self._show(reader, feed, seconds[reader])
         await self._fetch_pictures(feed)
         made = datetime.now(UTC).strftime("%d %B %Y, %H:%M UTC")
-        note = f"{len(feed['posts'])} posts, {made}. The picture links are good for two hours."
+        note = f"{len(feed['posts'])} posts, {made}. The picture links expire after two hours."
         return contact_sheet(self._phones[reader].username, feed["posts"], seconds[reader], note)
 
     async def _sign_up(self, people: Iterable[str]) -> None:
@@ -145,8 +145,8 @@ class Demo:
             )
         self._console.print(table)
         self._console.print(
-            "[dim]From the request to post, with the photo uploaded but not yet processed, "
-            "until a reader who asks every 50 ms saw it.[/]"
+            "[dim]From the CreatePost request, with the photo uploaded but not yet processed, "
+            "until a reader who polls every 50 ms received the post.[/]"
         )
 
     async def _fetch_pictures(self, feed: Any) -> None:
@@ -163,15 +163,15 @@ class Demo:
             answer = await self._http.get(variant["url"])
             whole = len(answer.content) == int(variant["sizeBytes"])
             if answer.status_code != 200 or not whole:
-                raise Refused(f"the CDN answered {answer.status_code} for {variant['url']}")
+                raise Refused(f"the CDN returned {answer.status_code} for {variant['url']}")
             if b"Exif\0\0" in answer.content:
-                raise Refused(f"EXIF survived in {variant['url']}")
+                raise Refused(f"{variant['url']} still has EXIF data")
             fetched += len(answer.content)
 
         await self._each("Fetching pictures", variants, fetch)
         self._console.print(
             f"{len(variants)} pictures through the CDN edge, {fetched / 2**20:.1f} MiB, "
-            "each of the size that the feed told, none with EXIF."
+            "all of the expected size and without EXIF."
         )
 
     async def _each(
@@ -205,10 +205,10 @@ class Demo:
 
 def _gateway() -> str:
     """Returns the API address of the stack that `make up` started."""
-    known = state.read(ROOT / "var")
-    if known is None:
-        raise click.ClickException("there is no mesh here yet: make up")
-    return f"http://127.0.0.1:{known.ports.gateway_http}"
+    ports = read_ports(ROOT / "var")
+    if ports is None:
+        raise click.ClickException("the mesh was never started here; run make up")
+    return f"http://127.0.0.1:{ports.gateway_http}"
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -216,27 +216,27 @@ def _gateway() -> str:
     "--photos",
     "photo_folder",
     type=click.Path(path_type=Path),
-    help="A folder with JPEG, PNG or WebP files. By default some are made.",
+    help="A folder with JPEG, PNG or WebP files. By default, photos are generated.",
 )
 @click.option(
     "--graph",
     "graph_file",
     type=click.Path(path_type=Path),
-    help="An edge list: a line `a b` says that a follows b. By default ten people are made up.",
+    help="An edge list: a line `a b` means that a follows b. By default, ten people are generated.",
 )
 @click.option(
     "--gateway",
     envvar="PHOTOMESH_GATEWAY",
     default=_gateway,
     show_default="the stack that `make up` started",
-    help="Where the API is.",
+    help="The address of the API.",
 )
 @click.option(
     "--sheet",
     type=click.Path(path_type=Path),
     default=Path("var/demo/feed.html"),
     show_default=True,
-    help="Where the contact sheet is written.",
+    help="The file to write the contact sheet to.",
 )
 def main(photo_folder: Path | None, graph_file: Path | None, gateway: str, sheet: Path) -> None:
     """Demonstrates the main use case on real input.
@@ -251,22 +251,23 @@ def main(photo_folder: Path | None, graph_file: Path | None, gateway: str, sheet
         page = asyncio.run(_run(follows, pictures, gateway, console))
     except (graph.BadEdgeList, photos.NoPhotos, Refused, TimeoutError) as error:
         raise click.ClickException(
-            str(error) or "a post did not come into a feed in time"
+            str(error)
+            or f"a post was not in a feed after {_PATIENCE_SECONDS:.0f} s; see make status"
         ) from None
     except httpx.TransportError as error:
-        text = f"the gateway at {gateway} does not answer ({error}); is the mesh up? make up"
+        text = f"the gateway at {gateway} does not respond ({error}); start the mesh with make up"
         raise click.ClickException(text) from None
     sheet.parent.mkdir(parents=True, exist_ok=True)
     sheet.write_text(page)
-    console.print(f"\nA contact sheet of this feed: [bold]{sheet.resolve().as_uri()}[/]")
+    console.print(f"\nContact sheet of this feed: [bold]{sheet.resolve().as_uri()}[/]")
 
 
 def _pictures(folder: Path | None, console: Console) -> list[Photo]:
     if folder is None:
         return photos.made()
-    pictures, left_out = photos.from_folder(folder)
-    for line in left_out:
-        console.print(f"[yellow]left out[/] {line}")
+    pictures, skipped = photos.from_folder(folder)
+    for line in skipped:
+        console.print(f"[yellow]skipped[/] {line}")
     return pictures
 
 

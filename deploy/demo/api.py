@@ -46,7 +46,7 @@ class Phone:
             upload["uploadUrl"], data=upload["formFields"], files={"file": photo.content}
         )
         if sent.is_error:
-            raise Refused(f"S3 answered {sent.status_code}: {sent.text}")
+            raise Refused(f"S3 returned {sent.status_code}: {sent.text}")
         media_id: str = upload["media"]["mediaId"]
         await self._call("POST", f"/v1/media/{media_id}:complete", {})
         return media_id

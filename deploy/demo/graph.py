@@ -60,10 +60,10 @@ def from_file(path: Path) -> FollowGraph:
         if not words or words[0][0] in "#%":
             continue
         if len(words) < 2:
-            raise BadEdgeList(f"{path}, line {number}: not a pair of people: {line!r}")
+            raise BadEdgeList(f"{path}, line {number}: expected two names, found {line!r}")
         if words[0] != words[1]:
             follows.add((words[0], words[1]))
     if not follows:
-        raise BadEdgeList(f"{path} names no pair of people")
+        raise BadEdgeList(f"{path} contains no pair of names")
     people = sorted({person for pair in follows for person in pair})
     return FollowGraph(tuple(people), frozenset(follows))

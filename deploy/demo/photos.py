@@ -52,22 +52,22 @@ def from_folder(folder: Path) -> tuple[list[Photo], list[str]]:
         NoPhotos: the folder has no photos.
     """
     if not folder.is_dir():
-        raise NoPhotos(f"{folder} is no folder")
+        raise NoPhotos(f"{folder} is not a folder")
     photos: list[Photo] = []
-    left_out: list[str] = []
+    skipped: list[str] = []
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         with path.open("rb") as file:
             content_type = _content_type(file.read(16))
         if content_type is None:
-            left_out.append(f"{path.name}: neither JPEG, PNG nor WebP")
+            skipped.append(f"{path.name}: not a JPEG, PNG or WebP file")
         elif path.stat().st_size > MOST_BYTES:
-            left_out.append(f"{path.name}: larger than 32 MiB")
+            skipped.append(f"{path.name}: larger than 32 MiB")
         else:
             name = path.stem.replace("_", " ").replace("-", " ")
             photos.append(Photo(name, content_type, path.read_bytes()))
     if not photos:
-        raise NoPhotos(f"there is no JPEG, PNG or WebP file of up to 32 MiB in {folder}")
-    return photos, left_out
+        raise NoPhotos(f"{folder} contains no JPEG, PNG or WebP file of up to 32 MiB")
+    return photos, skipped
 
 
 def _content_type(beginning: bytes) -> str | None:

@@ -17,9 +17,11 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
-from deploy.local import state
-from deploy.local.stack import Progress, Report, Stack, StackError, State, Status
-from deploy.local.table import ROOT, Process
+from deploy.local.diagnosis import State, Status
+from deploy.local.errors import StackError
+from deploy.local.process import ROOT, Process
+from deploy.local.stack import Progress, Report, Stack
+from deploy.local.state import claim_ports
 
 _STYLES = {
     State.WAITING: "dim",
@@ -40,11 +42,11 @@ console = Console(highlight=False, soft_wrap=True)
     "--state-dir",
     type=click.Path(file_okay=False, path_type=Path),
     default=ROOT / "var",
-    help="Where data, logs, keys and pid files lie.  [default: var]",
+    help="The folder for data, logs, keys and pid files.  [default: var]",
 )
 @click.pass_context
 def cli(context: click.Context, state_dir: Path) -> None:
-    """Runs the whole mesh on this machine: real parts, loopback only, everything under var/.
+    """Runs the whole mesh on this machine, on loopback only, with all files in var/.
 
     The ports are a block starting at 18000, or the next free block; PHOTOMESH_PORT_BASE selects
     another one. PHOTOMESH_CACHE=cluster makes Valkey three masters with a replica each; run `clean`
@@ -55,7 +57,12 @@ def cli(context: click.Context, state_dir: Path) -> None:
 
 @cli.command()
 @click.argument("names", nargs=-1)
-@click.option("--timeout", default=60.0, show_default=True, help="Seconds each process may take.")
+@click.option(
+    "--timeout",
+    default=60.0,
+    show_default=True,
+    help="The time in seconds in which each process must become ready.",
+)
 @click.pass_obj
 def up(state_dir: Path, names: Sequence[str], timeout: float) -> None:
     """Starts all processes, or NAMES and their dependencies, and waits until they are healthy.
@@ -71,14 +78,14 @@ def up(state_dir: Path, names: Sequence[str], timeout: float) -> None:
     except KeyboardInterrupt:
         running = [name for name in stack.processes if stack.pid(name)]
         console.print(
-            f"\nInterrupted. {len(running)} processes run on: `make up` goes on from here, "
-            "`make down` stops them."
+            f"\nInterrupted. {len(running)} processes are running: `make up` starts the others, "
+            "`make down` stops all."
         )
         raise SystemExit(130) from None
     seconds = time.monotonic() - began
     console.print()
     _print_statuses([status for status in stack.status() if not names or status.pid])
-    console.print(f"\nUp after {seconds:.1f} s. Data, logs and keys are under {state_dir}.")
+    console.print(f"\nReady after {seconds:.1f} s. Data, logs and keys are in {state_dir}.")
     if not names:
         console.print(_session(stack))
 
@@ -90,7 +97,7 @@ def down(state_dir: Path, names: Sequence[str]) -> None:
     """Stops all processes, or only NAMES, gracefully. Keeps the data."""
     stack = _stack(state_dir)
     if not any(stack.pid(name) for name in stack.processes):
-        console.print("Nothing runs.")
+        console.print("No process is running.")
     with _display(stack) as report:
         stack.down(names or None, report=report)
 
@@ -107,33 +114,35 @@ def status(state_dir: Path) -> None:
 
 @cli.command()
 @click.argument("service")
-@click.option("-f", "--follow", is_flag=True, help="Go on showing what is written.")
-@click.option("-n", "--lines", default=100, show_default=True, help="How many lines to begin with.")
+@click.option("-f", "--follow", is_flag=True, help="Continue with new lines as they are written.")
+@click.option(
+    "-n", "--lines", default=100, show_default=True, help="The number of lines to show first."
+)
 @click.pass_obj
 def logs(state_dir: Path, service: str, follow: bool, lines: int) -> None:
     """Shows the log of SERVICE."""
     log = _stack(state_dir).log(service)
     if not log.exists():
-        raise StackError(f"{service} has written no log yet")
+        raise StackError(f"{service} has no log yet; start it with make up")
     arguments = ["tail", "-n", str(lines), *(["-F"] if follow else []), str(log)]
     os.execvp("tail", arguments)  # noqa: S606 - deliberately without a shell
 
 
 @cli.command()
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 @click.pass_obj
 def clean(state_dir: Path, yes: bool) -> None:
-    """Stops all processes and removes data, logs, keys, and passwords."""
+    """Stops all processes and deletes data, logs, keys, and passwords."""
     if not state_dir.exists():
-        console.print("There is nothing to remove.")
+        console.print(f"{state_dir} does not exist; there is nothing to delete.")
         return
     if not yes:
-        click.confirm(f"Stop the stack and remove {state_dir} with all its data?", abort=True)
+        click.confirm(f"Stop all processes and delete {state_dir} with all its data?", abort=True)
     stack = _stack(state_dir)
     with _display(stack) as report:
         stack.down(report=report)
     shutil.rmtree(state_dir)
-    console.print(f"Removed {state_dir}.")
+    console.print(f"Deleted {state_dir}.")
 
 
 @cli.command()
@@ -146,12 +155,12 @@ def env(state_dir: Path) -> None:
 
 def _stack(state_dir: Path) -> Stack:
     try:
-        ports = state.claim(state_dir).ports
+        ports = claim_ports(state_dir)
     except (ValueError, OSError) as error:
         raise StackError(str(error)) from error
     cache = os.environ.get("PHOTOMESH_CACHE", "server")
     if cache not in ("server", "cluster"):
-        raise StackError(f"PHOTOMESH_CACHE is {cache}: it can be server or cluster")
+        raise StackError(f"PHOTOMESH_CACHE must be server or cluster, not {cache!r}")
     return Stack(state_dir, ports=ports, cache_cluster=cache == "cluster")
 
 
@@ -159,7 +168,7 @@ def _session(stack: Stack) -> Text:
     gateway = f"http://127.0.0.1:{stack.ports.gateway_http}"
     return Text(
         f"""
-To look around, copy and paste:
+To try the API:
 
     curl -s {gateway}/v1/accounts -d '{{"username": "ada", "password": "correct horse"}}'
     TOKEN=$(curl -s {gateway}/v1/sessions -d '{{"username": "ada", "password": "correct horse"}}' |
@@ -167,7 +176,7 @@ To look around, copy and paste:
     curl -s {gateway}/v1/accounts/me -H "Authorization: Bearer $TOKEN"
     curl -s {gateway}/v1/feed -H "Authorization: Bearer $TOKEN"
 
-`make demo` shows the main job. `make status`, `make logs SERVICE=feed`, `make down`."""
+`make demo` uploads photos and shows a feed. `make help` lists all commands."""
     )
 
 

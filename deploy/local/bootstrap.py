@@ -64,16 +64,19 @@ def main() -> None:
             make_environment()
         install_packages()
     except subprocess.CalledProcessError as error:
-        fail("a step failed (see above): " + " ".join(shlex.quote(str(w)) for w in error.cmd))
+        fail(
+            "this command failed, with the output above: "
+            + " ".join(shlex.quote(str(w)) for w in error.cmd)
+        )
     except KeyboardInterrupt:
-        fail("interrupted; the next run begins anew")
+        fail("interrupted; the next run starts over")
     STAMP.write_text(f"{place}\n{lock}\n")
-    say(f"Environment ready after {time.monotonic() - began:.0f} s.")
+    say(f"Created .venv in {time.monotonic() - began:.0f} s.")
 
 
 def require_python() -> None:
     if not sys.platform.startswith("linux"):
-        fail("the local stack runs on Linux (on other systems: in a Linux container or VM)")
+        fail("the local stack needs Linux; on other systems, use a Linux container or VM")
     if sys.version_info < OLDEST:
         for name in OTHER_PYTHONS:
             other = shutil.which(name)
@@ -81,7 +84,7 @@ def require_python() -> None:
                 os.execv(other, [other, *sys.argv])  # noqa: S606 - deliberately without a shell
         fail(
             f"Photomesh needs Python {OLDEST[0]}.{OLDEST[1]} or newer; {sys.executable} is "
-            f"{sys.version.split()[0]}. Install a newer one, or name it: "
+            f"{sys.version.split()[0]}. Install a newer one, or pass its path: "
             "make PYTHON=/path/to/python3.11 ..."
         )
     try:
@@ -89,8 +92,8 @@ def require_python() -> None:
         import venv  # noqa: F401
     except ImportError:
         fail(
-            f"this Python cannot make virtual environments: {sys.executable} lacks venv or "
-            "ensurepip. On Debian and Ubuntu: apt install python3-venv; or name another Python: "
+            f"{sys.executable} cannot create virtual environments: it lacks venv or ensurepip. On "
+            "Debian and Ubuntu: apt install python3-venv. Or pass the path of another Python: "
             "make PYTHON=/path/to/python3.11 ..."
         )
 
@@ -102,7 +105,7 @@ def fingerprint() -> tuple[str, str]:
 
 
 def make_environment() -> None:
-    say(f"Making .venv with Python {sys.version.split()[0]} ...")
+    say(f"Creating .venv with Python {sys.version.split()[0]} ...")
     if VENV.exists():
         shutil.rmtree(str(VENV))
     run(sys.executable, "-m", "venv", VENV)

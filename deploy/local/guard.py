@@ -5,24 +5,48 @@
 It waits until its standard input is closed, which the kernel does when a process dies.
 """
 
-import json
+import subprocess
 import sys
+import threading
 from pathlib import Path
 
 from deploy.local import proc
+from deploy.local.records import Records
+
+_ROOT = Path(__file__).parents[2]
+
+
+class Guard:
+    """Runs this program beside the creator of a stack."""
+
+    def __init__(self, run_folder: Path) -> None:
+        self._run_folder = run_folder
+        self._process: subprocess.Popen[bytes] | None = None
+        self._lock = threading.Lock()
+
+    def start(self) -> None:
+        """Starts the guard unless it runs."""
+        with self._lock:
+            if self._process is None:
+                self._process = subprocess.Popen(
+                    [sys.executable, "-m", "deploy.local.guard", str(self._run_folder)],
+                    stdin=subprocess.PIPE,
+                    start_new_session=True,
+                    cwd=_ROOT,
+                )
+
+    def stop(self) -> None:
+        """Lets the guard kill what still runs, and waits until it has."""
+        with self._lock:
+            if self._process is not None:
+                self._process.communicate()
+                self._process = None
 
 
 def main() -> None:
-    run = Path(sys.argv[1])
+    records = Records(Path(sys.argv[1]))
     sys.stdin.buffer.read()
-    victims = set()
-    for path in run.glob("*.json"):
-        try:
-            identity = proc.Identity(**json.loads(path.read_text())["identity"])
-        except (OSError, ValueError, KeyError, TypeError):
-            continue
-        victims |= proc.family(identity)
-    proc.kill(victims)
+    proc.kill(records.all_families())
 
 
 if __name__ == "__main__":

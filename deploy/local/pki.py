@@ -16,7 +16,6 @@ import datetime as dt
 import hashlib
 import ipaddress
 import json
-import os
 import secrets
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
@@ -29,6 +28,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from deploy.local.private import write
 from deploy.processes import DATABASE_ROLES, IDENTITIES
 
 _AUTHORITY_LIFE = dt.timedelta(days=3650)
@@ -102,8 +102,6 @@ def ensure(folder: Path, *, now: dt.datetime | None = None) -> Credentials:
         now: the current time, with its zone.
     """
     now = now or dt.datetime.now(dt.UTC)
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-
     authority = _ensure_authority(folder / "ca", now)
     both_ways = [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
     for identity in IDENTITIES:
@@ -124,7 +122,7 @@ def ensure(folder: Path, *, now: dt.datetime | None = None) -> Credentials:
     _ensure_token_key(folder)
     for name in ("cdn.key", "page.key"):
         if not (folder / name).exists():
-            _write(folder / name, secrets.token_hex(32).encode())
+            write(folder / name, secrets.token_hex(32))
     return _ensure_credentials(folder / "credentials.json")
 
 
@@ -147,7 +145,7 @@ def _ensure_authority(folder: Path, now: dt.datetime) -> _Authority:
         .sign(key, hashes.SHA256())
     )
     _write_key(folder / "key.pem", key)
-    _write(folder / "cert.pem", certificate.public_bytes(serialization.Encoding.PEM))
+    write(folder / "cert.pem", _pem(certificate))
     return _Authority(certificate, key)
 
 
@@ -159,7 +157,7 @@ def _ensure_leaf(
     authority: _Authority,
     now: dt.datetime,
 ) -> None:
-    authority_pem = authority.certificate.public_bytes(serialization.Encoding.PEM)
+    authority_pem = _pem(authority.certificate)
     wanted_names = x509.SubjectAlternativeName(names)
     try:
         certificate = _read_certificate(folder / "cert.pem")
@@ -169,7 +167,7 @@ def _ensure_leaf(
         if (
             _is_good(certificate, key, now)
             and has == wanted_names
-            and (folder / "ca.pem").read_bytes() == authority_pem
+            and (folder / "ca.pem").read_text() == authority_pem
         ):
             return
     except (OSError, ValueError, InvalidSignature, x509.ExtensionNotFound):
@@ -188,8 +186,8 @@ def _ensure_leaf(
         .sign(authority.key, hashes.SHA256())
     )
     _write_key(folder / "key.pem", key)
-    _write(folder / "ca.pem", authority_pem)
-    _write(folder / "cert.pem", certificate.public_bytes(serialization.Encoding.PEM))
+    write(folder / "ca.pem", authority_pem)
+    write(folder / "cert.pem", _pem(certificate))
 
 
 def _ensure_token_key(folder: Path) -> None:
@@ -198,7 +196,7 @@ def _ensure_token_key(folder: Path) -> None:
         _write_key(path, ed25519.Ed25519PrivateKey.generate())
     key = serialization.load_pem_private_key(path.read_bytes(), password=None)
     if not isinstance(key, ed25519.Ed25519PrivateKey):
-        raise ValueError(f"{path} holds no Ed25519 key")
+        raise ValueError(f"{path} is not an Ed25519 key; delete it to create a new one")
     point = _base64url(
         key.public_key().public_bytes(serialization.Encoding.Raw, serialization.PublicFormat.Raw)
     )
@@ -206,16 +204,16 @@ def _ensure_token_key(folder: Path) -> None:
     public = {"crv": "Ed25519", "kty": "OKP", "x": point}
     digest = hashlib.sha256(json.dumps(public, separators=(",", ":")).encode()).digest()
     jwk = public | {"alg": "EdDSA", "use": "sig", "kid": _base64url(digest)}
-    jwks = json.dumps({"keys": [jwk]}).encode()
-    if not (folder / "jwks.json").exists() or (folder / "jwks.json").read_bytes() != jwks:
-        _write(folder / "jwks.json", jwks)
+    jwks = json.dumps({"keys": [jwk]})
+    if not (folder / "jwks.json").exists() or (folder / "jwks.json").read_text() != jwks:
+        write(folder / "jwks.json", jwks)
 
 
 def _ensure_credentials(path: Path) -> Credentials:
     credentials = Credentials.read(path) if path.exists() else Credentials.random()
-    text = json.dumps(asdict(credentials), indent=2).encode()
-    if not path.exists() or path.read_bytes() != text:
-        _write(path, text)
+    text = json.dumps(asdict(credentials), indent=2)
+    if not path.exists() or path.read_text() != text:
+        write(path, text)
     return credentials
 
 
@@ -257,6 +255,10 @@ def _is_good(
     )
 
 
+def _pem(certificate: x509.Certificate) -> str:
+    return certificate.public_bytes(serialization.Encoding.PEM).decode()
+
+
 def _read_certificate(path: Path) -> x509.Certificate:
     return x509.load_pem_x509_certificate(path.read_bytes())
 
@@ -264,7 +266,7 @@ def _read_certificate(path: Path) -> x509.Certificate:
 def _read_key(path: Path) -> ec.EllipticCurvePrivateKey:
     key = serialization.load_pem_private_key(path.read_bytes(), password=None)
     if not isinstance(key, ec.EllipticCurvePrivateKey):
-        raise ValueError(f"{path} holds no elliptic-curve key")
+        raise ValueError(f"{path} is not an elliptic-curve key")
     return key
 
 
@@ -274,18 +276,7 @@ def _write_key(path: Path, key: ec.EllipticCurvePrivateKey | ed25519.Ed25519Priv
         serialization.PrivateFormat.PKCS8,
         serialization.NoEncryption(),
     )
-    _write(path, pem)
-
-
-def _write(path: Path, content: bytes) -> None:
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    # Atomic: a half-written key must not survive an interruption.
-    draft = path.with_name(path.name + ".new")
-    draft.unlink(missing_ok=True)
-    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(content)
-    draft.replace(path)
+    write(path, pem.decode())
 
 
 def _base64url(raw: bytes) -> str:

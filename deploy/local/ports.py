@@ -4,45 +4,11 @@ import dataclasses
 import random
 import socket
 import weakref
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Self
+from typing import Annotated, Self, get_origin, get_type_hints
 
 from deploy.processes import MESH
-
-# The offsets keep the well-known last digits: 18432 is PostgreSQL, 18379 Valkey. Offsets 101 to 199
-# belong to the mesh's own processes.
-_OFFSETS = {
-    "gateway_http": 80,
-    "edge": 81,
-    "gateway_admin": 90,
-    "edge_admin": 91,
-    "kafka": 92,
-    "s3": 333,
-    "s3_grpc": 340,
-    "filer": 341,
-    "filer_grpc": 342,
-    "master": 343,
-    "master_grpc": 344,
-    "volume": 345,
-    "volume_grpc": 346,
-    "s3_admin": 347,
-    "s3_admin_grpc": 348,
-    "valkey": 379,
-    "valkey_2": 380,
-    "valkey_3": 381,
-    "valkey_4": 382,
-    "valkey_5": 383,
-    "valkey_6": 384,
-    "valkey_bus_1": 385,
-    "valkey_bus_2": 386,
-    "valkey_bus_3": 387,
-    "valkey_bus_4": 388,
-    "valkey_bus_5": 389,
-    "valkey_bus_6": 390,
-    "postgres": 432,
-    "gateway_https": 443,
-}
 
 DEFAULT_BASE = 18_000
 _BLOCK = 1_000
@@ -58,38 +24,42 @@ _RUN = 64
 
 @dataclasses.dataclass(frozen=True)
 class Ports:
-    """A TCP port on 127.0.0.1 for every listener of the stack."""
+    """A TCP port on 127.0.0.1 for every listener of the stack.
 
-    gateway_http: int
-    gateway_https: int
-    gateway_admin: int
-    edge: int
-    edge_admin: int
-    postgres: int
-    valkey: int
+    Each is annotated with its offset in a block. The offsets keep the well-known last digits: 18432
+    is PostgreSQL, 18379 Valkey. Offsets 101 to 199 belong to the mesh's own processes.
+    """
+
+    gateway_http: Annotated[int, 80]
+    gateway_https: Annotated[int, 443]
+    gateway_admin: Annotated[int, 90]
+    edge: Annotated[int, 81]
+    edge_admin: Annotated[int, 91]
+    postgres: Annotated[int, 432]
+    valkey: Annotated[int, 379]
     # Used only by a cluster.
-    valkey_2: int
-    valkey_3: int
-    valkey_4: int
-    valkey_5: int
-    valkey_6: int
-    valkey_bus_1: int
-    valkey_bus_2: int
-    valkey_bus_3: int
-    valkey_bus_4: int
-    valkey_bus_5: int
-    valkey_bus_6: int
-    s3: int
-    s3_grpc: int
-    filer: int
-    filer_grpc: int
-    master: int
-    master_grpc: int
-    volume: int
-    volume_grpc: int
-    s3_admin: int
-    s3_admin_grpc: int
-    kafka: int
+    valkey_2: Annotated[int, 380]
+    valkey_3: Annotated[int, 381]
+    valkey_4: Annotated[int, 382]
+    valkey_5: Annotated[int, 383]
+    valkey_6: Annotated[int, 384]
+    valkey_bus_1: Annotated[int, 385]
+    valkey_bus_2: Annotated[int, 386]
+    valkey_bus_3: Annotated[int, 387]
+    valkey_bus_4: Annotated[int, 388]
+    valkey_bus_5: Annotated[int, 389]
+    valkey_bus_6: Annotated[int, 390]
+    s3: Annotated[int, 333]
+    s3_grpc: Annotated[int, 340]
+    filer: Annotated[int, 341]
+    filer_grpc: Annotated[int, 342]
+    master: Annotated[int, 343]
+    master_grpc: Annotated[int, 344]
+    volume: Annotated[int, 345]
+    volume_grpc: Annotated[int, 346]
+    s3_admin: Annotated[int, 347]
+    s3_admin_grpc: Annotated[int, 348]
+    kafka: Annotated[int, 92]
     grpc: Mapping[str, int]
     """The gRPC port of each of the mesh's own processes."""
     rest: Mapping[str, int]
@@ -99,7 +69,7 @@ class Ports:
     def block(cls, base: int) -> Self:
         """Returns the block of ports that starts at `base` (1024 to 64535)."""
         if not 1_024 <= base <= 65_535 - _BLOCK:
-            raise ValueError(f"a port block cannot begin at {base}: give 1024 to 64535")
+            raise ValueError(f"a block of ports cannot start at {base}: use 1024 to 64535")
         return cls._of(base + offset for offset in _all_offsets())
 
     @classmethod
@@ -128,11 +98,19 @@ class Ports:
             (self.valkey_6, self.valkey_bus_6),
         )
 
-    def named(self) -> Iterator[tuple[str, int]]:
-        for name in _OFFSETS:
-            yield name, getattr(self, name)
-        yield from self.grpc.items()
-        yield from ((f"{name} REST", port) for name, port in self.rest.items())
+    def all(self) -> list[int]:
+        return [
+            *(getattr(self, name) for name in _OFFSETS),
+            *self.grpc.values(),
+            *self.rest.values(),
+        ]
+
+
+_OFFSETS: Mapping[str, int] = {
+    name: hint.__metadata__[0]
+    for name, hint in get_type_hints(Ports, include_extras=True).items()
+    if get_origin(hint) is Annotated
+}
 
 
 def free_ports() -> Ports:
@@ -156,7 +134,10 @@ def free_ports() -> Ports:
             weakref.finalize(ports, claim.close)
             return ports
         claim.close()
-    raise OSError(f"no run of ports is free from {_FREE_RANGE.start} to {_FREE_RANGE.stop}")
+    raise OSError(
+        f"every run of {_RUN} ports from {_FREE_RANGE.start} to {_FREE_RANGE.stop} is claimed or "
+        "has too few free ports; stop other stacks on this machine"
+    )
 
 
 def _all_offsets() -> list[int]:
@@ -188,7 +169,7 @@ def first_free_base() -> int:
         OSError: every block up to 31000 has a taken port.
     """
     for base in range(DEFAULT_BASE, _LAST_BASE + 1, _NEXT):
-        if all(is_free(port) for _, port in Ports.block(base).named()):
+        if all(map(is_free, Ports.block(base).all())):
             return base
     raise OSError(
         f"no block of ports is free between {DEFAULT_BASE} and {_LAST_BASE + _BLOCK}; "
@@ -220,7 +201,7 @@ def holder(port: int) -> str:
         except OSError:
             # It has just ended, or belongs to another user.
             continue
-    return "a process that we may not see"
+    return "a process of another user"
 
 
 def _listening_inodes(port: int) -> set[str]:

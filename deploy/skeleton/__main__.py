@@ -1,9 +1,13 @@
 """Writes the skeleton of a new service: `make service NAME=bookmark`.
 
-The skeleton runs without changes. It has a public method with a REST path, an internal method, a
+The skeleton runs without changes. It has public methods with REST paths, an internal method, a
 table, a topic that it publishes and consumes, and dead letters. Replace these with the service's
 own. It consists of contracts in protos/photomesh/NAME/, the folder services/NAME/, and one row in
 deploy/processes.py; everything else derives from these.
+
+services/NAME/ has the rooms that it needs, under the names that they have in every service. Add
+others when you need them: errors.py (list new reasons in
+protos/photomesh/common/v1/error_reason.proto), peers.py, jobs.py, cache.py, admin.py.
 """
 
 import re
@@ -11,7 +15,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from deploy.local.table import ROOT
+from deploy.local.process import ROOT
 from deploy.processes import MESH
 
 _TEMPLATE = Path(__file__).with_name("template")
@@ -25,9 +29,10 @@ _ROW = """\
         "{name}",
         Kind.SERVICE,
         port={port},
-        role="{name}",
-        needs=(Need.DATABASE, Need.EVENTS),
-        ready=("consumer",),
+        memory_mib=256,
+        schema="{name}",
+        needs=(Need.EVENTS,),
+        consumes=True,
     ),
 """
 
@@ -39,9 +44,9 @@ def write_skeleton(name: str, root: Path = ROOT) -> list[Path]:
         ValueError: the name is invalid or taken.
     """
     if not _NAME.fullmatch(name):
-        raise ValueError(f"{name!r} is no name: give 2 to 30 small letters and digits")
+        raise ValueError(f"{name!r} is not a valid name: use 2 to 30 lowercase letters and digits")
     if name in {process.name for process in MESH} or (root / "services" / name).exists():
-        raise ValueError(f"there is a service {name} already")
+        raise ValueError(f"a service called {name} already exists: choose another name")
     contracts = Path(f"protos/photomesh/{name}/v1")
     files = {
         contracts / f"{name}_service.proto": "protos/service.proto",
@@ -78,7 +83,7 @@ def main() -> None:
         sys.exit(str(error))
     for file in files:
         print(file)  # noqa: T201 -- The output of the command.
-    print("Now run: make gen, make up. The skeleton's REST paths answer at once.")  # noqa: T201
+    print("Next: make gen, then make up. The service runs as it is; change it into yours.")  # noqa: T201
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import pytest
 from buf.validate import validate_pb2
 from google.protobuf.descriptor import FieldDescriptor
 
-from deploy.processes import IDENTITIES
+from deploy.processes import MESH, Kind
 from services.chassis import contracts
 from services.chassis.rpc.requests import MOST_REQUEST_BYTES
 from tests.requests import Method, all_methods, fields_of, valid_request
@@ -30,7 +30,7 @@ def test_every_method_names_its_callers(method):
         assert callers == {"operator"}
     else:
         assert callers
-        assert callers <= set(IDENTITIES) - {"gateway", "operator", "reflection"}
+        assert callers <= {process.name for process in MESH if process.kind is not Kind.PART}
 
 
 def test_every_text_and_every_list_is_bounded(method):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from deploy.local.ports import Ports, first_free_base, free_ports, holder, is_free
-from deploy.local.table import ROOT
+from deploy.local.process import ROOT
 
 
 @pytest.fixture
@@ -19,7 +19,7 @@ def listener() -> Iterator[socket.socket]:
 
 
 def test_a_block_holds_every_port_once():
-    ports = [port for _, port in Ports.block(18_000).named()]
+    ports = Ports.block(18_000).all()
 
     assert len(set(ports)) == len(ports)
     assert all(18_000 <= port < 19_000 for port in ports)
@@ -32,13 +32,13 @@ def test_a_block_outside_the_ports_of_users_is_refused(base):
 
 
 def test_the_first_free_block_is_free():
-    assert all(is_free(port) for _, port in Ports.block(first_free_base()).named())
+    assert all(map(is_free, Ports.block(first_free_base()).all()))
 
 
 def test_free_ports_differ_and_cannot_be_taken_by_outgoing_connections():
     ephemeral = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
 
-    ports = [port for _, port in free_ports().named()]
+    ports = free_ports().all()
 
     assert len(set(ports)) == len(ports)
     assert all(is_free(port) for port in ports)
@@ -50,7 +50,7 @@ import json, sys
 from deploy.local.ports import free_ports
 
 kept = [free_ports() for _ in range(8)]
-print(json.dumps([port for ports in kept for _, port in ports.named()]), flush=True)
+print(json.dumps([port for ports in kept for port in ports.all()]), flush=True)
 sys.stdin.read()
 """
 
@@ -75,7 +75,7 @@ def test_processes_that_draw_at_once_draw_different_ports_until_they_end():
 
     for round_ in drawn:
         ports = [port for one in round_ for port in one]
-        assert len(set(ports)) == len(ports) == 3 * 8 * len(list(free_ports().named()))
+        assert len(set(ports)) == len(ports) == 3 * 8 * len(free_ports().all())
 
 
 def test_the_holder_of_a_port_is_named(listener):

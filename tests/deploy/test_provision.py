@@ -10,9 +10,9 @@ from botocore.exceptions import ClientError
 from psycopg import sql
 
 from deploy.database import Database, MigrationFailed, provision_database
+from deploy.local.addresses import BROKER_BUCKET, MEDIA_BUCKET, ORIGINALS_BUCKET
 from deploy.local.pki import KeyPair
 from deploy.local.stack import Stack
-from deploy.local.table import BROKER_BUCKET, MEDIA_BUCKET, ORIGINALS_BUCKET
 from deploy.provision import Storage, TopicMismatch, Topics, provision_storage, provision_topics
 from services.chassis.events.topics import Topic, all_topics
 

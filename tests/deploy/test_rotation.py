@@ -10,10 +10,11 @@ import pytest
 import redis
 
 from deploy.local import proc
+from deploy.local.errors import ProcessDied
 from deploy.local.ports import free_ports
+from deploy.local.process import ROOT
 from deploy.local.rotation import copy_and_truncate
-from deploy.local.stack import ProcessDied, Stack
-from deploy.local.table import ROOT
+from deploy.local.stack import Stack
 from tests.eventually import eventually
 
 _LIMIT = 20_000

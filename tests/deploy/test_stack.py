@@ -13,9 +13,12 @@ import pytest
 import redis
 
 from deploy.local import proc
+from deploy.local.diagnosis import State
+from deploy.local.errors import PortTaken, ProcessDied, StackError
 from deploy.local.ports import Ports, free_ports
-from deploy.local.stack import PortTaken, ProcessDied, Progress, Stack, StackError, State
-from deploy.local.table import ROOT
+from deploy.local.process import ROOT
+from deploy.local.records import Records
+from deploy.local.stack import Progress, Stack
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +52,7 @@ def test_what_runs_is_left_alone(make_stack):
     make_stack().up(["valkey"])
     pid = make_stack().pid("valkey")
 
-    assert heard(make_stack(), "valkey")["valkey"].detail == "runs already"
+    assert heard(make_stack(), "valkey")["valkey"].detail == "already running"
     assert make_stack().pid("valkey") == pid
 
 
@@ -60,7 +63,7 @@ def test_what_died_is_started_again(make_stack):
     proc.kill([victim])
 
     assert {status.name: status.state for status in stack.status()}["valkey"] is State.DEAD
-    assert heard(make_stack(), "valkey")["valkey"].detail == "it had died"
+    assert heard(make_stack(), "valkey")["valkey"].detail == "had died"
     assert make_stack().pid("valkey") not in (victim.pid, None)
 
 
@@ -70,7 +73,7 @@ def test_what_changed_is_started_again_and_said_so(make_stack):
 
     changed = make_stack(environment={"valkey": {"TZ": "Asia/Tokyo"}})
 
-    assert heard(changed, "valkey")["valkey"].detail == "it changed"
+    assert heard(changed, "valkey")["valkey"].detail == "changed"
     assert changed.pid("valkey") != pid
 
 
@@ -106,7 +109,7 @@ def test_a_taken_port_is_named_with_its_holder(make_stack):
         stack.up(["valkey"])
 
     said = str(caught.value)
-    assert f"port {stack.ports.valkey}, wanted for Valkey of valkey" in said
+    assert f"port {stack.ports.valkey}, needed for Valkey of valkey" in said
     assert f"pid {os.getpid()} (" in said
 
 
@@ -125,7 +128,7 @@ def test_a_process_that_dies_is_named_with_the_end_of_its_log(make_stack):
         stack.up(["valkey"])
 
     said = str(caught.value)
-    assert "valkey ended with code 1" in said
+    assert "valkey exited with code 1" in said
     assert "Wrong signature" in said
     assert "an older life" not in said
     assert stack.pid("valkey") is None
@@ -148,13 +151,13 @@ def test_a_killed_process_starts_again_over_its_data(make_stack):
 
 
 def test_a_name_that_is_not_there_is_refused_with_those_that_are(make_stack):
-    with pytest.raises(StackError, match=r"no process called feeds; there are postgres, valkey"):
+    with pytest.raises(StackError, match=r"no process called feeds; choose from postgres, valkey"):
         make_stack().up(["feeds"])
 
 
 def test_two_commands_do_not_work_on_one_stack_at_once(make_stack):
     stack = make_stack()
-    with stack._lock(), pytest.raises(StackError, match=f"pid {os.getpid()}"):
+    with Records(stack.layout.run).lock(), pytest.raises(StackError, match=f"pid {os.getpid()}"):
         make_stack().up(["valkey"])
 
 

@@ -11,8 +11,8 @@ import grpc
 import httpx
 import pytest
 
+from deploy.local.addresses import ORIGINALS_BUCKET
 from deploy.local.stack import Stack
-from deploy.local.table import ORIGINALS_BUCKET
 from deploy.processes import IDENTITIES
 
 _METHODS = ("GET", "HEAD", "OPTIONS", "PUT", "POST", "DELETE")

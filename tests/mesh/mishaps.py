@@ -14,6 +14,7 @@ from photomesh.post.v1.events_pb2 import PostChanged, PostCreated
 from redis import Redis
 
 from deploy.local.stack import Stack
+from deploy.processes import MESH, Need
 from services.chassis.config import KafkaSettings
 from services.chassis.events.lag import read_ends, read_lag
 from services.chassis.events.topics import all_topics, key_of, topic_of
@@ -49,6 +50,12 @@ _TOPICS = [
     topic_of(event)
     for event in (PostCreated, PostChanged, FollowChanged, CelebrityChanged, ChunkReady)
 ]
+
+
+# In table order: events of media lead to events of post, and so on.
+_OUTBOXES = tuple(
+    dict.fromkeys(each.schema for each in MESH if each.schema and Need.EVENTS in each.needs)
+)
 
 
 def repeat(mesh: Stack, events: Iterable[Message]) -> None:
@@ -87,7 +94,7 @@ async def quiet(mesh: Stack, *, within: float = PATIENCE_SECONDS) -> None:
 
 def _under_way(mesh: Stack) -> str:
     """Tells what is under way; whatever leads to something else is looked at before that."""
-    for role in ("post", "graph", "fanout"):
+    for role in _OUTBOXES:
         with psycopg.connect(mesh.database_url(role)) as database:
             [(events,)] = database.execute("SELECT count(*) FROM outbox").fetchall()
             if events:

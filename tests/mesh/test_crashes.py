@@ -13,7 +13,7 @@ import httpx
 import psycopg
 import pytest
 
-from deploy.local.table import MEDIA_BUCKET
+from deploy.local.addresses import MEDIA_BUCKET
 from deploy.processes import MESH
 from tests.eventually import PATIENCE_SECONDS, eventually
 from tests.mesh.mishaps import count_dead_letters

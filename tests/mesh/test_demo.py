@@ -49,7 +49,7 @@ def test_a_folder_of_photos_comes_into_the_feeds_of_a_graph(mesh, tmp_path):
     )
 
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "left out notes.txt: neither JPEG, PNG nor WebP" in done.stdout
+    assert "skipped notes.txt: not a JPEG, PNG or WebP file" in done.stdout
     assert "market day" in done.stdout
     page = sheet.read_text()
     sources = re.findall(r'<img src="([^"]+)"', page)
@@ -64,9 +64,9 @@ def test_a_folder_of_photos_comes_into_the_feeds_of_a_graph(mesh, tmp_path):
 def test_what_it_cannot_use_it_says_in_one_line(mesh, tmp_path):
     (tmp_path / "edges.txt").write_text("ana\n")
     for arguments, complaint in [
-        (("--photos", str(tmp_path / "nowhere")), "is no folder"),
-        (("--graph", str(tmp_path / "edges.txt")), "line 1: not a pair of people"),
-        (("--gateway", "http://127.0.0.1:1"), "is the mesh up? make up"),
+        (("--photos", str(tmp_path / "nowhere")), "is not a folder"),
+        (("--graph", str(tmp_path / "edges.txt")), "line 1: expected two names"),
+        (("--gateway", "http://127.0.0.1:1"), "start the mesh with make up"),
     ]:
         done = demo(mesh, *arguments)
         assert done.returncode == 1

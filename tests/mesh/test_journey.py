@@ -10,7 +10,7 @@ from botocore.config import Config
 from botocore.exceptions import ClientError
 from PIL import Image
 
-from deploy.local.table import MEDIA_BUCKET, ORIGINALS_BUCKET
+from deploy.local.addresses import MEDIA_BUCKET, ORIGINALS_BUCKET
 from tests.eventually import PATIENCE_SECONDS, eventually
 from tests.pictures import photo
 

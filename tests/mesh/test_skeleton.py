@@ -21,7 +21,7 @@ from kafka import KafkaProducer
 from photomesh.common.v1 import dead_letter_service_pb2 as letters_pb
 from photomesh.common.v1.dead_letter_service_pb2_grpc import DeadLetterServiceStub
 
-from deploy.local.table import ROOT
+from deploy.local.process import ROOT
 from services.chassis.rpc import client
 from tests.callers import Refusal
 from tests.eventually import PATIENCE_SECONDS, eventually

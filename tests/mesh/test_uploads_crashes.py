@@ -18,7 +18,7 @@ from google.api.httpbody_pb2 import HttpBody
 from photomesh.media.v1 import media_service_pb2 as pb
 from photomesh.media.v1.media_service_pb2_grpc import MediaServiceStub
 
-from deploy.local.table import ORIGINALS_BUCKET
+from deploy.local.addresses import ORIGINALS_BUCKET
 from services.chassis.database.ids import created_at
 from tests.eventually import PATIENCE_SECONDS
 from tests.mesh.people import ApiError, Person

@@ -10,7 +10,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 import httpx
 import pytest
 
-from deploy.local.table import ORIGINALS_BUCKET
+from deploy.local.addresses import ORIGINALS_BUCKET
 from services.chassis.database.ids import created_at
 from services.media.limits import LIMITS
 from tests.eventually import PATIENCE_SECONDS, eventually
