@@ -15,7 +15,7 @@ class Kind(StrEnum):
     """Serves the methods of its contract."""
     WORKER = "worker"
     """Handles events or jobs; serves methods only to operators."""
-    PART = "part"
+    GATEWAY = "gateway"
     """Belongs to the gateway, and starts after the services."""
 
 
@@ -147,7 +147,7 @@ MESH = (
         consumes=True,
         workers=("pauses",),
     ),
-    MeshProcess("reflection", Kind.PART, port=108, memory_mib=160, module="gateway.reflection"),
+    MeshProcess("reflection", Kind.GATEWAY, port=108, memory_mib=160, module="gateway.reflection"),
 )
 """In display order."""
 

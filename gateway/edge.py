@@ -250,7 +250,7 @@ def _routes(settings: EdgeSettings) -> RouteConfiguration:
                         typed_per_filter_config=pieces.without(_JWT, _CACHE),
                     ),
                     Route(
-                        name="nowhere",
+                        name="unknown path",
                         match=RouteMatch(prefix="/"),
                         direct_response=DirectResponseAction(status=404),
                         typed_per_filter_config=pieces.without(_JWT, _CACHE),

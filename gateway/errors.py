@@ -29,7 +29,7 @@ _TYPES = "type.googleapis.com/"
 MALFORMED_MARK = "x-photomesh-malformed"
 
 # A response can echo the request, so browsers must not render it as a page.
-_PASSIVE = (
+_NOT_A_PAGE = (
     pieces.set_header("content-security-policy", "default-src 'none'; sandbox"),
     pieces.set_header("x-content-type-options", "nosniff"),
 )
@@ -170,14 +170,14 @@ def _rest_mapper(refusal: Refusal) -> ResponseMapper:
         body_format_override=SubstitutionFormatString(
             json_format=Struct.from_dict(status_json(refusal))
         ),
-        headers_to_add=[pieces.set_header("cache-control", "no-store"), *_PASSIVE, *mark],
+        headers_to_add=[pieces.set_header("cache-control", "no-store"), *_NOT_A_PAGE, *mark],
     )
 
 
 # If a service is unreachable, a transcoded REST request is gRPC at this point;
 # x-envoy-original-method identifies it. For a request without headers (one that could not be
 # parsed), the expression fails, which counts as false.
-_SPEAKS_GRPC = (
+_IS_GRPC = (
     "request.headers['content-type'].startsWith('application/grpc')"
     " && !('x-envoy-original-method' in request.headers)"
 )
@@ -191,7 +191,7 @@ def _grpc_mapper(refusal: Refusal) -> ResponseMapper:
     status = status_pb2.Status(code=int(code), message=message, details=[info])
     details = base64.b64encode(status.SerializeToString()).decode()
     return ResponseMapper(
-        filter=_when(f"({refusal.when}) && {_SPEAKS_GRPC}"),
+        filter=_when(f"({refusal.when}) && {_IS_GRPC}"),
         # Becomes grpc-message, which clients compare with the message in the details.
         body=DataSource(inline_string=message),
         headers_to_add=[

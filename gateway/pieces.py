@@ -74,7 +74,7 @@ USER_HEADER = "x-photomesh-user-id"
 
 # Prefixes of headers that only the gateway and Envoy set. Services trust them, so the listener
 # removes them from incoming requests.
-OWN_HEADERS = ("x-photomesh-", "x-envoy-")
+INTERNAL_PREFIXES = ("x-photomesh-", "x-envoy-")
 
 # Read-only paths, for monitoring. To change a running Envoy, start a new one.
 _ADMIN_PATHS = ("/ready", "/stats", "/clusters", "/listeners", "/certs", "/server_info", "/memory")
@@ -168,7 +168,7 @@ def connection_manager(
         http_filters=filters,
         local_reply_config=refusals,
         access_log=[_access_log()],
-        early_header_mutation_extensions=[_strip_own_headers()],
+        early_header_mutation_extensions=[_strip_internal_headers()],
         use_remote_address=True,
         generate_request_id=True,
         always_set_request_id_in_response=True,
@@ -215,11 +215,11 @@ def remove_headers(*prefixes: str) -> list[HeaderMutation]:
     ]
 
 
-def _strip_own_headers() -> TypedExtensionConfig:
+def _strip_internal_headers() -> TypedExtensionConfig:
     """Removes internal headers before any filter reads the request."""
     return TypedExtensionConfig(
         name="envoy.http.early_header_mutation.header_mutation",
-        typed_config=Any.pack(EarlyHeaderMutation(mutations=remove_headers(*OWN_HEADERS))),
+        typed_config=Any.pack(EarlyHeaderMutation(mutations=remove_headers(*INTERNAL_PREFIXES))),
     )
 
 

@@ -84,7 +84,7 @@ class Process:
     folder: Path | None = None
     # Files and folders that it reads once: a change of their content restarts it.
     sources: tuple[Path, ...] = ()
-    # For a task: the process whose data it prepares. It runs again only when these are deleted.
+    # For a task: the process whose data it prepares. It runs again if these are deleted.
     prepares: str | None = None
     stop_signal: signal.Signals = signal.SIGTERM
     stop_seconds: float = 15.0

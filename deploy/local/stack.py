@@ -169,7 +169,7 @@ class Stack:
         """Starts processes and their dependencies, and returns when all are ready.
 
         Running, unchanged processes are left alone. A process whose command, settings, or code
-        changed is restarted. A task named here runs even if it ran before.
+        changed is restarted. A task in `names` runs even if it ran before.
 
         Args:
             names: processes or groups; default: all.
