@@ -59,7 +59,8 @@ def provision_database(settings: Database, *, services: Path = SERVICES) -> None
             by the schema's own `<service>/migrations`. Either can be missing.
 
     Raises:
-        MigrationFailed: a migration failed, or another machine migrates for more than 5 minutes.
+        MigrationFailed: a migration failed, or another session holds the migration lock for more
+            than 5 minutes.
     """
     admin_url = settings.admin_database_url.get_secret_value()
     passwords = {
@@ -162,12 +163,12 @@ class _Backend(PostgresqlPsycopgBackend):  # type: ignore[misc]
         migration.load()
         if not migration.use_transactions:
             super().apply_one(migration, force, mark)
-            self._remember(migration)
+            self._record_digest(migration)
             return
         with self.transaction():
             migration.process_steps(self, "apply", force=force)
             self.mark_one(migration, log=False)
-            self._remember(migration)
+            self._record_digest(migration)
 
     def edited(self, migrations: Iterable[Migration]) -> list[str]:
         """Returns the migrations that were edited after they were applied."""
@@ -181,7 +182,7 @@ class _Backend(PostgresqlPsycopgBackend):  # type: ignore[misc]
             if applied.get(migration.id, _digest(migration)) != _digest(migration)
         ]
 
-    def _remember(self, migration: Migration) -> None:
+    def _record_digest(self, migration: Migration) -> None:
         self.connection.execute(
             "INSERT INTO schema_texts VALUES (%s, %s)", [migration.id, _digest(migration)]
         )
@@ -199,7 +200,7 @@ def _migrate(url: str, role: str, folder: Path) -> None:
     uri = uri._replace(args={**uri.args, "options": timeouts})
     with _Backend(uri, "schema_migrations") as backend:
         backend.create_lock_table()
-        # We hold the advisory lock, so this lock can only be left from a killed process.
+        # This session holds the advisory lock, so yoyo's lock can only be that of a killed process.
         backend.break_lock()
         migrations = read_migrations(str(folder))
         if edited := backend.edited(migrations):

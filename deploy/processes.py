@@ -15,7 +15,7 @@ class Kind(StrEnum):
     """Serves the methods of its contract."""
     WORKER = "worker"
     """Handles events or jobs; serves methods only to operators."""
-    PART = "part"
+    GATEWAY = "gateway"
     """Belongs to the gateway, and starts after the services."""
 
 
@@ -55,13 +55,13 @@ class MeshProcess:
     schema: str = ""
     """The schema in PostgreSQL that it uses, and the role that owns it. Empty: no database."""
     needs: tuple[Need, ...] = ()
-    """The other parts that it uses."""
+    """The parts that it uses, other than the database."""
     consumes: bool = False
     """Whether it consumes events. Its consumer group has the name of the process."""
     keys: tuple[Key, ...] = ()
     workers: tuple[str, ...] = ()
-    """Other workers than the consumer, by their names in grpc.health.v1, that must be ready before
-    the process is."""
+    """The workers, besides the consumer, that must be ready before the process is: their names in
+    grpc.health.v1."""
 
     @property
     def program(self) -> str:
@@ -75,7 +75,7 @@ class MeshProcess:
 
     @property
     def ready(self) -> tuple[str, ...]:
-        """The workers that must be ready before the process is."""
+        """All workers that must be ready before the process is."""
         return (*(["consumer"] if self.consumes else []), *self.workers)
 
 
@@ -101,7 +101,7 @@ MESH = (
         "media-worker",
         Kind.WORKER,
         port=103,
-        # For two renderers (PHOTOMESH_RENDERERS); each more can take 320 MiB.
+        # For two renderers (PHOTOMESH_RENDERERS); each additional one can take 320 MiB.
         memory_mib=1024,
         module="services.media.worker",
         schema="media",
@@ -147,7 +147,7 @@ MESH = (
         consumes=True,
         workers=("pauses",),
     ),
-    MeshProcess("reflection", Kind.PART, port=108, memory_mib=160, module="gateway.reflection"),
+    MeshProcess("reflection", Kind.GATEWAY, port=108, memory_mib=160, module="gateway.reflection"),
 )
 """In display order."""
 

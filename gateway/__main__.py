@@ -19,23 +19,24 @@ PHOTOMESH_GATEWAY_HTTP_PORT, _HTTPS_PORT, _ADMIN_PORT
 PHOTOMESH_DESCRIPTORS         the FileDescriptorSet of the contracts (gen/photomesh.binpb)
 PHOTOMESH_JWKS_FILE           the keys of access tokens
 PHOTOMESH_PUBLIC_CERTIFICATE, PHOTOMESH_PUBLIC_KEY
-                              what the TLS listener shows, PEM files
+                              the certificate and key of the TLS listener, PEM files
 PHOTOMESH_TLS_DIR             folder of the identity `gateway`: ca.pem, cert.pem, key.pem
 PHOTOMESH_PEER_<NAME>         host:port of each process (deploy/processes.py) with public methods,
                               and of `reflection`; its certificate must be for that name
 PHOTOMESH_PEER_<NAME>_REST    host:port where a process answers REST itself
-PHOTOMESH_CORS_ORIGINS        origins of web pages that may call, separated by spaces (optional)
+PHOTOMESH_CORS_ORIGINS        origins of web pages that can call the API, separated by spaces
+                              (optional)
 """
 
 _EDGE = """\
 PHOTOMESH_EDGE_PORT, PHOTOMESH_EDGE_ADMIN_PORT
                               ports on loopback
 PHOTOMESH_S3_HOST, PHOTOMESH_S3_PORT, PHOTOMESH_S3_REGION, PHOTOMESH_MEDIA_BUCKET
-                              where the variants are
+                              the location of the variants
 PHOTOMESH_S3_ACCESS_KEY, PHOTOMESH_S3_SECRET_KEY
-                              an identity that may read them
+                              the keys of an identity that can read them
 PHOTOMESH_CDN_KEY_FILE        the secret of media tokens, hexadecimal text
-PHOTOMESH_EDGE_CACHE_DIR      where cached answers lie; must exist
+PHOTOMESH_EDGE_CACHE_DIR      where cached responses are stored; must exist
 """
 
 
@@ -67,8 +68,8 @@ def _gateway(environment: Mapping[str, str]) -> str:
     )
 
 
-def _peer(identity: str, environment: Mapping[str, str], door: str = "") -> envoy.Peer:
-    host, _, port = environment[f"{variable(identity)}{door}"].rpartition(":")
+def _peer(identity: str, environment: Mapping[str, str], suffix: str = "") -> envoy.Peer:
+    host, _, port = environment[f"{variable(identity)}{suffix}"].rpartition(":")
     return envoy.Peer(host, int(port), identity)
 
 
@@ -99,12 +100,12 @@ def main() -> None:
         epilog=f"variables of the gateway:\n{_GATEWAY}\nvariables of the edge:\n{_EDGE}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("part", choices=_BUILDERS, help="which of the two")
+    parser.add_argument("part", choices=_BUILDERS, help="the Envoy to configure")
     build = _BUILDERS[parser.parse_args().part]
     try:
         configuration = build(os.environ)
     except KeyError as missing:
-        sys.exit(f"{missing.args[0]} is not set; see python -m gateway --help")
+        sys.exit(f"{missing.args[0]} is not set; python -m gateway --help describes it")
     except (ValueError, OSError) as error:
         sys.exit(str(error))
     print(configuration)  # noqa: T201  (the output of the command)

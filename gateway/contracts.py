@@ -35,9 +35,9 @@ class PublicMethod:
     # Whether it can be called without an access token.
     without_token: bool
     # The message that is the whole REST request body. Empty: the request has no body. `name` is the
-    # message's full name, `fields` maps each field, under both its proto and its JSON name, to its
-    # proto name (`called`), whether it is repeated (`many`), and, for a message, that message's
-    # `name` and `fields`. True: the content is not described.
+    # message's full name. `fields` maps each field, under both its proto and its JSON name, to its
+    # `proto_name`, whether it is `repeated`, and, for a message, its `name` and `fields`. True: the
+    # content is not described.
     body: Mapping[str, object]
     # Whether the REST request body is a file.
     takes_file: bool
@@ -87,7 +87,10 @@ def _public_method(
     rule = _rule(method)
     if rule is None:
         if not method.options.HasField("idempotency_level"):
-            raise ValueError(f"{name} has no google.api.http rule, other methods of its service do")
+            raise ValueError(
+                f"{name} has no google.api.http rule, but other methods of its service do: add "
+                "one, or set an idempotency_level to serve it over gRPC only"
+            )
         return PublicMethod(
             service=f"{file.package}.{service.name}",
             name=method.name,
@@ -102,9 +105,9 @@ def _public_method(
     verb = rule.WhichOneof("pattern")
     path = getattr(rule, verb or "get")
     if verb in (None, "custom") or rule.additional_bindings or "=" in path:
-        raise ValueError(f"the google.api.http rule of {name} is of a kind that is not routed yet")
+        raise ValueError(f"the google.api.http rule of {name} uses a pattern that is not supported")
     if rule.body not in ("", "*") and not _is_file(method, rule.body, messages):
-        raise ValueError(f"the body of {name} is one field, which is not checked yet")
+        raise ValueError(f"the body of {name} is a single field, which only file uploads support")
     return PublicMethod(
         service=f"{file.package}.{service.name}",
         name=method.name,
@@ -126,11 +129,11 @@ def _is_file(
 
 
 def _without_bound(message: Mapping[str, Any], path: str) -> dict[str, object]:
-    """Returns a message without the fields that the path binds."""
+    """Returns a message description without the fields that the path binds."""
     bound = {name.replace("_", "") for name in re.findall(r"\{([^}]*)\}", path)}
     fields = {
-        name: held
-        for name, held in message["fields"].items()
+        name: description
+        for name, description in message["fields"].items()
         if name.replace("_", "").lower() not in bound
     }
     return {**message, "fields": fields}
@@ -165,22 +168,22 @@ class _Messages:
     def describe(self, name: str, within: frozenset[str] = frozenset()) -> dict[str, object]:
         fields: dict[str, object] = {}
         for field in self._by_name[name].field:
-            held = self._held(field, within | {name})
-            fields[field.name] = fields[field.json_name] = held
+            description = self._description(field, within | {name})
+            fields[field.name] = fields[field.json_name] = description
         return {"name": name.removeprefix("."), "fields": fields}
 
-    def _held(
+    def _description(
         self, field: descriptor_pb2.FieldDescriptorProto, within: frozenset[str]
     ) -> dict[str, object] | bool:
-        plain = {"called": field.name, "many": field.label == field.LABEL_REPEATED}
+        base = {"proto_name": field.name, "repeated": field.label == field.LABEL_REPEATED}
         if field.type != field.TYPE_MESSAGE:
-            return plain
+            return base
         name = field.type_name
         # Google's well-known types have JSON forms of their own, a map has arbitrary keys, and a
         # recursive message has no finite description.
         if name.startswith(".google.protobuf.") or name in within or self._is_map(name):
             return True
-        return plain | self.describe(name, within)
+        return base | self.describe(name, within)
 
     def _is_map(self, name: str) -> bool:
         return self._by_name[name].options.map_entry

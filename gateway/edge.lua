@@ -3,10 +3,10 @@
 -- responses that are not images.
 
 local MEDIA = "/media/"
-local OWN = "photomesh.edge"
+local METADATA_NAMESPACE = "photomesh.edge"
 
 -- Reports whether an If-None-Match value contains the entity tag; RFC 9110, section 13.1.2.
-local function names(known, etag)
+local function matches(known, etag)
   if known:match("^%s*%*%s*$") then
     return true
   end
@@ -19,14 +19,14 @@ local function names(known, etag)
   return false
 end
 
--- Responds 304 to a viewer who already has the image. A conditional request would bypass the cache
+-- Responds 304 to a viewer that already has the image. A conditional request would bypass the cache
 -- and reach S3 each time, so this sends a HEAD request to the edge itself instead.
-local function answer_known(handle, path, known)
+local function respond_not_modified(handle, path, known)
   local head = handle:httpCall(
     "self", { [":method"] = "HEAD", [":path"] = path, [":authority"] = "self" }, "", 5000
   )
   local etag = head[":status"] == "200" and head["etag"]
-  if etag and names(known, etag) then
+  if etag and matches(known, etag) then
     handle:respond({
       [":status"] = "304",
       ["etag"] = etag,
@@ -48,10 +48,10 @@ function envoy_on_request(handle)
   local claims = metadata:get("envoy.filters.http.jwt_authn")
   local prefix = claims and claims["token"] and claims["token"]["p"]
   -- The trailing slash keeps a prefix from matching longer names, such as "ab" for "a".
-  local good = type(prefix) == "string"
+  local allowed = type(prefix) == "string"
     and prefix:sub(1, #MEDIA) == MEDIA and prefix:sub(-1) == "/"
     and path:sub(1, #prefix) == prefix
-  if not good then
+  if not allowed then
     handle:respond({ [":status"] = "403" }, "")
     return
   end
@@ -60,10 +60,10 @@ function envoy_on_request(handle)
     handle:respond({ [":status"] = "404" }, "")
     return
   end
-  metadata:set(OWN, "method", headers:get(":method"))
+  metadata:set(METADATA_NAMESPACE, "method", headers:get(":method"))
   local known = headers:get("if-none-match")
   if known and not headers:get("range") then
-    if answer_known(handle, headers:get(":path"), known) then
+    if respond_not_modified(handle, headers:get(":path"), known) then
       return
     end
     -- Fetched again: waiting for the response invalidated the earlier object.
@@ -77,10 +77,10 @@ function envoy_on_request(handle)
   headers:remove("if-range")
 end
 
-local GOOD = { ["200"] = true, ["206"] = true }
+local OK = { ["200"] = true, ["206"] = true }
 
 -- Headers that describe the object, and must not appear in the error that replaces it.
-local OF_THE_OBJECT = {
+local OBJECT_HEADERS = {
   "accept-ranges", "content-encoding", "content-language", "content-range", "etag", "expires",
   "last-modified", "location",
 }
@@ -97,12 +97,12 @@ function envoy_on_response(handle)
     -- Envoy puts the whole URL here, including the token.
     headers:replace("www-authenticate", "Bearer")
   end
-  local own = handle:streamInfo():dynamicMetadata():get(OWN)
+  local own = handle:streamInfo():dynamicMetadata():get(METADATA_NAMESPACE)
   if not own then
     return
   end
   local status = headers:get(":status")
-  if GOOD[status] then
+  if OK[status] then
     if context:get("types")[headers:get("content-type")] then
       -- The edge itself revalidates soon, in case the image was deleted. Viewers keep their copy.
       headers:replace("cache-control", context:get("cache_control"))
@@ -110,7 +110,7 @@ function envoy_on_response(handle)
     end
     status = "404"
     headers:replace(":status", status)
-    for _, name in ipairs(OF_THE_OBJECT) do
+    for _, name in ipairs(OBJECT_HEADERS) do
       headers:remove(name)
     end
   elseif headers:get("content-type") == "application/json" then
@@ -128,12 +128,12 @@ function envoy_on_response(handle)
     return
   end
   -- In chunks, because the replaced body can exceed memory.
-  local told = false
+  local replaced = false
   for piece in handle:bodyChunks() do
-    piece:setBytes(told and "" or answer)
-    told = true
+    piece:setBytes(replaced and "" or answer)
+    replaced = true
   end
-  if not told then
+  if not replaced then
     -- The response has no body.
     handle:body(true):setBytes(answer)
   end

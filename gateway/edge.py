@@ -80,28 +80,28 @@ _CACHE_BYTES = 2 << 30
 # image/*: an SVG can run scripts.
 IMAGE_TYPES = ("image/jpeg", "image/webp", "image/avif")
 
-# The object of a key never changes, so clients need not revalidate.
-_FOR_EVER = "public, max-age=31536000, immutable"
+# The object of a key never changes, so clients need not revalidate it.
+_IMMUTABLE = "public, max-age=31536000, immutable"
 
 _OBJECT_UNKNOWN = errors.Refusal(
     when="response.code == 404",
     reason="MEDIA_UNKNOWN",
     code=code_pb2.NOT_FOUND,
-    message="There is no such object.",
+    message="The object does not exist.",
 )
 _OUTSIDE_PREFIX = errors.Refusal(
     when="response.code == 403",
     reason="TOKEN_INVALID",
     code=code_pb2.PERMISSION_DENIED,
-    message="The token is not for this path.",
+    message="The token does not cover this path.",
 )
 _RANGE_OUTSIDE = errors.Refusal(
     when="response.code == 416",
     reason="REQUEST_MALFORMED",
     code=code_pb2.OUT_OF_RANGE,
-    message="The object has no such range.",
+    message="The requested range is outside the object.",
 )
-_ORIGIN_AWAY = errors.Refusal(
+_ORIGIN_UNAVAILABLE = errors.Refusal(
     when="response.code == 503",
     reason="UNAVAILABLE",
     code=code_pb2.UNAVAILABLE,
@@ -250,7 +250,7 @@ def _routes(settings: EdgeSettings) -> RouteConfiguration:
                         typed_per_filter_config=pieces.without(_JWT, _CACHE),
                     ),
                     Route(
-                        name="nowhere",
+                        name="unknown path",
                         match=RouteMatch(prefix="/"),
                         direct_response=DirectResponseAction(status=404),
                         typed_per_filter_config=pieces.without(_JWT, _CACHE),
@@ -269,12 +269,12 @@ def _verbs(pattern: str) -> HeaderMatcher:
 
 def _context(settings: EdgeSettings) -> Struct:
     """The settings that edge.lua reads."""
-    answers = {404: _OBJECT_UNKNOWN, 416: _RANGE_OUTSIDE, 503: _ORIGIN_AWAY}
+    answers = {404: _OBJECT_UNKNOWN, 416: _RANGE_OUTSIDE, 503: _ORIGIN_UNAVAILABLE}
     context: Struct = Struct.from_dict(
         {
             "authority": f"{settings.s3_host}:{settings.s3_port}",
             "bucket": settings.bucket,
-            "cache_control": _FOR_EVER,
+            "cache_control": _IMMUTABLE,
             "types": dict.fromkeys(IMAGE_TYPES, True),
             "answers": {
                 str(status): json.dumps(errors.status_json(refusal))

@@ -282,7 +282,7 @@ def _routes(settings: GatewaySettings, methods: tuple[PublicMethod, ...]) -> Rou
                     *(_rest_route(method) for method in methods if method.http_path),
                     *(_grpc_route(settings, method) for method in methods),
                     *(_reflection_route(service) for service in _REFLECTION),
-                    _nowhere(),
+                    _unknown_path(),
                 ],
                 typed_per_filter_config={_CORS: Any.pack(_cors(settings.cors_origins))},
             )
@@ -305,7 +305,7 @@ def _rest_route(method: PublicMethod) -> Route:
     return Route(
         name=f"rest {method.path}",
         match=RouteMatch(safe_regex=path, headers=[verb]),
-        route=_dead_end(arrival=_UNLIMITED if method.streams else ARRIVAL_TIMEOUT),
+        route=_not_found(arrival=_UNLIMITED if method.streams else ARRIVAL_TIMEOUT),
         # Limits what strict.lua reads; the transcoder has its own limit.
         request_body_buffer_limit=None if method.takes_file else _REQUEST_BODY_BYTES,
         typed_per_filter_config=_token_option(method) | {_STRICT_JSON: Any.pack(strict)},
@@ -374,12 +374,12 @@ def _reflection_route(service: str) -> Route:
     )
 
 
-def _nowhere() -> Route:
+def _unknown_path() -> Route:
     """Rejects other paths, without the transcoder, so that none of them can reach a method."""
     return Route(
-        name="nowhere",
+        name="unknown path",
         match=RouteMatch(prefix="/"),
-        route=_dead_end(),
+        route=_not_found(),
         typed_per_filter_config=pieces.without(_JWT, _TRANSCODER),
     )
 
@@ -388,14 +388,14 @@ def _within(duration: timedelta) -> RouteActionMaxStreamDuration:
     return RouteActionMaxStreamDuration(max_stream_duration=duration)
 
 
-def _dead_end(*, arrival: timedelta = ARRIVAL_TIMEOUT) -> RouteAction:
+def _not_found(*, arrival: timedelta = ARRIVAL_TIMEOUT) -> RouteAction:
     """Returns 404 by naming a cluster in a header that clients cannot send.
 
     A direct response would be simpler, but the CORS filter does not process those.
     """
     return RouteAction(
         max_stream_duration=_within(arrival),
-        cluster_header=f"{pieces.OWN_HEADERS[0]}nowhere",
+        cluster_header=f"{pieces.INTERNAL_PREFIXES[0]}nowhere",
         cluster_not_found_response_code=ClusterNotFound.NOT_FOUND,
     )
 

@@ -29,7 +29,7 @@ _TYPES = "type.googleapis.com/"
 MALFORMED_MARK = "x-photomesh-malformed"
 
 # A response can echo the request, so browsers must not render it as a page.
-_PASSIVE = (
+_NOT_A_PAGE = (
     pieces.set_header("content-security-policy", "default-src 'none'; sandbox"),
     pieces.set_header("x-content-type-options", "nosniff"),
 )
@@ -46,11 +46,11 @@ class Refusal:
     when: str
     reason: str
     code: "code_pb2.Code"
-    # A sentence for developers. None: Envoy's own text, which describes the error.
+    # A sentence for developers. None: Envoy's own text.
     message: str | None
     # The HTTP status. None: Envoy's own.
     http_status: int | None = None
-    # The gRPC status, if it differs by gRPC convention. None: `code`.
+    # The gRPC status, where gRPC's convention differs. None: `code`.
     grpc_code: "code_pb2.Code | None" = None
 
     def __post_init__(self) -> None:
@@ -71,13 +71,13 @@ TOKEN_REFUSALS = (
         when=_TOKEN_REFUSED + "Jwt_is_expired')",
         reason="TOKEN_EXPIRED",
         code=code_pb2.UNAUTHENTICATED,
-        message="The access token has expired.",
+        message="The token has expired; request a new one.",
     ),
     Refusal(
         when=_TOKEN_REFUSED + "')",
         reason="TOKEN_INVALID",
         code=code_pb2.UNAUTHENTICATED,
-        message="The access token is not one of ours.",
+        message="The token is not valid; request a new one.",
         # Envoy returns 403 for a token with a wrong audience, and 401 for all other invalid tokens.
         http_status=401,
     ),
@@ -88,7 +88,7 @@ ROUTE_UNKNOWN = Refusal(
     reason="ROUTE_UNKNOWN",
     code=code_pb2.NOT_FOUND,
     grpc_code=code_pb2.UNIMPLEMENTED,
-    message="There is no such path or method.",
+    message="The path or method does not exist.",
 )
 MALFORMED = Refusal(
     when="response.code == 400 && (response.code_details.contains('transcode_failure')"
@@ -111,7 +111,7 @@ COMMON_REFUSALS = (
         when="response.code in [408, 504]",
         reason="DEADLINE_EXCEEDED",
         code=code_pb2.DEADLINE_EXCEEDED,
-        message="The call took longer than it may.",
+        message="The call took longer than its deadline.",
     ),
     Refusal(
         when="response.code in [502, 503]",
@@ -129,7 +129,7 @@ COMMON_REFUSALS = (
         when="response.code >= 500",
         reason="INTERNAL",
         code=code_pb2.INTERNAL,
-        message="Something went wrong on our side; the request id leads to it.",
+        message="An internal error occurred; include the request id when you report it.",
     ),
 )
 
@@ -170,14 +170,14 @@ def _rest_mapper(refusal: Refusal) -> ResponseMapper:
         body_format_override=SubstitutionFormatString(
             json_format=Struct.from_dict(status_json(refusal))
         ),
-        headers_to_add=[pieces.set_header("cache-control", "no-store"), *_PASSIVE, *mark],
+        headers_to_add=[pieces.set_header("cache-control", "no-store"), *_NOT_A_PAGE, *mark],
     )
 
 
 # If a service is unreachable, a transcoded REST request is gRPC at this point;
 # x-envoy-original-method identifies it. For a request without headers (one that could not be
 # parsed), the expression fails, which counts as false.
-_SPEAKS_GRPC = (
+_IS_GRPC = (
     "request.headers['content-type'].startsWith('application/grpc')"
     " && !('x-envoy-original-method' in request.headers)"
 )
@@ -191,7 +191,7 @@ def _grpc_mapper(refusal: Refusal) -> ResponseMapper:
     status = status_pb2.Status(code=int(code), message=message, details=[info])
     details = base64.b64encode(status.SerializeToString()).decode()
     return ResponseMapper(
-        filter=_when(f"({refusal.when}) && {_SPEAKS_GRPC}"),
+        filter=_when(f"({refusal.when}) && {_IS_GRPC}"),
         # Becomes grpc-message, which clients compare with the message in the details.
         body=DataSource(inline_string=message),
         headers_to_add=[

@@ -74,7 +74,7 @@ USER_HEADER = "x-photomesh-user-id"
 
 # Prefixes of headers that only the gateway and Envoy set. Services trust them, so the listener
 # removes them from incoming requests.
-OWN_HEADERS = ("x-photomesh-", "x-envoy-")
+INTERNAL_PREFIXES = ("x-photomesh-", "x-envoy-")
 
 # Read-only paths, for monitoring. To change a running Envoy, start a new one.
 _ADMIN_PATHS = ("/ready", "/stats", "/clusters", "/listeners", "/certs", "/server_info", "/memory")
@@ -85,7 +85,7 @@ def address(host: str, port: int) -> Address:
 
 
 def admin(port: int) -> Admin:
-    """Envoy's admin interface, on loopback, read-only."""
+    """Returns Envoy's admin interface, on loopback, read-only."""
     return Admin(
         address=address(LOOPBACK, port),
         allow_paths=[StringMatcher(prefix=path) for path in _ADMIN_PATHS],
@@ -101,7 +101,7 @@ def file(path: object) -> DataSource:
 
 
 def without(*filters: str) -> dict[str, Any]:
-    """A route configuration that disables filters."""
+    """Returns a route configuration that disables filters."""
     return {name: Any.pack(FilterConfig(disabled=True)) for name in filters}
 
 
@@ -125,7 +125,7 @@ def protocol_options(options: HttpProtocolOptions) -> dict[str, Any]:
 def listener(
     name: str, port: int, chain: HttpConnectionManager, tls: TransportSocket | None = None
 ) -> Listener:
-    """A listener on loopback."""
+    """Returns a listener on loopback."""
     return Listener(
         name=name,
         address=address(LOOPBACK, port),
@@ -156,7 +156,7 @@ def connection_manager(
     request_timeout: timedelta = 30 * SECOND,
     max_stream_duration: timedelta | None = None,
 ) -> HttpConnectionManager:
-    """Limits and normalizes incoming requests.
+    """Returns a connection manager that limits and normalizes incoming requests.
 
     A complete request must arrive within `request_timeout`; zero: the route sets the limit.
     `max_stream_duration` limits request and response together unless the route sets a limit.
@@ -168,7 +168,7 @@ def connection_manager(
         http_filters=filters,
         local_reply_config=refusals,
         access_log=[_access_log()],
-        early_header_mutation_extensions=[_strip_own_headers()],
+        early_header_mutation_extensions=[_strip_internal_headers()],
         use_remote_address=True,
         generate_request_id=True,
         always_set_request_id_in_response=True,
@@ -215,11 +215,11 @@ def remove_headers(*prefixes: str) -> list[HeaderMutation]:
     ]
 
 
-def _strip_own_headers() -> TypedExtensionConfig:
+def _strip_internal_headers() -> TypedExtensionConfig:
     """Removes internal headers before any filter reads the request."""
     return TypedExtensionConfig(
         name="envoy.http.early_header_mutation.header_mutation",
-        typed_config=Any.pack(EarlyHeaderMutation(mutations=remove_headers(*OWN_HEADERS))),
+        typed_config=Any.pack(EarlyHeaderMutation(mutations=remove_headers(*INTERNAL_PREFIXES))),
     )
 
 
@@ -235,7 +235,7 @@ def endpoints(cluster: str, host: str, port: int) -> ClusterLoadAssignment:
 
 
 def discovery(host: str) -> ClusterDiscoveryType:
-    """How to find the endpoints: an IP address is static, a name resolves to all its addresses."""
+    """Returns how Envoy finds the endpoints: an IP address is static, a name is resolved by DNS."""
     try:
         ip_address(host)
     except ValueError:
@@ -259,14 +259,14 @@ def circuit_breakers() -> CircuitBreakers:
     )
 
 
-def connection_limit(most: int) -> OverloadManager:
-    """Rejects connections beyond a number for which the process has memory and file descriptors."""
+def connection_limit(max_connections: int) -> OverloadManager:
+    """Limits connections to what the process has memory and file descriptors for."""
     return OverloadManager(
         resource_monitors=[
             ResourceMonitor(
                 name="envoy.resource_monitors.global_downstream_max_connections",
                 typed_config=Any.pack(
-                    DownstreamConnectionsConfig(max_active_downstream_connections=most)
+                    DownstreamConnectionsConfig(max_active_downstream_connections=max_connections)
                 ),
             )
         ]

@@ -1,16 +1,17 @@
--- Rejects requests that the transcoder would accept: unknown fields (it drops them), duplicate
+-- Rejects invalid requests that the transcoder accepts: unknown fields (it drops them), duplicate
 -- fields (it merges them), invalid JSON (it is lenient), invalid UTF-8 (services cannot parse it),
--- and bodies of methods without one (it reads fields from them). Adds the field name to responses
--- about malformed requests.
+-- and bodies of methods that take none (it reads fields from them). Adds the name of the invalid
+-- field to responses about malformed requests.
 
-local DEEPEST = 64
+-- The limits of one body: nesting levels and values.
+local MAX_DEPTH = 64
 
--- The maximum number of values in one body. Parsing that many takes about a millisecond.
-local MOST_VALUES = 4096
+-- Parsing this many values takes about a millisecond.
+local MAX_VALUES = 4096
 
--- In bytes: the maximum length of a field name, and of a message that quotes the request.
-local LONGEST_NAME = 128
-local LONGEST_MESSAGE = 1024
+-- The maximum length of a field name, and of a message that quotes the request.
+local MAX_NAME_BYTES = 128
+local MAX_MESSAGE_BYTES = 1024
 
 local UNREADABLE = "The request cannot be read."
 
@@ -32,9 +33,9 @@ end
 
 local function not_json(text, at)
   if at > #text then
-    refuse("The body ends where JSON goes on.")
+    refuse("The body is not valid JSON: it ends too early.")
   end
-  refuse("The body is no JSON: byte " .. at .. " is unexpected.")
+  refuse("The body is not valid JSON: byte " .. at .. " is unexpected.")
 end
 
 -- Returns the raw text between the quotes, and the position after the closing quote.
@@ -75,46 +76,46 @@ local function read_items(text, at, close, read_item)
   end
   while true do
     at = skip_space(text, read_item(skip_space(text, at)))
-    local mark = text:sub(at, at)
-    if mark == close then
+    local separator = text:sub(at, at)
+    if separator == close then
       return at + 1
-    elseif mark ~= "," then
+    elseif separator ~= "," then
       not_json(text, at)
     end
     at = at + 1
   end
 end
 
-local function below(path, name)
+local function join(path, name)
   return path == "" and name or path .. "." .. name
 end
 
--- Returns the position after the value at `at`. `field` describes the value: a table with `called`
--- and `many`, and, for messages, `name` and `fields`; or `true` for a value without a description.
+-- Returns the position after the value at `at`. `field` describes the value: a table with
+-- `proto_name` and `repeated`, and, for messages, `name` and `fields`; or `true` if not described.
 function read_value(text, at, field, path, depth)
-  if depth > DEEPEST then
-    refuse("The body is nested too deep.")
+  if depth > MAX_DEPTH then
+    refuse("The body is nested deeper than " .. MAX_DEPTH .. " levels.")
   end
   values = values + 1
-  if values > MOST_VALUES then
-    refuse("The body has more than " .. MOST_VALUES .. " values.")
+  if values > MAX_VALUES then
+    refuse("The body has more than " .. MAX_VALUES .. " values.")
   end
   local known = type(field) == "table"
   local first = text:sub(at, at)
-  if known and field.many and first ~= "[" and not text:find("^null", at) then
+  if known and field.repeated and first ~= "[" and not text:find("^null", at) then
     refuse(path .. ": must be a list")
   end
   if first == "{" then
     if known and not field.fields then
-      refuse(path .. ": must be no object")
+      refuse(path .. ": must not be an object")
     end
     local seen = {}
     return read_items(text, at, "}", function(start)
       local name, stop = read_string(text, start)
-      if #name > LONGEST_NAME then
-        refuse("The body has a field whose name is longer than " .. LONGEST_NAME .. " bytes.")
+      if #name > MAX_NAME_BYTES then
+        refuse("The body has a field whose name is longer than " .. MAX_NAME_BYTES .. " bytes.")
       end
-      local inner_path = below(path, name)
+      local inner_path = join(path, name)
       local inner = true
       if known then
         inner = field.fields[name]
@@ -122,12 +123,12 @@ function read_value(text, at, field, path, depth)
           refuse('Could not find field "' .. inner_path .. '" in the type "' .. field.name .. '".')
         end
         if inner ~= true then
-          inner_path = below(path, inner.called)
+          inner_path = join(path, inner.proto_name)
         end
       end
-      -- Both names of a field result in the same path.
+      -- Both names of a field map to the same path.
       if seen[inner_path] then
-        refuse(inner_path .. ": must not come twice")
+        refuse(inner_path .. ": must appear only once")
       end
       seen[inner_path] = true
       stop = skip_space(text, stop)
@@ -137,8 +138,8 @@ function read_value(text, at, field, path, depth)
       return read_value(text, skip_space(text, stop + 1), inner, inner_path, depth + 1)
     end)
   elseif first == "[" then
-    if known and not field.many then
-      refuse(path .. ": must be no list")
+    if known and not field.repeated then
+      refuse(path .. ": must not be a list")
     end
     local item = known and { name = field.name, fields = field.fields } or field
     local count = -1
@@ -161,7 +162,7 @@ local function check_body(text, message)
   values = 0
   local start = skip_space(text, 1)
   if text:sub(start, start) ~= "{" then
-    refuse("The body is no JSON object.")
+    refuse("The body must be a JSON object.")
   end
   local stop = skip_space(text, read_value(text, start, message, "", 1))
   if stop <= #text then
@@ -191,7 +192,7 @@ local function check_utf8(text, what)
       end
     end
     if not stop then
-      refuse(what .. " is no UTF-8.")
+      refuse(what .. " is not valid UTF-8.")
     end
     at = text:find("[\128-\255]", stop + 1)
   end
@@ -227,7 +228,7 @@ function envoy_on_request(handle)
     return
   end
   if not message.fields then
-    return answer(handle, { message = "The method takes no body." })
+    return answer(handle, { message = "The method takes no body; send the request without one." })
   end
   local text = body:getBytes(0, body:length())
   good, refusal = pcall(check_utf8, text, "The body")
@@ -240,7 +241,7 @@ function envoy_on_request(handle)
 end
 
 -- Patterns that find the field name in error messages, as escaped in JSON.
-local NAMING = {
+local FIELD_PATTERNS = {
   '^Could not find field \\"(.-)\\" in the type ',
   "^([%w_.%[%]]+): ",
 }
@@ -262,14 +263,14 @@ function envoy_on_response(handle)
   if not message then
     return
   end
-  local told = #message <= LONGEST_MESSAGE and message or UNREADABLE
+  local shown = #message <= MAX_MESSAGE_BYTES and message or UNREADABLE
   -- Functions, because % is special in a replacement string.
-  text = text:gsub('"message":".*"', function() return '"message":"' .. told .. '"' end, 1)
-  for _, naming in ipairs(NAMING) do
-    local field = message:match(naming)
-    if field and #field <= LONGEST_NAME then
+  text = text:gsub('"message":".*"', function() return '"message":"' .. shown .. '"' end, 1)
+  for _, pattern in ipairs(FIELD_PATTERNS) do
+    local field = message:match(pattern)
+    if field and #field <= MAX_NAME_BYTES then
       local violation = '{"@type":"type.googleapis.com/google.rpc.BadRequest",' ..
-        '"fieldViolations":[{"field":"' .. field .. '","description":"' .. told .. '"}]}'
+        '"fieldViolations":[{"field":"' .. field .. '","description":"' .. shown .. '"}]}'
       text = text:gsub("}%]", function() return "}," .. violation .. "]" end, 1)
       break
     end

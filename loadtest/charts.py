@@ -18,9 +18,9 @@ class Chart:
     """A chart of values that depend on one quantity."""
 
     title: str
-    across: str
+    x_label: str
     """The label of the horizontal axis."""
-    up: str
+    y_label: str
     """The label of the vertical axis, with its unit."""
     lines: Mapping[str, Sequence[tuple[float, float]]]
     """The points by line name, all greater than 0."""
@@ -29,7 +29,7 @@ class Chart:
 def svg(charts: Sequence[Chart]) -> str:
     """Draws charts one below the other."""
     parts = [
-        f'<g transform="translate(0,{number * _HEIGHT})">{"".join(_drawn(chart))}</g>'
+        f'<g transform="translate(0,{number * _HEIGHT})">{"".join(_draw(chart))}</g>'
         for number, chart in enumerate(charts)
     ]
     height = len(charts) * _HEIGHT
@@ -40,23 +40,23 @@ def svg(charts: Sequence[Chart]) -> str:
     )
 
 
-def _drawn(chart: Chart) -> Iterator[str]:
+def _draw(chart: Chart) -> Iterator[str]:
     points = [point for line in chart.lines.values() for point in line]
     # Whole decades, so that equal slopes look the same in every chart.
     left, right = _decades([x for x, _ in points])
     bottom, top = _decades([y for _, y in points])
 
     def place(x: float, y: float) -> tuple[float, float]:
-        across = (math.log10(x) - left) / (right - left)
-        up = (math.log10(y) - bottom) / (top - bottom)
+        x_share = (math.log10(x) - left) / (right - left)
+        y_share = (math.log10(y) - bottom) / (top - bottom)
         return (
-            _LEFT + across * (_WIDTH - _LEFT - _RIGHT),
-            _HEIGHT - _BOTTOM - up * (_HEIGHT - _TOP - _BOTTOM),
+            _LEFT + x_share * (_WIDTH - _LEFT - _RIGHT),
+            _HEIGHT - _BOTTOM - y_share * (_HEIGHT - _TOP - _BOTTOM),
         )
 
     yield _text(_WIDTH / 2, 20, chart.title, weight="bold")
-    yield _text(_WIDTH / 2, _HEIGHT - 10, chart.across)
-    yield _text(16, _HEIGHT / 2, chart.up, turn=-90)
+    yield _text(_WIDTH / 2, _HEIGHT - 10, chart.x_label)
+    yield _text(16, _HEIGHT / 2, chart.y_label, turn=-90)
     for decade in range(left, right + 1):
         (x, y), (_, end) = place(10.0**decade, 10.0**bottom), place(10.0**decade, 10.0**top)
         yield _grid(x, y, x, end)

@@ -1,7 +1,6 @@
-"""Populations of hundreds of thousands of people, written directly as rows and keys.
+"""Hundreds of thousands of accounts, follows, and feeds, written directly as rows and keys.
 
-Creating them through the services would take hours. The rows and keys are those that the services
-would write.
+The rows and keys are those that the services write. Calling the services would take hours.
 """
 
 import contextlib
@@ -25,7 +24,7 @@ _FIRST = time.time_ns() // 1_000_000 - EPOCH_MS - 10**9
 _STRIDE = 7919
 """The difference between the shards of consecutive accounts."""
 
-_OWNERS_AT_ONCE = 5_000
+_COPY_BATCH = 5_000
 
 _MODELS = 50
 """The number of feeds from which the others are copied."""
@@ -73,13 +72,13 @@ def add_follows(stack: Stack, follows: Sequence[tuple[int, int]]) -> None:
             "followers (shard, followee_id, follower_id)",
             ((shard_of(author), author, reader) for reader, author in follows),
         )
-        _count(database)
+        _update_counts(database)
 
 
-def add_strangers(stack: Stack, numbers: range, *, followees: int, authors: int) -> None:
+def generate_accounts(stack: Stack, numbers: range, *, followees: int, authors: int) -> None:
     """Creates accounts by their numbers; each follows a few of the first `authors` accounts.
 
-    The server generates the rows, because these are far more people than in the other functions.
+    The server generates the rows, because there are far more of them than in the other functions.
     """
     values = {
         "first": _FIRST,
@@ -90,11 +89,11 @@ def add_strangers(stack: Stack, numbers: range, *, followees: int, authors: int)
         "authors": authors,
     }
     with _database(stack, "account") as database:
-        database.execute(_STRANGERS, values)
+        database.execute(_GENERATED_ACCOUNTS, values)
     with _database(stack, "graph") as database:
-        database.execute(_STRANGE_FOLLOWS, values)
-        database.execute(_STRANGE_FOLLOWERS, values)
-        _count(database)
+        database.execute(_GENERATED_FOLLOWS, values)
+        database.execute(_GENERATED_FOLLOWERS, values)
+        _update_counts(database)
 
 
 def make_celebrities(stack: Stack, ids: Iterable[int]) -> None:
@@ -131,7 +130,7 @@ def add_posts(stack: Stack, posts: Sequence[tuple[int, int]]) -> None:
         )
 
 
-_STRANGERS = """
+_GENERATED_ACCOUNTS = """
     INSERT INTO accounts (shard, account_id, username, password_hash)
     SELECT number * %(stride)s & 8191,
            (%(first)s + number) << 23 | (number * %(stride)s & 8191) << 10,
@@ -156,12 +155,12 @@ _WITH_PAIRS = """
     )
 """
 
-_STRANGE_FOLLOWS = f"""{_WITH_PAIRS}
+_GENERATED_FOLLOWS = f"""{_WITH_PAIRS}
     INSERT INTO follows (shard, follower_id, followee_id)
     SELECT reader_shard, reader_id, author_id FROM pairs
 """  # noqa: S608 -- Both are constants.
 
-_STRANGE_FOLLOWERS = f"""{_WITH_PAIRS}
+_GENERATED_FOLLOWERS = f"""{_WITH_PAIRS}
     INSERT INTO followers (shard, followee_id, follower_id)
     SELECT author_shard, author_id, reader_id FROM pairs
 """  # noqa: S608 -- Both are constants.
@@ -180,7 +179,7 @@ _FOLLOWER_COUNTS = """
 """
 
 
-def _count(database: psycopg.Connection) -> None:
+def _update_counts(database: psycopg.Connection) -> None:
     """Updates the counters from the rows."""
     database.execute(_FOLLOWEE_COUNTS)
     database.execute(_FOLLOWER_COUNTS)
@@ -231,7 +230,7 @@ def photo(media_id: int, author_id: int) -> StoredMedia:
 
 
 async def fill_feeds(stack: Stack, reader_ids: Sequence[int], post_ids: Sequence[int]) -> None:
-    """Gives readers warm feeds of nearly the same posts, newest first.
+    """Writes warm feeds of nearly the same posts, newest first.
 
     `post_ids` has some more posts than a feed. A few feeds are built and all others are copied from
     them, which is far faster than building each. As in production, feeds have received different
@@ -258,18 +257,18 @@ async def fill_feeds(stack: Stack, reader_ids: Sequence[int], post_ids: Sequence
 
 
 def copy_key(pipelines: Pipelines, key: str, owner_id: int, others: Sequence[int]) -> None:
-    """Copies an owner's value of a key to others, for a day."""
+    """Copies an owner's value of a key to other owners, with a TTL of one day."""
     value = pipelines.ask(pipelines.owner_of(owner_id), "DUMP", key)
-    for start in range(0, len(others), _OWNERS_AT_ONCE):
+    for start in range(0, len(others), _COPY_BATCH):
         pipelines.run(
             [
                 (each, ("RESTORE", key.replace(f"{{{owner_id}}}", f"{{{each}}}"), _DAY_MS, value))
-                for each in others[start : start + _OWNERS_AT_ONCE]
+                for each in others[start : start + _COPY_BATCH]
             ]
         )
 
 
 def remove_limit(stack: Stack) -> None:
-    """Removes Valkey's memory limit: these are more people than on a laptop."""
+    """Removes Valkey's memory limit, which is too low for so many feeds."""
     with Pipelines(stack.valkey_url) as pipelines:
         pipelines.configure("maxmemory", 0)

@@ -1,4 +1,4 @@
-"""The CDN edge: cache hits of one picture, and the number of requests to the origin."""
+"""The CDN edge: the rate of cache hits, and the number of requests to the origin."""
 
 import asyncio
 import json
@@ -47,13 +47,13 @@ async def _measure(stack: Stack, seconds: float) -> None:
     token = jwt.encode({"p": prefix, "exp": int(time.time()) + 3600}, secret, algorithm="HS256")
 
     s3_path = direct.removeprefix(stack.s3_endpoint)
-    straight = await _hits_per_second(stack.ports.s3, s3_path, seconds / 2)
+    s3_rate = await _hits_per_second(stack.ports.s3, s3_path, seconds / 2)
     before = _origin_requests(stack)
     hits = await _hits_per_second(stack.ports.edge, f"/media/{key}?token={token}", seconds)
-    asked = _origin_requests(stack) - before
+    requests = _origin_requests(stack) - before
     click.echo(
-        f"edge: {hits:.0f} hits/s of 200 KB, {hits / straight:.1f} times the rate of S3 itself; "
-        f"{asked} requests to the origin for {hits * seconds:.0f} hits in {seconds:.0f} s "
+        f"edge: {hits:.0f} hits/s of 200 KB, {hits / s3_rate:.1f} times the rate of S3 itself; "
+        f"{requests} requests to the origin for {hits * seconds:.0f} hits in {seconds:.0f} s "
         "(one object, revalidated every 30 s)"
     )
 

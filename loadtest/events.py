@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import multiprocessing
 import resource
-import statistics
 import tempfile
 import threading
 import time
@@ -20,6 +19,7 @@ from multiprocessing.process import BaseProcess
 from multiprocessing.queues import Queue
 from multiprocessing.synchronize import Event
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import click
@@ -40,7 +40,7 @@ from services.chassis.events.topics import Topic, key_of, topic_of
 _CEILING = Topic("events_ceiling", partitions=topic_of(FollowChanged).partitions)
 _OWNERS = 1_000
 _TRANSACTION = 100
-_MOST_SECONDS = 300.0
+_TIMEOUT_SECONDS = 300.0
 
 _processes = multiprocessing.get_context("spawn")
 
@@ -60,26 +60,26 @@ def events(count: int, rounds: int) -> None:
             DatabaseSettings(database_url=stack.database_url("graph")),  # type: ignore[arg-type]
         )
         _make_topic(parts.kafka, _CEILING)
-        ceiling = _Way("kafka-python alone", [_produce], _consume_plainly)
-        ways = [
-            _Way(f"{number} relays, {kind} handler", [_replicate] * number, consume)
+        ceiling = _Variant("kafka-python alone", [_produce], _consume_plainly)
+        variants = [
+            _Variant(f"{number} relays, {kind} handler", [_replicate] * number, consume)
             for number in (1, 2)
             for kind, consume in (("single", _consume_singly), ("batch", _consume_batches))
         ]
         # The first round is a warm-up.
         for turn in range(rounds + 1):
-            for way in (ceiling, *ways):
-                seconds, cpu = way.run(parts, count)
+            for variant in (ceiling, *variants):
+                seconds, cpu = variant.run(parts, count)
                 if turn:
-                    way.rates.append(count / seconds)
-                    way.cpu.append([1e6 * each / count for each in cpu])
+                    variant.rates.append(count / seconds)
+                    variant.cpu.append([1e6 * each / count for each in cpu])
     click.echo(f"events: {count:,} events of {_OWNERS:,} owners, median of {rounds} rounds:")
-    for way in (ceiling, *ways):
-        ratios = [mine / most for mine, most in zip(way.rates, ceiling.rates, strict=True)]
-        ratio = f"; {statistics.median(ratios):.2f} of the ceiling" if way is not ceiling else ""
-        used = " + ".join(f"{statistics.median(each):.0f}" for each in zip(*way.cpu, strict=True))
+    for variant in (ceiling, *variants):
+        ratios = [mine / most for mine, most in zip(variant.rates, ceiling.rates, strict=True)]
+        ratio = f"; {median(ratios):.2f} of the ceiling" if variant is not ceiling else ""
+        used = " + ".join(f"{median(each):.0f}" for each in zip(*variant.cpu, strict=True))
         click.echo(
-            f"  {way.name}: {statistics.median(way.rates):,.0f}/s{ratio} (CPU µs per event: {used})"
+            f"  {variant.name}: {median(variant.rates):,.0f}/s{ratio} (CPU µs per event: {used})"
         )
 
 
@@ -91,7 +91,7 @@ class _Parts:
 
 @dataclass(frozen=True)
 class _Signals:
-    """How the processes of one measurement communicate."""
+    """Signals between the processes of one measurement."""
 
     ready: Any
     """A semaphore, released once by each ready process."""
@@ -107,7 +107,7 @@ _Role = Callable[[_Parts, _Signals, Sequence[FollowChanged]], None]
 
 
 @dataclass
-class _Way:
+class _Variant:
     """One variant of producers and consumer."""
 
     name: str
@@ -148,13 +148,13 @@ class _Way:
             ]
         ):
             for _ in roles:
-                if not signals.ready.acquire(timeout=_MOST_SECONDS):
+                if not signals.ready.acquire(timeout=_TIMEOUT_SECONDS):
                     raise click.ClickException(f"{self.name}: a process did not start")
             began = time.monotonic()
             signals.go.set()
-            ended = signals.done.get(timeout=_MOST_SECONDS)
+            ended = signals.done.get(timeout=_TIMEOUT_SECONDS)
             signals.stop.set()
-            cpu = dict(signals.cpu.get(timeout=_MOST_SECONDS) for _ in roles)
+            cpu = dict(signals.cpu.get(timeout=_TIMEOUT_SECONDS) for _ in roles)
         return ended - began, [cpu[number] for number in range(len(roles))]
 
 
@@ -169,7 +169,7 @@ def _started(processes: Sequence[BaseProcess]) -> Iterator[None]:
     try:
         yield
         for process in processes:
-            process.join(_MOST_SECONDS)
+            process.join(_TIMEOUT_SECONDS)
     finally:
         for process in processes:
             process.kill()

@@ -1,8 +1,8 @@
 """Pushing posts into existing, full feeds, compared with plain ZADDs on the same Valkey.
 
-A delivery is one post pushed into one feed, including trimming the feed. All of fan-out takes part:
-the event comes from the broker, followers are streamed from graph, progress is stored, and post is
-queried at the end whether the post is still published. A ZADD adds one post to a plain sorted set
+A delivery pushes one post into one feed and trims the feed. The time includes all of fan-out: the
+event comes from the broker, graph streams the followers, progress is stored, and at the end fan-out
+queries post whether the post is still published. A ZADD adds one post to a plain sorted set
 of the same length, by a client that does nothing else and waits for nothing. Sets are packed, like
 feeds, or skip lists, which are faster and take seven times the memory.
 """
@@ -36,10 +36,10 @@ from services.domain.timelines import CAP, HomeTimelines
 from services.fanout.config import FanoutSettings
 
 _AUTHORS = 4
-_MOST_SECONDS = 120.0
+_TIMEOUT_SECONDS = 120.0
 _POLL_SECONDS = 0.01
 _DAY_MS = 24 * 3600 * 1000
-_CHECKED_AT_ONCE = 1_000
+_CHECK_BATCH = 1_000
 
 _CHUNK: int = FanoutSettings.model_fields["fanout_chunk_size"].default
 """The number of followers in one chunk of an audience."""
@@ -71,8 +71,8 @@ def fanout(followers: int, rounds: int, cluster: bool) -> None:
             ) as stack,
         ):
             stack.up(["graph", "post", "fanout"])
-            for way in asyncio.run(_measure(stack, followers, rounds)):
-                click.echo(f"fanout, {servers}: {way}")
+            for variant in asyncio.run(_measure(stack, followers, rounds)):
+                click.echo(f"fanout, {servers}: {variant}")
     if cluster:
         click.echo(
             f"fanout: three servers and their replicas share {os.cpu_count()} processors with all "
@@ -81,7 +81,7 @@ def fanout(followers: int, rounds: int, cluster: bool) -> None:
 
 
 @dataclass
-class _Way:
+class _Variant:
     """Measurements of one way to fill feeds."""
 
     name: str
@@ -90,7 +90,7 @@ class _Way:
     seconds: list[float] = field(default_factory=list)
     cpu: dict[str, float] = field(default_factory=dict)
     """CPU seconds by process."""
-    ceilings: "Sequence[_Way]" = ()
+    ceilings: "Sequence[_Variant]" = ()
 
     @property
     def per_second(self) -> float:
@@ -117,8 +117,8 @@ class _Way:
             self.cpu[name] = self.cpu.get(name, 0.0) + seconds - before[name]
 
 
-async def _measure(stack: Stack, count: int, rounds: int) -> Sequence[_Way]:
-    chance = random.Random(1)
+async def _measure(stack: Stack, count: int, rounds: int) -> Sequence[_Variant]:
+    rng = random.Random(1)
     people = crowds.account_ids(range(_AUTHORS + count))
     authors, readers = people[:_AUTHORS], people[_AUTHORS:]
     began = crowds.now() - _DAY_MS
@@ -127,16 +127,16 @@ async def _measure(stack: Stack, count: int, rounds: int) -> Sequence[_Way]:
         [(crowds.post_id(author, began + number), author) for author in authors]
         for number in range(2 * rounds + 2)
     ]
-    old = [crowds.post_id(chance.choice(people), began - 60_000 * n) for n in range(1, 2 * CAP + 1)]
+    old = [crowds.post_id(rng.choice(people), began - 60_000 * n) for n in range(1, 2 * CAP + 1)]
     crowds.remove_limit(stack)
     crowds.add_follows(stack, list(itertools.product(readers, authors)))
     crowds.add_posts(stack, [post for turn in posts for post in turn])
     await crowds.fill_feeds(stack, readers, old)
 
-    settings = CacheSettings(valkey_url=stack.valkey_url, valkey_timeout_seconds=_MOST_SECONDS)
-    zadds = [_Way(f"ZADDs into {kind}", count) for kind in _PlainSets.PACKED_UP_TO]
-    one = _Way("one post", count, ceilings=zadds)
-    several = _Way(f"{_AUTHORS} posts at a time", _AUTHORS * count, ceilings=zadds)
+    settings = CacheSettings(valkey_url=stack.valkey_url, valkey_timeout_seconds=_TIMEOUT_SECONDS)
+    zadds = [_Variant(f"ZADDs into {kind}", count) for kind in _PlainSets.PACKED_UP_TO]
+    one = _Variant("one post", count, ceilings=zadds)
+    several = _Variant(f"{_AUTHORS} posts at a time", _AUTHORS * count, ceilings=zadds)
     with (
         Pipelines(stack.valkey_url) as pipelines,
         contextlib.closing(KafkaProducer(bootstrap_servers=stack.kafka_bootstrap)) as producer,
@@ -146,18 +146,18 @@ async def _measure(stack: Stack, count: int, rounds: int) -> Sequence[_Way]:
             pushes = Pushes(producer, HomeTimelines(cache), readers)
             # In turns, so that machine load affects all equally. The first turn is a warm-up.
             for turn in range(rounds + 1):
-                for way, pushed in ((one, posts[2 * turn][:1]), (several, posts[2 * turn + 1])):
-                    with way.watched(stack) if turn else contextlib.nullcontext():
-                        way.seconds.append(await pushes.push(pushed))
-                for way, plain in zip(zadds, sets, strict=True):
-                    with way.watched(stack) if turn else contextlib.nullcontext():
-                        way.seconds.append(plain.add(posts[2 * turn][0][0]))
+                for variant, pushed in ((one, posts[2 * turn][:1]), (several, posts[2 * turn + 1])):
+                    with variant.watched(stack) if turn else contextlib.nullcontext():
+                        variant.seconds.append(await pushes.push(pushed))
+                for variant, plain in zip(zadds, sets, strict=True):
+                    with variant.watched(stack) if turn else contextlib.nullcontext():
+                        variant.seconds.append(plain.add(posts[2 * turn][0][0]))
                     plain.trim()
             await pushes.check([post_id for post_id, _ in posts[-1]])
-    ways = (*zadds, one, several)
-    for way in ways:
-        del way.seconds[0]
-    return ways
+    variants = (*zadds, one, several)
+    for variant in variants:
+        del variant.seconds[0]
+    return variants
 
 
 class Pushes:
@@ -187,17 +187,17 @@ class Pushes:
         # Sequentially, so that polling costs Valkey almost nothing.
         for *others, last in self._watched:
             while await self._without([last], post_ids) or await self._without(others, post_ids):
-                if time.monotonic() - began > _MOST_SECONDS:
+                if time.monotonic() - began > _TIMEOUT_SECONDS:
                     raise click.ClickException(
-                        f"the feed of {last} has not received a post after {_MOST_SECONDS:.0f} s"
+                        f"the feed of {last} has not received a post after {_TIMEOUT_SECONDS:.0f} s"
                     )
                 await asyncio.sleep(_POLL_SECONDS)
         return time.monotonic() - began
 
     async def check(self, post_ids: Sequence[int]) -> None:
         """Checks every feed; watching checks only some."""
-        for start in range(0, len(self._readers), _CHECKED_AT_ONCE):
-            readers = self._readers[start : start + _CHECKED_AT_ONCE]
+        for start in range(0, len(self._readers), _CHECK_BATCH):
+            readers = self._readers[start : start + _CHECK_BATCH]
             if missing := await self._without(readers, post_ids):
                 raise click.ClickException(f"{len(missing)} feeds lack a post")
 

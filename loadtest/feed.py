@@ -79,7 +79,7 @@ async def _compare(
     pid = stack.pid("feed")
     assert pid is not None  # noqa: S101 -- It is running.
     tls = ssl.create_default_context(cafile=str(stack.layout.pki / "public" / "ca.pem"))
-    for door, port, context in (
+    for protocol, port, context in (
         ("plain", stack.ports.gateway_http, None),
         ("TLS", stack.ports.gateway_https, tls),
     ):
@@ -89,10 +89,10 @@ async def _compare(
         for _ in range(rounds):
             ours.append(await _rate(port, context, "/v1/feed", tokens, seconds, pid))
             floors.append(await _rate(port, context, floor.PATH, tokens, seconds, floor_pid))
-        mine, least = _Rate.median(ours), _Rate.median(floors)
+        rate, least = _Rate.median(ours), _Rate.median(floors)
         click.echo(
-            f"feed over REST, {door}: {mine}; a handler that only returns the bytes: {least}; "
-            f"ratio {mine.per_second / least.per_second:.2f}"
+            f"feed over REST, {protocol}: {rate}; a handler that only returns the bytes: {least}; "
+            f"ratio {rate.per_second / least.per_second:.2f}"
         )
 
 
@@ -121,7 +121,7 @@ class _Rate:
 
 async def _fill(stack: Stack, reader_ids: Sequence[int]) -> None:
     """Creates warm feeds of 500 posts."""
-    chance = random.Random(1)
+    rng = random.Random(1)
     newest = crowds.now() << 23
     post_ids = [newest - (n * 60_000 << 23) for n in range(_POSTS)]
     signer = EdgeSigner(
@@ -144,7 +144,7 @@ async def _fill(stack: Stack, reader_ids: Sequence[int]) -> None:
         for reader_id in reader_ids:
             marker = await timelines.begin_rebuild(reader_id)
             assert marker is not None  # noqa: S101 -- The cache is new.
-            mine = sorted(chance.sample(post_ids, CAP), reverse=True)
+            mine = sorted(rng.sample(post_ids, CAP), reverse=True)
             await timelines.finish_rebuild(reader_id, marker, mine, whole=False, version=1)
 
 

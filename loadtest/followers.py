@@ -75,24 +75,24 @@ async def _measure(stack: Stack, count: int) -> None:
         async def copy_to_null() -> int:
             return await asyncio.to_thread(_copy_to_null, own_database)
 
-        ways: Mapping[str, Callable[[], Awaitable[int]]] = {
+        variants: Mapping[str, Callable[[], Awaitable[int]]] = {
             "StreamFollowers": stream,
             "COPY to a client": copy,
             "COPY to /dev/null": copy_to_null,
         }
-        speeds: dict[str, list[float]] = {way: [] for way in ways}
+        speeds: dict[str, list[float]] = {variant: [] for variant in variants}
         # In turns, so that machine load affects all equally.
         for _ in range(_ROUNDS):
-            for way, read in ways.items():
+            for variant, read in variants.items():
                 began = time.monotonic()
                 if await read() != count:
-                    raise RuntimeError(f"{way} did not return {count} ids")
-                speeds[way].append(count / (time.monotonic() - began))
+                    raise RuntimeError(f"{variant} did not return {count} ids")
+                speeds[variant].append(count / (time.monotonic() - began))
     streamed = median(speeds["StreamFollowers"])
-    for way, measured in speeds.items():
+    for variant, measured in speeds.items():
         rate = f"{median(measured) / 1e6:.2f} M ids/s"
-        ratio = "" if way == "StreamFollowers" else f"; ratio {streamed / median(measured):.2f}"
-        click.echo(f"followers: {count:,}: {way}: {rate}{ratio}")
+        ratio = "" if variant == "StreamFollowers" else f"; ratio {streamed / median(measured):.2f}"
+        click.echo(f"followers: {count:,}: {variant}: {rate}{ratio}")
 
 
 def _copy(database_url: str) -> int:

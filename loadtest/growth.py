@@ -183,10 +183,10 @@ class _World:
 
     async def begin(self) -> None:
         """Creates all accounts that are not part of the crowd."""
-        chance = random.Random(1)
+        rng = random.Random(1)
         readers = {_USUAL_FOLLOWEES: self.usual_readers, **self.readers_of}
         self._posts = [
-            (crowds.post_id(author, self._began - chance.randrange(_HOUR_MS)), author)
+            (crowds.post_id(author, self._began - rng.randrange(_HOUR_MS)), author)
             for author in self._authors
             for _ in range(_POSTS_EACH)
         ]
@@ -200,7 +200,7 @@ class _World:
                 (reader, author)
                 for followees, group in readers.items()
                 for reader in group
-                for author in chance.sample(self._authors, followees)
+                for author in rng.sample(self._authors, followees)
             ],
         )
         crowds.add_posts(self._stack, self._posts)
@@ -208,7 +208,7 @@ class _World:
     async def grow_to(self, people: int) -> None:
         """Grows the crowd; all of its feeds are warm."""
         numbers = range(_CROWD + len(self._crowd), _CROWD + people)
-        crowds.add_strangers(self._stack, numbers, followees=2, authors=_AUTHORS)
+        crowds.generate_accounts(self._stack, numbers, followees=2, authors=_AUTHORS)
         newcomers = crowds.account_ids(numbers)
         newest = sorted((post for post, _ in self._posts), reverse=True)[:_PAGE]
         await crowds.fill_feeds(self._stack, newcomers, newest)

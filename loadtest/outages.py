@@ -77,7 +77,7 @@ def outages(readers: int, stalled: float, killed: float, victims: str) -> None:
 
 def _fill(stack: Stack, readers: int) -> Sequence[int]:
     """Writes people, follows, and posts as rows; returns the readers."""
-    chance = random.Random(1)
+    rng = random.Random(1)
     people = crowds.account_ids(range(_AUTHORS + readers))
     authors, reader_ids = people[:_AUTHORS], people[_AUTHORS:]
     # Some authors have many more followers than others.
@@ -88,14 +88,14 @@ def _fill(stack: Stack, readers: int) -> Sequence[int]:
         [
             (reader_id, author_id)
             for reader_id in reader_ids
-            for author_id in set(chance.choices(authors, weights, k=_FOLLOWEES))
+            for author_id in set(rng.choices(authors, weights, k=_FOLLOWEES))
         ],
     )
     crowds.make_celebrities(stack, authors[:_CELEBRITIES])
     crowds.add_posts(
         stack,
         [
-            (crowds.post_id(author_id, crowds.now() - chance.randrange(10**9)), author_id)
+            (crowds.post_id(author_id, crowds.now() - rng.randrange(10**9)), author_id)
             for author_id in authors
             for _ in range(_POSTS_EACH)
         ],

@@ -33,8 +33,8 @@ def pipeline(photos: Path | None, rounds: int) -> None:
     from services.media.pipeline.outputs import ENCODINGS, SIZES
     from services.media.pipeline.render import encode, render, resize
 
-    files = _files(photos) if photos else _made()
-    whole = floor = vips = beside = 0.0
+    files = _files(photos) if photos else _generated()
+    total = floor = vips = comparable = 0.0
     click.echo("pipeline: CPU ms per photo on one core:")
     for name, data in files:
         file = _on_disk(data)
@@ -47,24 +47,24 @@ def pipeline(photos: Path | None, rounds: int) -> None:
                 for encoding in ENCODINGS:
                     encode(each, encoding)
 
-        def all_of_it(file: BinaryIO = file) -> None:
+        def whole_pipeline(file: BinaryIO = file) -> None:
             render(open_source(file), {}, lambda _: None, threads=1)
 
-        least = _fastest([encoders, all_of_it, *_vips(data)], rounds)
-        floor, whole = floor + least[0], whole + least[1]
+        least = _fastest([encoders, whole_pipeline, *_vips(data)], rounds)
+        floor, total = floor + least[0], total + least[1]
         shown = f"  {name:28} encoders {least[0] * 1e3:5.0f}   pipeline {least[1] * 1e3:5.0f}"
         shown += f"   ratio {least[1] / least[0]:.2f}"
         if len(least) > 2:
-            vips, beside = vips + least[2], beside + least[1]
+            vips, comparable = vips + least[2], comparable + least[1]
             shown += f"   libvips {least[2] * 1e3:5.0f}"
         click.echo(shown)
-    speed = len(files) / whole
+    speed = len(files) / total
     click.echo(
-        f"  {speed:.2f} photos/s per core; {whole / floor:.2f} times the time of the encoders alone"
+        f"  {speed:.2f} photos/s per core; {total / floor:.2f} times the time of the encoders alone"
     )
     if vips:
         click.echo(
-            f"  libvips takes {vips / beside:.2f} times as long for the files that it can read"
+            f"  libvips takes {vips / comparable:.2f} times as long for the files that it can read"
         )
     else:
         click.echo("  to compare with libvips: .venv/bin/uv pip install pyvips pyvips-binary")
@@ -122,7 +122,7 @@ def _files(folder: Path) -> list[tuple[str, bytes]]:
     return [(path.name, path.read_bytes()) for path in sorted(folder.iterdir()) if path.is_file()]
 
 
-def _made() -> list[tuple[str, bytes]]:
+def _generated() -> list[tuple[str, bytes]]:
     """Generates photos of a phone's size in several containers, with realistic detail."""
     import numpy as np
     import pillow_heif

@@ -87,7 +87,7 @@ class Pipelines:
 
 def _run(connection: socket.socket, commands: bytes, count: int) -> None:
     def send() -> None:
-        # The thread that reads the replies reports that the server is gone.
+        # The thread that reads the replies reports a lost connection.
         with contextlib.suppress(OSError):
             connection.sendall(commands)
 
@@ -97,7 +97,7 @@ def _run(connection: socket.socket, commands: bytes, count: int) -> None:
     while replies < count:
         data = connection.recv(_READ_BYTES)
         if not data or data.startswith(b"-") or b"\n-" in data:
-            raise RuntimeError(f"Valkey refuses: {data[:100]!r}")
+            raise RuntimeError(f"Valkey returned an error: {data[:100]!r}")
         replies += data.count(b"\n")
     sender.join()
 

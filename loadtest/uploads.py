@@ -27,7 +27,7 @@ from deploy.local.stack import Stack
 _MIB = 1 << 20
 _CHUNK = 256 * 1024
 _ROUNDS = 5
-_AT_ONCE = 50
+_PARALLEL = 50
 _ACCOUNTS = 10
 """The accounts take turns: one account cannot open that many streams."""
 
@@ -66,35 +66,35 @@ async def _measure(stack: Stack, file: bytes) -> None:
 
         async def post(content: bytes) -> None:
             loop = asyncio.get_running_loop()
-            await loop.run_in_executor(phones, _post, address, next(bearers), content)
+            await loop.run_in_executor(threads, _post, address, next(bearers), content)
 
-        phones = ThreadPoolExecutor(_AT_ONCE)
-        doors = {"gRPC": stream, "REST": post}
-        ratios: dict[str, list[float]] = {door: [] for door in doors}
+        threads = ThreadPoolExecutor(_PARALLEL)
+        protocols = {"gRPC": stream, "REST": post}
+        ratios: dict[str, list[float]] = {via: [] for via in protocols}
         size = len(file) / _MIB
         for _ in range(_ROUNDS):
-            straight = await asyncio.to_thread(_straight, stack, file)
-            rates = [f"boto3 {size / straight:.0f} MiB/s"]
-            for door, upload in doors.items():
+            direct = await asyncio.to_thread(_direct, stack, file)
+            rates = [f"boto3 {size / direct:.0f} MiB/s"]
+            for via, upload in protocols.items():
                 began = time.monotonic()
                 await upload(file)
                 taken = time.monotonic() - began
-                ratios[door].append(straight / taken)
-                rates.append(f"{door} {size / taken:.0f} MiB/s, ratio {straight / taken:.2f}")
+                ratios[via].append(direct / taken)
+                rates.append(f"{via} {size / taken:.0f} MiB/s, ratio {direct / taken:.2f}")
             click.echo(f"uploads: {size:.0f} MiB: {'; '.join(rates)}")
-        for door, measured in ratios.items():
-            click.echo(f"uploads: {door}: median ratio to boto3: {median(measured):.2f}")
+        for via, measured in ratios.items():
+            click.echo(f"uploads: {via}: median ratio to boto3: {median(measured):.2f}")
 
         part = file[: 32 * _MIB]
-        for door, upload in doors.items():
+        for via, upload in protocols.items():
             before = {name: _resident(stack, name) for name in ("media", "gateway")}
-            _forget_peaks(stack, before)
-            await asyncio.gather(*(upload(part) for _ in range(_AT_ONCE)))
+            _reset_peaks(stack, before)
+            await asyncio.gather(*(upload(part) for _ in range(_PARALLEL)))
             grown = " and ".join(
-                f"{(_resident(stack, name, peak=True) - then) / _AT_ONCE / _MIB:.1f} MiB in {name}"
+                f"{(_resident(stack, name, peak=True) - then) / _PARALLEL / _MIB:.1f} MiB in {name}"
                 for name, then in before.items()
             )
-            click.echo(f"uploads: {door}: {_AT_ONCE} at once: peak growth of {grown} per upload")
+            click.echo(f"uploads: {via}: {_PARALLEL} at once: peak growth of {grown} per upload")
 
 
 async def _messages(content: bytes) -> AsyncIterator[media_pb.UploadMediaRequest]:
@@ -125,7 +125,7 @@ def _post(address: str, bearer: str, content: bytes) -> None:
         raise RuntimeError(f"{answer.status} {text!r}")
 
 
-def _straight(stack: Stack, file: bytes) -> float:
+def _direct(stack: Stack, file: bytes) -> float:
     """Returns the seconds that boto3 takes, with its own parts and threads."""
     s3 = stack.s3()
     began = time.monotonic()
@@ -142,7 +142,7 @@ def _resident(stack: Stack, name: str, *, peak: bool = False) -> int:
     raise RuntimeError(f"{name} is not running")
 
 
-def _forget_peaks(stack: Stack, names: Iterable[str]) -> None:
+def _reset_peaks(stack: Stack, names: Iterable[str]) -> None:
     """Resets the peak of resident memory to its current value; see proc_pid_clear_refs(5)."""
     for name in names:
         Path(f"/proc/{stack.pid(name)}/clear_refs").write_text("5")

@@ -31,12 +31,12 @@ from services.chassis.events.topics import topic_of
 from services.chassis.rpc import client
 from services.domain.timelines import CAP
 
-_EACH = 2_500
+_WATCHERS_EACH = 2_500
 """The number of watchers at one process, which serves no more."""
 
 _CONNECTIONS = 4
-_BEGIN_AT_ONCE = 100
-_MOST_SECONDS = 60.0
+_CONCURRENT_BEGINS = 100
+_TIMEOUT_SECONDS = 60.0
 
 _HEARTBEAT_BYTES = pb.WatchFeedResponse(resume_after_post_id=(1 << 63) - 1).ByteSize()
 """An upper bound for heartbeats; every post is longer."""
@@ -53,7 +53,7 @@ def watchers(count: int, posts: int) -> None:
         tempfile.TemporaryDirectory() as folder,
         Stack(Path(folder), ports=free_ports(), ephemeral=True) as stack,
     ):
-        feeds = _more_feeds(stack, -(-count // _EACH))
+        feeds = _more_feeds(stack, -(-count // _WATCHERS_EACH))
         stack.up(["account", "graph", "post", "fanout", *feeds])
         click.echo(
             f"watchers: {count} watchers on {len(feeds)} feed processes; "
@@ -135,10 +135,10 @@ class _Crowd:
             process = channels[number % len(channels)]
             channel = process[number // len(channels) % len(process)]
             tasks.append(asyncio.create_task(self._watch(channel, reader_id)))
-            if number >= _BEGIN_AT_ONCE:
-                await asyncio.wait_for(self._begun.acquire(), _MOST_SECONDS)
-        for _ in range(min(_BEGIN_AT_ONCE, len(readers))):
-            await asyncio.wait_for(self._begun.acquire(), _MOST_SECONDS)
+            if number >= _CONCURRENT_BEGINS:
+                await asyncio.wait_for(self._begun.acquire(), _TIMEOUT_SECONDS)
+        for _ in range(min(_CONCURRENT_BEGINS, len(readers))):
+            await asyncio.wait_for(self._begun.acquire(), _TIMEOUT_SECONDS)
         return tasks
 
     async def _watch(self, channel: grpc.aio.Channel, reader_id: int) -> None:
@@ -179,11 +179,11 @@ class _Crowd:
             value=PostCreated(post_id=post_id, author_id=author_id).SerializeToString(),
         )
         try:
-            await asyncio.wait_for(self._all_reached.wait(), _MOST_SECONDS)
+            await asyncio.wait_for(self._all_reached.wait(), _TIMEOUT_SECONDS)
         except TimeoutError:
             reached = len(self._reached_at)
             raise click.ClickException(
-                f"a post reached {reached} of {self._count} watchers in {_MOST_SECONDS:.0f} s"
+                f"a post reached {reached} of {self._count} watchers in {_TIMEOUT_SECONDS:.0f} s"
             ) from None
         delays = [at - began for at in self._reached_at]
         return delays[0], delays[len(delays) // 2], delays[-1]

@@ -16,15 +16,15 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from deploy.demo import graph, photos
-from deploy.demo.api import Phone, Refused
+from deploy.demo.api import Phone, RequestFailed
 from deploy.demo.photos import Photo
 from deploy.demo.sheet import contact_sheet
 from deploy.local.process import ROOT
 from deploy.local.state import read_ports
 
-# Enough to keep the mesh busy; more requests would only queue for password hashing.
-_AT_A_TIME = 8
-_PATIENCE_SECONDS = 120.0
+# Enough to keep the mesh busy: more requests would only queue for password hashing.
+_CONCURRENCY = 8
+_TIMEOUT_SECONDS = 120.0
 
 Item = TypeVar("Item")
 
@@ -52,7 +52,7 @@ class Demo:
         """Runs all steps; returns the contact sheet.
 
         Raises:
-            Refused: the API rejected a request.
+            RequestFailed: the API, S3, or the CDN rejected a request.
             TimeoutError: a post did not appear in a feed.
         """
         await self._sign_up(follows.people)
@@ -113,7 +113,7 @@ class Demo:
         seconds: dict[str, dict[str, float]] = {follower: {} for follower in expected}
 
         async def watch(follower: str) -> None:
-            async with asyncio.timeout(_PATIENCE_SECONDS):
+            async with asyncio.timeout(_TIMEOUT_SECONDS):
                 missing = {post.post_id: post for post in expected[follower]}
                 while missing:
                     feed = await self._phones[follower].feed()
@@ -163,9 +163,9 @@ class Demo:
             answer = await self._http.get(variant["url"])
             whole = len(answer.content) == int(variant["sizeBytes"])
             if answer.status_code != 200 or not whole:
-                raise Refused(f"the CDN returned {answer.status_code} for {variant['url']}")
+                raise RequestFailed(f"the CDN returned {answer.status_code} for {variant['url']}")
             if b"Exif\0\0" in answer.content:
-                raise Refused(f"{variant['url']} still has EXIF data")
+                raise RequestFailed(f"{variant['url']} still has EXIF data")
             fetched += len(answer.content)
 
         await self._each("Fetching pictures", variants, fetch)
@@ -179,7 +179,7 @@ class Demo:
     ) -> None:
         """Processes the items, a few at a time, and shows the progress."""
         todo = list(items)
-        gate = asyncio.Semaphore(_AT_A_TIME)
+        slots = asyncio.Semaphore(_CONCURRENCY)
         began = time.monotonic()
         columns = (
             TextColumn("{task.description:24}"),
@@ -192,7 +192,7 @@ class Demo:
             bar = progress.add_task(title, total=len(todo))
 
             async def one(item: Item) -> None:
-                async with gate:
+                async with slots:
                     await do(item)
                 progress.advance(bar)
 
@@ -246,13 +246,13 @@ def main(photo_folder: Path | None, graph_file: Path | None, gateway: str, sheet
     """
     console = Console()
     try:
-        follows = graph.from_file(graph_file) if graph_file else graph.made()
+        follows = graph.from_file(graph_file) if graph_file else graph.generated()
         pictures = _pictures(photo_folder, console)
         page = asyncio.run(_run(follows, pictures, gateway, console))
-    except (graph.BadEdgeList, photos.NoPhotos, Refused, TimeoutError) as error:
+    except (graph.BadEdgeList, photos.NoPhotos, RequestFailed, TimeoutError) as error:
         raise click.ClickException(
             str(error)
-            or f"a post was not in a feed after {_PATIENCE_SECONDS:.0f} s; see make status"
+            or f"a post was not in a feed after {_TIMEOUT_SECONDS:.0f} s; see make status"
         ) from None
     except httpx.TransportError as error:
         text = f"the gateway at {gateway} does not respond ({error}); start the mesh with make up"
@@ -264,7 +264,7 @@ def main(photo_folder: Path | None, graph_file: Path | None, gateway: str, sheet
 
 def _pictures(folder: Path | None, console: Console) -> list[Photo]:
     if folder is None:
-        return photos.made()
+        return photos.generated()
     pictures, skipped = photos.from_folder(folder)
     for line in skipped:
         console.print(f"[yellow]skipped[/] {line}")

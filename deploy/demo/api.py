@@ -8,8 +8,8 @@ import httpx
 from deploy.demo.photos import Photo
 
 
-class Refused(Exception):
-    """The API rejected a request; the text contains its response."""
+class RequestFailed(Exception):
+    """A request failed; the text contains the response."""
 
 
 class Phone:
@@ -46,7 +46,7 @@ class Phone:
             upload["uploadUrl"], data=upload["formFields"], files={"file": photo.content}
         )
         if sent.is_error:
-            raise Refused(f"S3 returned {sent.status_code}: {sent.text}")
+            raise RequestFailed(f"S3 returned {sent.status_code}: {sent.text}")
         media_id: str = upload["media"]["mediaId"]
         await self._call("POST", f"/v1/media/{media_id}:complete", {})
         return media_id
@@ -71,5 +71,5 @@ class Phone:
         headers = {"authorization": f"Bearer {self._token}"} if self._token else {}
         answer = await self._http.request(method, path, json=body, headers=headers)
         if answer.is_error:
-            raise Refused(f"{method} {path} answered {answer.status_code}: {answer.text}")
+            raise RequestFailed(f"{method} {path} returned {answer.status_code}: {answer.text}")
         return answer.json()

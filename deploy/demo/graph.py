@@ -33,7 +33,7 @@ class FollowGraph:
         return author == reader or (reader, author) in self.follows
 
 
-def made() -> FollowGraph:
+def generated() -> FollowGraph:
     """Returns ten people: each follows the three before them, and all follow ada."""
     follows = {
         (_NAMES[i], _NAMES[(i - step) % len(_NAMES)])

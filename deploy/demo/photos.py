@@ -10,7 +10,7 @@ from pathlib import Path
 
 from PIL import ExifTags, Image, ImageDraw, ImageFilter
 
-MOST_BYTES = 32 * 2**20
+MAX_BYTES = 32 * 2**20
 """The maximum size of one upload."""
 
 _MAGIC = (
@@ -60,7 +60,7 @@ def from_folder(folder: Path) -> tuple[list[Photo], list[str]]:
             content_type = _content_type(file.read(16))
         if content_type is None:
             skipped.append(f"{path.name}: not a JPEG, PNG or WebP file")
-        elif path.stat().st_size > MOST_BYTES:
+        elif path.stat().st_size > MAX_BYTES:
             skipped.append(f"{path.name}: larger than 32 MiB")
         else:
             name = path.stem.replace("_", " ").replace("-", " ")
@@ -79,7 +79,7 @@ def _content_type(beginning: bytes) -> str | None:
     return None
 
 
-def made() -> list[Photo]:
+def generated() -> list[Photo]:
     """Generates landscapes of up to 12 megapixels, with EXIF, GPS, and every orientation."""
     photos = []
     for number, (name, latitude, longitude, hour) in enumerate(_PLACES):
@@ -124,14 +124,14 @@ def _landscape(rng: random.Random, hour: int, *, wide: bool) -> Image.Image:
     return image.resize((width * 4, height * 4), Image.Resampling.BICUBIC)
 
 
-def _ridge(rng: random.Random, width: int, top: float, wild: float) -> Iterator[tuple[int, float]]:
+def _ridge(rng: random.Random, width: int, top: float, scale: float) -> Iterator[tuple[int, float]]:
     phases = [(rng.uniform(0, 6.3), rng.uniform(0.5, 1.5) * 2**octave) for octave in range(5)]
     for x in range(0, width + 5, 5):
         bends = sum(
             math.sin(phase + 6.3 * waves * x / width) / 1.9**octave
             for octave, (phase, waves) in enumerate(phases)
         )
-        yield x, top + wild * bends
+        yield x, top + scale * bends
 
 
 def _rgb(hue: float, saturation: float, value: float) -> tuple[int, int, int]:
@@ -156,8 +156,8 @@ _STORED: Sequence[Image.Transpose | None] = (
 
 def _as_stored(upright: Image.Image, orientation: int) -> Image.Image:
     """Returns the pixels as a camera with this orientation would store them."""
-    undo = _STORED[orientation - 1]
-    return upright if undo is None else upright.transpose(undo)
+    transpose = _STORED[orientation - 1]
+    return upright if transpose is None else upright.transpose(transpose)
 
 
 def _exif(latitude: float, longitude: float, hour: int, orientation: int, day: int) -> Image.Exif:

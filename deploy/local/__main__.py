@@ -87,7 +87,7 @@ def up(state_dir: Path, names: Sequence[str], timeout: float) -> None:
     _print_statuses([status for status in stack.status() if not names or status.pid])
     console.print(f"\nReady after {seconds:.1f} s. Data, logs and keys are in {state_dir}.")
     if not names:
-        console.print(_session(stack))
+        console.print(_api_examples(stack))
 
 
 @cli.command()
@@ -164,7 +164,7 @@ def _stack(state_dir: Path) -> Stack:
     return Stack(state_dir, ports=ports, cache_cluster=cache == "cluster")
 
 
-def _session(stack: Stack) -> Text:
+def _api_examples(stack: Stack) -> Text:
     gateway = f"http://127.0.0.1:{stack.ports.gateway_http}"
     return Text(
         f"""

@@ -27,7 +27,7 @@ def valkey_url(ports: Ports, *, cluster: bool) -> str:
 
 
 def addresses(ports: Ports, cache: str) -> dict[str, str]:
-    """All addresses, for every service. Keys and passwords go only to processes that need them."""
+    """Returns all addresses, for every process. Keys and passwords go only where they are used."""
     return {
         "PHOTOMESH_VALKEY_URL": cache,
         "PHOTOMESH_KAFKA_BOOTSTRAP": f"127.0.0.1:{ports.kafka}",

@@ -26,7 +26,7 @@ VENV = ROOT / ".venv"
 LOCK = ROOT / "requirements.lock"
 STAMP = VENV / "photomesh.stamp"
 
-OLDEST = (3, 11)
+MIN_PYTHON = (3, 11)
 # Tried in this order if `python3` is too old.
 OTHER_PYTHONS = ("python3.13", "python3.12", "python3.11", "python3.14")
 
@@ -51,16 +51,16 @@ def main() -> None:
     fcntl.flock(folder, fcntl.LOCK_EX)
     place, lock = fingerprint()
     known = STAMP.read_text().splitlines() if STAMP.exists() else []
-    # A link to a Python that was removed does not count as existing.
-    whole = known[:1] == [place] and (VENV / "bin" / "python").exists()
-    if whole and known[1:] == [lock]:
+    # False for a symlink to a Python that was removed.
+    exists = known[:1] == [place] and (VENV / "bin" / "python").exists()
+    if exists and known[1:] == [lock]:
         return
     began = time.monotonic()
     # Without the stamp, an interrupted run does not count as complete.
     if known:
         STAMP.unlink()
     try:
-        if not whole:
+        if not exists:
             make_environment()
         install_packages()
     except subprocess.CalledProcessError as error:
@@ -77,13 +77,13 @@ def main() -> None:
 def require_python() -> None:
     if not sys.platform.startswith("linux"):
         fail("the local stack needs Linux; on other systems, use a Linux container or VM")
-    if sys.version_info < OLDEST:
+    if sys.version_info < MIN_PYTHON:
         for name in OTHER_PYTHONS:
             other = shutil.which(name)
             if other and runs(other, "-c", "import venv, ensurepip"):
                 os.execv(other, [other, *sys.argv])  # noqa: S606 - deliberately without a shell
         fail(
-            f"Photomesh needs Python {OLDEST[0]}.{OLDEST[1]} or newer; {sys.executable} is "
+            f"Photomesh needs Python {MIN_PYTHON[0]}.{MIN_PYTHON[1]} or newer; {sys.executable} is "
             f"{sys.version.split()[0]}. Install a newer one, or pass its path: "
             "make PYTHON=/path/to/python3.11 ..."
         )

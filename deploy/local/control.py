@@ -19,7 +19,7 @@ _POLL_SECONDS = (0.01, 0.15)
 
 
 class Control:
-    """Starts and stops single processes of a stack. Their dependencies are the caller's task."""
+    """Starts and stops single processes of a stack. Callers handle dependencies."""
 
     def __init__(self, layout: Layout, records: Records, diagnosis: Diagnosis) -> None:
         self._layout = layout
@@ -33,7 +33,7 @@ class Control:
             PortTaken: another process listens on one of its ports.
         """
         if self._records.read(process.name):
-            # It died unnoticed. Its children may still run and hold its ports.
+            # It died after the last command. Its children may still run and hold its ports.
             self.kill(process)
         for purpose, port in process.ports.items():
             if not is_free(port):
@@ -43,7 +43,7 @@ class Control:
     def run_task(
         self, process: Process, digest: str, timeout: float, cancelled: threading.Event
     ) -> None:
-        """Runs a task to its end, and marks it as done.
+        """Runs a task until it exits, and marks it as done.
 
         Raises:
             Cancelled, ProcessDied, NotReadyInTime: the task did not succeed.
@@ -85,7 +85,7 @@ class Control:
                 process.ready.check()
             except (OSError, NotReady) as error:
                 reason = str(error)
-            # Also if the check succeeded, because another process might have answered it.
+            # Checked even after success, because another process might have responded.
             if not self._records.running(process.name):
                 raise self._diagnosis.died(process.name)
             if reason is None:
@@ -101,7 +101,7 @@ class Control:
         """
         record = self._records.read(process.name)
         stopped = record is None or proc.end(
-            record.identity, polite=process.stop_signal, seconds=process.stop_seconds
+            record.identity, signum=process.stop_signal, seconds=process.stop_seconds
         )
         self.forget(process)
         return stopped
@@ -112,9 +112,9 @@ class Control:
         self.forget(process)
 
     def forget(self, process: Process) -> None:
-        """Removes what a process that has ended leaves behind, except its data and its log."""
+        """Removes the files of a process that has ended, except its data and its log."""
         self._records.remove(process.name)
-        for path in process.litter:
+        for path in process.stale_files:
             with contextlib.suppress(OSError):
                 path.unlink()
 

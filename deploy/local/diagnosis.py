@@ -45,7 +45,7 @@ class Status:
 
 
 class Diagnosis:
-    """What is known about the processes of a stack."""
+    """Describes the state of a stack's processes."""
 
     def __init__(self, layout: Layout, records: Records) -> None:
         self._layout = layout
@@ -65,7 +65,7 @@ class Diagnosis:
         if record is None:
             return status(State.STOPPED)
         if not record.identity.is_alive():
-            return status(State.DEAD, detail=f"pid {record.identity.pid} does not exist any more")
+            return status(State.DEAD, detail=f"pid {record.identity.pid} no longer exists")
         try:
             process.ready.check()
         except (OSError, NotReady) as error:
@@ -76,7 +76,7 @@ class Diagnosis:
         """Describes the exit of a process."""
         match self._records.exit_code(name):
             case None:
-                how = "does not run any more"
+                how = "is no longer running"
             case code if code < 0:
                 how = f"was killed by {_signal_name(-code)}"
             case code:
@@ -88,15 +88,15 @@ class Diagnosis:
         return NotReadyInTime(name, timeout, reason, self._tail(name), self._layout.log_of(name))
 
     def _tail(self, name: str) -> str:
-        """Returns the last lines of this run: lines of an earlier one would mislead."""
+        """Returns the last lines of the log that the current run wrote."""
         record = self._records.read(name)
         offset = record.log_offset if record else 0
         log = self._layout.log_of(name)
         copy = log.with_suffix(".log.1")
         text = b""
         if record and copy.exists() and copy.stat().st_mtime_ns > self._records.started_ns(name):
-            # Rotated since. In the copy the run starts where it started in the log, unless the log
-            # was rotated again.
+            # Rotated during this run. In the copy, the run starts at the same offset, unless there
+            # was more than one rotation.
             text = _read_end(copy, offset if offset < copy.stat().st_size else 0)
             offset = 0
         if log.exists():

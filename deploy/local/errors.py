@@ -1,4 +1,4 @@
-"""Why the stack cannot do what a command asks for. The texts are for users."""
+"""Errors of the commands of the stack. Their texts are for users."""
 
 from pathlib import Path
 

@@ -17,7 +17,7 @@ _ROOT = Path(__file__).parents[2]
 
 
 class Guard:
-    """Runs this program beside the creator of a stack."""
+    """Runs this program as a child of the process that created a stack."""
 
     def __init__(self, run_folder: Path) -> None:
         self._run_folder = run_folder
@@ -36,7 +36,7 @@ class Guard:
                 )
 
     def stop(self) -> None:
-        """Lets the guard kill what still runs, and waits until it has."""
+        """Waits until the guard has killed all processes that still run."""
         with self._lock:
             if self._process is not None:
                 self._process.communicate()

@@ -115,7 +115,7 @@ def ensure(folder: Path, *, now: dt.datetime | None = None) -> Credentials:
     server_only = [ExtendedKeyUsageOID.SERVER_AUTH]
     _ensure_leaf(folder / "public", "localhost", localhost, server_only, authority, now)
 
-    # A separate authority, so that no other certificate grants access to the ports behind S3.
+    # A separate authority, so that no other certificate grants access to SeaweedFS's own ports.
     storage = _ensure_authority(folder / "storage-ca", now)
     _ensure_leaf(folder / "storage", "storage", localhost, both_ways, storage, now)
 
@@ -131,7 +131,7 @@ def _ensure_authority(folder: Path, now: dt.datetime) -> _Authority:
         authority = _Authority(
             _read_certificate(folder / "cert.pem"), _read_key(folder / "key.pem")
         )
-        if _is_good(authority.certificate, authority.key, now):
+        if _is_valid(authority.certificate, authority.key, now):
             return authority
     except (OSError, ValueError):
         pass
@@ -165,7 +165,7 @@ def _ensure_leaf(
         certificate.verify_directly_issued_by(authority.certificate)
         has = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
         if (
-            _is_good(certificate, key, now)
+            _is_valid(certificate, key, now)
             and has == wanted_names
             and (folder / "ca.pem").read_text() == authority_pem
         ):
@@ -245,7 +245,7 @@ def _key_usage(*, signs_certificates: bool) -> x509.KeyUsage:
     )
 
 
-def _is_good(
+def _is_valid(
     certificate: x509.Certificate, key: ec.EllipticCurvePrivateKey, now: dt.datetime
 ) -> bool:
     return (

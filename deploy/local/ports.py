@@ -13,7 +13,7 @@ from deploy.processes import MESH
 DEFAULT_BASE = 18_000
 _BLOCK = 1_000
 _LAST_BASE = 31_000
-_NEXT = 2_000
+_BASE_STEP = 2_000
 
 # Below the kernel's ephemeral range, so that an outgoing connection cannot take a port before the
 # server binds it.
@@ -121,15 +121,15 @@ def free_ports() -> Ports:
     Raises:
         OSError: every run of ports from 10000 to 18000 is claimed or has too few free ports.
     """
-    most = len(_all_offsets())
+    needed = len(_all_offsets())
     runs = _FREE_RANGE[::_RUN]
-    # Not seeded by the test run: two runs with the same seed must not choose the same ports.
+    # Not seeded: two test runs with the same seed must not choose the same ports.
     for first in random.SystemRandom().sample(runs, len(runs)):
         claim = _claim(first)
         if claim is None:
             continue
         free = [port for port in range(first, first + _RUN) if is_free(port)]
-        if len(free) >= most:
+        if len(free) >= needed:
             ports = Ports._of(free)
             weakref.finalize(ports, claim.close)
             return ports
@@ -166,9 +166,9 @@ def first_free_base() -> int:
     """Returns the first block, from 18000 on, whose ports are all free.
 
     Raises:
-        OSError: every block up to 31000 has a taken port.
+        OSError: every block up to 31000 has a port that is in use.
     """
-    for base in range(DEFAULT_BASE, _LAST_BASE + 1, _NEXT):
+    for base in range(DEFAULT_BASE, _LAST_BASE + 1, _BASE_STEP):
         if all(map(is_free, Ports.block(base).all())):
             return base
     raise OSError(

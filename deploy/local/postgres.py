@@ -68,7 +68,7 @@ def main() -> None:
     if not data.exists():
         _create_data(data, programs)
     _remove_stale_pid_file(data)
-    # Only initdb needs the password; more users may be able to read the server's environment.
+    # Only initdb needs the password, and other users may be able to read the server's environment.
     environment = {name: value for name, value in os.environ.items() if name != "PGPASSWORD"}
     server = programs / "postgres"
     settings = [f"--{name}={value}" for name, value in _SETTINGS.items()]

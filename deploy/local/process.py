@@ -1,4 +1,4 @@
-"""What the table says about a process, and the folders of a stack."""
+"""An entry of the process table, and the folders of a stack."""
 
 import importlib.util
 import signal
@@ -46,7 +46,7 @@ class Layout:
         return self.log / f"{process}.log"
 
     def marker_of(self, task: "Process") -> Path:
-        """Returns the file that says for which digest a task is done."""
+        """Returns the file with the digest for which a task is done."""
         # Beside the data that the task prepares, so that both are deleted together.
         return self.data / (task.prepares or task.name) / f"{task.name}.done"
 
@@ -84,14 +84,14 @@ class Process:
     folder: Path | None = None
     # Files and folders that it reads once: a change of their content restarts it.
     sources: tuple[Path, ...] = ()
-    # For a task: the process whose data it prepares. It runs again only when these are deleted.
+    # For a task: the process whose data it prepares. It runs again if these are deleted.
     prepares: str | None = None
     stop_signal: signal.Signals = signal.SIGTERM
     stop_seconds: float = 15.0
     # Files outside its folder that it leaves behind when killed.
-    litter: tuple[Path, ...] = ()
-    # Whether it accepts external requests: it stops before the processes that serve them.
-    front_door: bool = False
+    stale_files: tuple[Path, ...] = ()
+    # Whether it accepts external requests: it stops before the processes that it forwards them to.
+    ingress: bool = False
 
 
 def python(module: str, *arguments: str) -> tuple[str, ...]:
@@ -100,7 +100,7 @@ def python(module: str, *arguments: str) -> tuple[str, ...]:
 
 
 def packaged(package: str, path: str) -> Path:
-    """A program inside an installed package, found without importing the package."""
+    """Returns the path of a program in an installed package, without importing the package."""
     spec = importlib.util.find_spec(package)
     if spec is None or spec.origin is None:
         raise FileNotFoundError(f"the package {package} is not installed; run make venv")

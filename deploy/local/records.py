@@ -18,7 +18,7 @@ class Record:
     """A started process."""
 
     identity: proc.Identity
-    # Of what it was started with.
+    # The digest of the command, settings, and code with which it was started.
     digest: str
     # Where its output starts in the log.
     log_offset: int
@@ -63,7 +63,7 @@ class Records:
         return proc.family(record.identity) if record else set()
 
     def all_families(self) -> set[proc.Identity]:
-        """Returns everything that runs."""
+        """Returns all living processes and their children."""
         names = [path.stem for path in self._folder.glob("*.json")]
         return {member for name in names for member in self.family(name)}
 

@@ -108,16 +108,16 @@ class Stack:
 
     @property
     def operator(self) -> Path:
-        """The folder of the SREs' identity: ca.pem, cert.pem, key.pem."""
+        """The folder of the operator identity: ca.pem, cert.pem, key.pem."""
         return self.layout.pki / "operator"
 
     @property
     def superuser_url(self) -> str:
-        """The URL of PostgreSQL's maintenance database, as superuser."""
+        """The URL of PostgreSQL's maintenance database, for the superuser."""
         return superuser_url(self.ports, self.credentials)
 
     def database_url(self, role: str) -> str:
-        """The URL of the services' database, as one of their roles."""
+        """Returns the URL of the services' database, for one of their roles."""
         return role_url(role, self.ports, self.credentials)
 
     @property
@@ -129,7 +129,7 @@ class Stack:
         return f"http://127.0.0.1:{self.ports.s3}"
 
     def s3(self, keys: pki.KeyPair | None = None) -> "S3Client":
-        """An S3 client, with the media service's keys by default."""
+        """Returns an S3 client, by default with the media service's keys."""
         # Imported here because most commands and tests do not need it.
         import boto3
         from botocore.config import Config
@@ -145,7 +145,7 @@ class Stack:
         )
 
     def shell_environment(self) -> dict[str, str]:
-        """The variables with which a shell can use the stack and inspect its parts."""
+        """Returns the variables with which a shell can use the stack and inspect its parts."""
         return {
             **addresses(self.ports, self.valkey_url),
             "PHOTOMESH_GATEWAY": f"http://127.0.0.1:{self.ports.gateway_http}",
@@ -169,7 +169,7 @@ class Stack:
         """Starts processes and their dependencies, and returns when all are ready.
 
         Running, unchanged processes are left alone. A process whose command, settings, or code
-        changed is restarted. A task named here runs even if it ran before.
+        changed is restarted. A task in `names` runs even if it ran before.
 
         Args:
             names: processes or groups; default: all.
@@ -187,7 +187,7 @@ class Stack:
         if self.ephemeral:
             self._guard.start()
         with self._records.lock(), ThreadPoolExecutor(len(wanted), "up") as pool:
-            self._tighten()
+            self._restrict_access()
             for process in wanted:
                 needs = [futures[need] for need in process.depends_on]
                 futures[process.name] = pool.submit(
@@ -231,12 +231,11 @@ class Stack:
         futures: dict[str, Future[None]] = {}
         with self._records.lock(), ThreadPoolExecutor(max(1, len(chosen)), "down") as pool:
             order = [p for p in reversed(self._with_dependencies(chosen)) if p.name in chosen]
-            for process in sorted(order, key=lambda process: not process.front_door):
+            for process in sorted(order, key=lambda process: not process.ingress):
                 dependents = [
                     futures[other.name]
                     for other in self.processes.values()
-                    if other.name in futures
-                    and (process.name in other.depends_on or other.front_door)
+                    if other.name in futures and (process.name in other.depends_on or other.ingress)
                 ]
                 futures[process.name] = pool.submit(self._bring_down, process, dependents, report)
         _raise_first(futures.values())
@@ -287,12 +286,12 @@ class Stack:
         self._control.wait_ready(self._process(name), timeout, threading.Event())
 
     def pid(self, name: str) -> int | None:
-        """The pid of a running process; otherwise None."""
+        """Returns the pid of a running process; otherwise None."""
         running = self._records.running(self._process(name).name)
         return running.identity.pid if running else None
 
     def log(self, name: str) -> Path:
-        """The file that holds the output of a process."""
+        """Returns the file with the output of a process."""
         return self.layout.log_of(self._process(name).name)
 
     def status(self) -> list[Status]:
@@ -300,7 +299,7 @@ class Stack:
         with ThreadPoolExecutor(len(self.processes), "status") as pool:
             return list(pool.map(self._diagnosis.status, self.processes.values()))
 
-    def _tighten(self) -> None:
+    def _restrict_access(self) -> None:
         """Removes access for other users from files that earlier versions created.
 
         Files inside the data folders are left unchanged: other users cannot reach them.
@@ -388,7 +387,7 @@ class Stack:
         }
 
     def _with_dependencies(self, names: Iterable[str]) -> list[Process]:
-        """The processes and all their dependencies, in dependency order."""
+        """Returns the processes and all their dependencies, in dependency order."""
         order: dict[str, Process] = {}
 
         def visit(process: Process) -> None:

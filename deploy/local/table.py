@@ -25,7 +25,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "infrastructure": ("postgres", "valkey", "s3", "kafka"),
         "provision": ("provision-storage", "provision-database", "provision-topics"),
-        "services": tuple(row.name for row in MESH if row.kind is not Kind.PART),
+        "services": tuple(row.name for row in MESH if row.kind is not Kind.GATEWAY),
     }
 )
 """Short names for several processes."""

@@ -30,10 +30,10 @@ def main() -> None:
 
     if _ask(nodes[0], "CLUSTER INFO")["cluster_known_nodes"] == "1":
         bounds = [_SLOTS * number // half for number in range(half + 1)]
-        for epoch, (master, (first, behind)) in enumerate(
+        for epoch, (master, (first, end)) in enumerate(
             zip(masters, pairwise(bounds), strict=True), start=1
         ):
-            _ask(master, "CLUSTER ADDSLOTSRANGE", first, behind - 1)
+            _ask(master, "CLUSTER ADDSLOTSRANGE", first, end - 1)
             # Set distinct epochs at the start, because resolving each conflict would take a second.
             _ask(master, "CLUSTER SET-CONFIG-EPOCH", epoch)
         port, bus = pairs[0]
@@ -43,10 +43,10 @@ def main() -> None:
             _until(partial(_ask, replica, "CLUSTER REPLICATE", master_id))
 
     _until(lambda: all(_ask(n, "CLUSTER INFO")["cluster_state"] == "ok" for n in nodes))
-    _until(lambda: all(_is_whole(node) for node in nodes))
+    _until(lambda: all(_is_synced(node) for node in nodes))
 
 
-def _is_whole(node: Redis) -> bool:
+def _is_synced(node: Redis) -> bool:
     replication = _ask(node, "INFO", "replication")
     return bool(replication["role"] == "master" or replication["master_link_status"] == "up")
 

@@ -1,13 +1,13 @@
 """Writes the skeleton of a new service: `make service NAME=bookmark`.
 
-The skeleton runs without changes. It has public methods with REST paths, an internal method, a
+The skeleton runs without changes. It contains public methods with REST paths, an internal method, a
 table, a topic that it publishes and consumes, and dead letters. Replace these with the service's
 own. It consists of contracts in protos/photomesh/NAME/, the folder services/NAME/, and one row in
-deploy/processes.py; everything else derives from these.
+deploy/processes.py, from which everything else derives.
 
-services/NAME/ has the rooms that it needs, under the names that they have in every service. Add
-others when you need them: errors.py (list new reasons in
-protos/photomesh/common/v1/error_reason.proto), peers.py, jobs.py, cache.py, admin.py.
+The files in services/NAME/ have the same names in every service. Add others when you need them:
+errors.py (list new reasons in protos/photomesh/common/v1/error_reason.proto), peers.py, jobs.py,
+cache.py, admin.py.
 """
 
 import re
@@ -22,7 +22,7 @@ _TEMPLATE = Path(__file__).with_name("template")
 _ROWS = Path("deploy/processes.py")
 _NAME = re.compile(r"[a-z][a-z0-9]{1,29}")
 
-# The new row precedes that of the gateway's part.
+# The new row goes before that of `reflection`, which belongs to the gateway.
 _PLACE = '    MeshProcess("reflection",'
 _ROW = """\
     MeshProcess(
@@ -83,7 +83,7 @@ def main() -> None:
         sys.exit(str(error))
     for file in files:
         print(file)  # noqa: T201 -- The output of the command.
-    print("Next: make gen, then make up. The service runs as it is; change it into yours.")  # noqa: T201
+    print("Next, run make gen and make up. The service runs as it is; replace its example methods.")  # noqa: T201
 
 
 if __name__ == "__main__":

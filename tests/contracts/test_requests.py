@@ -30,7 +30,7 @@ def test_every_method_names_its_callers(method):
         assert callers == {"operator"}
     else:
         assert callers
-        assert callers <= {process.name for process in MESH if process.kind is not Kind.PART}
+        assert callers <= {process.name for process in MESH if process.kind is not Kind.GATEWAY}
 
 
 def test_every_text_and_every_list_is_bounded(method):

@@ -42,7 +42,7 @@ def test_no_process_of_the_mesh_leaves_a_core_file(mesh):
 
 
 def test_sockets_outside_the_state_folder_are_the_owners_alone(mesh):
-    sockets = [path for process in mesh.processes.values() for path in process.litter]
+    sockets = [path for process in mesh.processes.values() for path in process.stale_files]
 
     assert any(path.exists() for path in sockets)
     assert open_to_others(path for path in sockets if path.exists()) == {}

@@ -65,7 +65,7 @@ def test_a_pid_that_lives_another_life_is_left_alone(start):
         assert not stranger.is_alive()
         assert proc.family(stranger) == set()
         proc.send(stranger, signal.SIGKILL)
-        proc.end(stranger, polite=signal.SIGTERM, seconds=1)
+        proc.end(stranger, signum=signal.SIGTERM, seconds=1)
 
     assert living.identity.is_alive()
 
@@ -95,7 +95,7 @@ def test_children_end_with_their_leader(start):
     leader = start(_WITH_CHILD)
     child = proc.identify(int(leader.said))
 
-    assert proc.end(leader.identity, polite=signal.SIGTERM, seconds=5)
+    assert proc.end(leader.identity, signum=signal.SIGTERM, seconds=5)
 
     assert not child.is_alive()
 
@@ -113,7 +113,7 @@ def test_who_does_not_end_in_time_is_killed(start):
     stubborn = start(_STUBBORN)
     began = time.monotonic()
 
-    assert not proc.end(stubborn.identity, polite=signal.SIGTERM, seconds=0.2)
+    assert not proc.end(stubborn.identity, signum=signal.SIGTERM, seconds=0.2)
 
     assert time.monotonic() - began < 5
     assert not stubborn.identity.is_alive()

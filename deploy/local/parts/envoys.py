@@ -102,7 +102,7 @@ def _envoy(
         config=(config,),
         folder=folder,
         sources=reads,
-        front_door=True,
+        ingress=True,
     )
 
 

@@ -37,7 +37,7 @@ def mesh_process(
         environment=environment,
         sources=(
             # The folder of the service, or of the gateway.
-            ROOT.joinpath(*row.program.split(".")[: 2 if row.kind is not Kind.PART else 1]),
+            ROOT.joinpath(*row.program.split(".")[: 2 if row.kind is not Kind.GATEWAY else 1]),
             ROOT / "services/chassis",
             ROOT / "services/domain",
             DESCRIPTORS,

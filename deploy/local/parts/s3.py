@@ -66,7 +66,7 @@ def s3(layout: Layout, ports: Ports, credentials: Credentials) -> Process:
         config=(identities,),
         folder=layout.data / "s3",
         sources=(layout.pki / "storage",),
-        litter=tuple(
+        stale_files=tuple(
             Path(f"/tmp/seaweedfs-{name}-{port}.sock")  # noqa: S108 - chosen by weed
             for name, port in (
                 ("s3", ports.s3),

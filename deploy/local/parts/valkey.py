@@ -17,9 +17,9 @@ def valkey(layout: Layout, ports: Ports) -> Process:
         ports.valkey,
         {
             "maxmemory": "1gb",
-            # Huge pages, because fan-out accesses timelines all over the memory and would otherwise
-            # miss the TLB on almost every access. Not with replicas: copy-on-write during
-            # replication would copy a page of 2 MiB for each small change.
+            # Huge pages: fan-out accesses timelines all over the memory, and without them almost
+            # every access would miss the TLB. Not with replicas: copy-on-write during replication
+            # would copy a page of 2 MiB for each small change.
             "disable-thp": "no",
         },
         environment={"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"},
@@ -46,7 +46,7 @@ def valkey_cluster(layout: Layout, ports: Ports) -> tuple[Process, ...]:
         )
         for number, (port, bus) in enumerate(ports.valkey_nodes, start=1)
     )
-    # Named like the single server: processes that need Valkey depend on all of it.
+    # Named like the single server, because processes that need Valkey depend on that name.
     formed = Process(
         name="valkey",
         command=python(

@@ -1,4 +1,4 @@
--- The shard is that of the owner, and is also encoded in owner_id and thing_id. On Citus, it is the
+-- shard is the owner's shard, which owner_id and thing_id also encode. On Citus, it is the
 -- distribution column.
 CREATE TABLE things (
     shard    smallint NOT NULL,
