@@ -1,4 +1,4 @@
-"""Watching over REST and gRPC: what happens is told while it happens."""
+"""Watching media and feeds over REST and gRPC: changes are sent as they happen."""
 
 import asyncio
 import json
@@ -33,7 +33,7 @@ async def test_a_photo_is_watched_until_it_is_ready(person, http):
             if "media" not in message:
                 continue
             if not states:
-                # It is told at once: only now is the file sent.
+                # The first state is sent at once, before the file is uploaded.
                 await ann.send_file(upload, file)
                 await ann.complete(media_id)
             states.append(message["media"]["state"])
