@@ -1,4 +1,4 @@
-"""What a stack writes is for its owner's eyes: logs and cores hold what people said."""
+"""Only the owner can read the files of a stack, because logs contain data of users."""
 
 import stat
 from collections.abc import Iterable
@@ -18,16 +18,16 @@ def open_to_others(paths: Iterable[Path]) -> dict[str, str]:
     }
 
 
-def test_nobody_else_may_read_what_the_mesh_writes(mesh):
+def test_only_the_owner_can_read_the_files_of_the_mesh(mesh):
     state = mesh.layout.state
-    # weed gives its volumes' descriptions, which hold no content, a mode of its own.
+    # weed sets the mode of its volume descriptions, which contain no content, itself.
     written = [state, *(path for path in state.rglob("*") if path.suffix != ".vif")]
 
     assert {mesh.log(name) for name in mesh.processes} <= set(written)
     assert open_to_others(written) == {}
 
 
-def test_no_process_of_the_mesh_leaves_a_core_file(mesh):
+def test_no_process_of_the_mesh_writes_core_files(mesh):
     pids = [pid for name in mesh.processes if (pid := mesh.pid(name))]
     families = {member.pid for pid in pids for member in proc.family(proc.identify(pid))}
     limits = {
@@ -41,18 +41,18 @@ def test_no_process_of_the_mesh_leaves_a_core_file(mesh):
     assert limits == {True}
 
 
-def test_sockets_outside_the_state_folder_are_the_owners_alone(mesh):
+def test_only_the_owner_can_use_sockets_outside_the_state_folder(mesh):
     sockets = [path for process in mesh.processes.values() for path in process.litter]
 
     assert any(path.exists() for path in sockets)
     assert open_to_others(path for path in sockets if path.exists()) == {}
 
 
-def test_up_tightens_what_was_made_wider_before(tmp_path):
+def test_up_corrects_wider_modes(tmp_path):
     state = tmp_path / "var"
     with Stack(state, ports=free_ports(), ephemeral=True) as stack:
         stack.up(["valkey"])
-        stack.log("valkey").with_suffix(".log.1").write_text("an older life\n")
+        stack.log("valkey").with_suffix(".log.1").write_text("an older line\n")
         (state / "state.json").write_text("{}\n")
         for path in [state, *state.rglob("*")]:
             if stack.layout.pki not in path.parents:
