@@ -109,7 +109,7 @@ def test_tracebacks_contain_the_causes_of_the_error():
             try:
                 fail_with_a_secret()
             except ValueError as error:
-                raise RuntimeError("in vain") from error
+                raise RuntimeError("failed") from error
         except RuntimeError:
             logs.logger("tested").exception("failed")
 

@@ -130,11 +130,11 @@ async def test_a_call_without_a_user_is_refused_before_the_query_is_parsed(serve
 
 
 async def test_a_client_without_a_certificate_is_refused(serve, identities):
-    nobody = ssl.create_default_context(cafile=str(identities / "gateway/ca.pem"))
-    nobody.check_hostname = False
+    tls = ssl.create_default_context(cafile=str(identities / "gateway/ca.pem"))
+    tls.check_hostname = False
     async with serve(echo) as served:
         with pytest.raises(httpx.TransportError):
-            async with httpx.AsyncClient(verify=nobody, timeout=PATIENCE_SECONDS) as client:
+            async with httpx.AsyncClient(verify=tls, timeout=PATIENCE_SECONDS) as client:
                 await client.get(f"https://127.0.0.1:{served.port}/v1/feed")
 
 
@@ -142,7 +142,7 @@ async def refused(request: GetFeedRequest) -> bytes:
     match request.page_token:
         case "bad":
             raise BadPageToken
-        case "away":
+        case "unavailable":
             raise Unavailable("The cache")
         case "slow":
             # Until the deadline cancels it.
@@ -154,7 +154,7 @@ async def refused(request: GetFeedRequest) -> bytes:
     ("query", "status", "code", "reason"),
     [
         ("pageToken=bad", 400, 3, "BAD_PAGE_TOKEN"),
-        ("pageToken=away", 503, 14, "UNAVAILABLE"),
+        ("pageToken=unavailable", 503, 14, "UNAVAILABLE"),
         ("pageToken=slow", 504, 4, "DEADLINE_EXCEEDED"),
         ("pageToken=secret", 500, 13, "INTERNAL"),
         ("pageSize=101", 400, 3, "FIELD_INVALID"),

@@ -361,7 +361,7 @@ async def test_pages_have_no_gap_or_repeat(timelines, ages, size, data):
 async def test_keys_of_other_versions_are_neither_read_nor_changed(
     timelines, valkey, cache, reader
 ):
-    """Releases with different layouts run side by side."""
+    """Releases with different layouts run concurrently."""
     authors = AuthorTimelines(cache)
     spaces = {FEED, RULES, AUTHOR}
     foreign = {

@@ -26,7 +26,7 @@ HEADERS = (
     "x-forwarded-for", "user-agent", "referer", "x-b3-traceid", "grpc-timeout",
 )  # fmt: skip
 
-DOORS = ("gateway", "edge")
+PROXIES = ("gateway", "edge")
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def stack(tmp_path_factory) -> Iterator[Stack]:
 @pytest.fixture
 def proxies(stack) -> Stack:
     """A gateway and an edge without services or storage behind them."""
-    stack.up(DOORS)
+    stack.up(PROXIES)
     return stack
 
 
@@ -50,9 +50,9 @@ def clients(proxies: Stack) -> Iterator[httpx.Client]:
 
 def written(proxies: Stack) -> list[str]:
     """Stops both processes, so that Envoy flushes its logs, and returns the lines of both."""
-    for name in DOORS:
+    for name in PROXIES:
         proxies.stop(name)
-    lines = [line for name in DOORS for line in proxies.log(name).read_text().splitlines()]
+    lines = [line for name in PROXIES for line in proxies.log(name).read_text().splitlines()]
     assert len(lines) > 100
     return lines
 

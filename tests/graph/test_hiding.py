@@ -19,26 +19,26 @@ from tests.eventually import PATIENCE_SECONDS
 from tests.graph.conftest import Graph
 
 
-@pytest.fixture(params=["away", "stalled"])
+@pytest.fixture(params=["unavailable", "stalled"])
 async def service(request, graph: Graph) -> AsyncIterator[GraphService]:
     """A service whose cache accepts connections but never answers, or is closed."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1]
-        if request.param == "away":
+        if request.param == "unavailable":
             silent.close()
         async with (
             connect(
                 # A call that waited for the cache's own timeout would take an hour.
                 CacheSettings(valkey_url=f"redis://127.0.0.1:{port}/0", valkey_timeout_seconds=3600)
             ) as cache,
-            grpc.aio.insecure_channel("127.0.0.1:1") as nobody,
+            grpc.aio.insecure_channel("127.0.0.1:1") as no_account,
         ):
             yield GraphService(
                 graph.stores[0],
                 graph.lists,
                 graph.audiences[0],
                 HomeTimelines(cache),
-                Peers(AccountInternalServiceStub(nobody)),
+                Peers(AccountInternalServiceStub(no_account)),
                 page_key=b"secret",
             )
 

@@ -382,13 +382,13 @@ async def test_an_audience_is_divided_into_chunks_that_can_be_streamed(internal,
     cut = await internal.GetAudience(
         internal_pb.GetAudienceRequest(followee_id=star, chunk_size=30_000)
     )
-    nobody = await internal.GetAudience(
+    audience = await internal.GetAudience(
         internal_pb.GetAudienceRequest(followee_id=1, chunk_size=30_000)
     )
 
     assert (whole.mode, whole.followers, list(whole.bounds)) == (PUSHED, FANS, [])
     assert (cut.mode, cut.followers, list(cut.bounds)) == (PUSHED, FANS, [30_000, 60_000])
-    assert (nobody.mode, nobody.followers, list(nobody.bounds)) == (PUSHED, 0, [])
+    assert (audience.mode, audience.followers, list(audience.bounds)) == (PUSHED, 0, [])
 
 
 async def test_slow_readers_of_streams_do_not_block_other_calls(internal, star):

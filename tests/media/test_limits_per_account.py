@@ -297,9 +297,9 @@ async def test_the_number_of_open_uploads_per_account_is_limited(uploader, infra
             },
         )
 
-    for door in (by_form, by_parts, by_stream):
-        assert await refusal(door(uploader)) == "UPLOAD_LIMIT"
-        assert (await door(uploader.another_user())).media_id
+    for upload in (by_form, by_parts, by_stream):
+        assert await refusal(upload(uploader)) == "UPLOAD_LIMIT"
+        assert (await upload(uploader.another_user())).media_id
     # A repeated request opens no upload. Aborting or completing one makes room for another.
     abort = pb.AbortUploadRequest(media_id=first.media_id)
     await uploader.stub.AbortUpload(abort, metadata=metadata(uploader))

@@ -569,8 +569,8 @@ async def test_uploads_of_another_user_are_unknown(uploader):
             assert await refusal(anonymous(stranger, method, request)) == unknown[0]
         request = pb.GetUploadOffsetRequest(request_id="one")
         assert await refusal(anonymous(stranger, "GetUploadOffset", request)) == unknown[1]
-    nobody = replace(uploader, user_id=0)
-    assert await refusal(anonymous(nobody, "UploadMedia", messages(b"x"))) == "TOKEN_MISSING"
+    signed_out = replace(uploader, user_id=0)
+    assert await refusal(anonymous(signed_out, "UploadMedia", messages(b"x"))) == "TOKEN_MISSING"
 
 
 async def anonymous(uploader: Uploader, method: str, request):

@@ -175,11 +175,11 @@ async def test_media_of_another_user_are_unknown(uploader):
 
 
 async def test_uploading_needs_a_signed_in_user(uploader):
-    nobody = Uploader(uploader.stub, user_id=0)
+    signed_out = Uploader(uploader.stub, user_id=0)
 
-    assert await refusal(nobody.create(PHOTO)) == "TOKEN_MISSING"
-    assert await refusal(nobody.complete(1)) == "TOKEN_MISSING"
-    assert await refusal(nobody.get(1)) == "TOKEN_MISSING"
+    assert await refusal(signed_out.create(PHOTO)) == "TOKEN_MISSING"
+    assert await refusal(signed_out.complete(1)) == "TOKEN_MISSING"
+    assert await refusal(signed_out.get(1)) == "TOKEN_MISSING"
 
 
 @pytest.mark.parametrize(

@@ -67,7 +67,7 @@ async def test_a_thousand_watchers_get_each_state_and_the_end(store, add):
     began = time.monotonic()
     async with running(watchers):
         watching = [asyncio.create_task(collect(watchers, media, into=each)) for each in watches]
-        beside = asyncio.create_task(collect(watchers, other, seconds=0.1))
+        unchanged = asyncio.create_task(collect(watchers, other, seconds=0.1))
         await eventually(lambda: all_have(1))
         await store.mark_uploaded(media, "etag", size_bytes=1, sha256=None)
         await eventually(lambda: all_have(2))
@@ -77,7 +77,7 @@ async def test_a_thousand_watchers_get_each_state_and_the_end(store, add):
         assert {tuple(each) for each in watches} == {
             ((State.PENDING, False), (State.UPLOADED, False), (State.DELETED, True))
         }
-        assert await beside == [(State.PENDING, False), (State.PENDING, True)]
+        assert await unchanged == [(State.PENDING, False), (State.PENDING, True)]
     # As many queries as for one watcher.
     assert queries <= 1 + (time.monotonic() - began) / _POLL_SECONDS
     assert watchers._watching == {}

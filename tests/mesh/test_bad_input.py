@@ -95,7 +95,7 @@ async def refusal(call) -> ApiError:
         (
             "POST",
             "/v1/sessions",
-            {"username": "nobody.at.all", "password": "whatever it is"},
+            {"username": "no.such.user", "password": "whatever it is"},
             {},
             401,
             "CREDENTIALS_WRONG",

@@ -217,15 +217,15 @@ async def test_the_operator_cannot_act_as_a_person_and_is_in_the_audit_log(mesh,
 
     log = await asyncio.to_thread(mesh.log("feed").read_text)
     events = [json.loads(line) for line in log.splitlines() if line.startswith("{")]
-    told = [event for event in events if event.get("audit")]
-    called = [event for event in told if event["event"] == "operator.called"]
+    audited = [event for event in events if event.get("audit")]
+    called = [event for event in audited if event["event"] == "operator.called"]
     assert [(event["method"], event["request"]) for event in called][-2:] == [
         (admin.path, {"account_id": 4711}),
         (admin.path, None),
     ]
     refused = {
         event["method"]
-        for event in told
+        for event in audited
         if event["event"] == "caller.refused" and event["caller"] == "operator"
     }
     assert refused == {m.path for m in METHODS if m.is_public and m.process == "feed"}

@@ -103,7 +103,7 @@ async def journey(http: httpx.AsyncClient, begin: Callable[[str], None]) -> tupl
     media_id = upload["media"]["mediaId"]
     await author.complete(media_id)
     begin("post")
-    post = await author.post(media_id, caption="over a crash")
+    post = await author.post(media_id, caption="despite a crash")
     begin("process")
     media = await author.processed(media_id)
     assert media["state"] == "MEDIA_STATE_READY"

@@ -89,21 +89,21 @@ async def test_calls_to_a_stalled_service_fail_in_time(mesh, caller, channel):
     with ExitStack() as stalls:
         for service in services:
             stalls.enter_context(mesh.stalled(service))
-        rest, plain, patient = await asyncio.gather(
+        rest, plain, long_deadline = await asyncio.gather(
             asyncio.gather(*(timed(by_rest(caller, method)) for method in UNARY)),
             asyncio.gather(*(timed(by_grpc(caller, channel, each, None)) for each in UNARY)),
             asyncio.gather(*(timed(by_grpc(caller, channel, each, 3600)) for each in UNARY)),
         )
 
-    for method, told in zip(UNARY, rest, strict=True):
-        assert told.answer.status_code == 504, (method.path, told.answer.text)
-        assert ApiError(told.answer).reason == "DEADLINE_EXCEEDED", method.path
-    for method, told in zip(UNARY * 2, (*plain, *patient), strict=True):
+    for method, timed_call in zip(UNARY, rest, strict=True):
+        assert timed_call.answer.status_code == 504, (method.path, timed_call.answer.text)
+        assert ApiError(timed_call.answer).reason == "DEADLINE_EXCEEDED", method.path
+    for method, timed_call in zip(UNARY * 2, (*plain, *long_deadline), strict=True):
         expected = Refusal(grpc.StatusCode.DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED")
-        assert told.answer == expected, method.path
+        assert timed_call.answer == expected, method.path
     late = {
-        method.path: told.seconds
-        for method, told in zip(UNARY * 3, (*rest, *plain, *patient), strict=True)
-        if told.seconds > PROMISED_SECONDS + MARGIN_SECONDS
+        method.path: timed_call.seconds
+        for method, timed_call in zip(UNARY * 3, (*rest, *plain, *long_deadline), strict=True)
+        if timed_call.seconds > PROMISED_SECONDS + MARGIN_SECONDS
     }
     assert not late

@@ -38,7 +38,7 @@ def test_the_demo_posts_a_folder_of_photos_into_the_feeds_of_a_graph(mesh, tmp_p
     (folder / "market_day.jpg").write_bytes(photo(1200, 900, orientation=6))
     (folder / "night.webp").write_bytes(photo(800, 600, image_format="WEBP", seed=2))
     (folder / "notes.txt").write_text("no photo")
-    (tmp_path / "edges.txt").write_text("# who whom\nana ben\nana cem\nben cem\n")
+    (tmp_path / "edges.txt").write_text("# follower followee\nana ben\nana cem\nben cem\n")
     sheet = tmp_path / "feed.html"
 
     done = demo(

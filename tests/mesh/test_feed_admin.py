@@ -49,8 +49,8 @@ async def test_missing_posts_of_a_timeline_are_reported_and_repaired(mesh, admin
 
         await timelines.retract([reader], [posts[1]])
 
-        told = await admin.InspectFeed(asked)
-        assert (told.post_ids, told.missing_post_ids) == ([posts[2], posts[0]], [posts[1]])
+        seen = await admin.InspectFeed(asked)
+        assert (seen.post_ids, seen.missing_post_ids) == ([posts[2], posts[0]], [posts[1]])
 
         await admin.RebuildFeed(pb.RebuildFeedRequest(account_id=reader))
 
@@ -69,14 +69,14 @@ async def test_a_celebrity_who_is_not_pulled_is_reported(mesh, admin):
                 "INSERT INTO celebrities (account_id, mode) VALUES (%s, 'PULLED')", [author]
             )
 
-        told = await admin.InspectFeed(pb.InspectFeedRequest(account_id=reader))
+        seen = await admin.InspectFeed(pb.InspectFeedRequest(account_id=reader))
 
-        assert (told.pulled_account_ids, told.missing_pulled_account_ids) == ([], [author])
+        assert (seen.pulled_account_ids, seen.missing_pulled_account_ids) == ([], [author])
 
         await admin.RebuildFeed(pb.RebuildFeedRequest(account_id=reader))
 
-        told = await admin.InspectFeed(pb.InspectFeedRequest(account_id=reader))
-        assert (told.pulled_account_ids, told.missing_pulled_account_ids) == ([author], [])
+        seen = await admin.InspectFeed(pb.InspectFeedRequest(account_id=reader))
+        assert (seen.pulled_account_ids, seen.missing_pulled_account_ids) == ([author], [])
 
 
 async def test_only_the_operator_may_call_it(mesh):

@@ -133,9 +133,9 @@ def up(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
     )
     try:
         assert process.stdout is not None
-        told = process.stdout.readline()
-        assert told, "the mesh did not start"
-        yield Up(**json.loads(told))
+        addresses = process.stdout.readline()
+        assert addresses, "the mesh did not start"
+        yield Up(**json.loads(addresses))
     finally:
         process.communicate()
 

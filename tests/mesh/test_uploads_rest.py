@@ -151,7 +151,7 @@ async def test_an_interrupted_body_resumes_at_the_stored_offset(author, stored):
         with pytest.raises(ConnectionAbortedError):
             await put(author, broken(), offset=at, **query)
         # Bytes in transit to S3 still arrive.
-        at = await eventually(offset, lambda told, at=at, end=end: told > at or end == len(file))
+        at = await eventually(offset, lambda now, at=at, end=end: now > at or end == len(file))
 
     answer = await put(author, file[at:], offset=at, **query)
 

@@ -64,10 +64,10 @@ async def test_a_feed_is_watched_by_rest_and_by_grpc_until_its_server_drains(mes
         assert await anext(by_rest) == {"resumeAfterPostId": "1"}
 
         post = await bea.post(media_id, caption="seen at once")
-        told = await anext(by_rest)
-        assert told["post"]["caption"] == "seen at once"
-        assert told["post"]["author"]["username"] == bea.username
-        assert told["resumeAfterPostId"] == told["post"]["postId"] == post["postId"]
+        message = await anext(by_rest)
+        assert message["post"]["caption"] == "seen at once"
+        assert message["post"]["author"]["username"] == bea.username
+        assert message["resumeAfterPostId"] == message["post"]["postId"] == post["postId"]
 
         by_grpc = FeedServiceStub(channel).WatchFeed(
             feed_pb.WatchFeedRequest(after_post_id=1), metadata=tuple(bearer.items())

@@ -212,13 +212,13 @@ async def test_concurrent_changes_each_publish_an_event_and_deletion_is_last(rep
     assert {post.post_id for post in posts} == set(changes)
 
 
-@pytest.mark.parametrize("how", ["away", "stalled"])
+@pytest.mark.parametrize("how", ["unavailable", "stalled"])
 async def test_authors_do_not_wait_for_a_stalled_cache(
     replicas, post_service, author, stalled, how
 ):
     posts = [await published(replicas[0], author) for _ in range(2)]
     sign_in(author)
-    address = NOWHERE if how == "away" else stalled
+    address = NOWHERE if how == "unavailable" else stalled
     async with post_service(valkey_url=f"redis://{address}/0") as service:
         async with asyncio.timeout(PATIENCE_SECONDS):
             assert (await archive(service, posts[0])).state == ARCHIVED

@@ -153,12 +153,12 @@ async def test_a_post_that_waits_for_a_photo_fails_when_it_is_deleted(replicas, 
 async def test_a_post_is_created_even_if_it_cannot_be_resolved_at_once(
     replicas, author, post_service, peers, kafka
 ):
-    away = DatabaseSettings(
+    unavailable = DatabaseSettings(
         database_url="postgresql://post@127.0.0.1:1/photomesh", database_timeout_seconds=0.2
     )
     sign_in(author)
-    async with Database(away) as database:
-        resolver = Replica(database, Relay(away, kafka), peers).resolver
+    async with Database(unavailable) as database:
+        resolver = Replica(database, Relay(unavailable, kafka), peers).resolver
         async with post_service(resolver=resolver) as service:
             request = pb.CreatePostRequest(media_ids=[await author.photo()], request_id="once")
             answer = await service.CreatePost(request, None)
