@@ -18,7 +18,7 @@ from deploy.local.stack import Stack
 SECRET = "hunter2-correct-horse"
 
 # The maximum length of a log line, in bytes.
-MOST_BYTES = 2_048
+MAX_BYTES = 2_048
 
 # Headers that a log may contain.
 HEADERS = (
@@ -129,7 +129,7 @@ def test_lines_are_short_whatever_the_request(proxies, access_tokens):
 
     lines = written(proxies)
 
-    assert max(map(len, lines)) <= MOST_BYTES
+    assert max(map(len, lines)) <= MAX_BYTES
     entries = [json.loads(line) for line in lines if line.startswith("{")]
     assert len(entries) > 100
     assert any(entry.get("path", "").startswith("/v1/posts/aaa") for entry in entries)

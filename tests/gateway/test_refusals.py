@@ -230,12 +230,12 @@ def test_json_passes_exactly_when_it_is_valid_for_the_message(gateway, text):
     assert answer.status_code == (503 if passes else 400), answer.text
 
 
-MOST_BYTES = 64 << 10
+MAX_BYTES = 64 << 10
 
 
 def filled(begin: bytes, piece: bytes, end: bytes = b"") -> bytes:
     """Returns a body of the maximum size, filled with as many pieces as fit."""
-    return begin + piece * ((MOST_BYTES - len(begin) - len(end)) // len(piece)) + end
+    return begin + piece * ((MAX_BYTES - len(begin) - len(end)) // len(piece)) + end
 
 
 @pytest.mark.parametrize(
@@ -263,7 +263,7 @@ def filled(begin: bytes, piece: bytes, end: bytes = b"") -> bytes:
     ids=lambda body: body[:20].decode(),
 )
 def test_errors_for_the_worst_json_are_short(gateway, signed_in, body):
-    assert len(body) <= MOST_BYTES
+    assert len(body) <= MAX_BYTES
     answer = gateway.post("/v1/posts", content=body, headers=signed_in)
     refusal = Refusal.of(answer)
     assert (refusal.status, refusal.reason) == (400, "REQUEST_MALFORMED")
@@ -332,9 +332,9 @@ def test_json_of_more_than_64_kib_is_refused(gateway, signed_in, form):
         body = b'{"caption": ""}'.ljust(size)
         return Refusal.of(gateway.post("/v1/posts", content=form(body), headers=signed_in))
 
-    assert answer(MOST_BYTES).reason == "UNAVAILABLE"
+    assert answer(MAX_BYTES).reason == "UNAVAILABLE"
     too_large = Refusal(413, INVALID_ARGUMENT, "REQUEST_MALFORMED", {})
-    assert answer(MOST_BYTES + 1) == too_large
+    assert answer(MAX_BYTES + 1) == too_large
     assert answer(1_000_000) == too_large
 
 

@@ -51,7 +51,7 @@ MODES = {
 }
 
 # The minimum PSNR of variants, in dB: pictures with sharp edges lose most.
-LEAST = {"1": 16.0, "P": 24.0}
+MIN_PSNR = {"1": 16.0, "P": 24.0}
 USUALLY = 26.0
 
 
@@ -166,7 +166,7 @@ async def test_any_picture_is_shown_upright_and_without_metadata(renderers, draw
 
     rendition = await renderers.render(on_disk(file))
 
-    assert_shows(rendition, shown, LEAST.get(mode, USUALLY))
+    assert_shows(rendition, shown, MIN_PSNR.get(mode, USUALLY))
     assert_clean(rendition)
 
 

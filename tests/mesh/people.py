@@ -11,7 +11,7 @@ import httpx
 
 from tests.eventually import PATIENCE_SECONDS, eventually
 
-_AWAY = (502, 503, 504)
+_UNAVAILABLE = (502, 503, 504)
 _numbers = itertools.count(1)
 
 
@@ -57,7 +57,7 @@ class Person:
                     params=parameters,
                     headers={"authorization": f"Bearer {self.token}"} if self.token else {},
                 )
-                if response.status_code not in _AWAY or time.monotonic() > deadline:
+                if response.status_code not in _UNAVAILABLE or time.monotonic() > deadline:
                     break
             except httpx.TransportError:
                 if time.monotonic() > deadline:
