@@ -1,4 +1,4 @@
-"""Calling a service of the mesh directly, with the identity of one that may."""
+"""Calls services of the mesh directly, with the identity of an allowed caller."""
 
 import ssl
 from dataclasses import dataclass
@@ -18,13 +18,13 @@ from tests.eventually import PATIENCE_SECONDS
 def channel_to(
     stack: Stack, service: str, *, identity: str, port: int | None = None
 ) -> grpc.aio.Channel:
-    """Returns a channel to a service of the stack; `port`: of a line to it."""
+    """Returns a channel to a service of the stack; `port`: that of a `Line` to it."""
     address = f"127.0.0.1:{port or stack.ports.grpc[service]}"
     return client.channel(service, address, stack.layout.pki / identity)
 
 
 def pages_of(stack: Stack, *, identity: str = "gateway") -> httpx.AsyncClient:
-    """Returns a client of the pages that feed serves as REST."""
+    """Returns a client of the feed pages that feed itself serves over REST."""
     return httpx.AsyncClient(
         base_url=f"https://127.0.0.1:{stack.ports.rest['feed']}",
         verify=client_context(stack.layout.pki / identity),
@@ -33,26 +33,26 @@ def pages_of(stack: Stack, *, identity: str = "gateway") -> httpx.AsyncClient:
 
 
 def client_context(folder: Path) -> ssl.SSLContext:
-    """Returns what a client that is no gRPC client proves an identity with."""
+    """Returns the TLS context with which an HTTP client proves an identity."""
     context = ssl.create_default_context(cafile=str(folder / "ca.pem"))
-    # Certificates are for names, and here everything is an address.
+    # Certificates name hosts, but tests connect to addresses.
     context.check_hostname = False
     context.load_cert_chain(folder / "cert.pem", folder / "key.pem")
     return context
 
 
 def as_user(user_id: int) -> tuple[tuple[str, str], ...]:
-    """Returns the metadata by which the gateway tells who is signed in."""
+    """Returns the metadata with which the gateway names the signed-in user."""
     return ((USER_ID, str(user_id)),)
 
 
 @dataclass(frozen=True)
 class Refusal:
-    """What an error says."""
+    """The code, reason and fields of an error."""
 
     code: grpc.StatusCode
     reason: str
-    # The fields that something is wrong with.
+    # The names of the invalid fields.
     fields: tuple[str, ...] = ()
 
     @classmethod

@@ -1,7 +1,7 @@
-"""The real parts that tests talk to: each is started once a run, on free ports of its own.
+"""The real parts that tests talk to. Each starts once per run, on free ports.
 
 Every test has its own database, cloned from a migrated template, or its own users. With
-pytest-xdist each worker has parts of its own.
+pytest-xdist, each worker starts its own parts.
 """
 
 import itertools
@@ -33,14 +33,14 @@ _TEMPLATE = "template_photomesh"
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Prints how many seconds the tests of each folder took, their fixtures included."""
+    """Prints how many seconds the tests of each folder took, including fixtures."""
     seconds: Counter[str] = Counter()
     tests: Counter[str] = Counter()
     for report in itertools.chain.from_iterable(terminalreporter.stats.values()):
         if isinstance(report, pytest.TestReport):
             folder = report.nodeid.partition("::")[0].rpartition("/")[0]
             seconds[folder] += report.duration
-            # Of the three reports of a test, the one that each has whatever becomes of it.
+            # A test has up to three reports; only this one always exists.
             tests[folder] += report.when == "teardown"
     if seconds:
         terminalreporter.section("seconds by folder")
@@ -51,7 +51,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def no_secret_is_written(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Fails the run when a password, token or key that a test used lies in any of its files."""
+    """Fails the run if any of its files holds a password, token or key that a test used."""
     with watch():
         yield
     found = USED.search(tmp_path_factory.getbasetemp())
@@ -59,10 +59,10 @@ def no_secret_is_written(tmp_path_factory: pytest.TempPathFactory) -> Iterator[N
 
 
 @pytest.fixture(scope="session", autouse=True)
-def nothing_runs_on() -> Iterator[None]:
-    """Fails if a process outlives the tests, and ends all if this process dies before."""
+def no_process_outlives_the_run() -> Iterator[None]:
+    """Fails if a process outlives the tests; a guard ends them if this process dies first."""
     run = secrets.token_hex(8)
-    # Inherited by whatever tests start. Stacks choose what they inherit and have guards.
+    # Processes that tests start inherit it. Those of a stack do not, but have its guard.
     os.environ[RUN] = run
     with subprocess.Popen(
         [sys.executable, "-m", "tests.guard", run],
@@ -73,13 +73,13 @@ def nothing_runs_on() -> Iterator[None]:
         yield
         left = processes_of(run)
         del os.environ[RUN]
-        # The end of its input has the guard kill what is left.
+        # When its input ends, the guard kills the remaining processes.
     assert not left, f"tests left processes running: {left}"
 
 
 @pytest.fixture(scope="session")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """The process table on free ports; nothing of it runs yet."""
+    """The process table on free ports; nothing runs yet."""
     with Stack(
         tmp_path_factory.mktemp("stack"),
         ports=free_ports(),
@@ -110,7 +110,7 @@ def valkey_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 
 @pytest.fixture(scope="session", params=["server", "cluster"])
 def cache_url(request: pytest.FixtureRequest) -> str:
-    """Where a Valkey is: what uses it is tested with one server, and again with a cluster."""
+    """The URL of a Valkey. Tests that use it run with one server and again with a cluster."""
     if request.param == "cluster":
         return request.getfixturevalue("valkey_cluster").valkey_url
     stack: Stack = request.getfixturevalue("stack")
@@ -128,14 +128,14 @@ async def cache(cache_url: str) -> AsyncIterator[Cache]:
 
 @pytest.fixture(scope="session")
 def mesh(infrastructure: Stack) -> Stack:
-    """Everything: the infrastructure, every service, the gateway and the edge."""
+    """The whole mesh: infrastructure, services, gateway and edge."""
     infrastructure.up(timeout=PATIENCE_SECONDS)
     return infrastructure
 
 
 @pytest.fixture(scope="session")
 def database_template(infrastructure: Stack) -> str:
-    """The name of a migrated database that nobody is connected to."""
+    """The name of a migrated database without connections, so that it can be cloned."""
     provision_database(
         Database(
             admin_database_url=infrastructure.superuser_url,
@@ -148,7 +148,7 @@ def database_template(infrastructure: Stack) -> str:
 
 @contextmanager
 def _cloned(stack: Stack, template: str) -> Iterator[Callable[[str], DatabaseSettings]]:
-    """Gives the settings of a service's schema in a new database, removed at the end."""
+    """Yields a function that returns the settings of a service's schema in a new database."""
     name = f"test_{next(_numbers)}"
     database = sql.Identifier(name)
     with psycopg.connect(stack.superuser_url, autocommit=True) as server:
@@ -156,7 +156,7 @@ def _cloned(stack: Stack, template: str) -> Iterator[Callable[[str], DatabaseSet
             sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(database, sql.Identifier(template))
         )
         for role in map(sql.Identifier, stack.credentials.database):
-            # A role's settings belong to a database and are not cloned with it.
+            # Cloning a database does not copy the per-database settings of roles.
             server.execute(
                 sql.SQL("ALTER ROLE {} IN DATABASE {} SET search_path = {}, extensions").format(
                     role, database, role
@@ -165,7 +165,7 @@ def _cloned(stack: Stack, template: str) -> Iterator[Callable[[str], DatabaseSet
     yield lambda role: DatabaseSettings(
         database_url=stack.database_url(role).rpartition("/")[0] + f"/{name}"
     )
-    # Connected anew, for another test may have killed the server meanwhile.
+    # A new connection, because a test may have killed the server meanwhile.
     with psycopg.connect(stack.superuser_url, autocommit=True) as server:
         server.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(database))
 
@@ -174,7 +174,7 @@ def _cloned(stack: Stack, template: str) -> Iterator[Callable[[str], DatabaseSet
 def database_of(
     infrastructure: Stack, database_template: str
 ) -> Iterator[Callable[[str], DatabaseSettings]]:
-    """Gives the settings of a service's schema in a database that only this test uses."""
+    """Returns the settings of a service's schema in a database that only this test uses."""
     with _cloned(infrastructure, database_template) as settings_of:
         yield settings_of
 
@@ -183,7 +183,7 @@ def database_of(
 def shared_database_of(
     infrastructure: Stack, database_template: str
 ) -> Iterator[Callable[[str], DatabaseSettings]]:
-    """The same for all tests of a package, which empty its tables themselves: that is quicker."""
+    """The same, shared by the tests of a package. They empty the tables, which is faster."""
     with _cloned(infrastructure, database_template) as settings_of:
         yield settings_of
 
@@ -193,7 +193,7 @@ _numbers = itertools.count(1)
 
 @pytest.fixture
 def kafka(infrastructure: Stack) -> KafkaSettings:
-    """Where the broker is."""
+    """The address of the broker."""
     return KafkaSettings(kafka_bootstrap=infrastructure.kafka_bootstrap)
 
 
@@ -207,5 +207,5 @@ async def http(mesh: Stack) -> AsyncIterator[httpx.AsyncClient]:
 
 @pytest.fixture
 def person(http: httpx.AsyncClient) -> Callable[[], Person]:
-    """Makes people who have not signed up yet."""
+    """Makes users who have not signed up yet."""
     return lambda: Person(http)

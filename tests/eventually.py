@@ -1,4 +1,4 @@
-"""Waiting for what happens asynchronously, without a sleep that is ever too short or too long."""
+"""Waits for asynchronous effects by polling, instead of sleeping for a fixed time."""
 
 import asyncio
 import time
@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 PATIENCE_SECONDS = 120.0
-"""How long a test waits for an event that must come: so long that no busy machine exceeds it."""
+"""How long a test waits for an effect that must occur: enough for a busy machine."""
 
 Value = TypeVar("Value")
 
@@ -17,9 +17,10 @@ async def eventually(
     *,
     within: float = PATIENCE_SECONDS,
 ) -> Value:
-    """Asks until the answer holds and returns it; an AssertionError shows the last one.
+    """Calls `ask` until its result satisfies the condition, and returns that result.
 
-    Takes seconds. An error of `ask` counts as an answer that does not hold.
+    `within` is in seconds. An error of `ask` counts as a result that does not satisfy it. Raises
+    AssertionError with the last result.
     """
     deadline = time.monotonic() + within
     last: object = None

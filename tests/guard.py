@@ -1,8 +1,8 @@
-"""Ends what tests have started when the process that runs them is gone, even by SIGKILL.
+"""Ends the processes that tests started when the test run itself ends, even by SIGKILL.
 
     python -m tests.guard RUN
 
-It waits until its standard input is closed, which the kernel does for a dead process too.
+It waits for its standard input to close. The kernel closes it even if the run is killed.
 """
 
 import sys
@@ -11,9 +11,9 @@ from pathlib import Path
 from deploy.local import proc
 
 RUN = "PHOTOMESH_TEST_RUN"
-"""The environment variable by which the processes that a test run started are known."""
+"""The environment variable that identifies the processes of a test run."""
 
-# They end by themselves once they have ended what they guard, which must not be prevented.
+# Guards must not be killed: they end by themselves after they end what they guard.
 _GUARDS = {b"tests.guard", b"deploy.local.guard"}
 
 
@@ -28,7 +28,7 @@ def processes_of(run: str) -> set[proc.Identity]:
             environment = (folder / "environ").read_bytes().split(b"\0")
             command = (folder / "cmdline").read_bytes().split(b"\0")
         except OSError:
-            # It has ended, or is somebody else's.
+            # It has ended, or belongs to another user.
             continue
         if entry in environment and _GUARDS.isdisjoint(command):
             process = proc.identify(int(folder.name))

@@ -1,4 +1,4 @@
-"""A TCP line between a client and a server, to be cut."""
+"""A TCP proxy between a client and a server, whose connections a test can cut."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -6,26 +6,26 @@ from contextlib import asynccontextmanager
 
 
 class Line:
-    """Passes bytes on in both directions, until it is cut."""
+    """Forwards bytes in both directions until it is cut."""
 
     def __init__(self, far_port: int) -> None:
         self.port = 0
-        """Where clients connect to, on 127.0.0.1."""
+        """The port that clients connect to, on 127.0.0.1."""
         self._far_port = far_port
         self._writers: list[asyncio.StreamWriter] = []
 
     def cut(self) -> None:
-        """Ends all connections without a word, as a client's crash does."""
+        """Aborts all connections, as a crash of the client does."""
         for writer in self._writers:
             writer.transport.abort()
 
     async def connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         far_reader, far_writer = await asyncio.open_connection("127.0.0.1", self._far_port)
         self._writers += writer, far_writer
-        await asyncio.gather(_pass_on(reader, far_writer), _pass_on(far_reader, writer))
+        await asyncio.gather(_forward(reader, far_writer), _forward(far_reader, writer))
 
 
-async def _pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+async def _forward(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     try:
         while content := await reader.read(65_536):
             writer.write(content)
@@ -38,7 +38,7 @@ async def _pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -
 
 @asynccontextmanager
 async def line_to(port: int) -> AsyncIterator[Line]:
-    """Gives a line to a port of this machine."""
+    """Yields a line to a port of this machine."""
     line = Line(port)
     async with await asyncio.start_server(line.connect, "127.0.0.1") as server:
         line.port = server.sockets[0].getsockname()[1]

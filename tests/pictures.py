@@ -1,4 +1,4 @@
-"""Photos as phones take them, made by Pillow."""
+"""Photos like those of phones, made by Pillow."""
 
 import io
 import random
@@ -16,8 +16,8 @@ BERLIN = {
 
 
 def on_disk(content: bytes) -> BinaryIO:
-    """Returns a file that goes when it is closed."""
-    file = tempfile.TemporaryFile()  # noqa: SIM115 -- It is handed on.
+    """Returns a file that is deleted when it is closed."""
+    file = tempfile.TemporaryFile()  # noqa: SIM115 -- The caller closes it.
     file.write(content)
     file.flush()
     return file
@@ -34,8 +34,8 @@ def photo(
 ) -> bytes:
     """Returns an encoded photo with EXIF: camera, GPS and orientation.
 
-    Its stored pixels are a smooth random picture of `width` by `height`, so that it compresses
-    like a photo and each seed gives another one.
+    The stored pixels are a smooth random picture of `width` by `height`, which compresses like a
+    photo and differs for each seed.
     """
     rng = random.Random(seed)
     small = Image.new("RGB", (8, 6))

@@ -17,7 +17,7 @@ from services.chassis.rpc import methods
 
 _GEN = Path(__file__).parents[1] / "gen"
 
-# What a field is tried with, until its rules are kept.
+# Candidates for the value of a field; the first that satisfies its rules is used.
 _CANDIDATES = {
     FieldDescriptor.CPPTYPE_STRING: ("image/jpeg", "a", "abcdefgh", "0123456789abcdef" * 4),
     FieldDescriptor.CPPTYPE_BOOL: (True,),
@@ -36,7 +36,7 @@ class Method:
 
     @cached_property
     def contract(self) -> methods.Method:
-        """What its options say."""
+        """What its options declare."""
         return methods.Method.of(self.descriptor)
 
     @property
@@ -57,7 +57,7 @@ class Method:
 
     @property
     def writes(self) -> bool:
-        """Whether it changes something."""
+        """Whether the method is a write."""
         if self._rule is not None:
             return self._rule.WhichOneof("pattern") != "get"
         return not self.descriptor.name.startswith(
@@ -80,14 +80,14 @@ class Method:
 
 
 def all_methods() -> list[Method]:
-    """Returns every method of every contract; what several processes serve, once for each."""
+    """Returns every method of every contract, once for each process that serves it."""
     found = []
     for path in sorted(_GEN.glob("photomesh/*/v1/*_service_pb2.py")):
         name = ".".join(path.relative_to(_GEN).with_suffix("").parts)
         file = importlib.import_module(name).DESCRIPTOR
         for service in file.services_by_name.values():
             package = file.package.split(".")[1]
-            # Every process that consumes events has dead letters.
+            # Every consumer of events serves the dead letters' contract.
             served_by = _CONSUMERS if package == "common" else [package]
             found += [Method(each, process) for process in served_by for each in service.methods]
     assert found
@@ -95,7 +95,7 @@ def all_methods() -> list[Method]:
 
 
 def valid_request(kind: type[Message]) -> Message:
-    """Returns a request that keeps all rules, with a value in every field of our own types."""
+    """Returns a request that satisfies all rules, with all fields of our own messages set."""
     request = kind()
     for field in kind.DESCRIPTOR.fields:
         _fill(request, field)
@@ -122,12 +122,12 @@ def _fill(message: Message, field: FieldDescriptor) -> None:
             for violation in protovalidate.collect_violations(message)
         ):
             return
-    raise AssertionError(f"no value of {field.full_name} keeps its rules: add a candidate")
+    raise AssertionError(f"no candidate satisfies the rules of {field.full_name}: add one")
 
 
 def fields_of(message: Message, scope: str = "") -> Iterator[tuple[str, Message, FieldDescriptor]]:
-    """Yields the path, the holder and the descriptor of each field, at any depth, that is set or
-    of a message that is set."""
+    """Yields the path, the message and the descriptor of each field of each message that is set,
+    at any depth."""
     for field in message.DESCRIPTOR.fields:
         yield scope + field.name, message, field
         if field.message_type is None:

@@ -1,8 +1,8 @@
-"""What grants something in a test run, and whether any of it was written to disk.
+"""The secrets of a test run, and a search for them in the files that it wrote.
 
-`watch` notes what goes through HTTP and gRPC clients of this process: which fields are secrets is
-read from the contracts, where they are marked `debug_redact`. It also notes the keys and passwords
-of each stack that is made. `search` looks for all of it at once in all files below a folder.
+`watch` records the secrets that HTTP and gRPC clients of this process send and receive: the fields
+that the contracts mark `debug_redact`. It also records the keys and passwords of each stack that is
+made. `search` looks for all of them in all files below a folder.
 """
 
 import base64
@@ -26,15 +26,15 @@ from google.protobuf.message import Message
 from deploy.local.stack import Stack
 from services.chassis import contracts
 
-_FEWEST_CHARACTERS = 12
-_FEWEST_DIFFERENT = 6
-"""Other texts, such as passwords that are refused for being short, occur by chance."""
+_MIN_CHARACTERS = 12
+_MIN_DISTINCT = 6
+"""Simpler texts, such as passwords that are too short to be accepted, occur by chance."""
 
 _GRANTING = frozenset({"token", "policy", "signature", "x-amz-signature"})
-"""The query parameters and form fields, of those that presigned requests have, that are secrets."""
+"""The query parameters and form fields of presigned requests that are secrets."""
 
 _KEY_FOLDERS = frozenset({"pki", "etc"})
-"""Where a stack keeps its keys, and the configurations that hold them, in files of its own."""
+"""The folders in which a stack keeps keys and configurations that contain keys."""
 
 _SHAPES = (
     # A JWT with its signature, the query of a presigned URL, a private key, a URL with a password.
@@ -42,11 +42,11 @@ _SHAPES = (
     r"X-Amz-Signature=[0-9a-f]{16,}",
     r"PRIVATE KEY-----",
     r"://[^/ :@]+:[^/ @*]+@",
-    # What is stored of a password.
+    # A password hash.
     r"\$argon2id?\$",
     r"SCRAM-SHA-256\$",
 )
-"""What no log holds, also where it went through clients that are not ours, such as curl."""
+"""Patterns of secrets, to find those that other clients, such as curl, sent."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Finding:
     kind: str
     path: Path
     line: str
-    """What stands around the first such, without the secret itself."""
+    """The line of the first occurrence, with secrets masked."""
     times: int = 1
 
     def __str__(self) -> str:
@@ -65,13 +65,13 @@ class Finding:
 
 @dataclass
 class Secrets:
-    """Secrets by what they are in a file, and of which kind they are."""
+    """Maps each secret, as it would be written to a file, to its kind."""
 
     kinds: dict[bytes, str] = field(default_factory=dict)
 
     def add(self, kind: str, text: str) -> None:
-        """Notes a secret, as it is and as JSON, URLs and Python write it."""
-        if len(text) < _FEWEST_CHARACTERS or len(set(text)) < _FEWEST_DIFFERENT:
+        """Records a secret verbatim and as JSON, URLs and Python write it."""
+        if len(text) < _MIN_CHARACTERS or len(set(text)) < _MIN_DISTINCT:
             return
         raw = text.encode(errors="surrogateescape")
         for form in (
@@ -82,17 +82,17 @@ class Secrets:
             repr(text)[1:-1].encode(errors="surrogateescape"),
             repr(raw)[2:-1].encode(),
         ):
-            # A line of what is searched is all that can be found.
+            # grep searches line by line.
             self.kinds.setdefault(max(form.split(b"\n"), key=len), kind)
 
     def add_url(self, kind: str, url: str) -> None:
-        """Notes what of a URL is secret."""
+        """Records the secrets in the query of a URL."""
         for name, value in parse_qsl(urlsplit(url).query):
             if name.lower() in _GRANTING:
                 self.add(kind, value)
 
     def add_message(self, message: Message) -> None:
-        """Notes the marked fields of a message."""
+        """Records the marked fields of a message."""
         if not _may_hold_secrets(message.DESCRIPTOR):
             return
         for known, value in message.ListFields():
@@ -103,14 +103,14 @@ class Secrets:
                     self.add_message(inner)
 
     def add_json(self, text: bytes) -> None:
-        """Notes the marked fields of JSON."""
+        """Records the marked fields of JSON."""
         for name, value in _secret_json().findall(text):
             self._add_field(name.decode(), json.loads(value))
         for name, value in _FORM_FIELDS.findall(text):
             self._add_field("form_fields", {name.decode(): json.loads(value)})
 
     def add_stack(self, stack: Stack) -> None:
-        """Notes the keys and passwords of a stack."""
+        """Records the keys and passwords of a stack."""
         credentials = stack.credentials
         self.add("database password", credentials.database_superuser)
         for password in credentials.database.values():
@@ -132,9 +132,9 @@ class Secrets:
                 self.add("private key", line)
 
     def search(self, folder: Path) -> list[Finding]:
-        """Searches all files below a folder; of each kind and file returns what was found first.
+        """Searches all files below a folder. Returns one finding per kind and file.
 
-        Files that hold keys are passed over if only their owner may read them.
+        Skips the files that hold keys if only their owner may read them.
         """
         shapes = dict.fromkeys((shape.encode() for shape in _SHAPES), "what looks like a secret")
         found: dict[tuple[str, Path], Finding] = {}
@@ -151,7 +151,7 @@ class Secrets:
     ) -> Iterator[Finding]:
         if not patterns:
             return
-        # From standard input: in a file, they would be found, and as arguments, be seen.
+        # From standard input: grep would find a file of patterns, and arguments are public.
         grep = subprocess.run(
             ["grep", "-rabHoZ", *options, "-f", "-", "--", folder],
             input=b"\n".join(patterns) + b"\n",
@@ -159,7 +159,7 @@ class Secrets:
             capture_output=True,
             check=False,
         )
-        # 2: some files could not be read, such as those that went meanwhile.
+        # 2: some files could not be read, for example because they were removed meanwhile.
         if grep.returncode not in (0, 1) and not grep.stderr:
             raise RuntimeError(f"grep ended with code {grep.returncode}")
         for one in grep.stdout.splitlines():
@@ -195,14 +195,14 @@ class Secrets:
 
 
 USED = Secrets()
-"""What this process's tests used so far."""
+"""The secrets that the tests of this process have used so far."""
 
 _FORM_FIELDS = re.compile(rb'"(policy|x-amz-signature)": ?("(?:[^"\\]|\\.)*")', re.IGNORECASE)
 
 
 @contextlib.contextmanager
 def watch(secrets: Secrets = USED) -> Iterator[None]:
-    """Notes what HTTP and gRPC clients of this process send and receive, and its stacks' keys."""
+    """Records the secrets in this process's HTTP and gRPC calls, and the keys of its stacks."""
     make = Stack.__init__
 
     def made(self: Stack, *arguments: Any, **options: Any) -> None:
@@ -297,13 +297,13 @@ def _watch_grpc(patch: pytest.MonkeyPatch, secrets: Secrets) -> None:
 
 
 def _holds_keys(path: Path) -> bool:
-    """Tells whether a file is one that must hold keys, and nobody else may read it."""
+    """Returns whether a file is meant to hold keys and only its owner may read it."""
     return not _KEY_FOLDERS.isdisjoint(path.parts) and not path.stat().st_mode & 0o077
 
 
 @functools.cache
 def _secret_names() -> frozenset[str]:
-    """Returns the names of all marked fields, in contracts and in JSON."""
+    """Returns the names of all marked fields, as in contracts and as in JSON."""
     return frozenset(
         name
         for file in contracts.files().file

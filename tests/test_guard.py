@@ -1,4 +1,4 @@
-"""Whatever tests start ends with the process that runs them."""
+"""Processes that tests start end with the test run."""
 
 import os
 import secrets
@@ -14,7 +14,7 @@ from tests.guard import RUN, processes_of
 
 @contextmanager
 def started(run: str, *command: str) -> Iterator[subprocess.Popen[bytes]]:
-    """Runs a command that says when it is ready, or is at once; tells what it inherited."""
+    """Runs a command in a session of its own, as part of a test run."""
     with subprocess.Popen(
         command,
         env={**os.environ, RUN: run},
@@ -28,7 +28,7 @@ def started(run: str, *command: str) -> Iterator[subprocess.Popen[bytes]]:
             process.kill()
 
 
-def test_what_a_run_started_ends_with_it_and_guards_of_stacks_end_by_themselves(tmp_path):
+def test_processes_end_with_their_run_but_guards_of_stacks_end_by_themselves(tmp_path):
     run, other_run = secrets.token_hex(8), secrets.token_hex(8)
     parent = ("bash", "-c", "sleep 600 & echo ready; wait")
     with (
@@ -41,7 +41,7 @@ def test_what_a_run_started_ends_with_it_and_guards_of_stacks_end_by_themselves(
             assert process.stdout.readline() == b"ready\n"
         assert {proc.identify(ours.pid)} < processes_of(run)
 
-        # As the kernel does when the process at the other end is gone.
+        # As the kernel does when the process at the other end has died.
         guard.stdin.close()
 
         assert guard.wait(PATIENCE_SECONDS) == 0

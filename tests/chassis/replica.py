@@ -1,7 +1,7 @@
 """A replica of graph without a database: `python -m tests.chassis.replica`.
 
-It has the chassis's own server, and answers with its port. It does not answer calls for an account
-whose id is its port.
+It uses the chassis's server and answers with its port. It never answers calls for the account whose
+id is its port.
 """
 
 import asyncio
@@ -15,7 +15,7 @@ from services.chassis.config import MeshSettings, load
 from services.chassis.errors import DeadLetterUnknown
 from services.chassis.rpc.server import Service, run, serve
 
-# The accounts whose calls do not simply succeed.
+# The accounts whose calls fail or hang.
 UNKNOWN, BROKEN, SLOW = 101, 102, 103
 
 SLOW_SECONDS = 1.5

@@ -1,4 +1,4 @@
-"""The circuit breaker under a clock of our own."""
+"""The circuit breaker, with a fake clock."""
 
 import asyncio
 import os
@@ -53,7 +53,7 @@ def end(attempt: Attempt, error: BaseException | None) -> None:
 
 
 class Part:
-    """The dependency, whose responses to probes are up to the test."""
+    """A dependency. Tests control its responses to probes."""
 
     def __init__(self) -> None:
         self.probes: list[asyncio.Future[None]] = []
@@ -63,7 +63,7 @@ class Part:
         await self.probes[-1]
 
     async def respond(self, error: Exception | None = None) -> None:
-        """Ends the only probe."""
+        """Ends the pending probe."""
         [probe] = self.probes
         self.probes.clear()
         probe.set_exception(error) if error else probe.set_result(None)
@@ -76,7 +76,7 @@ def part() -> Part:
 
 
 async def turns() -> None:
-    """Lets tasks run. These are turns of the event loop, not time: they need no other event."""
+    """Runs the event loop for some iterations, which suffices for tasks without I/O."""
     for _ in range(10):
         await asyncio.sleep(0)
 
@@ -112,14 +112,14 @@ def test_it_opens_after_failures_in_a_row_and_only_then(breaker):
     assert is_rejected(breaker)
 
 
-def test_an_error_that_is_a_response_is_no_failure(breaker):
+def test_an_error_response_is_not_a_failure(breaker):
     for _ in range(_THRESHOLD):
         with pytest.raises(KeyError), breaker.call(probe=never):
             raise KeyError
     assert not breaker.is_open
 
 
-def test_a_stalled_part_costs_few_callers_more_than_the_patience(breaker, clock):
+def test_a_stalled_part_delays_few_callers_longer_than_the_patience(breaker, clock):
     waiting = [breaker.call(probe=never) for _ in range(_THRESHOLD)]
     clock.now += _PATIENCE + 0.01
 
@@ -171,7 +171,7 @@ async def test_one_probe_runs_in_the_background(breaker, clock, part, error, is_
     assert part.probes == []
 
     clock.now += _LONGEST
-    # The first call starts it, and none is let through meanwhile.
+    # The first call starts it, and all calls are rejected meanwhile.
     assert [is_rejected(breaker, part.probe) for _ in range(3)] == [True] * 3
     await turns()
     await part.respond(error)
@@ -179,7 +179,7 @@ async def test_one_probe_runs_in_the_background(breaker, clock, part, error, is_
 
 
 class Calls(RuleBasedStateMachine):
-    """Any calls and probes, ending in any order and way."""
+    """Calls and probes that end in any order, with any result."""
 
     def __init__(self) -> None:
         super().__init__()

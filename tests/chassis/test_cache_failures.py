@@ -55,7 +55,7 @@ async def test_a_stalled_server_costs_few_callers_the_timeout(stack):
         with stack.stalled("valkey"):
             first = await asyncio.gather(*(_is_refused(cache.get_many(["any"])) for _ in range(50)))
             assert all(first)
-            # So long that the server is probed meanwhile.
+            # Long enough for a probe of the server.
             began = time.monotonic()
             while time.monotonic() < began + 1:
                 assert _is_refused_at_once(cache.get_many(["any"]))
@@ -84,7 +84,7 @@ def test_the_client_works_on_uvloop(cache_url):
     assert uvloop.run(main()) == [b"2", b"1" * 10**6, None]
 
 
-async def test_a_wrong_script_is_not_an_outage(cache):
+async def test_an_error_of_a_script_is_not_an_outage(cache):
     with pytest.raises(ReplyError, match="nosuchcommand"):
         await cache.run(Script("error('nosuchcommand')"), 1)
 
@@ -137,7 +137,7 @@ async def test_the_replica_of_a_killed_master_takes_over(valkey_cluster):
             marker = await timelines.begin_rebuild(reader)
             await timelines.finish_rebuild(reader, marker, [1 << 23], whole=True, version=1)
         assert await timelines.push(readers, [2 << 23]) == len(readers)
-        # A failover loses writes that the replica lacks; this test is about the others.
+        # A failover may lose writes that the replica lacks, so this test first waits for it.
         master.execute_command("WAIT", 1, 1000)
 
         valkey_cluster.kill(name)
@@ -149,7 +149,7 @@ async def test_the_replica_of_a_killed_master_takes_over(valkey_cluster):
         assert await eventually(lambda: cache.run(_GET, 42)) == b"kept"
         assert await timelines.push(readers, [3 << 23]) == len(readers)
 
-        # It returns as a replica, without effect on callers.
+        # The old master returns as a replica, without effect on callers.
         await asyncio.to_thread(valkey_cluster.start, name)
         assert await timelines.push(readers, [4 << 23]) == len(readers)
         for reader in readers:
@@ -181,7 +181,7 @@ def _id(node: Redis) -> str:
 
 
 def _patient(valkey_url: str) -> CacheSettings:
-    """Returns settings by which no server that runs is too slow, however busy the machine is."""
+    """Returns settings with a timeout that no running server exceeds, even on a busy machine."""
     return CacheSettings(valkey_url=valkey_url, valkey_timeout_seconds=PATIENCE_SECONDS)
 
 

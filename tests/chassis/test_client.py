@@ -1,4 +1,4 @@
-"""Callers use all replicas of a peer, and do not notice that one fails."""
+"""Callers use all replicas of a peer, and do not notice when one fails."""
 
 import asyncio
 import os
@@ -96,7 +96,7 @@ async def graph(stack, replicas) -> AsyncIterator[GraphInternalServiceStub]:
 
 
 class Traffic:
-    """The results of calls that are sent all the time."""
+    """The results of calls that are sent continuously."""
 
     def __init__(self) -> None:
         self.served: Counter[int] = Counter()

@@ -11,7 +11,7 @@ from services.chassis.jobs import periodic
 from tests.eventually import eventually
 
 
-async def test_a_job_runs_again_and_again_each_time_in_a_trace_of_its_own_also_after_a_failure():
+async def test_a_job_runs_periodically_with_a_new_trace_even_after_a_failure():
     traces: list[str] = []
 
     async def job() -> None:
@@ -38,7 +38,7 @@ async def test_a_job_runs_again_and_again_each_time_in_a_trace_of_its_own_also_a
     assert len(set(traces)) == len(traces)
 
 
-async def test_an_error_that_is_not_expected_ends_the_worker():
+async def test_an_unexpected_error_ends_the_worker():
     async def job() -> None:
         raise ValueError("a bug")
 

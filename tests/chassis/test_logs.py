@@ -1,4 +1,4 @@
-"""Log lines: no locals, no secrets, a bounded length, whatever is logged."""
+"""Log lines contain no locals and no secrets, and have a bounded length."""
 
 import contextlib
 import io
@@ -27,7 +27,7 @@ SECRET = "correct horse battery"
 
 
 class Written:
-    """What was written since the last question."""
+    """Returns what was written since the last call."""
 
     def __init__(self, stream: io.StringIO) -> None:
         self._stream = stream
@@ -52,7 +52,7 @@ class Written:
 
 @contextlib.contextmanager
 def configured(level: str) -> Iterator[Written]:
-    """Logs as a process of the mesh does, and leaves this process's own logging as it was."""
+    """Configures logging as a process of the mesh does, and restores it afterwards."""
     root = logging.getLogger()
     usual = root.handlers, root.level, structlog.get_config()
     hooks = sys.excepthook, sys.unraisablehook, threading.excepthook
@@ -92,29 +92,29 @@ def log_as_a_library(error: BaseException) -> None:
 
 
 @pytest.mark.parametrize("log", [log_with_structlog, log_as_a_library])
-def test_tracebacks_tell_frames_but_no_locals(log):
+def test_tracebacks_have_frames_but_no_locals(log):
     with configured("INFO") as written:
         log(raised())
 
-        [told] = written.line()["exception"]
-        assert told["exc_type"] == "ValueError"
-        assert told["exc_value"] == "ann sent 4194304 bytes"
-        assert told["frames"][-1]["name"] == "fail_with_a_secret"
-        assert {key for frame in told["frames"] for key in frame} == {"filename", "lineno", "name"}
+        [error] = written.line()["exception"]
+        assert error["exc_type"] == "ValueError"
+        assert error["exc_value"] == "ann sent 4194304 bytes"
+        assert error["frames"][-1]["name"] == "fail_with_a_secret"
+        assert {key for frame in error["frames"] for key in frame} == {"filename", "lineno", "name"}
 
 
-def test_tracebacks_tell_what_led_to_the_error():
+def test_tracebacks_contain_the_causes_of_the_error():
     with configured("INFO") as written:
         try:
             try:
                 fail_with_a_secret()
             except ValueError as error:
-                raise RuntimeError("in vain") from error
+                raise RuntimeError("failed") from error
         except RuntimeError:
             logs.logger("tested").exception("failed")
 
-        told = written.line()["exception"]
-        assert [each["exc_type"] for each in told] == ["RuntimeError", "ValueError"]
+        chain = written.line()["exception"]
+        assert [each["exc_type"] for each in chain] == ["RuntimeError", "ValueError"]
 
 
 def test_tracebacks_are_bounded():
@@ -137,7 +137,7 @@ def test_tracebacks_are_bounded():
                 assert written.line()["exception"]
 
 
-def test_errors_of_threads_and_destructors_are_lines_too():
+def test_errors_of_threads_and_destructors_are_logged():
     with configured("INFO") as written:
 
         class Broken:
@@ -177,7 +177,7 @@ def test_messages_are_printed_without_their_secrets():
         assert SECRET not in json.dumps(line)
 
 
-def test_what_grants_something_is_recognised_in_texts():
+def test_secrets_in_texts_are_redacted():
     token = "eyJhbGciOiJFZERTQSJ9.eyJpc3MiOiJwaG90b21lc2gifQ.pFQkSzSn3Yb1mHVbnqdF"
     with configured("INFO") as written:
         for text, shown in (
@@ -201,7 +201,7 @@ def test_what_grants_something_is_recognised_in_texts():
             assert ours["text"] == ours["exception"][0]["exc_value"] == library["event"] == shown
 
 
-def test_the_s3_client_does_not_tell_what_it_signs():
+def test_the_s3_client_does_not_log_what_it_signs():
     with configured("DEBUG") as written:
         s3 = boto3.client(
             "s3",
@@ -240,7 +240,7 @@ def test_a_short_line_is_whole():
         }
 
 
-def test_a_long_line_keeps_the_beginning_of_each_field_and_says_how_long_it_was():
+def test_a_long_line_keeps_the_start_of_each_field_and_its_original_length():
     with configured("INFO") as written:
         context.enter(context.CallContext(trace_id="0af7651916cd43dd8448eb211c80319c"))
         long = {f"field{number}": f"begin{number} " + "x" * 4000 for number in range(20)}
@@ -264,7 +264,7 @@ def test_a_long_line_keeps_the_beginning_of_each_field_and_says_how_long_it_was(
         assert line["line_bytes"] > 80_000
 
 
-def test_more_fields_than_a_line_takes_are_counted():
+def test_the_number_of_omitted_fields_is_logged():
     with configured("INFO") as written:
         logs.logger("tested").error("many", **{f"field{number}": number for number in range(5000)})
 
@@ -298,7 +298,7 @@ def test_large_values_are_not_turned_into_text():
         assert line["file"] == f"<{64 * 2**20} bytes>"
         assert line["text"].startswith("xxxx")
         assert line["list"].startswith('["xxxx')
-        # What was printed of 300 MB, and was then thrown away, is less than its hundredth part.
+        # Less than 1 % of the 300 MB was converted to text and then discarded.
         assert most < 3 * 2**20
 
 
@@ -351,7 +351,7 @@ def test_no_line_exceeds_the_limit(event: str, size: int, fields: dict):
         assert SECRET not in json.dumps(ours)
 
 
-def test_a_record_that_cannot_be_written_is_told_without_its_arguments():
+def test_a_record_that_cannot_be_formatted_is_reported_without_its_arguments():
     with configured("INFO") as written:
         logging.getLogger("library").error("%d", SECRET)
 
@@ -362,7 +362,7 @@ def test_a_record_that_cannot_be_written_is_told_without_its_arguments():
         assert SECRET not in json.dumps(line)
 
 
-def test_a_value_that_cannot_be_printed_is_told():
+def test_a_value_that_cannot_be_printed_is_replaced():
     with configured("INFO") as written:
 
         class Broken:

@@ -11,7 +11,7 @@ TOKENS = PageTokens(b"a secret", "photomesh.feed.v1.FeedService.GetFeed")
 
 
 @given(last_id=st.integers(0, 2**63 - 1), caller=st.integers(1, 2**63 - 1))
-def test_a_token_opens_for_whom_it_was_sealed(last_id, caller):
+def test_a_token_opens_for_its_caller(last_id, caller):
     assert TOKENS.open(TOKENS.seal(last_id, caller), caller) == last_id
 
 
@@ -20,7 +20,7 @@ def test_a_token_opens_for_whom_it_was_sealed(last_id, caller):
     last_id=st.integers(0, 2**63 - 1),
     caller=st.integers(1, 2**63 - 1),
 )
-def test_a_time_comes_back_to_the_microsecond(last_time, last_id, caller):
+def test_a_time_is_kept_to_the_microsecond(last_time, last_id, caller):
     token = TOKENS.seal_time(last_time, last_id, caller)
 
     assert TOKENS.open_time(token, caller) == (last_time, last_id)
@@ -31,13 +31,13 @@ def test_a_time_comes_back_to_the_microsecond(last_time, last_id, caller):
 
 
 @given(text=st.text())
-def test_no_text_that_was_made_up_opens(text):
+def test_arbitrary_text_does_not_open(text):
     with pytest.raises(BadPageToken):
         TOKENS.open(text, 1)
 
 
 @given(place=st.integers(0, 26), replacement=st.sampled_from("AQgwz09-_"))
-def test_no_changed_token_opens(place, replacement):
+def test_a_modified_token_does_not_open(place, replacement):
     token = TOKENS.seal(123_456, 1)
     changed = token[:place] + replacement + token[place + 1 :]
     if changed != token:
@@ -54,6 +54,6 @@ def test_no_changed_token_opens(place, replacement):
     ],
     ids=["another caller", "another method", "another key"],
 )
-def test_a_token_opens_nowhere_else(tokens, caller):
+def test_a_token_of_another_caller_method_or_key_does_not_open(tokens, caller):
     with pytest.raises(BadPageToken):
         tokens.open(TOKENS.seal(123_456, 1), caller)

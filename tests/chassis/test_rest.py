@@ -1,4 +1,4 @@
-"""REST as a service's own, over real connections."""
+"""The REST server of a service, over real connections."""
 
 import asyncio
 import json
@@ -74,7 +74,7 @@ def serve(port, identities):
     return serving
 
 
-async def test_a_port_that_is_taken_is_told(serve, identities):
+async def test_a_taken_port_is_reported(serve, identities):
     async with serve(echo) as served:
         other = RestServer(f"127.0.0.1:{served.port}", identities / "feed", [])
         with pytest.raises(SystemExit, match=f"Cannot listen on 127.0.0.1:{served.port}"):
@@ -106,35 +106,35 @@ async def test_a_query_becomes_a_request_by_either_name(serve, query):
     assert answer.json() == {"size": 7, "token": "a=", "user": 42, "trace": trace}
 
 
-async def test_one_connection_serves_many_requests_each_on_its_own(serve):
+async def test_one_connection_serves_many_independent_requests(serve):
     async with serve(echo) as served, served.client() as client:
         for user in range(1, 30):
             headers = {"X-Photomesh-User-Id": str(user)}
-            told = (await client.get(f"/v1/feed?pageSize={user}", headers=headers)).json()
-            assert (told["size"], told["user"]) == (user, user)
+            echoed = (await client.get(f"/v1/feed?pageSize={user}", headers=headers)).json()
+            assert (echoed["size"], echoed["user"]) == (user, user)
         assert len(client._transport._pool.connections) == 1
 
 
 @pytest.mark.parametrize("identity", ["post", "operator"])
-async def test_nobody_but_the_gateway_is_answered(serve, identity):
+async def test_only_the_gateway_may_call(serve, identity):
     async with serve(echo) as served, served.client(identity) as client:
         with pytest.raises(httpx.TransportError):
             await client.get("/v1/feed")
 
 
-async def test_who_is_not_signed_in_is_refused_before_the_query_is_read(serve):
+async def test_a_call_without_a_user_is_refused_before_the_query_is_parsed(serve):
     async with serve(echo) as served, served.client() as client:
         answer = await client.get("/v1/feed?colour=red", headers={"x-photomesh-user-id": ""})
     assert answer.status_code == 401
     assert answer.json()["details"][0]["reason"] == "TOKEN_MISSING"
 
 
-async def test_who_shows_no_certificate_is_refused(serve, identities):
-    nobody = ssl.create_default_context(cafile=str(identities / "gateway/ca.pem"))
-    nobody.check_hostname = False
+async def test_a_client_without_a_certificate_is_refused(serve, identities):
+    tls = ssl.create_default_context(cafile=str(identities / "gateway/ca.pem"))
+    tls.check_hostname = False
     async with serve(echo) as served:
         with pytest.raises(httpx.TransportError):
-            async with httpx.AsyncClient(verify=nobody, timeout=PATIENCE_SECONDS) as client:
+            async with httpx.AsyncClient(verify=tls, timeout=PATIENCE_SECONDS) as client:
                 await client.get(f"https://127.0.0.1:{served.port}/v1/feed")
 
 
@@ -142,10 +142,10 @@ async def refused(request: GetFeedRequest) -> bytes:
     match request.page_token:
         case "bad":
             raise BadPageToken
-        case "away":
+        case "unavailable":
             raise Unavailable("The cache")
         case "slow":
-            # Until the deadline ends it.
+            # Until the deadline cancels it.
             await asyncio.Event().wait()
     raise RuntimeError("something secret")
 
@@ -154,7 +154,7 @@ async def refused(request: GetFeedRequest) -> bytes:
     ("query", "status", "code", "reason"),
     [
         ("pageToken=bad", 400, 3, "BAD_PAGE_TOKEN"),
-        ("pageToken=away", 503, 14, "UNAVAILABLE"),
+        ("pageToken=unavailable", 503, 14, "UNAVAILABLE"),
         ("pageToken=slow", 504, 4, "DEADLINE_EXCEEDED"),
         ("pageToken=secret", 500, 13, "INTERNAL"),
         ("pageSize=101", 400, 3, "FIELD_INVALID"),
@@ -163,24 +163,24 @@ async def refused(request: GetFeedRequest) -> bytes:
         (f"pageToken={quote('é' * 300)}", 400, 3, "FIELD_INVALID"),
     ],
 )
-async def test_errors_are_told_as_the_gateway_tells_them(serve, query, status, code, reason):
-    # The others are answered at once, and must be so however busy the machine is.
+async def test_errors_have_the_format_of_the_gateway(serve, query, status, code, reason):
+    # Other cases get a long deadline, because the machine may be busy.
     milliseconds = "100" if reason == "DEADLINE_EXCEEDED" else "100000"
     async with serve(refused) as served, served.client() as client:
         answer = await client.get(
             f"/v1/feed?{query}", headers={"x-envoy-expected-rq-timeout-ms": milliseconds}
         )
         assert answer.status_code == status
-        told = answer.json()
-        assert told["code"] == code
-        assert told["details"][0] == {
+        error = answer.json()
+        assert error["code"] == code
+        assert error["details"][0] == {
             "@type": "type.googleapis.com/google.rpc.ErrorInfo",
             "reason": reason,
             "domain": "photomesh",
-            "metadata": {"traceId": told["details"][0]["metadata"]["traceId"]},
+            "metadata": {"traceId": error["details"][0]["metadata"]["traceId"]},
         }
         assert "secret" not in answer.text
-        # The connection lives on.
+        # The connection stays open.
         assert (await client.get("/healthz")).status_code == 200
 
 
@@ -188,13 +188,13 @@ async def test_errors_are_told_as_the_gateway_tells_them(serve, query, status, c
     ("verb", "path", "status"),
     [("GET", "/v1/feeds", 404), ("GET", "/", 404), ("POST", "/v1/feed", 405)],
 )
-async def test_what_is_not_served_is_told(serve, verb, path, status):
+async def test_unknown_paths_and_verbs_are_refused(serve, verb, path, status):
     async with serve(echo) as served, served.client() as client:
         assert (await client.request(verb, path, content=b"{}")).status_code == status
 
 
-async def test_a_body_is_passed_over(serve):
-    # Whoever sends one must not end a connection that the gateway counts as failed then.
+async def test_a_body_is_ignored(serve):
+    # A client's body must not close the connection, which the gateway would count as a failure.
     async with serve(echo) as served, served.client() as client:
         for _ in range(2):
             answer = await client.request("GET", "/v1/feed?pageSize=7", content=b"a" * 2_000_000)
@@ -209,11 +209,11 @@ async def test_a_body_is_passed_over(serve):
         b"GET /v1/feed HTTP/1.1\r\nno colon\r\n\r\n",
         b"GET /v1/feed HTTP/1.1\r\nx: " + b"a" * 2_000_000 + b"\r\n\r\n",
         b"GET /v1/feed HTTP/1.1\r\n" + b"x: a\r\n" * 100_000,
-        # One behind the other, unasked.
+        # A pipelined request.
         b"GET /v1/feed HTTP/1.1\r\n\r\nGET /v1/feed HTTP/1.1\r\n\r\n",
     ],
 )
-async def test_what_no_gateway_sends_ends_the_connection(serve, sent):
+async def test_malformed_requests_close_the_connection(serve, sent):
     async with serve(refused) as served:
         reader, writer = await served.raw()
         writer.write(sent)
@@ -225,11 +225,11 @@ async def test_what_no_gateway_sends_ends_the_connection(serve, sent):
         writer.close()
 
 
-async def test_who_goes_away_ends_their_call(serve):
-    asked, ended = asyncio.Event(), asyncio.Event()
+async def test_a_disconnect_cancels_the_call(serve):
+    called, ended = asyncio.Event(), asyncio.Event()
 
     async def patient(_: GetFeedRequest) -> bytes:
-        asked.set()
+        called.set()
         try:
             await asyncio.Event().wait()
         finally:
@@ -238,23 +238,23 @@ async def test_who_goes_away_ends_their_call(serve):
 
     async with serve(patient) as served, served.client() as client:
         call = asyncio.create_task(client.get("/v1/feed"))
-        await asyncio.wait_for(asked.wait(), PATIENCE_SECONDS)
+        await asyncio.wait_for(called.wait(), PATIENCE_SECONDS)
         call.cancel()
         await asyncio.wait_for(ended.wait(), PATIENCE_SECONDS)
 
 
-async def test_a_server_that_stops_answers_what_it_was_asked(serve):
-    asked, may_answer = asyncio.Event(), asyncio.Event()
+async def test_a_stopping_server_completes_its_calls(serve):
+    called, may_answer = asyncio.Event(), asyncio.Event()
 
     async def patient(_: GetFeedRequest) -> bytes:
-        asked.set()
+        called.set()
         await may_answer.wait()
         return b"{}"
 
     async with serve(patient) as served, served.client() as busy, served.client() as idle:
         assert (await idle.get("/healthz")).status_code == 200
         call = asyncio.create_task(busy.get("/v1/feed"))
-        await asked.wait()
+        await called.wait()
         stopping = asyncio.create_task(served.server.stop(PATIENCE_SECONDS))
 
         async def is_closed() -> bool:
@@ -272,17 +272,17 @@ async def test_a_server_that_stops_answers_what_it_was_asked(serve):
         await asyncio.wait_for(stopping, PATIENCE_SECONDS)
 
 
-async def test_a_server_that_stops_does_not_wait_for_ever(serve):
-    asked = asyncio.Event()
+async def test_a_stopping_server_does_not_wait_forever(serve):
+    called = asyncio.Event()
 
     async def never(_: GetFeedRequest) -> bytes:
-        asked.set()
+        called.set()
         await asyncio.Event().wait()
         return b""
 
     async with serve(never) as served, served.client() as client:
         call = asyncio.create_task(client.get("/v1/feed"))
-        await asked.wait()
+        await called.wait()
         await served.server.stop(0.1)
         with pytest.raises(httpx.TransportError):
             await call

@@ -1,4 +1,4 @@
-"""The Lua scripts: they compile, and declare every name that they use."""
+"""The Lua scripts compile, and declare every name that they use."""
 
 import importlib
 import itertools

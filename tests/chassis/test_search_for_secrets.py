@@ -1,4 +1,4 @@
-"""The search for secrets finds what is planted, wherever the parts keep it."""
+"""The search for secrets finds planted ones, wherever a part stores them."""
 
 import json
 import os
@@ -54,7 +54,7 @@ def test_a_secret_is_found_however_it_is_written(used, tmp_path, written):
     assert "100" not in found.line
 
 
-def test_secrets_that_follow_each_other_are_all_masked(used, tmp_path):
+def test_all_secrets_of_a_line_are_masked(used, tmp_path):
     used.add("token", "another-secret-token")
     (tmp_path / "x.log").write_text(f"one another-secret-token two {SECRET[:-1]} three")
 
@@ -100,11 +100,11 @@ def test_logs_hold_nothing_that_looks_like_a_secret(tmp_path, text):
 
     assert found == {"part.log", "part.log.1"}
     for name in found:
-        # Or the whole run would fail.
+        # Otherwise the whole test run would fail.
         (tmp_path / name).unlink()
 
 
-def test_plain_logs_are_no_finding(tmp_path, used):
+def test_plain_logs_are_not_reported(tmp_path, used):
     lines = (
         '{"address":"http://127.0.0.1:8333/bucket","trace":"0af7651916cd43dd8448eb211c80319c"}',
         "2026-11-25 10:00:00 connection to postgresql://127.0.0.1:5432/photomesh failed",
@@ -115,7 +115,7 @@ def test_plain_logs_are_no_finding(tmp_path, used):
     assert used.search(tmp_path) == []
 
 
-async def test_what_clients_send_and_receive_is_noted():
+async def test_secrets_that_clients_send_and_receive_are_recorded():
     used = Secrets()
     token = secrets.token_urlsafe(20)
     answer = {
@@ -138,7 +138,7 @@ async def test_what_clients_send_and_receive_is_noted():
     assert known == {f"{letter}{token}" for letter in "arncupxqwb"}
 
 
-async def test_messages_are_noted_by_their_marks():
+async def test_marked_fields_of_messages_are_recorded():
     used = Secrets()
     token = secrets.token_urlsafe(20)
     page = feed_pb.GetFeedResponse(next_page_token=f"n{token}")
@@ -150,7 +150,7 @@ async def test_messages_are_noted_by_their_marks():
     assert {secret.decode() for secret in used.kinds} == {f"{letter}{token}" for letter in "ncwp"}
 
 
-async def test_calls_by_grpc_are_noted(mesh):
+async def test_secrets_of_grpc_calls_are_recorded(mesh):
     import grpc
     from photomesh.account.v1.account_service_pb2_grpc import AccountServiceStub
 
@@ -170,7 +170,7 @@ async def test_calls_by_grpc_are_noted(mesh):
     }
 
 
-def test_a_stacks_own_keys_are_known_and_lie_in_private_files(stack):
+def test_the_keys_of_a_stack_are_recorded_and_in_private_files(stack):
     used = Secrets()
     used.add_stack(stack)
 
@@ -181,7 +181,7 @@ def test_a_stacks_own_keys_are_known_and_lie_in_private_files(stack):
         "page.key",
         "private key",
     }
-    # As a test's own copy would be found.
+    # A copy that a test made would be found.
     copy = stack.layout.run / "copy"
     copy.write_text((stack.layout.pki / "token/key.pem").read_text())
     try:
@@ -190,7 +190,7 @@ def test_a_stacks_own_keys_are_known_and_lie_in_private_files(stack):
         copy.unlink()
 
 
-def test_what_a_table_holds_is_found(infrastructure, database_of):
+def test_a_secret_in_a_table_is_found(infrastructure, database_of):
     used = Secrets()
     secret = secrets.token_urlsafe(20)
     used.add("token", secret)
@@ -220,11 +220,11 @@ def producer(infrastructure) -> Iterator[KafkaProducer]:
     producer.close(timeout=5)
 
 
-def test_what_a_topic_holds_is_found(infrastructure, producer):
+def test_a_secret_in_a_topic_is_found(infrastructure, producer):
     used = Secrets()
     secret = secrets.token_urlsafe(20)
     used.add("token", secret)
-    # Nobody consumes it.
+    # A topic without consumers.
     producer.send(
         "planted", value=b"an event", headers=[("dlq-reason", f"ValueError: {secret}".encode())]
     ).get(timeout=30)

@@ -1,4 +1,4 @@
-"""A server serves what its contracts describe, to whom they name."""
+"""A server serves the methods of its contracts to the callers that they name."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -28,8 +28,7 @@ MALFORMED = b"\xff\xff"
 
 def _contract() -> type[Message]:
     """Adds a contract with a method of each type, of which CountTo needs no token, and one that
-    names no callers. Returns the type of all requests and responses: a number that is not
-    negative."""
+    names no callers. Returns the type of all requests and responses: a non-negative number."""
     file = descriptor_pb2.FileDescriptorProto(
         name="tests/example_service.proto",
         package="tests",
@@ -40,7 +39,7 @@ def _contract() -> type[Message]:
     value = number.field.add(name="value", number=1, type="TYPE_INT64", label="LABEL_OPTIONAL")
     value.options.Extensions[validate_pb2.field].int64.gte = 0
     service = file.service.add(name="ExampleService")
-    for name in ("Double", "CountTo", "Add", "AddEach", "ForNobody"):
+    for name in ("Double", "CountTo", "Add", "AddEach", "WithoutCallers"):
         method = service.method.add(
             name=name,
             input_type=".tests.Number",
@@ -48,7 +47,7 @@ def _contract() -> type[Message]:
             client_streaming=name.startswith("Add"),
             server_streaming=name in ("CountTo", "AddEach"),
         )
-        if name != "ForNobody":
+        if name != "WithoutCallers":
             method.options.Extensions[options_pb2.callers].extend(["feed", "gateway"])
         if name == "CountTo":
             method.options.Extensions[options_pb2.without_token] = True
@@ -93,7 +92,7 @@ class Example:
         finally:
             self.ended.set()
 
-    async def ForNobody(self, request: Message, _: object) -> Message:
+    async def WithoutCallers(self, request: Message, _: object) -> Message:
         raise AssertionError("the call reached the handler")
 
 
@@ -111,7 +110,7 @@ def identities(tmp_path_factory):
 
 @pytest.fixture
 def peer(example, identities) -> Callable:
-    """Serves the contract, and gives a channel to it."""
+    """Serves the contract, and yields a channel to it."""
 
     @asynccontextmanager
     async def serving(identity: str = "feed") -> AsyncIterator[grpc.aio.Channel]:
@@ -186,12 +185,12 @@ async def test_an_invalid_first_request_is_refused(peer, name, first, reason, fi
 
 
 @METHODS
-async def test_who_may_not_call_is_refused_before_the_request_is_read(peer, name):
+async def test_other_callers_are_refused_before_the_request_is_parsed(peer, name):
     async with peer("account") as example:
         assert await outcome(call(example, name, MALFORMED)) == ([], NOT_ALLOWED)
 
 
-async def test_the_gateway_calls_without_a_user_what_needs_no_token(peer):
+async def test_methods_that_need_no_token_can_be_called_without_a_user(peer):
     missing = Refusal(grpc.StatusCode.UNAUTHENTICATED, "TOKEN_MISSING")
     async with peer("gateway") as example:
         assert [each async for each in call(example, "CountTo", raw(1))] == [raw(0)]
@@ -242,9 +241,9 @@ async def test_a_handler_ends_when_its_caller_disconnects(peer, example):
 
 
 @pytest.mark.parametrize("identity", ["gateway", "operator", "feed"])
-async def test_a_method_that_names_no_callers_is_served_to_nobody(peer, identity):
+async def test_a_method_that_names_no_callers_refuses_all(peer, identity):
     async with peer(identity) as example:
-        assert await outcome(call(example, "ForNobody", raw(1))) == ([], NOT_ALLOWED)
+        assert await outcome(call(example, "WithoutCallers", raw(1))) == ([], NOT_ALLOWED)
 
 
 @pytest.mark.parametrize("path", [f"/{NAME}/Unknown", "/tests.UnknownService/Double"])
@@ -269,7 +268,7 @@ class Partial(DeadLetterServiceServicer):
 
 
 @pytest.mark.parametrize("servicer", [Partial(), object()])
-def test_a_servicer_that_lacks_a_method_of_its_contract_is_not_served(servicer):
+def test_a_servicer_without_a_method_of_its_contract_is_not_served(servicer):
     name = type(servicer).__name__
     with pytest.raises(TypeError, match=rf"{name} does not implement \w+DeadLetter"):
         register(Service("photomesh.common.v1.DeadLetterService", servicer), grpc.aio.server())

@@ -1,4 +1,4 @@
-"""Tasks that several callers share: one per key, which no caller's end ends."""
+"""Tasks that several callers share: one per key, which outlives its callers."""
 
 import asyncio
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from tests.eventually import eventually
 
 
 class Work:
-    """Returns the sum of some keys, once it may."""
+    """Returns the sum of some keys once the test allows it."""
 
     def __init__(self) -> None:
         self.calls: list[list[int]] = []
@@ -36,7 +36,7 @@ async def test_concurrent_callers_share_one_task():
     assert len(work.calls) == 2
 
 
-async def test_an_ended_task_is_forgotten_whether_it_succeeds_or_fails():
+async def test_an_ended_task_is_removed_whether_it_succeeds_or_fails():
     tasks, calls = SharedTasks(), []
 
     async def work() -> int:
@@ -77,7 +77,7 @@ async def test_a_task_has_the_trace_of_its_first_caller_but_no_deadline():
     assert context.current().deadline == 1.0
 
 
-async def test_one_task_answers_all_keys_that_have_none():
+async def test_one_task_answers_all_keys_without_a_task():
     tasks, work = SharedTasks(), Work()
     [first] = tasks.start_batch([1, 2], work)
     both = tasks.start_batch([2, 3, 4], work)

@@ -1,4 +1,4 @@
-"""The chassis knows no domain: neither its words nor its messages."""
+"""The chassis does not depend on the domain: neither its words nor its messages."""
 
 import ast
 import re
@@ -11,9 +11,9 @@ SOURCES = [path for path in CHASSIS.rglob("*") if path.suffix in (".py", ".lua",
 
 # They belong to the mesh, not to the domain.
 _OF_THE_MESH = {"common", "gateway", "reflection"}
-# What neither a process nor a package is named after.
+# Words of the domain that are not names of processes or packages.
 _OTHERS = {"author", "caption", "celebrity", "follow", "follower", "photo", "timeline"}
-# How parsers of HTTP and of Valkey's protocol are given bytes.
+# The usual name of the method that passes bytes to a parser.
 _OF_LIBRARIES = re.compile(r"\bfeed_data\b|\b_reader\.feed\b")
 
 _WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")
@@ -28,7 +28,7 @@ def domain_words() -> set[str]:
 
 
 def words_of(text: str) -> set[str]:
-    """Returns the words in code, strings and comments, in lowercase. `AddPost` is two words."""
+    """Returns the words of code, strings and comments, in lowercase. `AddPost` is two words."""
     return {word.lower() for word in _WORD.findall(_OF_LIBRARIES.sub("", text))}
 
 

@@ -1,4 +1,4 @@
-"""The contracts: linted, generated code up to date, and every reason told somewhere."""
+"""The contracts are linted, generated code is up to date, and every error reason is used."""
 
 import filecmp
 import os
@@ -15,7 +15,7 @@ from photomesh.common.v1.error_reason_pb2 import ErrorReason
 from services.chassis import contracts
 
 ROOT = Path(__file__).parents[2]
-# What no REST path leads to.
+# Services without REST paths.
 _INSIDE = ("InternalService", "AdminService", "DeadLetterService")
 BUF = Path(sysconfig.get_path("scripts")) / "buf"
 
@@ -39,7 +39,7 @@ def files_below(folder: Path) -> set[Path]:
     }
 
 
-def test_generated_code_is_what_the_contracts_generate(tmp_path):
+def test_generated_code_is_up_to_date(tmp_path):
     subprocess.run([sys.executable, ROOT / "protos/generate.py", tmp_path], check=True)
 
     made, committed = files_below(tmp_path), files_below(ROOT / "gen")
@@ -50,13 +50,13 @@ def test_generated_code_is_what_the_contracts_generate(tmp_path):
     assert (different, unreadable) == ([], []), "run `make gen`"
 
 
-def test_buf_finds_nothing_to_criticise(tmp_path):
+def test_buf_lint_passes(tmp_path):
     lint = buf(tmp_path, "lint", "gen/photomesh.binpb")
 
     assert lint.returncode == 0, lint.stdout + lint.stderr
 
 
-def test_buf_would_notice_a_breaking_change(tmp_path):
+def test_buf_detects_a_breaking_change(tmp_path):
     image = contracts.files()
     [feed] = [f for f in image.file if f.name == "photomesh/feed/v1/feed_service.proto"]
     del feed.service[0].method[0]
@@ -81,7 +81,7 @@ def test_public_and_internal_methods_are_in_different_services():
                 assert has_rest_path != inside, method.name
 
 
-def test_every_reason_that_is_listed_is_given_by_somebody():
+def test_every_listed_error_reason_is_used():
     sources = "\n".join(
         path.read_text()
         for folder in ("services", "gateway")

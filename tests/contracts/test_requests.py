@@ -1,4 +1,4 @@
-"""The requests of all contracts: who may send them, their size, and what an absent field means."""
+"""All requests: their allowed callers, their size, and the meaning of absent fields."""
 
 import re
 
@@ -51,7 +51,7 @@ def test_the_largest_list_of_numbers_fits_into_a_request(method):
     for path, holder, field in fields_of(request):
         if field.is_repeated and field.message_type is None and path not in _OF_A_FILE:
             most = field.GetOptions().Extensions[validate_pb2.field].repeated.max_items
-            # Ids have 63 bits.
+            # Ids have up to 63 bits.
             first = 2**62 if field.cpp_type == FieldDescriptor.CPPTYPE_INT64 else 2**30
             getattr(holder, field.name)[:] = range(first, first + most)
     assert request.ByteSize() <= MOST_REQUEST_BYTES

@@ -1,4 +1,4 @@
-"""Fields that grant something are marked in the contracts, and what is marked is not printed."""
+"""Secret fields are marked in the contracts, and marked fields are not printed."""
 
 import re
 from collections.abc import Iterator
@@ -40,7 +40,7 @@ NOT_SECRET = {
     "photomesh.media.v1.StoredMedia.key_prefix": "a name in S3, which only signed requests open",
     "photomesh.media.v1.StoredVariant.object_name": "a name in S3, which only signed requests open",
 }
-"""Fields whose name or comment sounds like a secret, and why they are none."""
+"""Fields whose name or comment suggests a secret, and why they are not."""
 
 
 def fields() -> Iterator[tuple[str, descriptor_pb2.FieldDescriptorProto, str]]:
@@ -64,7 +64,7 @@ def fields() -> Iterator[tuple[str, descriptor_pb2.FieldDescriptorProto, str]]:
             yield from of(message, f"{file.package}.{message.name}", (4, number))
 
 
-def test_every_field_that_sounds_like_a_secret_is_marked_or_explained():
+def test_every_field_that_suggests_a_secret_is_marked_or_explained():
     suspect = {
         name: field
         for name, field, comment in fields()
@@ -94,13 +94,13 @@ def message_types() -> list[type[Message]]:
     pool = descriptor_pool.Default()
     names = [f"{file.package}.{message.name}" for file in FILES for message in file.message_type]
     for file in FILES:
-        # Registers what no other import has.
+        # Registers contracts that no other import has registered.
         __import__(file.name.removesuffix(".proto").replace("/", ".") + "_pb2")
     return [message_factory.GetMessageClass(pool.FindMessageTypeByName(name)) for name in names]
 
 
 def fill(message: Message, secret: bool = False, depth: int = 0) -> None:
-    """Sets every field: what is marked, or lies in what is marked, to something with LEAKED."""
+    """Sets every field. The values of marked fields, and of all fields within them, have LEAKED."""
     for field in message.DESCRIPTOR.fields:
         # One of a oneof can be set at a time; the others are set by `fillings`.
         if field.containing_oneof and message.WhichOneof(field.containing_oneof.name):
@@ -156,7 +156,7 @@ def fillings(kind: type[Message]) -> Iterator[Message]:
 @pytest.mark.parametrize("kind", message_types(), ids=lambda kind: kind.DESCRIPTOR.name)
 def test_no_marked_field_is_printed(kind: type[Message]):
     for message in fillings(kind):
-        # The filling reaches what is marked, wherever it is.
+        # The filling sets the marked fields at any depth.
         filled = str(message)
         shown = repr(printable(message))
 
@@ -166,7 +166,7 @@ def test_no_marked_field_is_printed(kind: type[Message]):
 
 
 def test_events_hold_no_secrets():
-    """They lie in the broker, in outboxes and in dead letters, whose reasons may quote them."""
+    """The broker, outboxes and dead letters store events, and reasons may quote them."""
     events = [
         kind for kind in message_types() if kind.DESCRIPTOR.file.name.endswith("/events.proto")
     ]
@@ -192,7 +192,7 @@ def test_secrets_are_found_in_maps_lists_and_oneofs():
     upload = media_pb.CreateUploadResponse(
         upload_url="http://s3/", form_fields={"policy": "LEAKED"}
     )
-    told = feed_pb.WatchFeedResponse(post=page.posts[0])
+    response = feed_pb.WatchFeedResponse(post=page.posts[0])
 
     assert printable(page) == {
         "posts": [
@@ -204,16 +204,16 @@ def test_secrets_are_found_in_maps_lists_and_oneofs():
         "next_page_token": "[redacted]",
     }
     assert printable(upload) == {"upload_url": "[redacted]", "form_fields": "[redacted]"}
-    assert "LEAKED" not in repr(printable(told))
-    assert "shown" in repr(printable(told))
-    # The marked field itself decides, not what it is called.
+    assert "LEAKED" not in repr(printable(response))
+    assert "shown" in repr(printable(response))
+    # The mark of the field decides, not its name.
     assert printable(account_pb.CreateAccountRequest(username="ann", password="LEAKED")) == {
         "username": "ann",
         "password": "[redacted]",
     }
 
 
-def test_what_is_printed_is_bounded():
+def test_printed_values_are_bounded():
     file = media_pb.UploadMediaRequest(sha256="x" * 100_000)
     file.file.data = bytes(4 * 2**20)
     page = feed_pb.GetFeedResponse()

@@ -3,7 +3,7 @@ import pytest
 from deploy.local import bootstrap
 
 
-def test_the_installer_itself_is_pinned_by_hash():
+def test_the_installer_is_pinned_by_hash():
     name, *hashes = bootstrap.uv_requirement().splitlines()
 
     assert name.startswith("uv==")
@@ -33,7 +33,7 @@ def test_pips_settings_are_passed_on_unless_uvs_own_are_there(monkeypatch, tmp_p
     assert environment["UV_HTTP_TIMEOUT"] == "30"
 
 
-def test_an_old_python_is_told_what_is_needed(monkeypatch, capsys):
+def test_an_old_python_prints_the_required_version(monkeypatch, capsys):
     monkeypatch.setattr(bootstrap.sys, "version_info", (3, 9, 2, "final", 0))
     monkeypatch.setattr(bootstrap.shutil, "which", lambda _: None)
 

@@ -28,7 +28,7 @@ def family(pid: int) -> set[proc.Identity]:
 
 
 def listeners(pid: int) -> set[tuple[str, int]]:
-    """Hexadecimal address and port of everything that a process listens on."""
+    """Returns the hexadecimal address and the port of each listening socket of a process."""
     sockets = set()
     for descriptor in Path(f"/proc/{pid}/fd").iterdir():
         try:

@@ -52,7 +52,7 @@ def changed(before: dict[str, bytes], after: dict[str, bytes]) -> set[str]:
     return {Path(name).parts[0] for name in before | after if before.get(name) != after.get(name)}
 
 
-def test_what_is_good_is_never_written_again(folder):
+def test_valid_files_are_never_rewritten(folder):
     before = contents(folder)
     written = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
 
@@ -62,7 +62,7 @@ def test_what_is_good_is_never_written_again(folder):
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == written
 
 
-def test_every_identity_is_proven_both_ways(folder):
+def test_every_identity_works_as_server_and_as_client(folder):
     authority = certificate(folder, "ca")
     for identity in IDENTITIES:
         certificate(folder, identity).verify_directly_issued_by(authority)
@@ -76,7 +76,7 @@ def test_every_identity_is_proven_both_ways(folder):
         }
 
 
-def test_the_public_certificate_opens_no_door_in_the_mesh(folder):
+def test_the_public_certificate_is_not_accepted_in_the_mesh(folder):
     assert names(folder, "public").get_values_for_type(x509.DNSName) == ["localhost"]
     assert names(folder, "public").get_values_for_type(x509.IPAddress) == [
         ipaddress.ip_address("127.0.0.1")
@@ -108,7 +108,7 @@ def test_leaves_are_renewed_in_their_last_30_days(folder):
     assert changed(before, contents(folder)) == {*IDENTITIES, "public", "storage"}
 
 
-def test_a_new_authority_signs_everything_anew(folder):
+def test_a_new_authority_reissues_all_certificates(folder):
     later = dt.datetime.now(dt.UTC) + dt.timedelta(days=3640)
 
     pki.ensure(folder, now=later)
@@ -128,9 +128,9 @@ def test_a_new_authority_signs_everything_anew(folder):
         lambda leaf: shutil.copy(leaf.parent / "post/key.pem", leaf / "key.pem"),
         lambda leaf: shutil.copytree(leaf.parent / "post", leaf, dirs_exist_ok=True),
     ],
-    ids=["key gone", "certificate torn", "authority gone", "wrong key", "another identity"],
+    ids=["no key", "truncated certificate", "no authority", "wrong key", "another identity"],
 )
-def test_a_broken_leaf_is_mended_alone(folder, damage):
+def test_only_a_broken_leaf_is_reissued(folder, damage):
     before = contents(folder)
     damage(folder / "feed")
 
@@ -140,7 +140,7 @@ def test_a_broken_leaf_is_mended_alone(folder, damage):
     assert names(folder, "feed").get_values_for_type(x509.DNSName) == ["feed"]
 
 
-def test_the_key_set_holds_the_public_half_only(folder):
+def test_the_key_set_contains_only_public_keys(folder):
     (key,) = json.loads((folder / "jwks.json").read_text())["keys"]
 
     assert (key["kty"], key["crv"], key["alg"]) == ("OKP", "Ed25519", "EdDSA")

@@ -18,7 +18,7 @@ def listener() -> Iterator[socket.socket]:
         yield server
 
 
-def test_a_block_holds_every_port_once():
+def test_a_block_contains_every_port_once():
     ports = Ports.block(18_000).all()
 
     assert len(set(ports)) == len(ports)
@@ -26,7 +26,7 @@ def test_a_block_holds_every_port_once():
 
 
 @pytest.mark.parametrize("base", [0, 80, 65_000])
-def test_a_block_outside_the_ports_of_users_is_refused(base):
+def test_a_block_outside_the_range_of_user_ports_is_refused(base):
     with pytest.raises(ValueError, match=str(base)):
         Ports.block(base)
 
@@ -55,10 +55,10 @@ sys.stdin.read()
 """
 
 
-def test_processes_that_draw_at_once_draw_different_ports_until_they_end():
+def test_concurrent_processes_get_different_ports_until_they_end():
     command = (sys.executable, "-c", _DRAWER)
     drawn = []
-    # Six rounds draw more runs of ports than there are: those of the killed are free again.
+    # Six rounds need more runs of ports than exist, so killed processes must release theirs.
     for _ in range(6):
         drawers = [
             subprocess.Popen(

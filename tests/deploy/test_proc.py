@@ -23,7 +23,7 @@ signal.signal(signal.SIGTERM, signal.SIG_IGN)
 print("ready", flush=True)
 time.sleep(600)
 """
-# A process whose first thread ends, and another goes on.
+# A process whose first thread ends while another one runs.
 _HEADLESS = """
 import ctypes, threading, time
 threading.Thread(target=time.sleep, args=(600,)).start()
@@ -56,7 +56,7 @@ def start() -> Iterator[type[Started]]:
         one.process.communicate()
 
 
-def test_a_pid_that_lives_another_life_is_left_alone(start):
+def test_a_reused_pid_is_not_killed(start):
     living = start(_WITH_CHILD)
     former = dataclasses.replace(living.identity, started=living.identity.started - 1)
     before_the_reboot = dataclasses.replace(living.identity, boot="another")
@@ -70,7 +70,7 @@ def test_a_pid_that_lives_another_life_is_left_alone(start):
     assert living.identity.is_alive()
 
 
-def test_a_zombie_does_not_live(start):
+def test_a_zombie_is_not_alive(start):
     started = start("import time; print('ready', flush=True); time.sleep(600)")
     started.process.kill()
 
@@ -78,7 +78,7 @@ def test_a_zombie_does_not_live(start):
     assert proc.identify(started.process.pid) is None
 
 
-def test_a_zombie_lives_for_as_long_as_threads_of_it_do(start):
+def test_a_zombie_with_running_threads_is_alive(start):
     started = start(_HEADLESS)
     status = Path(f"/proc/{started.process.pid}/status")
     deadline = time.monotonic() + 5
@@ -109,7 +109,7 @@ def test_children_that_outlived_a_killed_leader_are_found(start):
     assert proc.family(leader.identity) == {child}
 
 
-def test_who_does_not_end_in_time_is_killed(start):
+def test_a_process_that_does_not_end_in_time_is_killed(start):
     stubborn = start(_STUBBORN)
     began = time.monotonic()
 

@@ -31,7 +31,7 @@ ACCOUNT = {
 
 
 class Place:
-    """A database of its own, and the migrations that go into it."""
+    """A separate database, and its migrations."""
 
     def __init__(self, stack: Stack, name: str, services: Path) -> None:
         self.settings = Database(
@@ -73,7 +73,7 @@ def place(infrastructure: Stack, tmp_path: Path) -> Iterator[Place]:
         )
 
 
-def test_each_service_has_a_schema_with_the_common_things_and_its_own(place):
+def test_each_service_has_a_schema_with_common_and_own_objects(place):
     place.provision()
 
     assert place.applied("account") == ["0001.ids", "0001.people"]
@@ -85,7 +85,7 @@ def test_each_service_has_a_schema_with_the_common_things_and_its_own(place):
     assert row == (1, True, "ADA!")
 
 
-def test_it_can_be_repeated_and_applies_only_what_is_new(place):
+def test_provisioning_again_applies_only_new_migrations(place):
     place.provision()
     with place.connect("account") as account:
         account.execute("INSERT INTO people (name) VALUES ('Ada')")
@@ -99,7 +99,7 @@ def test_it_can_be_repeated_and_applies_only_what_is_new(place):
         assert account.execute("SELECT name, age FROM people").fetchall() == [("Ada", None)]
 
 
-def test_several_machines_may_do_it_at_once(place):
+def test_several_machines_can_provision_concurrently(place):
     with ThreadPoolExecutor(4) as pool:
         for done in [pool.submit(place.provision) for _ in range(4)]:
             done.result()
@@ -107,7 +107,7 @@ def test_several_machines_may_do_it_at_once(place):
     assert place.applied("account") == ["0001.ids", "0001.people"]
 
 
-def test_no_service_reads_another(place):
+def test_no_service_can_read_the_schema_of_another(place):
     place.provision()
 
     with place.connect("graph") as graph:
@@ -123,7 +123,7 @@ def test_no_service_reads_another(place):
             graph.execute("SELECT * FROM people")
 
 
-def test_a_migration_that_fails_leaves_nothing_and_is_named(place):
+def test_a_failed_migration_is_rolled_back_and_named(place):
     place.provision()
     place.write("account", {"0002.bad.sql": "CREATE TABLE half (); SELECT 1 / 0;"})
 
@@ -139,7 +139,7 @@ def test_a_migration_that_fails_leaves_nothing_and_is_named(place):
     assert place.applied("account") == ["0001.ids", "0001.people", "0002.bad"]
 
 
-def test_a_migration_that_was_edited_after_it_was_applied_is_refused(place):
+def test_a_migration_edited_after_it_was_applied_is_refused(place):
     place.provision()
     place.write("account", {"0001.people.sql": "CREATE TABLE persons ();"})
 
@@ -158,7 +158,7 @@ def test_a_lock_left_by_a_killed_migration_does_not_block_the_next(place):
     assert "0002.age" in place.applied("account")
 
 
-def test_a_migration_gives_up_before_it_queues_the_service_behind_it(place, monkeypatch):
+def test_a_migration_times_out_before_it_blocks_the_service(place, monkeypatch):
     monkeypatch.setattr("deploy.database._LOCK_TIMEOUT", "100ms")
     place.provision()
     place.write("account", {"0002.age.sql": "ALTER TABLE people ADD age int;"})
@@ -183,7 +183,7 @@ def refused(call: Callable[..., object], **arguments: object) -> bool:
     return caught.value.response["Error"]["Code"] in ("AccessDenied", "403")
 
 
-def test_buckets_answer_nobody_who_does_not_sign(infrastructure, s3):
+def test_buckets_refuse_unsigned_requests(infrastructure, s3):
     media = s3(infrastructure.credentials.s3_media)
     media.put_object(Bucket=MEDIA_BUCKET, Key="a/private", Body=b"x")
     with httpx.Client(base_url=infrastructure.s3_endpoint) as anonymous:
@@ -199,7 +199,7 @@ def test_buckets_answer_nobody_who_does_not_sign(infrastructure, s3):
     assert [answer.status_code for answer in answers] == [403] * 6
 
 
-def test_each_storage_identity_reaches_only_its_buckets(infrastructure, s3):
+def test_each_storage_identity_can_access_only_its_buckets(infrastructure, s3):
     credentials = infrastructure.credentials
     media, edge, broker = (
         s3(keys) for keys in (credentials.s3_media, credentials.s3_edge, credentials.s3_broker)
@@ -216,7 +216,7 @@ def test_each_storage_identity_reaches_only_its_buckets(infrastructure, s3):
     assert refused(media.create_bucket, Bucket="photomesh-another")
 
 
-def test_storage_can_be_provisioned_again_over_its_objects(infrastructure, s3):
+def test_storage_with_objects_can_be_provisioned_again(infrastructure, s3):
     media = s3(infrastructure.credentials.s3_media)
     media.put_object(Bucket=ORIGINALS_BUCKET, Key="a/kept", Body=b"x")
     keys = infrastructure.credentials.s3_provision
@@ -233,7 +233,7 @@ def test_storage_can_be_provisioned_again_over_its_objects(infrastructure, s3):
     assert media.get_object(Bucket=ORIGINALS_BUCKET, Key="a/kept")["Body"].read() == b"x"
 
 
-def test_a_store_without_cold_storage_still_removes_abandoned_parts(infrastructure, s3):
+def test_a_storage_without_cold_tier_still_removes_abandoned_parts(infrastructure, s3):
     provisioner = s3(infrastructure.credentials.s3_provision)
 
     rules = provisioner.get_bucket_lifecycle_configuration(Bucket=ORIGINALS_BUCKET)["Rules"]
@@ -262,7 +262,7 @@ def test_topics_can_be_provisioned_again(infrastructure):
     provision_topics(settings, (*all_topics(), Topic("provision_new", partitions=3)))
 
 
-def test_a_topic_with_other_partitions_is_refused_not_changed(infrastructure):
+def test_a_topic_with_another_number_of_partitions_is_refused_not_changed(infrastructure):
     settings = Topics(kafka_bootstrap=infrastructure.kafka_bootstrap)
     provision_topics(settings, [Topic("provision_fixed", partitions=2)])
 

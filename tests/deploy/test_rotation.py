@@ -1,4 +1,4 @@
-"""Logs stay short while their processes write."""
+"""Logs are rotated while their processes write."""
 
 import os
 import stat
@@ -29,17 +29,17 @@ def small(tmp_path):
         yield stack
 
 
-def chatter(stack: Stack, said: str) -> None:
-    """Has Valkey log some lines, the last of which holds `said`."""
+def chatter(stack: Stack, text: str) -> None:
+    """Makes Valkey log some lines, the last of which contains `text`."""
     with redis.Redis.from_url(stack.valkey_url) as client:
         for _ in range(20):
-            client.eval("redis.log(redis.LOG_WARNING, ARGV[1])", 0, f"{said} {'-' * 200}")
+            client.eval("redis.log(redis.LOG_WARNING, ARGV[1])", 0, f"{text} {'-' * 200}")
 
 
 async def test_a_log_is_rotated_while_its_process_writes(small):
     log = small.log("valkey")
     copy = log.with_suffix(".log.1")
-    older = "an older life\n" * 1_000
+    older = "an older line\n" * 1_000
     log.write_text(older)
     small.up(["valkey"])
     pid = small.pid("valkey")
@@ -62,7 +62,7 @@ async def test_a_log_is_rotated_while_its_process_writes(small):
 
 async def test_a_process_that_dies_after_a_rotation_is_named_with_the_end_of_its_log(small):
     log = small.log("valkey")
-    log.write_text("an older life\n" * (_LIMIT // 14 - 10))
+    log.write_text("an older line\n" * (_LIMIT // 14 - 10))
     small.up(["valkey"])
 
     async def rotated() -> bool:
@@ -76,10 +76,10 @@ async def test_a_process_that_dies_after_a_rotation_is_named_with_the_end_of_its
         small.wait_ready("valkey")
 
     assert "User requested shutdown" in str(caught.value)
-    assert "an older life" not in str(caught.value)
+    assert "an older line" not in str(caught.value)
 
 
-def test_who_follows_a_log_sees_what_comes_after_a_rotation(tmp_path):
+def test_following_a_log_continues_after_a_rotation(tmp_path):
     log = Stack(tmp_path, ports=free_ports()).log("valkey")
     log.write_text("before\n" * 1_000)
     command = (sys.executable, "-m", "deploy.local", "--state-dir", tmp_path)
@@ -101,7 +101,7 @@ def test_who_follows_a_log_sees_what_comes_after_a_rotation(tmp_path):
 
 
 def test_every_process_appends_to_its_log(mesh):
-    """Who does not would leave a hole of the old length in a truncated log."""
+    """Otherwise its next write after truncation would leave a hole of the old length."""
     appending = {}
     for name in mesh.processes:
         pid = mesh.pid(name)
@@ -112,7 +112,7 @@ def test_every_process_appends_to_its_log(mesh):
                         continue
                     flags = Path(f"/proc/{member.pid}/fdinfo/{descriptor.name}").read_text()
                 except OSError:
-                    # It ended, or closed the file, meanwhile.
+                    # The process ended, or closed the file, meanwhile.
                     continue
                 octal = next(line.split()[1] for line in flags.splitlines() if "flags" in line)
                 appending[name, member.pid, descriptor.name] = bool(int(octal, 8) & os.O_APPEND)

@@ -23,7 +23,7 @@ from deploy.local.stack import Progress, Stack
 
 @pytest.fixture(scope="module")
 def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Keys to copy: making them takes most of a stack's birth."""
+    """Keys to copy, because making them takes most of the time to create a stack."""
     folder = tmp_path_factory.mktemp("keys")
     Stack(folder, ports=Ports.block(18_000))
     return folder / "pki"
@@ -31,7 +31,7 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def make_stack(tmp_path: Path, keys: Path) -> Iterator[Callable[..., Stack]]:
-    """Makes stacks over the same files and ports, as one command after the other does."""
+    """Makes stacks with the same files and ports, as successive commands do."""
     ports = free_ports()
     shutil.copytree(keys, tmp_path / "pki")
 
@@ -42,42 +42,42 @@ def make_stack(tmp_path: Path, keys: Path) -> Iterator[Callable[..., Stack]]:
     make(ephemeral=True).down()
 
 
-def heard(stack: Stack, *names: str) -> dict[str, Progress]:
+def progress_of(stack: Stack, *names: str) -> dict[str, Progress]:
     latest: dict[str, Progress] = {}
     stack.up(names, report=lambda progress: latest.update({progress.name: progress}))
     return latest
 
 
-def test_what_runs_is_left_alone(make_stack):
+def test_a_running_process_is_not_restarted(make_stack):
     make_stack().up(["valkey"])
     pid = make_stack().pid("valkey")
 
-    assert heard(make_stack(), "valkey")["valkey"].detail == "already running"
+    assert progress_of(make_stack(), "valkey")["valkey"].detail == "already running"
     assert make_stack().pid("valkey") == pid
 
 
-def test_what_died_is_started_again(make_stack):
+def test_a_dead_process_is_restarted(make_stack):
     stack = make_stack()
     stack.up(["valkey"])
     victim = proc.identify(stack.pid("valkey"))
     proc.kill([victim])
 
     assert {status.name: status.state for status in stack.status()}["valkey"] is State.DEAD
-    assert heard(make_stack(), "valkey")["valkey"].detail == "had died"
+    assert progress_of(make_stack(), "valkey")["valkey"].detail == "had died"
     assert make_stack().pid("valkey") not in (victim.pid, None)
 
 
-def test_what_changed_is_started_again_and_said_so(make_stack):
+def test_a_changed_process_is_restarted_and_reported(make_stack):
     make_stack().up(["valkey"])
     pid = make_stack().pid("valkey")
 
     changed = make_stack(environment={"valkey": {"TZ": "Asia/Tokyo"}})
 
-    assert heard(changed, "valkey")["valkey"].detail == "changed"
+    assert progress_of(changed, "valkey")["valkey"].detail == "changed"
     assert changed.pid("valkey") != pid
 
 
-def test_the_cache_comes_back_empty_and_never_as_it_once_was(make_stack):
+def test_the_cache_restarts_empty(make_stack):
     stack = make_stack()
     stack.up(["valkey"])
     redis.Redis.from_url(stack.valkey_url).set("outdated", "yes")
@@ -108,14 +108,14 @@ def test_a_taken_port_is_named_with_its_holder(make_stack):
     ):
         stack.up(["valkey"])
 
-    said = str(caught.value)
-    assert f"port {stack.ports.valkey}, needed for Valkey of valkey" in said
-    assert f"pid {os.getpid()} (" in said
+    text = str(caught.value)
+    assert f"port {stack.ports.valkey}, needed for Valkey of valkey" in text
+    assert f"pid {os.getpid()} (" in text
 
 
 def test_a_process_that_dies_is_named_with_the_end_of_its_log(make_stack):
     stack = make_stack()
-    stack.log("valkey").write_text("an older life\n")
+    stack.log("valkey").write_text("an older line\n")
     (stack.layout.data / "valkey").write_text("a file where a folder must be")
 
     with pytest.raises(StackError, match="valkey"):
@@ -127,14 +127,14 @@ def test_a_process_that_dies_is_named_with_the_end_of_its_log(make_stack):
     with pytest.raises(ProcessDied) as caught:
         stack.up(["valkey"])
 
-    said = str(caught.value)
-    assert "valkey exited with code 1" in said
-    assert "Wrong signature" in said
-    assert "an older life" not in said
+    text = str(caught.value)
+    assert "valkey exited with code 1" in text
+    assert "Wrong signature" in text
+    assert "an older line" not in text
     assert stack.pid("valkey") is None
 
 
-def test_a_killed_process_starts_again_over_its_data(make_stack):
+def test_a_killed_process_restarts_with_its_data(make_stack):
     stack = make_stack(ephemeral=True)
     stack.up(["postgres"])
     before = stack.pid("postgres")
@@ -150,26 +150,26 @@ def test_a_killed_process_starts_again_over_its_data(make_stack):
         assert server.execute("SELECT count(*) FROM kept").fetchone() == (0,)
 
 
-def test_a_name_that_is_not_there_is_refused_with_those_that_are(make_stack):
+def test_an_unknown_process_name_is_refused_with_the_known_ones(make_stack):
     with pytest.raises(StackError, match=r"no process called feeds; choose from postgres, valkey"):
         make_stack().up(["feeds"])
 
 
-def test_two_commands_do_not_work_on_one_stack_at_once(make_stack):
+def test_two_commands_cannot_change_one_stack_at_once(make_stack):
     stack = make_stack()
     with Records(stack.layout.run).lock(), pytest.raises(StackError, match=f"pid {os.getpid()}"):
         make_stack().up(["valkey"])
 
 
-def test_an_ephemeral_stack_ends_with_its_maker_even_by_sigkill(make_stack, tmp_path):
+def test_an_ephemeral_stack_ends_with_its_creator_even_by_sigkill(make_stack, tmp_path):
     ports = dataclasses.asdict(make_stack().ports)
     maker = subprocess.Popen(
         [sys.executable, "-c", _MAKER, str(tmp_path), json.dumps(ports)],
         cwd=ROOT,
         stdout=subprocess.PIPE,
     )
-    said = json.loads(maker.stdout.readline())
-    processes = {proc.identify(pid) for pid in said}
+    pids = json.loads(maker.stdout.readline())
+    processes = {proc.identify(pid) for pid in pids}
     assert None not in processes
 
     maker.kill()
@@ -191,7 +191,7 @@ time.sleep(600)
 """
 
 
-def test_the_command_line_ends_with_1_when_something_is_not_healthy(tmp_path):
+def test_the_command_line_exits_with_1_if_a_process_is_not_healthy(tmp_path):
     shown = subprocess.run(
         [sys.executable, "-m", "deploy.local", "--state-dir", str(tmp_path), "status"],
         cwd=ROOT,

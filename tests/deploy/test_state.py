@@ -11,7 +11,7 @@ def test_the_first_claim_is_kept(tmp_path):
     assert is_free(first.gateway_http)
 
 
-def test_the_environment_decides_and_is_remembered(tmp_path):
+def test_the_environment_overrides_the_claim_and_is_stored(tmp_path):
     claim_ports(tmp_path, {})
 
     assert claim_ports(tmp_path, {"PHOTOMESH_PORT_BASE": "20000"}).postgres == 20_432
@@ -19,7 +19,7 @@ def test_the_environment_decides_and_is_remembered(tmp_path):
 
 
 @pytest.mark.parametrize("base", ["many", "-1", "70000"])
-def test_a_base_that_cannot_be_is_refused_and_not_remembered(tmp_path, base):
+def test_an_invalid_base_is_refused_and_not_stored(tmp_path, base):
     with pytest.raises(ValueError, match=base):
         claim_ports(tmp_path, {"PHOTOMESH_PORT_BASE": base})
 

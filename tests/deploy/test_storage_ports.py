@@ -1,4 +1,4 @@
-"""Objects are reached through S3, with a signature, and by no other port of SeaweedFS."""
+"""Objects are accessible only through S3, with a signature, and by no other SeaweedFS port."""
 
 import os
 import socket
@@ -16,8 +16,7 @@ from deploy.local.stack import Stack
 from deploy.processes import IDENTITIES
 
 _METHODS = ("GET", "HEAD", "OPTIONS", "PUT", "POST", "DELETE")
-# Which of SeaweedFS's parts serve HTTP and which serve gRPC does not matter here: every request
-# goes to every port.
+# Some of SeaweedFS's ports serve HTTP and some gRPC. The tests send every request to every port.
 _PATHS = (
     "/buckets/{bucket}/{key}",
     "/buckets/{bucket}/?recursive=true",
@@ -38,7 +37,7 @@ _PATHS = (
 class Original:
     key: str
     content: bytes
-    # SeaweedFS's own name of the bytes: volume, number and cookie.
+    # SeaweedFS's file id: volume, number and cookie.
     fid: str
 
     def paths(self) -> list[str]:
@@ -54,7 +53,7 @@ def original(infrastructure: Stack) -> Original:
 
 @pytest.fixture(scope="module")
 def inner_ports(infrastructure: Stack) -> dict[str, int]:
-    """Every port of SeaweedFS but S3 itself, by what it is for."""
+    """Every port of SeaweedFS except S3 itself, by purpose."""
     ports = dict(infrastructure.processes["s3"].ports)
     assert ports.pop("S3") == infrastructure.ports.s3
     assert len(ports) > 5
@@ -62,7 +61,10 @@ def inner_ports(infrastructure: Stack) -> dict[str, int]:
 
 
 def stored_as(content: bytes, folder: Path) -> str:
-    """Finds the object in the volumes' files; a needle is cookie, number, two sizes, then data."""
+    """Returns the file id of an object, read from the volumes' files.
+
+    In these files, a needle is cookie, number, two sizes, then data.
+    """
     for volume in folder.glob("*.dat"):
         written = volume.read_bytes()
         at = written.find(content)
@@ -73,7 +75,7 @@ def stored_as(content: bytes, folder: Path) -> str:
 
 
 def mesh_contexts(stack: Stack) -> Iterator[ssl.SSLContext]:
-    """TLS clients that believe any server: without a certificate, and as each of the mesh."""
+    """Yields TLS contexts that accept any server: with no certificate and each of the mesh."""
     for identity in (None, "public", *IDENTITIES):
         context = ssl.create_default_context()
         context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
@@ -121,7 +123,7 @@ def test_no_certificate_of_the_mesh_opens_a_port_of_the_storage(
     opened = []
     for purpose, port in inner_ports.items():
         for context in contexts:
-            # With TLS 1.3 the client hears of the refusal when it reads.
+            # With TLS 1.3, the client gets the refusal when it reads.
             with socket.create_connection(("127.0.0.1", port), timeout=20) as connection:
                 try:
                     with context.wrap_socket(connection) as tls:
@@ -153,7 +155,7 @@ def test_grpc_needs_the_storages_certificate(infrastructure, original, inner_por
     stored = infrastructure.s3().get_object(Bucket=ORIGINALS_BUCKET, Key=original.key)
     assert stored["Body"].read() == original.content
 
-    # It is the certificate that was missing.
+    # With the certificate, the same calls are accepted.
     own = grpc.ssl_channel_credentials(
         *((folder / name).read_bytes() for name in ("ca.pem", "key.pem", "cert.pem"))
     )

@@ -1,4 +1,4 @@
-"""Signed media URLs: of the edge and of CloudFront, as their verifiers read them."""
+"""Signed media URLs for the edge and for CloudFront, checked as their verifiers do."""
 
 import base64
 import json
@@ -62,7 +62,7 @@ def from_cloudfronts_base64(text: str) -> bytes:
     return base64.b64decode(text.translate(str.maketrans("-_~", "+=/")))
 
 
-def test_the_edge_is_given_a_token_over_the_prefix(edge):
+def test_urls_of_the_edge_have_a_token_for_the_prefix(edge):
     url = edge.sign(PREFIX).url("w600.jpg")
 
     assert url.startswith(f"https://cdn.test/media/{PREFIX}w600.jpg?token=")
@@ -72,7 +72,7 @@ def test_the_edge_is_given_a_token_over_the_prefix(edge):
     assert 2 * HOUR <= claims["exp"] - time.time() <= 3 * HOUR
 
 
-def test_cloudfront_is_given_a_signed_policy_over_the_prefix(cloudfront, rsa_key):
+def test_urls_of_cloudfront_have_a_signed_policy_for_the_prefix(cloudfront, rsa_key):
     url = cloudfront.sign(PREFIX).url("w600.jpg")
 
     assert url.startswith(f"https://cdn.test/media/{PREFIX}w600.jpg?Policy=")
@@ -103,7 +103,7 @@ def crosses_the_hour() -> bool:
 
 
 @pytest.mark.parametrize(
-    ("key", "others", "told"),
+    ("key", "others", "message"),
     [
         (b"no key", {}, "hexadecimal"),
         (b"ab" * 32, {"cdn_signer": "cloudfront", "cdn_key_pair_id": "K"}, "RSA"),
@@ -114,22 +114,22 @@ def crosses_the_hour() -> bool:
         ),
     ],
 )
-def test_a_key_of_another_signer_is_refused(settings, key, others, told):
-    with pytest.raises(SystemExit, match=f"PHOTOMESH_CDN_KEY_FILE.*{told}"):
+def test_a_key_of_another_signer_is_refused(settings, key, others, message):
+    with pytest.raises(SystemExit, match=f"PHOTOMESH_CDN_KEY_FILE.*{message}"):
         cdn.signer(settings(key, **others))
 
 
 @pytest.mark.parametrize(
-    ("variables", "told"),
+    ("variables", "message"),
     [
         ({"PHOTOMESH_CDN_SIGNER": "cloudfront"}, "PHOTOMESH_CDN_KEY_PAIR_ID: .*must be set"),
         ({"PHOTOMESH_CDN_KEY_PAIR_ID": "K"}, "PHOTOMESH_CDN_KEY_PAIR_ID: .*must not be set"),
         ({"PHOTOMESH_CDN_SIGNER": "akamai"}, "PHOTOMESH_CDN_SIGNER: "),
     ],
 )
-def test_settings_that_contradict_each_other_are_refused(monkeypatch, variables, told):
+def test_settings_that_contradict_each_other_are_refused(monkeypatch, variables, message):
     complete = {"PHOTOMESH_CDN_URL": "http://cdn", "PHOTOMESH_CDN_KEY_FILE": "key"}
     for name, value in {**complete, **variables}.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(SystemExit, match=told):
+    with pytest.raises(SystemExit, match=message):
         config.load(CdnSettings)

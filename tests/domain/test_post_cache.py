@@ -130,7 +130,7 @@ async def test_tombstones_and_markers_are_not_taken_for_outdated_copies(posts, c
 
 
 async def test_keys_of_other_key_spaces_are_neither_read_nor_changed(cache):
-    """Releases with other tombstones and markers run side by side."""
+    """Releases with other tombstones and markers run concurrently."""
     plant = Script("""
         --!arguments space, owner
         redis.call('RPUSH', space .. ':{' .. owner .. '}', 'of another release')

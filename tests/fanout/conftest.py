@@ -1,4 +1,4 @@
-"""Fan-out's insides without a process around them, before a world that it asks over gRPC."""
+"""The parts of fan-out without its process, and fakes of graph and post served over gRPC."""
 
 import asyncio
 import bisect
@@ -41,7 +41,7 @@ from services.fanout.walk import Walks
 from tests.eventually import PATIENCE_SECONDS
 
 CHUNK = 100
-"""How many followers a chunk has in these tests: the least that graph cuts."""
+"""The number of followers per chunk in these tests: the smallest size that graph allows."""
 
 BACKFILL = 3
 
@@ -54,14 +54,14 @@ _serials = itertools.count(1)
 
 
 def new_id() -> int:
-    """Returns an id that nobody has had; later ones are larger."""
+    """Returns an unused id; later ones are larger."""
     serial = next(_serials)
     return (int(time.time() * 1000) - EPOCH_MS + serial) << 23 | 5 << 10 | serial % 1024
 
 
 @dataclass
 class World(GraphInternalServiceServicer, PostInternalServiceServicer):
-    """What graph and post would tell: changed by tests, told over gRPC."""
+    """A fake of graph and post, whose state tests change."""
 
     followers: dict[int, list[int]] = field(default_factory=lambda: defaultdict(list))
     modes: dict[int, AudienceMode.ValueType] = field(
@@ -73,9 +73,9 @@ class World(GraphInternalServiceServicer, PostInternalServiceServicer):
     posts: dict[int, list[int]] = field(default_factory=lambda: defaultdict(list))
     finished: list[tuple[int, int]] = field(default_factory=list)
     streams: list[tuple[int, int]] = field(default_factory=list)
-    """From where to where each stream of followers was asked for."""
+    """The (after, until) bounds of each requested stream of followers."""
     meanwhile: list[Callable[[], Awaitable[None]]] = field(default_factory=list)
-    """What happens after the next answers about what holds now, one each."""
+    """Changes to make just before each next response, after its data were read."""
 
     def follow(self, reader_id: int, author_id: int) -> None:
         bisect.insort(self.followers[author_id], reader_id)
@@ -123,7 +123,7 @@ class World(GraphInternalServiceServicer, PostInternalServiceServicer):
             )
             for pair in request.pairs
         ]
-        await self._go_on()
+        await self._change_meanwhile()
         return graph_pb.BatchCheckFollowsResponse(checks=checks)
 
     async def FinishModeChange(self, request, context):
@@ -144,17 +144,17 @@ class World(GraphInternalServiceServicer, PostInternalServiceServicer):
             reverse=True,
         )
         if request.before_post_id:
-            await self._go_on()
+            await self._change_meanwhile()
         return post_pb.ListRecentByAuthorsResponse(post_ids=ids[: request.limit])
 
-    async def _go_on(self) -> None:
+    async def _change_meanwhile(self) -> None:
         if self.meanwhile:
             await self.meanwhile.pop(0)()
 
 
 @dataclass
 class Parts:
-    """A fan-out worker in pieces."""
+    """The parts of a fan-out worker."""
 
     world: World
     homes: HomeTimelines
@@ -167,7 +167,7 @@ class Parts:
     peers: Peers
 
     async def reader(self, *authors: int) -> int:
-        """Returns somebody who follows the authors and whose timeline is empty so far."""
+        """Returns a reader who follows the authors, with an empty timeline."""
         reader_id = new_id()
         for author_id in authors:
             self.world.follow(reader_id, author_id)
@@ -182,7 +182,7 @@ class Parts:
         )
 
     async def crowd(self, author_id: int, count: int, seen: int = 7) -> list[int]:
-        """Has many follow an author; returns some of them, whose timelines exist."""
+        """Adds followers to an author; returns about `seen` of them, whose timelines exist."""
         readers = [new_id() for _ in range(count)]
         for reader_id in readers:
             self.world.follow(reader_id, author_id)
@@ -197,14 +197,14 @@ class Parts:
         return await asyncio.gather(*map(self.feed, readers))
 
     async def waiting(self) -> list[tuple[int, ChunkReady]]:
-        """Takes the chunk events, with their keys, out of the outbox."""
+        """Removes the chunk events from the outbox and returns them with their keys."""
         async with self.database.connection() as connection:
             cursor = await connection.execute("DELETE FROM outbox RETURNING id, key, payload")
             rows = sorted(await cursor.fetchall())
         return [(key, ChunkReady.FromString(payload)) for _, key, payload in rows]
 
-    async def work_off(self) -> int:
-        """Handles chunk events until there are no more; returns how many there were."""
+    async def handle_chunks(self) -> int:
+        """Handles chunk events until there are none; returns how many there were."""
         count = 0
         while events := await self.waiting():
             count += len(events)
@@ -266,10 +266,10 @@ async def parts(
 
 
 def another_event() -> None:
-    """Makes another event the one at hand."""
+    """Sets the event of the context to a new one."""
     context.enter(context.CallContext(trace_id="ab" * 16, event=f"test/0/{next(_serials)}/0"))
 
 
 @pytest.fixture(autouse=True)
-def event_at_hand() -> None:
+def current_event() -> None:
     another_event()

@@ -1,4 +1,4 @@
-"""Fan-out, as an engineer with the operator's certificate meets it. The whole process runs."""
+"""The admin interface of fan-out, with the operator's certificate and the real process."""
 
 import asyncio
 import json
@@ -45,42 +45,42 @@ def publish(kafka):
 
 
 async def partition_of(admin, record: RecordMetadata) -> pb.PartitionLag:
-    """Returns how far the partition of a record is."""
+    """Returns the lag of the partition of a record."""
     answer = await admin.GetLag(pb.GetLagRequest(), timeout=PATIENCE_SECONDS)
-    [told] = [
+    [found] = [
         each
         for each in answer.partitions
         if (each.topic, each.partition) == (record.topic, record.partition)
     ]
-    return told
+    return found
 
 
 async def is_handled(admin, record: RecordMetadata) -> bool:
     return (await partition_of(admin, record)).committed_offset > record.offset
 
 
-async def held_topics(stack) -> list[str]:
-    """Returns the topics that the worker said last that it holds."""
+async def paused_topics(stack) -> list[str]:
+    """Returns the paused topics according to the last line that the worker logged."""
     lines = stack.log("fanout").read_text().splitlines()
     said = [json.loads(line).get("topics") for line in lines if line.startswith("{")]
     return [topics for topics in said if topics is not None][-1]
 
 
-async def test_a_paused_topic_waits_and_goes_on_when_it_is_resumed(infrastructure, admin, publish):
+async def test_a_paused_topic_is_not_consumed_until_it_is_resumed(infrastructure, admin, publish):
     change = FollowChanged(follower_id=new_id(), followee_id=new_id()).SerializeToString()
     await admin.PauseTopic(pb.PauseTopicRequest(topic="follow_changed"))
     await eventually(
-        lambda: held_topics(infrastructure), lambda topics: topics == ["follow_changed"]
+        lambda: paused_topics(infrastructure), lambda topics: topics == ["follow_changed"]
     )
 
-    held = await publish("follow_changed", change)
-    # An event of another topic that came later is handled, and this one is not.
+    record = await publish("follow_changed", change)
+    # A later event of another topic is handled, and this one is not.
     other = PostChanged(post_id=new_id(), author_id=new_id()).SerializeToString()
     later = await publish("post_changed", other)
     await eventually(lambda: is_handled(admin, later))
-    told = await partition_of(admin, held)
-    assert (told.lag, told.paused) == (1, True)
-    assert not await is_handled(admin, held)
+    lag = await partition_of(admin, record)
+    assert (lag.lag, lag.paused) == (1, True)
+    assert not await is_handled(admin, record)
     answer = await admin.GetLag(pb.GetLagRequest())
     assert {each.topic for each in answer.partitions if each.paused} == {"follow_changed"}
     assert {each.topic for each in answer.partitions} == {
@@ -92,17 +92,17 @@ async def test_a_paused_topic_waits_and_goes_on_when_it_is_resumed(infrastructur
     }
 
     await admin.ResumeTopic(pb.ResumeTopicRequest(topic="follow_changed"))
-    await eventually(lambda: is_handled(admin, held))
-    assert (await partition_of(admin, held)).lag == 0
+    await eventually(lambda: is_handled(admin, record))
+    assert (await partition_of(admin, record)).lag == 0
 
 
-async def test_a_topic_that_is_none_is_not_paused(admin):
+async def test_an_unknown_topic_cannot_be_paused(admin):
     with pytest.raises(grpc.aio.AioRpcError) as refused:
         await admin.PauseTopic(pb.PauseTopicRequest(topic="follow_chnaged"))
     assert Refusal.of(refused.value).fields == ("topic",)
 
 
-async def test_what_cannot_be_handled_waits_for_a_decision(dead_letters, publish):
+async def test_an_event_that_cannot_be_handled_becomes_a_dead_letter(dead_letters, publish):
     garbage = b"\xff\xff\xff garbage"
     published = await publish("post_changed", garbage)
 
@@ -131,12 +131,12 @@ async def test_what_cannot_be_handled_waits_for_a_decision(dead_letters, publish
     assert not await listed()
 
 
-async def test_nothing_is_under_way(admin):
+async def test_no_fan_out_is_in_progress(admin):
     assert not (await admin.ListFanouts(pb.ListFanoutsRequest())).fanouts
 
 
 @pytest.mark.parametrize("identity", ["gateway", "feed"])
-async def test_nobody_else_is_let_in(infrastructure, admin, identity):
+async def test_only_the_operator_may_call(infrastructure, admin, identity):
     async with channel_to(infrastructure, "fanout", identity=identity) as channel:
         with pytest.raises(grpc.aio.AioRpcError) as refused:
             await FanoutAdminServiceStub(channel).ListFanouts(pb.ListFanoutsRequest())

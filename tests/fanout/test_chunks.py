@@ -1,4 +1,4 @@
-"""Large audiences: cut, shared, resumed and retried, and in the end as small ones."""
+"""Large audiences are divided into chunks, which can be shared, resumed and retried."""
 
 import asyncio
 from datetime import UTC, datetime, timedelta
@@ -16,7 +16,7 @@ from tests.fanout.conftest import CHUNK, DEMOTING, PROMOTING, another_event, new
 
 
 class Failing(HomeTimelines):
-    """A cache that goes away after some batches."""
+    """A cache that becomes unavailable after some batches."""
 
     def __init__(self, cache, batches: int) -> None:
         super().__init__(cache)
@@ -29,47 +29,47 @@ class Failing(HomeTimelines):
         return await super().push(owner_ids, post_ids, complete_from=complete_from)
 
 
-async def test_a_large_audience_is_cut_into_chunks_of_few_lanes(parts):
+async def test_a_large_audience_is_divided_into_chunks_with_few_keys(parts):
     author = await parts.reader()
     readers = await parts.crowd(author, 20 * CHUNK - 1)
     post_id = parts.world.post(author)
     created = PostCreated(post_id=post_id, author_id=author)
 
     await parts.events.on_post_created(created)
-    # The event comes again.
+    # The event is delivered again.
     await parts.events.on_post_created(created)
 
     assert await parts.feed(author) == [post_id]
-    [under_way] = await parts.store.in_flight(after_id=0, limit=10)
-    # But for the first, which is gone through at once.
+    [in_progress] = await parts.store.in_flight(after_id=0, limit=10)
+    # Only the first chunk is handled at once.
     assert await parts.feeds(readers) == [[post_id]] + [[]] * (len(readers) - 1)
-    assert (under_way.chunks, under_way.chunks_done) == (19, 0)
-    assert (under_way.followers, under_way.reached) == (19 * CHUNK - 1, 0)
+    assert (in_progress.chunks, in_progress.chunks_done) == (19, 0)
+    assert (in_progress.followers, in_progress.reached) == (19 * CHUNK - 1, 0)
     events = await parts.waiting()
-    # No more than that lie in front of everybody else's.
+    # At most this many events of one fan-out delay those of others.
     assert [event.chunk for _, event in events] == list(range(16))
     assert len({key for key, _ in events}) == 4
     for _, event in events[:2]:
         await parts.chunks.on_chunk_ready(event)
-    [under_way] = await parts.store.in_flight(after_id=0, limit=10)
-    assert (under_way.chunks_done, under_way.reached) == (2, 2 * CHUNK)
+    [in_progress] = await parts.store.in_flight(after_id=0, limit=10)
+    assert (in_progress.chunks_done, in_progress.reached) == (2, 2 * CHUNK)
 
-    # Each may come again, and side by side.
+    # Each may be delivered again, concurrently.
     again = [*events, *events]
     await asyncio.gather(*(parts.chunks.on_chunk_ready(event) for _, event in again))
-    assert await parts.work_off() == 3
+    assert await parts.handle_chunks() == 3
 
     assert await parts.feeds(readers) == [[post_id]] * len(readers)
     assert await parts.store.in_flight(after_id=0, limit=10) == []
 
 
-async def test_a_chunk_goes_on_where_it_was_left(parts, cache):
+async def test_a_chunk_resumes_where_it_stopped(parts, cache):
     author = new_id()
     readers = await parts.crowd(author, 7 * CHUNK)
     post_id = parts.world.post(author)
     await parts.events.on_post_created(PostCreated(post_id=post_id, author_id=author))
     _, event = (await parts.waiting())[0]
-    # One chunk of them all, which is streamed in batches of 40.
+    # One chunk with all followers, which is streamed in batches of 40.
     async with parts.database.connection() as connection:
         await connection.execute("UPDATE fanout_chunks SET until_id = 0 WHERE chunk = 0")
     dying = Chunks(Failing(cache, batches=8), parts.peers, Walks(parts.peers), parts.store)
@@ -87,7 +87,7 @@ async def test_a_chunk_goes_on_where_it_was_left(parts, cache):
     assert (done.done, done.reached) == (True, 6 * CHUNK)
 
 
-async def test_a_post_that_is_deleted_while_it_is_pushed_stays_nowhere(parts):
+async def test_a_post_deleted_during_its_fan_out_stays_in_no_timeline(parts):
     author = new_id()
     readers = await parts.crowd(author, 4 * CHUNK)
     post_id = parts.world.post(author)
@@ -98,9 +98,9 @@ async def test_a_post_that_is_deleted_while_it_is_pushed_stays_nowhere(parts):
         parts.world.posts[author].remove(post_id)
         another_event()
         await parts.events.on_post_changed(PostChanged(post_id=post_id, author_id=author))
-        await parts.work_off()
+        await parts.handle_chunks()
 
-    # After the first chunk has asked, all followers lose what is still to be pushed.
+    # The deletion runs after the first chunk has read the post and before it pushes.
     parts.world.meanwhile.append(delete)
     await parts.chunks.on_chunk_ready(pushes[0][1])
     for _, event in pushes[1:]:
@@ -110,7 +110,7 @@ async def test_a_post_that_is_deleted_while_it_is_pushed_stays_nowhere(parts):
     assert await parts.store.in_flight(after_id=0, limit=10) == []
 
 
-async def test_a_change_of_mode_that_is_taken_back_leaves_no_trace(parts):
+async def test_a_reverted_change_of_mode_leaves_no_trace(parts):
     author = new_id()
     readers = await parts.crowd(author, 3 * CHUNK)
     celebrity = CelebrityChanged(account_id=author)
@@ -125,7 +125,7 @@ async def test_a_change_of_mode_that_is_taken_back_leaves_no_trace(parts):
     demotion = await parts.waiting()
     for _, event in demotion:
         await parts.chunks.on_chunk_ready(event)
-    # What is left of the promotion might still undo something.
+    # The remaining chunks of the promotion could still undo the demotion.
     assert parts.world.finished == []
     for _, event in promotion[1:]:
         await parts.chunks.on_chunk_ready(event)
@@ -136,7 +136,7 @@ async def test_a_change_of_mode_that_is_taken_back_leaves_no_trace(parts):
     assert await parts.store.in_flight(after_id=0, limit=10) == []
 
 
-async def test_a_change_of_mode_is_finished_though_the_process_dies_before_it_is_told(parts):
+async def test_a_change_of_mode_is_finished_after_a_crash_before_its_report(parts):
     author = new_id()
     await parts.crowd(author, CHUNK // 2, seen=1)
     change_id = parts.world.begin_change(author, PROMOTING)
@@ -151,7 +151,7 @@ async def test_a_change_of_mode_is_finished_though_the_process_dies_before_it_is
     assert parts.world.finished == [(author, change_id)]
 
 
-async def test_what_ended_is_forgotten_after_a_day(parts):
+async def test_finished_fan_outs_are_deleted_after_a_day(parts):
     author = new_id()
     await parts.crowd(author, 3 * CHUNK - 1, seen=1)
     for _ in range(2):
@@ -166,7 +166,7 @@ async def test_what_ended_is_forgotten_after_a_day(parts):
     assert await parts.store.purge(now + KEPT_FINISHED - timedelta(minutes=1)) == 0
     assert await parts.store.purge(now + KEPT_FINISHED + timedelta(minutes=1)) == 1
     assert await parts.store.chunk(events[0].fanout_id, 0) is None
-    # An event of what was forgotten asks for nothing.
+    # An event of a deleted fan-out is ignored.
     await parts.chunks.on_chunk_ready(events[0])
     assert len(await parts.store.in_flight(after_id=0, limit=10)) == 1
     assert await parts.store.purge(now + KEPT_UNFINISHED + timedelta(minutes=1)) == 1

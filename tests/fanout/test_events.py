@@ -1,4 +1,4 @@
-"""What fan-out does with events, in whatever order and however often they come."""
+"""Handling of events, whatever their order and however often they are delivered."""
 
 import pytest
 from photomesh.graph.v1.events_pb2 import CelebrityChanged, FollowChanged
@@ -27,7 +27,7 @@ async def post(parts, author: int) -> int:
     return post_id
 
 
-async def test_a_post_reaches_its_author_and_all_who_follow_once(parts):
+async def test_a_post_reaches_its_author_and_all_followers_once(parts):
     author = await parts.reader()
     readers = [await parts.reader(author) for _ in range(3)]
     stranger = await parts.reader()
@@ -43,7 +43,7 @@ async def test_a_post_reaches_its_author_and_all_who_follow_once(parts):
     assert await parts.waiting() == []
 
 
-async def test_a_deleted_post_is_withdrawn_and_leaves_all_feeds(parts):
+async def test_a_deleted_post_is_withdrawn_from_all_feeds(parts):
     author = await parts.reader()
     readers = [await parts.reader(author) for _ in range(3)]
     kept, gone = await post(parts, author), await post(parts, author)
@@ -56,7 +56,7 @@ async def test_a_deleted_post_is_withdrawn_and_leaves_all_feeds(parts):
     assert await parts.posts.get([gone]) == {gone: None}
 
 
-async def test_a_post_that_is_shown_again_comes_back(parts):
+async def test_an_unarchived_post_returns_to_feeds(parts):
     author = await parts.reader()
     reader = await parts.reader(author)
     post_id = parts.world.post(author)
@@ -65,11 +65,11 @@ async def test_a_post_that_is_shown_again_comes_back(parts):
     await parts.events.on_post_changed(PostChanged(post_id=post_id, author_id=author))
 
     assert await parts.feeds([author, reader]) == [[post_id]] * 2
-    # Readers ask anew.
+    # Readers get a miss and query post.
     assert await parts.posts.get([post_id]) == {}
 
 
-async def test_events_in_the_wrong_order_leave_what_holds(parts):
+async def test_events_in_the_wrong_order_leave_the_current_state(parts):
     author = await parts.reader()
     reader = await parts.reader(author)
     post_id = parts.world.post(author)
@@ -82,7 +82,7 @@ async def test_events_in_the_wrong_order_leave_what_holds(parts):
     assert await parts.posts.get([post_id]) == {post_id: None}
 
 
-async def test_what_changes_while_an_event_is_handled_is_noticed(parts):
+async def test_a_change_during_the_handling_of_an_event_is_noticed(parts):
     author = await parts.reader()
     reader = await parts.reader(author)
     post_id = parts.world.post(author)
@@ -98,7 +98,7 @@ async def test_what_changes_while_an_event_is_handled_is_noticed(parts):
     assert await parts.posts.get([post_id]) == {}
 
 
-async def test_a_post_of_somebody_who_is_pulled_costs_nothing_for_each_follower(parts):
+async def test_a_post_of_a_pulled_author_costs_nothing_per_follower(parts):
     author = new_id()
     reader = await parts.reader(author)
     parts.world.modes[author] = PULLED
@@ -112,7 +112,7 @@ async def test_a_post_of_somebody_who_is_pulled_costs_nothing_for_each_follower(
     assert parts.world.streams == []
 
 
-async def test_a_follow_brings_the_last_posts_and_an_unfollow_hides_them(parts):
+async def test_a_follow_adds_the_last_posts_and_an_unfollow_hides_them(parts):
     author, reader = new_id(), await parts.reader()
     posts = [parts.world.post(author) for _ in range(BACKFILL + 2)]
     change = FollowChanged(follower_id=reader, followee_id=author)
@@ -125,12 +125,12 @@ async def test_a_follow_brings_the_last_posts_and_an_unfollow_hides_them(parts):
     await parts.events.on_follow_changed(change)
     assert (await parts.homes.read(reader, 0, 10)).hidden == {author}
 
-    # Late events do not bring back what no longer holds.
+    # Late events do not restore an outdated state.
     await parts.events.on_follow_changed(change)
     assert (await parts.homes.read(reader, 0, 10)).hidden == {author}
 
 
-async def test_a_mute_hides_and_its_end_shows(parts):
+async def test_a_mute_hides_an_author_and_an_unmute_shows_them(parts):
     author = new_id()
     reader = await parts.reader(author)
     post_id = await post(parts, author)
@@ -146,7 +146,7 @@ async def test_a_mute_hides_and_its_end_shows(parts):
     assert (held.hidden, held.post_ids) == (frozenset(), [post_id])
 
 
-async def test_a_follow_of_somebody_who_is_pulled_makes_the_feed_pull(parts):
+async def test_a_follow_of_a_pulled_author_makes_the_feed_pull(parts):
     author, reader = new_id(), await parts.reader()
     parts.world.modes[author] = PULLED
     parts.world.follow(reader, author)
@@ -156,7 +156,7 @@ async def test_a_follow_of_somebody_who_is_pulled_makes_the_feed_pull(parts):
     assert (await parts.homes.read(reader, 0, 10)).pulled == [author]
 
 
-async def test_a_feed_pulls_until_it_has_what_it_pulled(parts, cache):
+async def test_a_feed_pulls_an_author_until_their_posts_are_pushed(parts, cache):
     author, reader = new_id(), new_id()
     parts.world.follow(reader, author)
     await parts.build(reader, pulled=(author,))
@@ -180,7 +180,7 @@ async def test_a_feed_pulls_until_it_has_what_it_pulled(parts, cache):
 
 
 @pytest.mark.parametrize("followers", [3, 2 * CHUNK])
-async def test_the_first_post_after_a_demotion_stands_behind_no_gap(parts, followers):
+async def test_the_first_post_after_a_demotion_leaves_no_gap(parts, followers):
     author = new_id()
     readers = await parts.crowd(author, followers, seen=2)
     long_ago = new_id() - (4_000 << 23)
@@ -190,17 +190,17 @@ async def test_the_first_post_after_a_demotion_stands_behind_no_gap(parts, follo
     parts.world.modes[author] = DEMOTING
 
     first = await post(parts, author)
-    await parts.work_off()
+    await parts.handle_chunks()
 
     assert await parts.feeds(readers) == [[first, *before[::-1]]] * len(readers)
 
 
-async def test_a_follow_during_a_promotion_is_not_forgotten(parts):
+async def test_a_follow_during_a_promotion_pulls_the_author(parts):
     author, reader = new_id(), await parts.reader()
     parts.world.follow(reader, author)
 
     async def promote():
-        # Goes through all followers before the feed was shown the author: it changes nothing yet.
+        # Handles all followers before the feed shows the author, so it changes nothing.
         parts.world.begin_change(author, PROMOTING)
 
     parts.world.meanwhile.append(promote)
@@ -209,8 +209,8 @@ async def test_a_follow_during_a_promotion_is_not_forgotten(parts):
     assert (await parts.homes.read(reader, 0, 10)).pulled == [author]
 
 
-async def test_an_unfollow_that_was_told_first_is_not_undone(parts):
-    """Graph hides before it answers; what fan-out read before that is out of date."""
+async def test_a_concurrent_unfollow_is_not_undone(parts):
+    """Graph hides the author before it responds, so fan-out's earlier read is outdated."""
     author, reader = new_id(), await parts.reader()
     parts.world.follow(reader, author)
 
@@ -226,7 +226,7 @@ async def test_an_unfollow_that_was_told_first_is_not_undone(parts):
 
 
 async def test_a_timeline_that_is_ahead_of_graph_is_dropped(parts):
-    """As after graph's database was restored from a backup."""
+    """This happens after graph's database is restored from a backup."""
     author, reader = new_id(), await parts.reader()
     parts.world.follow(reader, author)
     future = parts.world.versions[reader] + 1_000
@@ -238,18 +238,18 @@ async def test_a_timeline_that_is_ahead_of_graph_is_dropped(parts):
     assert not await parts.homes.exists(reader)
 
 
-async def test_a_change_of_mode_goes_through_all_followers_and_back(parts):
+async def test_a_change_of_mode_and_its_reversal_reach_all_followers(parts):
     author = new_id()
     readers = await parts.crowd(author, 2 * CHUNK + 10)
     old = [await post(parts, author) for _ in range(BACKFILL + 1)]
-    await parts.work_off()
+    await parts.handle_chunks()
     change = parts.world.begin_change(author, PROMOTING)
 
     another_event()
     await parts.events.on_celebrity_changed(CelebrityChanged(account_id=author))
-    assert await parts.work_off() == 3
+    assert await parts.handle_chunks() == 3
 
-    # Chunks that end side by side may each find that they are the last.
+    # Chunks that end concurrently may each find that they are the last.
     assert set(parts.world.finished) == {(author, change)}
     for reader in readers:
         assert (await parts.homes.read(reader, 0, 10)).pulled == [author]
@@ -259,7 +259,7 @@ async def test_a_change_of_mode_goes_through_all_followers_and_back(parts):
     change = parts.world.begin_change(author, DEMOTING)
     another_event()
     await parts.events.on_celebrity_changed(CelebrityChanged(account_id=author))
-    await parts.work_off()
+    await parts.handle_chunks()
 
     assert parts.world.finished[-1] == (author, change)
     assert parts.world.modes[author] == PUSHED
@@ -270,7 +270,7 @@ async def test_a_change_of_mode_goes_through_all_followers_and_back(parts):
     assert await parts.store.in_flight(after_id=0, limit=10) == []
 
 
-async def test_a_mode_that_is_settled_asks_for_nothing(parts):
+async def test_an_event_about_an_unchanged_mode_causes_no_work(parts):
     author = new_id()
     await parts.crowd(author, CHUNK + 1, seen=1)
     parts.world.modes[author] = PULLED

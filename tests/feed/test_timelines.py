@@ -143,7 +143,7 @@ async def test_a_rebuild_that_never_finishes_expires(timelines, valkey, reader):
     assert 0 < await valkey.ttl(f"{FEED}:{{{reader}}}") <= 10
 
 
-async def test_retracted_posts_are_gone(timelines, reader):
+async def test_retracted_posts_are_removed(timelines, reader):
     await fill(timelines, reader, [post_id(3), post_id(2), post_id(1)], whole=True)
 
     await timelines.retract([reader, next(_readers)], [post_id(2), post_id(7)])
@@ -345,8 +345,8 @@ async def test_timelines_have_no_gaps_after_any_sequence_of_changes(timelines, v
     size=st.integers(1, 12),
     data=st.data(),
 )
-async def test_pages_meet_without_gap_or_repeat(timelines, ages, size, data):
-    """Also when many posts share their millisecond and their shard."""
+async def test_pages_have_no_gap_or_repeat(timelines, ages, size, data):
+    """Even if many posts share their millisecond and their shard."""
     reader = next(_readers)
     ids = sorted(
         {post_id(age, data.draw(st.integers(1, 2)), data.draw(st.integers(0, 9))) for age in ages}
@@ -361,7 +361,7 @@ async def test_pages_meet_without_gap_or_repeat(timelines, ages, size, data):
 async def test_keys_of_other_versions_are_neither_read_nor_changed(
     timelines, valkey, cache, reader
 ):
-    """Releases with different layouts run side by side."""
+    """Releases with different layouts run concurrently."""
     authors = AuthorTimelines(cache)
     spaces = {FEED, RULES, AUTHOR}
     foreign = {

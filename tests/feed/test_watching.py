@@ -1,4 +1,4 @@
-"""Watching feeds: each new post once, whatever else happens, and a last message that says why."""
+"""Watching feeds: each new post is sent once, and the last message has the reason of the end."""
 
 import asyncio
 import itertools
@@ -41,14 +41,14 @@ _sequence = itertools.count()
 
 
 def post_id(*, age: float = 0.0) -> int:
-    """Returns the id of a post that was made so many seconds ago; each is higher than the last."""
+    """Returns the id of a post that is `age` seconds old; ids of the same age increase."""
     milliseconds = int((time.time() - age) * 1000) - EPOCH_MS
     return milliseconds << 23 | 7 << 10 | next(_sequence) % 1024
 
 
 @dataclass
 class Scene:
-    """The parts of feed beside a real cache, graph and post."""
+    """The parts of feed, with a real cache, graph and post."""
 
     cache: Cache
     peers: Peers
@@ -87,12 +87,12 @@ class Scene:
         )
 
     async def post(self, reader: int, *post_ids: int, author: int = AUTHOR) -> None:
-        """Does what post and fanout do."""
+        """Publishes posts as post and fan-out do."""
         await self.make(*post_ids, author=author)
         assert await self.timelines.push([reader], post_ids) == 1
 
     async def feed_of(self, *post_ids: int, pulled=(), hidden=()) -> int:
-        """Returns a new reader, who has these posts in the feed."""
+        """Returns a new reader whose feed has these posts."""
         reader = next(_readers)
         await self.make(*post_ids)
         marker = await self.timelines.begin_rebuild(reader)
@@ -109,35 +109,35 @@ class Scene:
 
 
 class Watch:
-    """Somebody who watches."""
+    """A watch, and the messages that it has received."""
 
     def __init__(self, watches: Watches, reader: int, after: int = 0) -> None:
-        self.told: list[WatchMessage] = []
-        self._messages = watches.watch(reader, after)
+        self.messages: list[WatchMessage] = []
+        self._stream = watches.watch(reader, after)
         self._reading = asyncio.create_task(self._read())
 
     async def _read(self) -> None:
-        async with aclosing(self._messages) as messages:
-            async for told in messages:
-                self.told.append(told)
+        async with aclosing(self._stream) as stream:
+            async for message in stream:
+                self.messages.append(message)
 
     @property
     def posts(self) -> list[int]:
-        return [told.post_id for told in self.told if told.post]
+        return [message.post_id for message in self.messages if message.post]
 
     async def has_begun(self) -> None:
-        await eventually(self._told)
+        await eventually(self._received)
 
     async def has(self, *post_ids: int) -> None:
         await eventually(self._posts, lambda posts: posts == list(post_ids))
 
     async def end(self) -> WatchMessage:
         await asyncio.wait_for(self._reading, PATIENCE_SECONDS)
-        assert [bool(told.end) for told in self.told[:-1]] == [False] * (len(self.told) - 1)
-        return self.told[-1]
+        assert [bool(each.end) for each in self.messages[:-1]] == [False] * (len(self.messages) - 1)
+        return self.messages[-1]
 
-    async def _told(self) -> list[WatchMessage]:
-        return self.told
+    async def _received(self) -> list[WatchMessage]:
+        return self.messages
 
     async def _posts(self) -> list[int]:
         return self.posts
@@ -168,29 +168,29 @@ async def scene(infrastructure) -> AsyncIterator[Scene]:
         yield Scene(cache, Peers(GraphInternalServiceStub(graph), PostInternalServiceStub(post)))
 
 
-async def test_each_new_post_is_told_once_and_older_ones_are_not(scene):
+async def test_each_new_post_is_sent_once_and_older_ones_are_not(scene):
     known, early, late = post_id(age=60), post_id(age=30), post_id(age=1)
     reader = await scene.feed_of(known)
     async with scene.watched() as watches, watching(watches, reader) as watch:
-        assert watch.told == [WatchMessage(known)]
+        assert watch.messages == [WatchMessage(known)]
 
         await scene.post(reader, late)
         await watch.has(late)
-        # Its media took longer.
+        # Older, because its media took longer.
         await scene.post(reader, early)
         await watch.has(late, early)
-        # Of an author who was followed just now.
+        # Of an author whom the reader has just followed.
         await scene.post(reader, post_id(age=1_000))
         await scene.timelines.retract([reader], [late])
         newest = post_id()
         await scene.post(reader, late, newest)
         await watch.has(late, early, newest)
 
-        assert [told.resume_after for told in watch.told] == [known, late, late, newest]
-        assert watch.told[-1].post.startswith(b"a post %d" % newest)
+        assert [each.resume_after for each in watch.messages] == [known, late, late, newest]
+        assert watch.messages[-1].post.startswith(b"a post %d" % newest)
 
 
-async def test_what_left_a_feed_brings_nothing_old_up(scene):
+async def test_removals_from_a_feed_send_no_older_posts(scene):
     reader = await scene.feed_of(*(post_id(age=60) for _ in range(300)))
     async with scene.watched() as watches, watching(watches, reader) as watch:
         newest = await scene.timelines.read(reader, 0, 250)
@@ -200,7 +200,7 @@ async def test_what_left_a_feed_brings_nothing_old_up(scene):
         await watch.has(new)
 
 
-async def test_what_was_missed_is_told_first(scene):
+async def test_missed_posts_are_sent_first(scene):
     seen, *missed = [post_id(age=age) for age in (3_000, 2_000, 1_000, 10)]
     reader = await scene.feed_of(seen, *missed)
     async with scene.watched() as watches, watching(watches, reader, after=seen) as watch:
@@ -209,10 +209,10 @@ async def test_what_was_missed_is_told_first(scene):
         await scene.post(reader, new)
         await watch.has(*missed, new)
 
-        assert [told.resume_after for told in watch.told] == [seen, *missed, new]
+        assert [each.resume_after for each in watch.messages] == [seen, *missed, new]
 
 
-async def test_who_missed_too_much_is_told_so(scene):
+async def test_a_watch_ends_if_too_much_was_missed(scene):
     reader = await scene.feed_of(*(post_id(age=60) for _ in range(101)))
 
     watch = Watch(scene.watches(), reader, after=1)
@@ -220,7 +220,7 @@ async def test_who_missed_too_much_is_told_so(scene):
     assert await watch.end() == WatchMessage(1, end=WatchFeedEnd.WATCH_FEED_END_TOO_FAR_BEHIND)
 
 
-async def test_posts_of_celebrities_are_told(scene):
+async def test_posts_of_celebrities_are_sent(scene):
     star = next(_readers)
     old, other, new = post_id(age=60), post_id(age=2), post_id()
     await scene.make(old, new, author=star)
@@ -239,7 +239,7 @@ async def test_posts_of_celebrities_are_told(scene):
         await second.has(new)
 
 
-async def test_hidden_authors_and_withdrawn_posts_are_not_told(scene):
+async def test_hidden_and_withdrawn_posts_are_not_sent(scene):
     foe = next(_readers)
     reader = await scene.feed_of(hidden=[foe])
     async with scene.watched() as watches, watching(watches, reader) as watch:
@@ -251,7 +251,7 @@ async def test_hidden_authors_and_withdrawn_posts_are_not_told(scene):
 
 
 async def test_an_evicted_feed_is_rebuilt(scene):
-    """Also one that nobody had asked for before."""
+    """Even one that was never read before."""
     reader = next(_readers)
     async with scene.watched() as watches, watching(watches, reader) as watch:
         await scene.timelines.drop(reader)
@@ -261,7 +261,7 @@ async def test_an_evicted_feed_is_rebuilt(scene):
         await watch.has(new)
 
 
-async def test_nothing_is_lost_while_the_cache_is_away(scene, infrastructure):
+async def test_no_post_is_lost_while_the_cache_is_unavailable(scene, infrastructure):
     reader = await scene.feed_of()
     async with (
         scene.watched(heartbeat_seconds=0.1) as watches,
@@ -271,13 +271,13 @@ async def test_nothing_is_lost_while_the_cache_is_away(scene, infrastructure):
         await scene.make(after)
         await scene.post(reader, before)
         with infrastructure.stalled("valkey"):
-            told = len(watch.told)
-            await eventually(watch._told, lambda now: len(now) > told + 10)
+            count = len(watch.messages)
+            await eventually(watch._received, lambda now: len(now) > count + 10)
         await eventually(lambda: scene.timelines.push([reader], [after]))
         await watch.has(before, after)
 
 
-async def test_who_does_not_read_is_left_behind_and_loses_nothing(scene):
+async def test_a_slow_client_loses_no_posts(scene):
     reader = await scene.feed_of()
     posts = [post_id() for _ in range(40)]
     async with scene.watched(waiting=30) as watches, watching(watches, reader) as quick:
@@ -292,7 +292,7 @@ async def test_who_does_not_read_is_left_behind_and_loses_nothing(scene):
         assert (await asking).post_id == posts[0]
         last = await anext(slow)
         assert last == WatchMessage(posts[0], end=WatchFeedEnd.WATCH_FEED_END_TOO_SLOW)
-        assert [told async for told in slow] == []
+        assert [each async for each in slow] == []
         async with watching(watches, reader, after=last.resume_after) as resumed:
             await resumed.has(*posts[1:])
 
@@ -301,13 +301,13 @@ async def _watchers(watches: Watches, reader: int) -> int:
     return len(watches._hub._feeds[reader].watchers)
 
 
-async def test_so_many_may_watch_and_those_who_leave_make_room(scene):
+async def test_the_number_of_watches_is_limited_and_ended_ones_make_room(scene):
     one, other, third = [await scene.feed_of() for _ in range(3)]
     watches = scene.watches(most=2, of_one_reader=1)
     async with watching(watches, one), watching(watches, other):
         with pytest.raises(TooManyStreams, match="Too many watches"):
             await anext(watches.watch(third, 0))
-        # Its own limit is told first: that is what it can do something about.
+        # The account's own limit comes first, because the user can do something about it.
         with pytest.raises(TooManyStreams, match="You have 1 watches"):
             await anext(watches.watch(one, 0))
     async with watching(watches, one):
@@ -318,7 +318,7 @@ async def test_so_many_may_watch_and_those_who_leave_make_room(scene):
     assert (watches._hub._feeds, watches._open.count) == ({}, 0)
 
 
-async def test_clients_that_vanish_make_room(scene, infrastructure):
+async def test_disconnected_clients_make_room(scene, infrastructure):
     infrastructure.up(["feed"])
     reader, other = await scene.feed_of(), await scene.feed_of()
 
@@ -345,24 +345,24 @@ async def test_clients_that_vanish_make_room(scene, infrastructure):
             await eventually(lambda: begin(stub, reader))
 
 
-async def test_a_watcher_hears_that_nothing_happens(scene):
+async def test_idle_watches_get_heartbeats(scene):
     newest = post_id(age=60)
     reader = await scene.feed_of(newest)
 
     async with watching(scene.watches(heartbeat_seconds=0.1), reader) as watch:
-        told = await eventually(watch._told, lambda told: len(told) > 3)
+        messages = await eventually(watch._received, lambda messages: len(messages) > 3)
 
-    assert told == [WatchMessage(newest)] * len(told)
+    assert messages == [WatchMessage(newest)] * len(messages)
 
 
-async def test_a_watch_ends_in_time(scene):
+async def test_a_watch_ends_after_its_maximum_time(scene):
     newest = post_id(age=60)
     reader = await scene.feed_of(newest)
 
     watch = Watch(scene.watches(seconds=0.1), reader)
 
     assert await watch.end() == WatchMessage(newest, end=WatchFeedEnd.WATCH_FEED_END_TIME_LIMIT)
-    assert watch.told[:-1] == [WatchMessage(newest)]
+    assert watch.messages[:-1] == [WatchMessage(newest)]
 
 
 async def test_a_watch_ends_before_the_process_does(scene):

@@ -1,4 +1,4 @@
-"""A gateway that runs alone, and tokens of every kind."""
+"""A gateway without services behind it, and valid and invalid tokens."""
 
 import json
 import time
@@ -15,7 +15,7 @@ from deploy.local.stack import Stack
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    # Envoy's types were generated for an older pydantic, and say so a hundred times.
+    # Envoy's types were generated for an older pydantic, which causes about 100 warnings.
     config.addinivalue_line(
         "filterwarnings", "ignore::pydantic.warnings.PydanticDeprecatedSince212"
     )
@@ -23,7 +23,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture(scope="session")
 def lonely(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """A stack of which only the gateway runs: whatever it lets through ends in UNAVAILABLE."""
+    """A stack of which only the gateway runs: a call that it forwards fails with UNAVAILABLE."""
     folder = tmp_path_factory.mktemp("lonely")
     with Stack(folder, ports=free_ports(), ephemeral=True) as stack:
         stack.up(["gateway"])
@@ -37,14 +37,14 @@ def gateway(lonely: Stack) -> Iterator[httpx.Client]:
 
 
 class AccessTokens:
-    """Signs access tokens, good ones and others."""
+    """Signs valid and invalid access tokens."""
 
     def __init__(self, pki: Path) -> None:
         self.key = load_pem_private_key((pki / "token/key.pem").read_bytes(), password=None)
         self.key_id = json.loads((pki / "jwks.json").read_text())["keys"][0]["kid"]
 
     def make(self, *, key=None, algorithm="EdDSA", key_id=None, seconds=60, **claims) -> str:
-        """A claim that is None is left out."""
+        """Omits claims that are None."""
         now = int(time.time())
         said = {
             "iss": "photomesh",

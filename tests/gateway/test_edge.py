@@ -1,4 +1,4 @@
-"""The CDN edge in front of a real S3: who may see what, and how often S3 is asked."""
+"""The CDN edge in front of a real S3: access to pictures, and how often S3 is queried."""
 
 import itertools
 import os
@@ -28,7 +28,7 @@ _numbers = itertools.count(int(time.time() * 1000))
 
 @pytest.fixture(scope="module")
 def running(tmp_path_factory):
-    """An edge and a store of their own, because one test ends the store."""
+    """An edge and a storage for these tests, because one of them stops the storage."""
     with Stack(tmp_path_factory.mktemp("edge"), ports=free_ports(), ephemeral=True) as stack:
         stack.up(["provision-storage", "edge"])
         yield stack
@@ -47,7 +47,7 @@ def s3(running):
 
 @pytest.fixture(scope="module")
 def sign(running):
-    """Makes tokens as the signer does, or otherwise."""
+    """Returns a function that signs tokens as the signer does, or with other claims and keys."""
     secret = bytes.fromhex((running.layout.pki / "cdn.key").read_text())
 
     def sign(prefix, *, seconds=60, secret=secret, algorithm="HS256", **claims):
@@ -68,7 +68,7 @@ class Picture:
 
 @pytest.fixture
 def picture(s3):
-    """A picture that nobody has asked for yet."""
+    """A picture that is not cached."""
     prefix = f"2026/11/21/7/{next(_numbers)}/"
     content = os.urandom(150_000)
     stored = s3.put_object(
@@ -79,7 +79,7 @@ def picture(s3):
 
 @pytest.fixture
 def origin_requests(running):
-    """Counts what was asked of S3 since the test began."""
+    """Counts the requests to S3 since the test began."""
 
     def total() -> int:
         url = f"http://127.0.0.1:{running.ports.edge_admin}/stats"
@@ -92,13 +92,13 @@ def origin_requests(running):
 
 @pytest.fixture(scope="module", autouse=True)
 def every_answer(edge):
-    """Checks what every answer of the edge must say, whatever a test asks for."""
+    """Checks headers that every response of the edge must have."""
 
     def check(answer: httpx.Response) -> None:
         assert answer.headers["content-security-policy"] == "default-src 'none'; sandbox"
         assert answer.headers["x-content-type-options"] == "nosniff"
-        told = answer.headers.get("content-type")
-        assert told in {*IMAGE_TYPES, "application/json", None}
+        content_type = answer.headers.get("content-type")
+        assert content_type in {*IMAGE_TYPES, "application/json", None}
 
     edge.event_hooks["response"].append(check)
 
@@ -107,7 +107,7 @@ def get(edge, path, token=None, **headers):
     return edge.get(path, params={"token": token} if token else None, headers=headers)
 
 
-def test_urls_of_the_signer_show_the_picture(running, edge, picture):
+def test_signed_urls_return_the_picture(running, edge, picture):
     settings = CdnSettings(cdn_url=str(edge.base_url), cdn_key_file=running.layout.pki / "cdn.key")
     url = EdgeSigner(settings).sign(picture.prefix.removeprefix("/media/")).url("w600.jpg")
     answer = httpx.get(url)
@@ -116,7 +116,7 @@ def test_urls_of_the_signer_show_the_picture(running, edge, picture):
     assert answer.headers["etag"] == picture.etag
 
 
-def test_an_answer_says_what_a_browser_needs_and_nothing_of_the_store(edge, picture, sign):
+def test_responses_have_headers_for_browsers_and_none_of_the_storage(edge, picture, sign):
     for _ in range(2):
         headers = get(edge, picture.path, sign(picture.prefix)).headers
         assert headers["content-type"] == "image/jpeg"
@@ -129,7 +129,7 @@ def test_an_answer_says_what_a_browser_needs_and_nothing_of_the_store(edge, pict
         assert headers["server"] == "photomesh"
 
 
-def test_s3_is_asked_once_for_all_viewers(edge, picture, sign, origin_requests):
+def test_s3_is_queried_once_for_all_viewers(edge, picture, sign, origin_requests):
     tokens = [sign(picture.prefix, seconds=60 + number) for number in range(8)]
     with ThreadPoolExecutor(8) as pool:
         answers = list(pool.map(lambda token: get(edge, picture.path, token), tokens))
@@ -140,7 +140,7 @@ def test_s3_is_asked_once_for_all_viewers(edge, picture, sign, origin_requests):
 
 
 @pytest.mark.parametrize("warm", [True, False], ids=["cached", "not cached"])
-def test_parts_of_a_picture(edge, picture, sign, warm):
+def test_range_requests_return_parts_of_a_picture(edge, picture, sign, warm):
     token = sign(picture.prefix)
     if warm:
         get(edge, picture.path, token)
@@ -155,7 +155,7 @@ def test_parts_of_a_picture(edge, picture, sign, warm):
     assert Refusal.of(outside) == Refusal(416, 11, "REQUEST_MALFORMED", {})
 
 
-def test_the_head_of_a_picture(edge, picture, sign):
+def test_head_requests_return_headers_only(edge, picture, sign):
     token = sign(picture.prefix)
     for _ in range(2):
         answer = edge.head(picture.path, params={"token": token})
@@ -165,7 +165,7 @@ def test_the_head_of_a_picture(edge, picture, sign):
         get(edge, picture.path, token)
 
 
-def test_a_picture_that_the_viewer_has_is_not_sent_again(edge, picture, sign, origin_requests):
+def test_a_matching_etag_gets_304(edge, picture, sign, origin_requests):
     token = sign(picture.prefix)
     for known in (picture.etag, f'"other", W/{picture.etag}', "*"):
         answer = get(edge, picture.path, token, **{"if-none-match": known})
@@ -181,7 +181,7 @@ def test_a_picture_that_the_viewer_has_is_not_sent_again(edge, picture, sign, or
     assert origin_requests() <= 2
 
 
-def test_a_condition_opens_no_door(edge, picture, sign):
+def test_conditional_requests_need_a_token_too(edge, picture, sign):
     known = {"if-none-match": "*"}
     assert get(edge, picture.path, **known).status_code == 401
     assert get(edge, picture.path, sign("/media/x/"), **known).status_code == 403
@@ -189,7 +189,7 @@ def test_a_condition_opens_no_door(edge, picture, sign):
     assert Refusal.of(unknown).status == 404
 
 
-def test_a_download_goes_on_where_it_was_cut(edge, picture, sign, origin_requests):
+def test_an_interrupted_download_resumes(edge, picture, sign, origin_requests):
     token = sign(picture.prefix)
     get(edge, picture.path, token)
     rest = get(edge, picture.path, token, range="bytes=100-", **{"if-range": picture.etag})
@@ -197,7 +197,7 @@ def test_a_download_goes_on_where_it_was_cut(edge, picture, sign, origin_request
     assert origin_requests() == 1
 
 
-def test_the_edge_passes_what_the_pipeline_makes():
+def test_the_edge_allows_the_content_types_of_the_pipeline():
     assert set(IMAGE_TYPES) == {encoding.content_type for encoding in ENCODINGS}
 
 
@@ -211,7 +211,7 @@ HTML = b"<html><script>alert(document.cookie)</script></html>"
     ]
 )  # fmt: skip
 def smuggled(request, picture, s3):
-    """Writes something over a picture that is none."""
+    """Returns a function that overwrites a picture with something else."""
     declared = {"ContentType": request.param} if request.param else {}
 
     def write(size: int = len(HTML)) -> None:
@@ -227,7 +227,7 @@ NO_PICTURE = Refusal(404, 5, "MEDIA_UNKNOWN", {})
 
 
 @pytest.mark.parametrize("size", [len(HTML), 3_000_000], ids=["small", "large"])
-def test_what_is_no_picture_is_not_shown(edge, picture, sign, smuggled, size):
+def test_objects_that_are_not_pictures_are_not_served(edge, picture, sign, smuggled, size):
     token = sign(picture.prefix)
     smuggled(size)
     for headers in (
@@ -247,7 +247,7 @@ def test_what_is_no_picture_is_not_shown(edge, picture, sign, smuggled, size):
     assert (head.status_code, head.headers["content-type"]) == (404, "application/json")
 
 
-def test_what_is_no_picture_is_not_kept(edge, picture, sign, smuggled, s3):
+def test_objects_that_are_not_pictures_are_not_cached(edge, picture, sign, smuggled, s3):
     token = sign(picture.prefix)
     smuggled()
     assert get(edge, picture.path, token).status_code == 404
@@ -258,7 +258,7 @@ def test_what_is_no_picture_is_not_kept(edge, picture, sign, smuggled, s3):
     assert get(edge, picture.path, token).content == picture.content
 
 
-async def test_what_is_written_over_a_cached_picture_is_not_shown(
+async def test_an_object_that_replaces_a_cached_picture_is_not_served(
     hasty_edge, picture, sign, smuggled
 ):
     token = sign(picture.prefix)
@@ -278,10 +278,10 @@ async def test_what_is_written_over_a_cached_picture_is_not_shown(
 
 @pytest.fixture
 def hasty_edge(running, tmp_path):
-    """An edge like the other, but it asks S3 after a second whether its answers still hold."""
+    """An edge that revalidates cached responses with S3 after one second."""
     keys, (port, admin_port) = running.credentials.s3_edge, free_tcp_ports(2)
     (tmp_path / "cache").mkdir()
-    # It holds keys, as configurations of a stack do.
+    # In the stack's folder of configurations, because it contains keys.
     config = tmp_path / "etc/edge.json"
     config.parent.mkdir()
     config.touch(mode=0o600)
@@ -326,7 +326,7 @@ def free_tcp_ports(count: int) -> list[int]:
         return [each.getsockname()[1] for each in sockets]
 
 
-async def test_what_was_removed_from_s3_is_not_shown_for_long(hasty_edge, picture, sign, s3):
+async def test_an_object_removed_from_s3_is_soon_not_served(hasty_edge, picture, sign, s3):
     async def look() -> httpx.Response:
         return get(hasty_edge, picture.path, token)
 
@@ -340,13 +340,13 @@ async def test_what_was_removed_from_s3_is_not_shown_for_long(hasty_edge, pictur
     assert get(hasty_edge, picture.path, token, range="bytes=0-9").status_code == 404
 
 
-def test_without_a_token_nothing_is_shown(edge, picture):
+def test_requests_without_a_token_are_refused(edge, picture):
     assert Refusal.of(get(edge, picture.path)) == Refusal(401, 16, "TOKEN_MISSING", {})
     bearer = get(edge, picture.path, authorization="Bearer abc")
     assert Refusal.of(bearer).reason == "TOKEN_MISSING"
 
 
-def test_a_bad_token_shows_nothing_even_of_what_is_cached(edge, picture, sign):
+def test_an_invalid_token_is_refused_even_for_cached_pictures(edge, picture, sign):
     get(edge, picture.path, sign(picture.prefix))
     bad = {
         "abc": "TOKEN_INVALID",
@@ -361,12 +361,12 @@ def test_a_bad_token_shows_nothing_even_of_what_is_cached(edge, picture, sign):
         assert token not in answer.headers["www-authenticate"]
 
 
-def test_a_token_opens_only_what_lies_below_its_prefix(edge, picture, sign):
+def test_a_token_opens_only_paths_below_its_prefix(edge, picture, sign):
     folder = picture.prefix
     parent = folder[:-1].rpartition("/")[0]
     for prefix in (
         f"{parent}/1/",
-        # Also a prefix of the text, but of no folder.
+        # A prefix of the text that ends within a folder name.
         folder[:-1],
         folder[:-2],
         "/",
@@ -386,12 +386,12 @@ def test_a_token_opens_only_what_lies_below_its_prefix(edge, picture, sign):
      "..%2f{other}", "%2e%2e%2f{other}", "..\\{other}", "..%5c{other}", "%252e%252e/{other}",
      "/../{other}", "..;/{other}", "x/..%00/../../{other}"],
 )  # fmt: skip
-def test_no_way_leads_out_of_the_prefix(running, edge, picture, sign, s3, way):
+def test_no_path_leads_out_of_the_prefix(running, edge, picture, sign, s3, way):
     secret = f"2026/11/21/7/{next(_numbers)}/w600.jpg"
     s3.put_object(Bucket=BUCKET, Key=secret, Body=b"secret")
     other = "/".join(secret.split("/")[-2:])
     path = picture.prefix + way.format(other=other)
-    # Written by hand: a client would tidy the path up.
+    # A raw request, because HTTP clients normalize paths.
     answer = raw_get(running.ports.edge, f"{path}?token={sign(picture.prefix)}")
     assert answer.status_code in (400, 403, 404)
     assert b"secret" not in answer.content
@@ -408,13 +408,13 @@ def raw_get(port: int, target: str) -> httpx.Response:
         return client.send(request)
 
 
-def test_tidied_paths_stay_inside(running, picture, sign):
+def test_normalized_paths_stay_inside_the_prefix(running, picture, sign):
     token = sign(picture.prefix)
     for path in (f"{picture.prefix}x/../w600.jpg", picture.path.replace("/7/", "//7/")):
         assert raw_get(running.ports.edge, f"{path}?token={token}").content == picture.content
 
 
-def test_what_is_not_there_is_not_found_until_it_is(edge, picture, sign, s3):
+def test_a_missing_picture_is_not_found_until_it_exists(edge, picture, sign, s3):
     token = sign(picture.prefix)
     path = f"{picture.prefix}later.jpg"
     assert Refusal.of(get(edge, path, token)) == Refusal(404, 5, "MEDIA_UNKNOWN", {})
@@ -424,19 +424,19 @@ def test_what_is_not_there_is_not_found_until_it_is(edge, picture, sign, s3):
     assert get(edge, path, token).content == b"now"
 
 
-def test_folders_are_not_shown(edge, picture, sign):
+def test_folders_are_not_listed(edge, picture, sign):
     answer = edge.get(picture.prefix, params={"token": sign(picture.prefix), "list-type": "2"})
     assert Refusal.of(answer).status == 404
 
 
-def test_originals_are_out_of_reach(edge, sign):
+def test_originals_are_not_served(edge, sign):
     for path in ("/photomesh-originals/x", "/media/../photomesh-originals/x"):
         answer = raw_get(edge.base_url.port, f"{path}?token={sign('/')}")
         assert Refusal.of(answer) == Refusal(404, 5, "ROUTE_UNKNOWN", {})
 
 
 @pytest.mark.parametrize("verb", ["POST", "PUT", "DELETE", "PATCH"])
-def test_nothing_can_be_changed(edge, picture, sign, verb):
+def test_the_edge_is_read_only(edge, picture, sign, verb):
     answer = edge.request(verb, picture.path, params={"token": sign(picture.prefix)})
     assert Refusal.of(answer) == Refusal(404, 5, "ROUTE_UNKNOWN", {})
 
@@ -451,11 +451,11 @@ def test_pages_of_other_origins_may_read_pictures(edge, picture):
     assert answer.headers["access-control-allow-methods"] == "GET, HEAD"
 
 
-def test_what_is_cached_outlives_the_store_and_the_edge(running, edge, picture, sign):
+def test_cached_pictures_survive_a_storage_outage_and_an_edge_restart(running, edge, picture, sign):
     token = sign(picture.prefix)
     get(edge, picture.path, token)
     running.restart("edge")
     running.kill("s3")
     assert get(edge, picture.path, token).content == picture.content
-    away = get(edge, f"{picture.prefix}other.jpg", token)
-    assert Refusal.of(away) == Refusal(503, 14, "UNAVAILABLE", {})
+    unavailable = get(edge, f"{picture.prefix}other.jpg", token)
+    assert Refusal.of(unavailable) == Refusal(503, 14, "UNAVAILABLE", {})

@@ -1,4 +1,4 @@
-"""Who the services take a caller for."""
+"""Clients cannot set the internal headers that the gateway sends to services."""
 
 import pytest
 
@@ -9,7 +9,7 @@ async def two(person):
 
 
 @pytest.mark.parametrize("header", ["x-photomesh-user-id", "X-Photomesh-User-Id"])
-async def test_nobody_can_say_who_they_are(http, two, header):
+async def test_headers_cannot_set_the_identity_of_a_caller(http, two, header):
     ada, bob = two
     answer = await http.get(
         "/v1/accounts/me",
@@ -20,7 +20,7 @@ async def test_nobody_can_say_who_they_are(http, two, header):
     assert anonymous.status_code == 401
 
 
-async def test_nobody_can_set_a_deadline_for_the_services(http, two):
+async def test_headers_cannot_set_a_deadline_for_the_services(http, two):
     answer = await http.get(
         "/v1/feed",
         headers={
@@ -32,7 +32,7 @@ async def test_nobody_can_set_a_deadline_for_the_services(http, two):
     assert answer.status_code == 200
 
 
-async def test_fields_that_are_empty_are_printed(http, two):
+async def test_empty_fields_are_present_in_responses(http, two):
     headers = {"authorization": f"Bearer {two[0].token}"}
     page = (await http.get("/v1/feed", headers=headers)).json()
     assert page == {"posts": [], "nextPageToken": "", "state": page["state"]}

@@ -1,4 +1,4 @@
-"""What the gateway itself refuses, over REST and over gRPC."""
+"""Requests that the gateway itself refuses, over REST and gRPC."""
 
 import json
 import re
@@ -31,7 +31,7 @@ INVALID_ARGUMENT, NOT_FOUND, UNAVAILABLE, UNAUTHENTICATED = 3, 5, 14, 16
 METHODS = public_methods(DESCRIPTORS)
 NAME = attrgetter("name")
 
-# The kinds of tokens that are not good, and the reason that each is refused for.
+# Invalid tokens, and the reason of the error for each.
 BAD_TOKENS = {
     "expired": "TOKEN_EXPIRED",
     "foreign key": "TOKEN_INVALID",
@@ -48,9 +48,9 @@ BAD_TOKENS = {
 
 @pytest.fixture(params=BAD_TOKENS)
 def bad_token(request, access_tokens):
-    """A token that must not open anything, and the reason."""
+    """An invalid token, and the reason of its error."""
     make = access_tokens.make
-    # What HMAC would take for a key if the algorithm of the token were believed.
+    # If the gateway trusted the token's algorithm, HMAC would use the public key as its key.
     public = access_tokens.key.public_key().public_bytes_raw()
     tokens = {
         "expired": lambda: make(seconds=-60),
@@ -67,7 +67,7 @@ def bad_token(request, access_tokens):
     return tokens[request.param](), BAD_TOKENS[request.param]
 
 
-def test_a_bad_token_is_refused(gateway, bad_token):
+def test_an_invalid_token_is_refused(gateway, bad_token):
     token, reason = bad_token
     answer = gateway.get("/v1/feed", headers={"authorization": f"Bearer {token}"})
     assert Refusal.of(answer) == Refusal(401, UNAUTHENTICATED, reason, {})
@@ -75,8 +75,8 @@ def test_a_bad_token_is_refused(gateway, bad_token):
 
 @pytest.mark.parametrize("headers", [{}, {"authorization": "Basic YTpi"}], ids=["none", "basic"])
 @pytest.mark.parametrize("method", [m for m in METHODS if not m.without_token], ids=NAME)
-def test_a_call_without_a_token_is_refused(gateway, method, headers):
-    """Unless the contract says otherwise."""
+def test_a_call_without_a_token_is_refused_unless_the_contract_allows_it(gateway, method, headers):
+
     calls = [("POST", method.path)]
     if method.http_path:
         calls.append((method.http_verb, re.sub(r"\{[^}]*\}", "1", method.http_path)))
@@ -85,19 +85,19 @@ def test_a_call_without_a_token_is_refused(gateway, method, headers):
         assert Refusal.of(answer) == Refusal(401, UNAUTHENTICATED, "TOKEN_MISSING", {})
 
 
-def test_a_token_in_the_query_is_not_taken(gateway, access_tokens):
+def test_a_token_in_the_query_is_ignored(gateway, access_tokens):
     answer = gateway.get("/v1/feed", params={"access_token": access_tokens.make()})
     assert Refusal.of(answer).reason == "TOKEN_MISSING"
 
 
-def test_whoever_signs_up_or_in_needs_no_token(gateway):
+def test_signing_up_and_in_needs_no_token(gateway):
     paths = {method.http_path for method in METHODS if method.without_token}
     assert paths == {"/v1/accounts", "/v1/sessions", "/v1/sessions:refresh"}
     for path in paths:
         assert Refusal.of(gateway.post(path, json={})).reason == "UNAVAILABLE"
 
 
-def test_a_service_that_is_away_is_told_as_such(gateway, signed_in):
+def test_calls_to_a_stopped_service_get_unavailable(gateway, signed_in):
     answer = gateway.get("/v1/feed", headers=signed_in)
     assert Refusal.of(answer) == Refusal(503, UNAVAILABLE, "UNAVAILABLE", {})
 
@@ -107,7 +107,7 @@ def test_a_service_that_is_away_is_told_as_such(gateway, signed_in):
     [
         ("GET", "/"),
         ("GET", "/v1/nothing"),
-        # The transcoder would take these two for GetFeed, past the route that asks for a token.
+        # The transcoder would map these two to GetFeed, past the route that requires a token.
         ("GET", "/v1/feed/"),
         ("GET", "/v1/feed//"),
         ("HEAD", "/v1/feed"),
@@ -122,7 +122,7 @@ def test_a_service_that_is_away_is_told_as_such(gateway, signed_in):
     ],
 )
 @pytest.mark.parametrize("token", [True, False], ids=["token", "no token"])
-def test_what_is_not_public_is_nowhere(gateway, signed_in, verb, path, token):
+def test_paths_that_are_not_public_do_not_exist(gateway, signed_in, verb, path, token):
     answer = gateway.request(verb, path, headers=signed_in if token else {})
     if verb == "HEAD":
         assert answer.status_code == 404
@@ -146,13 +146,13 @@ def test_what_is_not_public_is_nowhere(gateway, signed_in, verb, path, token):
         ("/v1/media/upload", {"sizeBytes": 1.5}, "size_bytes"),
         ("/v1/media/upload", {"sizeBytes": "9" * 30}, "size_bytes"),
         ("/v1/accounts/two:follow", {}, "account_id"),
-        # What stands in the path does not stand in the body too.
+        # A field in the path must not be in the body too.
         ("/v1/accounts/2:follow", {"accountId": "3"}, "accountId"),
-        # Lists would be joined.
+        # Lists would be concatenated.
         ("/v1/posts", {"mediaIds": ["1"], "media_ids": ["2"]}, "media_ids"),
     ],
 )
-def test_a_field_that_cannot_be_read_is_named(gateway, signed_in, path, body, field):
+def test_the_error_names_an_unparsable_field(gateway, signed_in, path, body, field):
     refusal = Refusal.of(gateway.post(path, json=body, headers=signed_in))
     assert (refusal.status, refusal.code) == (400, INVALID_ARGUMENT)
     assert refusal.reason == "REQUEST_MALFORMED"
@@ -163,7 +163,7 @@ def test_a_field_that_cannot_be_read_is_named(gateway, signed_in, path, body, fi
     ("query", "field"),
     [("colour=red", "colour"), ("pageSize=many", "page_size"), ("page_size=1.5", "page_size")],
 )
-def test_a_query_parameter_that_cannot_be_read_is_named(gateway, signed_in, query, field):
+def test_the_error_names_an_unparsable_query_parameter(gateway, signed_in, query, field):
     refusal = Refusal.of(gateway.get(f"/v1/feed?{query}", headers=signed_in))
     assert (refusal.status, refusal.reason) == (400, "REQUEST_MALFORMED")
     assert set(refusal.fields) == {field}
@@ -188,17 +188,17 @@ def test_a_query_parameter_that_cannot_be_read_is_named(gateway, signed_in, quer
         b'{"username": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
     ],
 )
-def test_a_body_that_is_no_json_is_refused(gateway, body):
+def test_a_body_that_is_not_json_is_refused(gateway, body):
     refusal = Refusal.of(gateway.post("/v1/accounts", content=body))
     assert (refusal.status, refusal.reason) == (400, "REQUEST_MALFORMED")
 
 
-def test_text_that_is_no_utf8_is_refused(gateway, signed_in):
+def test_text_that_is_not_utf8_is_refused(gateway, signed_in):
     answer = gateway.get("/v1/feed?pageToken=%ff", headers=signed_in)
     assert Refusal.of(answer) == Refusal(400, INVALID_ARGUMENT, "REQUEST_MALFORMED", {})
 
 
-# Pieces that make JSON, and now and then spoil it.
+# Pieces of JSON, whose concatenations are sometimes valid.
 _json_text = st.one_of(
     st.dictionaries(st.sampled_from(["username", "password"]), st.text(max_size=8)).map(json.dumps),
     st.lists(
@@ -219,7 +219,7 @@ def _without_repeats(pairs: list[tuple[str, object]]) -> dict[str, object]:
 
 @settings(max_examples=150, deadline=None)
 @given(text=_json_text)
-def test_json_passes_exactly_when_it_is_json_of_the_message(gateway, text):
+def test_json_passes_exactly_when_it_is_valid_for_the_message(gateway, text):
     try:
         value = json.loads(text, object_pairs_hook=_without_repeats)
     except ValueError:
@@ -230,12 +230,12 @@ def test_json_passes_exactly_when_it_is_json_of_the_message(gateway, text):
     assert answer.status_code == (503 if passes else 400), answer.text
 
 
-MOST_BYTES = 64 << 10
+MAX_BYTES = 64 << 10
 
 
 def filled(begin: bytes, piece: bytes, end: bytes = b"") -> bytes:
-    """Returns the largest body that is read, with as many pieces as it has room for."""
-    return begin + piece * ((MOST_BYTES - len(begin) - len(end)) // len(piece)) + end
+    """Returns a body of the maximum size, filled with as many pieces as fit."""
+    return begin + piece * ((MAX_BYTES - len(begin) - len(end)) // len(piece)) + end
 
 
 @pytest.mark.parametrize(
@@ -262,12 +262,12 @@ def filled(begin: bytes, piece: bytes, end: bytes = b"") -> bytes:
     ],
     ids=lambda body: body[:20].decode(),
 )
-def test_the_worst_json_is_refused_in_few_words(gateway, signed_in, body):
-    assert len(body) <= MOST_BYTES
+def test_errors_for_the_worst_json_are_short(gateway, signed_in, body):
+    assert len(body) <= MAX_BYTES
     answer = gateway.post("/v1/posts", content=body, headers=signed_in)
     refusal = Refusal.of(answer)
     assert (refusal.status, refusal.reason) == (400, "REQUEST_MALFORMED")
-    # Whatever it quotes of the body.
+    # However much it quotes of the body.
     assert len(answer.content) < 4_096
     assert gateway.get("/healthz").status_code == 200
 
@@ -281,7 +281,7 @@ def test_the_worst_json_is_refused_in_few_words(gateway, signed_in, body):
     ],
     ids=["value", "name", "path"],
 )
-def test_a_long_query_is_not_repeated_to_its_sender(gateway, signed_in, path, fields):
+def test_errors_do_not_repeat_a_long_query(gateway, signed_in, path, fields):
     answer = gateway.get(path, headers=signed_in)
     assert len(answer.content) < 4_096
     refusal = Refusal.of(answer)
@@ -298,17 +298,17 @@ def test_a_long_query_is_not_repeated_to_its_sender(gateway, signed_in, path, fi
     ],
     ids=lambda method: method.name,
 )
-def test_a_method_without_a_body_takes_none(gateway, signed_in, method):
-    # Otherwise the transcoder would take fields from it, which nobody checked.
+def test_a_body_is_refused_if_the_method_takes_none(gateway, signed_in, method):
+    # Otherwise the transcoder would read unchecked fields from it.
     path = re.sub(r"\{[^}]*\}", "1", method.http_path)
     if method.name == "GetFeed":
-        # This one is not transcoded when it is written plainly.
+        # In its plain form, this request is not transcoded.
         path += "?pageSize=%31"
     answer = gateway.request(method.http_verb, path, content=b"{}", headers=signed_in)
     assert Refusal.of(answer) == Refusal(400, INVALID_ARGUMENT, "REQUEST_MALFORMED", {})
 
 
-def test_the_largest_honest_request_passes(gateway, signed_in):
+def test_the_largest_valid_request_passes(gateway, signed_in):
     post = {
         "mediaIds": [str(2**63 - 1 - number) for number in range(10)],
         "caption": "🌅" * 2_200,
@@ -321,7 +321,7 @@ def test_the_largest_honest_request_passes(gateway, signed_in):
 
 
 def chunks(body: bytes) -> Iterator[bytes]:
-    """Yields a body whose length is not told."""
+    """Yields a body in chunks, so that the request has no Content-Length."""
     for at in range(0, len(body), 4_096):
         yield body[at : at + 4_096]
 
@@ -332,19 +332,19 @@ def test_json_of_more_than_64_kib_is_refused(gateway, signed_in, form):
         body = b'{"caption": ""}'.ljust(size)
         return Refusal.of(gateway.post("/v1/posts", content=form(body), headers=signed_in))
 
-    assert answer(MOST_BYTES).reason == "UNAVAILABLE"
+    assert answer(MAX_BYTES).reason == "UNAVAILABLE"
     too_large = Refusal(413, INVALID_ARGUMENT, "REQUEST_MALFORMED", {})
-    assert answer(MOST_BYTES + 1) == too_large
+    assert answer(MAX_BYTES + 1) == too_large
     assert answer(1_000_000) == too_large
 
 
-def test_headers_that_are_too_large_are_refused(gateway):
+def test_too_large_headers_are_refused(gateway):
     headers = gateway.get("/v1/feed", headers={"x-long": "a" * 40_000})
     assert Refusal.of(headers) == Refusal(431, INVALID_ARGUMENT, "REQUEST_MALFORMED", {})
 
 
 @pytest.mark.parametrize("path", ["/v1/a%2ffeed", "/v1/..%5cfeed"])
-def test_a_hidden_slash_is_refused(gateway, signed_in, path):
+def test_an_escaped_slash_is_refused(gateway, signed_in, path):
     answer = gateway.get(path, headers=signed_in)
     assert Refusal.of(answer) == Refusal(400, INVALID_ARGUMENT, "REQUEST_MALFORMED", {})
 
@@ -354,7 +354,7 @@ def test_a_header_with_an_underscore_is_refused(gateway):
     assert Refusal.of(answer).reason == "REQUEST_MALFORMED"
 
 
-def test_the_gateway_tells_that_it_answers(gateway):
+def test_the_gateway_answers_health_checks(gateway):
     answer = gateway.get("/healthz")
     assert (answer.status_code, answer.json()) == (200, {"status": "SERVING"})
 
@@ -393,7 +393,7 @@ def refusal_of(call, request, token=None) -> tuple[grpc.StatusCode, str]:
     return refused.value.code(), info.reason
 
 
-def test_grpc_callers_are_refused_by_status(channel, access_tokens):
+def test_grpc_callers_get_a_grpc_status(channel, access_tokens):
     feed = FeedServiceStub(channel).GetFeed
     request = feed_pb.GetFeedRequest()
     good = access_tokens.make()
@@ -412,14 +412,14 @@ def test_grpc_callers_are_refused_by_status(channel, access_tokens):
         )
 
 
-def test_a_bad_token_is_refused_by_status(lonely, bad_token):
+def test_an_invalid_token_gets_a_grpc_status(lonely, bad_token):
     token, reason = bad_token
     with grpc.insecure_channel(f"127.0.0.1:{lonely.ports.gateway_http}") as channel:
         refusal = refusal_of(FeedServiceStub(channel).GetFeed, feed_pb.GetFeedRequest(), token)
     assert refusal == (grpc.StatusCode.UNAUTHENTICATED, reason)
 
 
-def test_grpc_web_callers_are_refused_by_status(gateway):
+def test_grpc_web_callers_get_a_grpc_status(gateway):
     answer = gateway.post(
         "/photomesh.feed.v1.FeedService/GetFeed",
         content=b"\0\0\0\0\0",

@@ -1,6 +1,6 @@
-"""Clients that do not get their requests across, and services that do not answer in time.
+"""Clients that do not complete their requests, and services that do not answer in time.
 
-Each client is told so, in the form of all refusals.
+Each client gets an error in the common format.
 """
 
 import asyncio
@@ -31,7 +31,7 @@ SLOW_CLIENT = Refusal(408, DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED", {})
 SLOW_SERVICE = Refusal(504, DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED", {})
 SLOW = callers.Refusal(grpc.StatusCode.DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED")
 
-# What the gateway of these tests divides its patience by.
+# The gateway of these tests divides its timeouts by this factor.
 HASTE = 50
 
 UPLOAD = "/photomesh.media.v1.MediaService/UploadMedia"
@@ -39,13 +39,13 @@ UPLOAD = "/photomesh.media.v1.MediaService/UploadMedia"
 
 @dataclass
 class Silent(grpc.GenericRpcHandler):
-    """A service that answers nothing but uploads."""
+    """A service that only answers uploads."""
 
-    # The metadata of every call, in their order.
-    told: list[dict[str, str]] = field(default_factory=list)
+    # The metadata of every call, in order.
+    metadata: list[dict[str, str]] = field(default_factory=list)
 
     def service(self, details: Any) -> Any:
-        self.told.append(dict(details.invocation_metadata))
+        self.metadata.append(dict(details.invocation_metadata))
         if details.method == UPLOAD:
             return grpc.stream_unary_rpc_method_handler(self._count)
         return grpc.unary_unary_rpc_method_handler(self._stall)
@@ -62,7 +62,7 @@ class Silent(grpc.GenericRpcHandler):
 
 @pytest.fixture(scope="module")
 async def silent(lonely) -> AsyncIterator[tuple[Silent, Peer]]:
-    """A service and where it is."""
+    """A service and its address."""
     service = Silent()
     server = grpc.aio.server()
     server.add_generic_rpc_handlers([service])
@@ -78,7 +78,7 @@ async def silent(lonely) -> AsyncIterator[tuple[Silent, Peer]]:
 
 @pytest.fixture(scope="module")
 async def hasty(lonely, silent, tmp_path_factory) -> AsyncIterator[int]:
-    """The port of a gateway with little patience, all of whose services are `silent`."""
+    """The port of a gateway with short timeouts, all of whose services are `silent`."""
     ports = free_ports()
     usual = gateway_settings(lonely.layout.pki)
     configuration = build(
@@ -123,7 +123,7 @@ _HEADERS = (
 
 
 async def answer_of(port: int, sent: bytes, trickling: bytes = b"") -> httpx.Response:
-    """Sends the beginning of a request, goes on byte by byte, and returns the answer."""
+    """Sends the start of a request, then `trickling` byte by byte, and returns the response."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
 
     async def trickle() -> None:
@@ -154,7 +154,7 @@ async def answer_of(port: int, sent: bytes, trickling: bytes = b"") -> httpx.Res
     ],
     ids=["headers", "body", "trickling"],
 )
-async def test_a_request_that_does_not_arrive_is_answered(hasty, sent, trickling):
+async def test_an_incomplete_request_gets_an_error(hasty, sent, trickling):
     answer = await answer_of(hasty, sent, trickling)
 
     assert Refusal.of(answer) == SLOW_CLIENT
@@ -167,7 +167,7 @@ async def channel(hasty) -> AsyncIterator[grpc.aio.Channel]:
 
 
 @pytest.mark.parametrize("patience", [None, 3600], ids=["no deadline", "an hour"])
-async def test_a_grpc_request_that_does_not_arrive_is_answered(channel, patience):
+async def test_an_incomplete_grpc_request_gets_an_error(channel, patience):
     async def nothing() -> AsyncIterator[bytes]:
         await asyncio.Event().wait()
         yield b""
@@ -181,12 +181,12 @@ async def test_a_grpc_request_that_does_not_arrive_is_answered(channel, patience
 
 
 @pytest.mark.parametrize("patience", [None, 3600], ids=["no deadline", "an hour"])
-async def test_a_service_that_stalls_learns_the_deadline_and_so_does_its_caller(
+async def test_a_stalled_service_receives_the_deadline_and_its_caller_gets_an_error(
     hasty, silent, channel, patience
 ):
     most_ms = CALL_TIMEOUT.total_seconds() * 1000 / HASTE
     service, _ = silent
-    service.told.clear()
+    service.metadata.clear()
     async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{hasty}", timeout=20) as client:
         by_rest = await client.post(
             "/v1/accounts",
@@ -201,12 +201,12 @@ async def test_a_service_that_stalls_learns_the_deadline_and_so_does_its_caller(
 
     assert Refusal.of(by_rest) == SLOW_SERVICE
     assert callers.Refusal.of(by_grpc.value) == SLOW
-    assert len(service.told) == 2
-    for metadata in service.told:
-        assert 0 < int(metadata["x-envoy-expected-rq-timeout-ms"]) <= most_ms
+    assert len(service.metadata) == 2
+    for each in service.metadata:
+        assert 0 < int(each["x-envoy-expected-rq-timeout-ms"]) <= most_ms
 
 
-async def test_a_stream_may_take_any_time(hasty, access_tokens):
+async def test_a_stream_has_no_timeout(hasty, access_tokens):
     longest = (ARRIVAL_TIMEOUT + CALL_TIMEOUT).total_seconds() / HASTE
     loop = asyncio.get_running_loop()
 

@@ -1,4 +1,4 @@
-"""A graph database of each test's own, and what it holds."""
+"""An empty graph database for each test, and queries of its contents."""
 
 import itertools
 import random
@@ -23,7 +23,7 @@ _serials = itertools.count(1)
 
 
 class Graph:
-    """Two replicas' stores, and what the database holds. No relay runs, so events stay."""
+    """Stores of two replicas, and queries. No relay runs, so events stay in the outbox."""
 
     def __init__(self, databases: list[Database], kafka: KafkaSettings, relay: Relay) -> None:
         self._database = databases[0]
@@ -39,7 +39,7 @@ class Graph:
         self.lists = Lists(self._database)
 
     def limited(self, follow_limit: int) -> Relations:
-        """Returns a store with another limit."""
+        """Returns a store with another limit of follows."""
         return Relations(
             self._database, self._outboxes[0], follow_limit=follow_limit, mute_limit=LIMIT
         )
@@ -49,7 +49,7 @@ class Graph:
             return await (await connection.execute(query)).fetchall()
 
     async def empty(self) -> None:
-        """Removes everything that earlier tests left."""
+        """Deletes all rows of earlier tests."""
         tables = await self.rows(
             """
             SELECT relname FROM pg_class
@@ -58,11 +58,11 @@ class Graph:
             """
         )
         async with self._database.connection() as connection:
-            # Quicker than to truncate them, when they hold next to nothing.
+            # For nearly empty tables, this is faster than TRUNCATE.
             await connection.execute(";".join(f"DELETE FROM {table}" for (table,) in tables))
 
     async def edges(self) -> set[tuple[int, int]]:
-        """Returns who follows whom; both tables and all counts must say the same."""
+        """Returns (follower, followee) pairs. Checks that both tables and all counts agree."""
         follows = await self.rows("SELECT follower_id, followee_id FROM follows")
         followers = await self.rows("SELECT follower_id, followee_id FROM followers")
         followees_of = await self.rows("SELECT follower_id, followees FROM followee_counts")
@@ -75,7 +75,7 @@ class Graph:
         return set(follows)
 
     async def requests(self) -> set[tuple[int, int]]:
-        """Returns who waits for whose leave; both tables and the counts must say the same."""
+        """Returns (requester, target) pairs. Checks that both tables and the counts agree."""
         sent = await self.rows("SELECT requester_id, target_id FROM sent_requests")
         received = await self.rows("SELECT requester_id, target_id FROM received_requests")
         requested_of = await self.rows("SELECT follower_id, requested FROM followee_counts")
@@ -93,7 +93,7 @@ class Graph:
         return set(await self.rows("SELECT follower_id, followee_id FROM departures"))
 
     async def events(self) -> Counter[tuple[int, int]]:
-        """Returns how many events each pair has had."""
+        """Returns the number of events of each pair."""
         rows = await self.rows(
             "SELECT key, payload FROM outbox WHERE topic = 'follow_changed' ORDER BY id"
         )
@@ -105,7 +105,7 @@ class Graph:
         return events
 
     async def mode_events(self) -> list[int]:
-        """Returns of whom changes of mode were told."""
+        """Returns the accounts of all events about changes of mode."""
         rows = await self.rows(
             "SELECT key, payload FROM outbox WHERE topic = 'celebrity_changed' ORDER BY id"
         )
@@ -117,7 +117,7 @@ class Graph:
         return check.version
 
     async def reading(self, reader_id: int) -> tuple[list[int], list[int], list[int]]:
-        """Returns followees, pulled and hidden."""
+        """Returns a reader's followees, pulled and hidden authors."""
         reading = await self.stores[0].reading(reader_id)
         return ids(reading.followees), ids(reading.pulled), ids(reading.hidden)
 
@@ -143,5 +143,5 @@ async def graph(graph_of_all: Graph) -> Graph:
 
 @pytest.fixture
 def account() -> Callable[[], int]:
-    """Makes ids of accounts on some shard."""
+    """Returns a function that makes account ids on random shards."""
     return lambda: next(_serials) << 23 | random.randrange(8192) << 10

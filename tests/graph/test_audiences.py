@@ -24,7 +24,7 @@ async def followed(graph: Graph, star: int, fans: list[int]) -> None:
         await graph.stores[0].follow(fan, star)
 
 
-async def test_batches_of_followers_meet_without_gap_or_repeat(graph: Graph, account, fans):
+async def test_batches_of_followers_have_no_gap_or_repeat(graph: Graph, account, fans):
     star = account()
     await followed(graph, star, fans)
 
@@ -41,7 +41,7 @@ async def test_batches_of_followers_meet_without_gap_or_repeat(graph: Graph, acc
     assert await seen(fans[-1], NO_END) == []
 
 
-async def test_chunks_hold_every_follower_once(graph: Graph, account, fans):
+async def test_chunks_contain_every_follower_once(graph: Graph, account, fans):
     star = account()
     await followed(graph, star, fans)
 
@@ -58,7 +58,7 @@ async def test_chunks_hold_every_follower_once(graph: Graph, account, fans):
         assert chunks[-1]
 
 
-async def test_a_mode_changes_by_thresholds_with_a_gap(graph: Graph, account, fans):
+async def test_the_thresholds_of_mode_changes_have_a_gap(graph: Graph, account, fans):
     store, audiences, star = graph.stores[0], graph.audiences[0], account()
 
     async def count(number: int) -> Audience:
@@ -88,7 +88,7 @@ async def test_a_mode_changes_by_thresholds_with_a_gap(graph: Graph, account, fa
     assert await graph.mode_events() == [star, star]
 
 
-async def test_a_change_that_is_taken_back_cannot_be_finished(graph: Graph, account, fans):
+async def test_a_reverted_change_of_mode_cannot_be_finished(graph: Graph, account, fans):
     store, audiences, star = graph.stores[0], graph.audiences[0], account()
     await followed(graph, star, fans[:4])
     await audiences.update_mode(star)
@@ -109,7 +109,7 @@ async def test_a_change_that_is_taken_back_cannot_be_finished(graph: Graph, acco
     assert (await audiences.audience(star)).mode is Mode.PULLED
 
 
-async def test_who_crosses_the_threshold_at_once_begins_one_change(graph: Graph, account, fans):
+async def test_concurrent_follows_over_the_threshold_begin_one_change(graph: Graph, account, fans):
     star = account()
     stores, audiences = itertools.cycle(graph.stores), itertools.cycle(graph.audiences)
 
@@ -123,8 +123,8 @@ async def test_who_crosses_the_threshold_at_once_begins_one_change(graph: Graph,
     assert await graph.mode_events() == [star]
 
 
-async def test_a_change_that_was_missed_is_begun_by_the_next_to_come(graph: Graph, account, fans):
-    """The process died between a follow and the look at the count."""
+async def test_a_missed_change_of_mode_begins_at_the_next_follow(graph: Graph, account, fans):
+    """The process may die between a follow and the check of the count."""
     star = account()
     await followed(graph, star, fans[:6])
     assert (await graph.audiences[0].audience(star)).mode is Mode.PUSHED
@@ -140,7 +140,7 @@ async def test_a_change_that_was_missed_is_begun_by_the_next_to_come(graph: Grap
     promote_at=st.integers(1, 15),
     gap=st.integers(0, 5),
 )
-def test_a_change_once_made_is_not_due_again(counts, promote_at, gap):
+def test_a_finished_change_of_mode_is_not_due_again(counts, promote_at, gap):
     thresholds = Thresholds(promote_at, max(promote_at - gap, 0))
     finished = {Mode.PROMOTING: Mode.PULLED, Mode.DEMOTING: Mode.PUSHED}
     mode = Mode.PUSHED

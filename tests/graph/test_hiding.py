@@ -1,4 +1,4 @@
-"""Changes go through while the cache is away or stalls."""
+"""Changes succeed while the cache is unavailable or stalls."""
 
 import asyncio
 import socket
@@ -19,31 +19,31 @@ from tests.eventually import PATIENCE_SECONDS
 from tests.graph.conftest import Graph
 
 
-@pytest.fixture(params=["away", "stalled"])
+@pytest.fixture(params=["unavailable", "stalled"])
 async def service(request, graph: Graph) -> AsyncIterator[GraphService]:
-    """A service whose cache is a socket that takes connections and says nothing, or is closed."""
+    """A service whose cache accepts connections but never answers, or is closed."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1]
-        if request.param == "away":
+        if request.param == "unavailable":
             silent.close()
         async with (
             connect(
-                # Who waited for the cache's own end would wait for an hour.
+                # A call that waited for the cache's own timeout would take an hour.
                 CacheSettings(valkey_url=f"redis://127.0.0.1:{port}/0", valkey_timeout_seconds=3600)
             ) as cache,
-            grpc.aio.insecure_channel("127.0.0.1:1") as nobody,
+            grpc.aio.insecure_channel("127.0.0.1:1") as no_account,
         ):
             yield GraphService(
                 graph.stores[0],
                 graph.lists,
                 graph.audiences[0],
                 HomeTimelines(cache),
-                Peers(AccountInternalServiceStub(nobody)),
+                Peers(AccountInternalServiceStub(no_account)),
                 page_key=b"secret",
             )
 
 
-async def test_who_unfollows_does_not_wait_for_a_cache_that_is_away(service, graph, account):
+async def test_an_unfollow_does_not_wait_for_an_unavailable_cache(service, graph, account):
     fan, star = account(), account()
     await graph.stores[0].follow(fan, star)
 
@@ -51,7 +51,7 @@ async def test_who_unfollows_does_not_wait_for_a_cache_that_is_away(service, gra
         context.enter(context.CallContext(trace_id="0" * 32, user_id=fan))
         await service.Unfollow(pb.UnfollowRequest(account_id=star), None)
 
-    # A task of its own, for whom it is done must not stay.
+    # In a separate task, because it sets the caller of the task.
     await asyncio.wait_for(asyncio.create_task(unfollow()), PATIENCE_SECONDS)
 
     assert await graph.edges() == set()

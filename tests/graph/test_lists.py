@@ -1,4 +1,4 @@
-"""Lists in a real database: newest first, pages that meet, and nobody who blocks."""
+"""Lists in a real database: newest first, no gaps between pages, and blocks are respected."""
 
 from collections.abc import AsyncIterator
 
@@ -19,7 +19,7 @@ async def every_page(
         before = page[-1]
 
 
-async def test_pages_meet_without_gap_or_repeat_newest_first(graph: Graph, account):
+async def test_pages_are_newest_first_without_gap_or_repeat(graph: Graph, account):
     store = graph.stores[0]
     for which in AccountList:
         me = account()
@@ -45,7 +45,7 @@ async def test_pages_meet_without_gap_or_repeat_newest_first(graph: Graph, accou
         async for other in every_page(graph, which, me):
             seen.append(other)
             if len(seen) == 1:
-                # It comes too late for this reader.
+                # Newer than the page that this reader has reached.
                 await enter(others[6])
 
         assert seen == others[5::-1]
@@ -53,7 +53,7 @@ async def test_pages_meet_without_gap_or_repeat_newest_first(graph: Graph, accou
         assert [other async for other in every_page(graph, which, account())] == []
 
 
-async def test_those_of_one_moment_come_once_each(graph: Graph, account):
+async def test_follows_with_the_same_time_are_listed_once_each(graph: Graph, account):
     store, star = graph.stores[0], account()
     fans = [account() for _ in range(9)]
     for fan in fans:
@@ -65,7 +65,7 @@ async def test_those_of_one_moment_come_once_each(graph: Graph, account):
     assert seen == sorted(fans, reverse=True)
 
 
-async def test_who_blocks_or_is_blocked_is_left_out_of_what_the_viewer_sees(graph: Graph, account):
+async def test_lists_omit_accounts_that_block_the_viewer_or_are_blocked(graph: Graph, account):
     store, star, viewer = graph.stores[0], account(), account()
     fans = [account() for _ in range(8)]
     for fan in fans:

@@ -1,4 +1,4 @@
-"""The rules, written once more as sets in memory: whatever people do, the database agrees."""
+"""Compares the database with a model of the rules, sets in memory, under random operations."""
 
 import os
 import random
@@ -21,7 +21,7 @@ Pairs = set[tuple[int, int]]
 
 
 class Model:
-    """Follows, requests, blocks and mutes, each as (who, whom)."""
+    """Follows, requests, blocks and mutes, each as pairs (actor, target)."""
 
     def __init__(self) -> None:
         self.follows: Pairs = set()
@@ -99,7 +99,7 @@ METHODS += ["decline", "unfollow", "remove_follower", "block", "unblock", "mute"
 
 
 @pytest.mark.parametrize("seed", range(ROUNDS))
-async def test_the_database_holds_what_the_rules_say(graph: Graph, account, seed):
+async def test_the_database_agrees_with_the_model(graph: Graph, account, seed):
     rng = random.Random(seed)
     accounts = [account() for _ in range(5)]
     store, model = graph.limited(LIMIT), Model()

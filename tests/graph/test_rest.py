@@ -1,4 +1,4 @@
-"""The graph by REST: that each path leads where the contract says."""
+"""The graph over REST: each path calls its method."""
 
 import pytest
 
@@ -10,7 +10,7 @@ async def listed(person: Person, path: str, field: str) -> list[str]:
     return [one["account"]["username"] for one in answer[field]]
 
 
-async def test_people_find_together_and_apart_by_rest(person):
+async def test_follows_requests_mutes_and_blocks_work_over_rest(person):
     shy, friend, stranger = [await person().sign_up() for _ in range(3)]
     me, hers = f"/v1/accounts/{friend.account_id}", f"/v1/accounts/{shy.account_id}"
 
@@ -37,10 +37,10 @@ async def test_people_find_together_and_apart_by_rest(person):
     assert await listed(friend, "/v1/accounts/me/mutes", "muted") == [shy.username]
     asked = [shy.account_id, stranger.account_id]
     answer = await friend.call("GET", "/v1/relationships:batchGet", accountIds=asked)
-    told = [
+    relations = [
         {name for name, value in one.items() if value is True} for one in answer["relationships"]
     ]
-    assert told == [{"follows", "mutes", "private"}, set()]
+    assert relations == [{"follows", "mutes", "private"}, set()]
     await friend.call("POST", f"{hers}:unmute", {})
 
     await shy.call("POST", f"{me}:removeFollower", {})

@@ -1,4 +1,4 @@
-"""The graph service as its callers meet it: a real process, with account beside it."""
+"""The graph service as its callers use it: real processes of graph and account."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -26,7 +26,7 @@ PUSHED = internal_pb.AudienceMode.AUDIENCE_MODE_PUSHED
 FOLLOWING = pb.FollowState.FOLLOW_STATE_FOLLOWING
 REQUESTED = pb.FollowState.FOLLOW_STATE_REQUESTED
 
-NOBODY = Refusal(grpc.StatusCode.NOT_FOUND, "ACCOUNT_UNKNOWN", ("account_id",))
+UNKNOWN = Refusal(grpc.StatusCode.NOT_FOUND, "ACCOUNT_UNKNOWN", ("account_id",))
 OWN = Refusal(grpc.StatusCode.INVALID_ARGUMENT, "OWN_ACCOUNT", ("account_id",))
 PRIVATE = Refusal(grpc.StatusCode.PERMISSION_DENIED, "ACCOUNT_PRIVATE")
 
@@ -41,7 +41,7 @@ def services(infrastructure: Stack) -> Stack:
 
 @pytest.fixture
 async def act(services: Stack) -> AsyncIterator[Act]:
-    """Calls a method of GraphService by its name, on somebody's behalf."""
+    """Calls a method of GraphService by its name, as a given user."""
     async with channel_to(services, "graph", identity="gateway") as channel:
         stub = GraphServiceStub(channel)
 
@@ -56,7 +56,7 @@ async def act(services: Stack) -> AsyncIterator[Act]:
 
 @pytest.fixture
 async def internal(services: Stack) -> AsyncIterator[GraphInternalServiceStub]:
-    """Calls each internal method as the service that may."""
+    """A stub of the internal methods, with the identities of allowed callers."""
     async with (
         channel_to(services, "graph", identity="fanout") as fanout,
         channel_to(services, "graph", identity="feed") as feed,
@@ -68,7 +68,7 @@ async def internal(services: Stack) -> AsyncIterator[GraphInternalServiceStub]:
 
 @pytest.fixture(scope="module")
 def people(services: Stack) -> list[int]:
-    """The ids of people without a password: to make one takes as long as a whole test."""
+    """The ids of accounts without a password, because hashing one takes as long as a test."""
     with psycopg.connect(services.database_url("account"), autocommit=True) as database:
         return [
             account_id
@@ -85,7 +85,7 @@ def people(services: Stack) -> list[int]:
 
 @pytest.fixture
 def accounts(people: list[int]) -> list[int]:
-    """The ids of four people who have done nothing yet."""
+    """The ids of four unused accounts."""
     return [people.pop() for _ in range(4)]
 
 
@@ -100,10 +100,10 @@ def listed(accounts: Any) -> list[int]:
     return [one.account.account_id for one in accounts]
 
 
-# -- For people --------------------------------------------------------------------------------
+# -- Public methods ----------------------------------------------------------------------------
 
 
-async def test_a_follow_is_told_to_the_mesh_once(services, act, internal, accounts):
+async def test_a_follow_publishes_one_event(services, act, internal, accounts):
     fan, star, other, _ = accounts
 
     for _ in range(2):
@@ -125,7 +125,7 @@ async def test_a_follow_is_told_to_the_mesh_once(services, act, internal, accoun
         internal_pb.FollowCheck(mode=PUSHED),
     ]
 
-    # Events of one account keep their order, so a third one says that there is none between.
+    # Events of one account keep their order, so receiving a third one proves there is none between.
     await act(fan, "Follow", other)
     events = await asyncio.to_thread(events_of, services, fan, 3)
     assert [event.followee_id for event in events] == [star, star, other]
@@ -179,7 +179,7 @@ async def test_a_private_account_chooses_its_followers(act, accounts):
     assert listed((await act(stranger, "ListFollowers", shy)).followers) == []
 
 
-async def test_two_of_whom_one_blocks_the_other_do_not_exist_for_each_other(act, accounts):
+async def test_a_block_hides_two_accounts_from_each_other(act, accounts):
     blocker, blocked, star, _ = accounts
     for one, other in [(blocker, blocked), (blocked, blocker), (blocked, star), (blocker, star)]:
         await act(one, "Follow", other)
@@ -188,7 +188,7 @@ async def test_two_of_whom_one_blocks_the_other_do_not_exist_for_each_other(act,
 
     for one, other in [(blocker, blocked), (blocked, blocker)]:
         for method in ("Follow", "Mute", "ListFollowers", "ListFollowing", "GetFollowCounts"):
-            assert await refusal(act(one, method, other)) == NOBODY
+            assert await refusal(act(one, method, other)) == UNKNOWN
         assert listed((await act(one, "ListFollowers", star)).followers) == [one]
         assert listed((await act(one, "ListFollowers", one)).followers) == []
         assert listed((await act(one, "ListFollowing", one)).followees) == [star]
@@ -198,18 +198,18 @@ async def test_two_of_whom_one_blocks_the_other_do_not_exist_for_each_other(act,
     [mine] = (await act(blocker, "BatchGetRelationships", account_ids=[blocked])).relationships
     assert mine == pb.Relationship(account_id=blocked, blocks=True)
 
-    # Who is blocked cannot tell it from an account that never was, but may block as well.
+    # A block looks like an unknown account, but the blocked account may block too.
     await act(blocker, "SetPrivacy", private=True)
     hers = (await act(blocked, "BatchGetRelationships", account_ids=[blocker, 12345])).relationships
     assert list(hers) == [pb.Relationship(account_id=one) for one in (blocker, 12345)]
     await act(blocked, "Block", blocker)
     await act(blocker, "Unblock", blocked)
-    assert await refusal(act(blocker, "Follow", blocked)) == NOBODY
+    assert await refusal(act(blocker, "Follow", blocked)) == UNKNOWN
     await act(blocked, "Unblock", blocker)
     assert (await act(blocker, "Follow", blocked)).state == FOLLOWING
 
 
-async def test_who_is_muted_stays_out_of_the_feed(act, internal, accounts):
+async def test_muted_accounts_stay_out_of_the_feed(act, internal, accounts):
     fan, star, _, _ = accounts
     await act(fan, "Follow", star)
 
@@ -224,7 +224,7 @@ async def test_who_is_muted_stays_out_of_the_feed(act, internal, accounts):
     assert followees.version == 3
 
 
-async def test_relationships_come_in_the_order_asked_for(act, accounts):
+async def test_relationships_are_in_the_order_of_the_request(act, accounts):
     me, followed, fan, stranger = accounts
     await act(me, "Follow", followed)
     await act(fan, "Follow", me)
@@ -241,7 +241,7 @@ async def test_relationships_come_in_the_order_asked_for(act, accounts):
     ]
 
 
-async def test_pages_lead_on_only_where_they_began(act, accounts):
+async def test_page_tokens_only_work_for_their_list(act, accounts):
     star, *fans = accounts
     for fan in fans:
         await act(fan, "Follow", star)
@@ -263,17 +263,17 @@ async def test_pages_lead_on_only_where_they_began(act, accounts):
 
 
 @pytest.mark.parametrize("method", ["Follow", "Block", "Mute"])
-async def test_towards_whom_nothing_can_begin(act, people, method):
+async def test_actions_on_oneself_or_unknown_accounts_are_refused(act, people, method):
     caller = people[0]
 
     assert await refusal(act(caller, method, caller)) == OWN
-    assert await refusal(act(caller, method, 12345)) == NOBODY
+    assert await refusal(act(caller, method, 12345)) == UNKNOWN
     zero = Refusal(grpc.StatusCode.INVALID_ARGUMENT, "FIELD_INVALID", ("account_id",))
     assert await refusal(act(caller, method)) == zero
     assert (await refusal(act(0, method, people[1]))).reason == "TOKEN_MISSING"
 
 
-async def test_what_concerns_an_account_that_is_gone_can_still_be_undone(act, accounts):
+async def test_relations_to_a_deleted_account_can_be_undone(act, accounts):
     for method in ("Unfollow", "DeclineFollow", "RemoveFollower", "Unblock", "Unmute"):
         await act(accounts[0], method, 12345)
 
@@ -287,8 +287,8 @@ async def timelines(services: Stack) -> AsyncIterator[HomeTimelines]:
 
 
 @pytest.mark.parametrize("method", ["Unfollow", "RemoveFollower", "Block", "Mute"])
-async def test_what_is_lost_is_hidden_when_the_answer_comes(act, timelines, accounts, method):
-    """Nobody consumes events here, so nobody else can have done it."""
+async def test_lost_authors_are_hidden_before_the_response(act, timelines, accounts, method):
+    """No process consumes events here, so the service itself must have hidden them."""
     one, other, third, _ = accounts
     for reader, author in [(one, other), (other, one), (one, third)]:
         await act(reader, "Follow", author)
@@ -315,10 +315,10 @@ async def test_what_is_lost_is_hidden_when_the_answer_comes(act, timelines, acco
     )
 
 
-# -- For the mesh ------------------------------------------------------------------------------
+# -- Internal methods --------------------------------------------------------------------------
 
 
-async def test_post_is_told_what_a_viewer_may_see(services, act, accounts):
+async def test_post_can_check_what_a_viewer_may_see(services, act, accounts):
     viewer, public, shy, blocked = accounts
     await act(shy, "SetPrivacy", private=True)
     await act(viewer, "Follow", shy)
@@ -343,7 +343,7 @@ FANS = 70_000
 
 @pytest.fixture(scope="module")
 def star(services: Stack) -> int:
-    """Somebody whom the accounts 1 to 70,000 follow."""
+    """An account with the followers 1 to 70,000."""
     star = 77 << 23 | 4711 << 10
     values = {"shard": shard_of(star), "star": star, "fans": FANS}
     with psycopg.connect(services.database_url("graph"), autocommit=True) as database:
@@ -360,7 +360,7 @@ def star(services: Stack) -> int:
     return star
 
 
-async def test_followers_are_streamed_in_order_from_anywhere_to_anywhere(internal, star):
+async def test_any_range_of_followers_is_streamed_in_order(internal, star):
     async def stream(after: int, until: int = 0) -> list[list[int]]:
         request = internal_pb.StreamFollowersRequest(
             followee_id=star, after_follower_id=after, until_follower_id=until
@@ -375,24 +375,24 @@ async def test_followers_are_streamed_in_order_from_anywhere_to_anywhere(interna
     assert await stream(FANS) == []
 
 
-async def test_an_audience_is_cut_into_chunks_that_can_be_streamed(internal, star):
+async def test_an_audience_is_divided_into_chunks_that_can_be_streamed(internal, star):
     whole = await internal.GetAudience(
         internal_pb.GetAudienceRequest(followee_id=star, chunk_size=FANS)
     )
     cut = await internal.GetAudience(
         internal_pb.GetAudienceRequest(followee_id=star, chunk_size=30_000)
     )
-    nobody = await internal.GetAudience(
+    audience = await internal.GetAudience(
         internal_pb.GetAudienceRequest(followee_id=1, chunk_size=30_000)
     )
 
     assert (whole.mode, whole.followers, list(whole.bounds)) == (PUSHED, FANS, [])
     assert (cut.mode, cut.followers, list(cut.bounds)) == (PUSHED, FANS, [30_000, 60_000])
-    assert (nobody.mode, nobody.followers, list(nobody.bounds)) == (PUSHED, 0, [])
+    assert (audience.mode, audience.followers, list(audience.bounds)) == (PUSHED, 0, [])
 
 
-async def test_readers_that_dawdle_hold_up_nobody(internal, star):
-    """More of them than there are connections to the database, each with batches unread."""
+async def test_slow_readers_of_streams_do_not_block_other_calls(internal, star):
+    """There are more of them than database connections, each with unread batches."""
     request = internal_pb.StreamFollowersRequest(followee_id=star)
     streams = [internal.StreamFollowers(request) for _ in range(20)]
     try:

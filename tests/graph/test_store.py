@@ -1,4 +1,4 @@
-"""What holds between accounts, in a real database: tables, counts and events always agree."""
+"""Relations in a real database: tables, counts and events always agree."""
 
 import asyncio
 import itertools
@@ -20,11 +20,11 @@ FOLLOWING, REQUESTED = FollowState.FOLLOWING, FollowState.REQUESTED
 CLICKS = int(os.environ.get("PHOTOMESH_EXAMPLES", "20"))
 
 
-# -- At once -----------------------------------------------------------------------------------
+# -- Concurrency -------------------------------------------------------------------------------
 
 
-async def test_whatever_happens_at_once_all_that_is_kept_agrees(graph: Graph, account):
-    """Many people click on everything; nothing fails, not by a deadlock either."""
+async def test_tables_counts_and_events_agree_after_concurrent_changes(graph: Graph, account):
+    """Many users make all kinds of changes; none fails, not even by a deadlock."""
     accounts = [account() for _ in range(7)]
     rng = random.Random(7)
 
@@ -49,7 +49,7 @@ async def test_whatever_happens_at_once_all_that_is_kept_agrees(graph: Graph, ac
     assert not edges & requests
     assert not blocked & (edges | requests)
     assert not await graph.departures() & edges
-    # Each event tells one change of a follow or of a mute.
+    # Each event reports one change of a follow or of a mute.
     mutes = await graph.mutes()
     events = await graph.events()
     for pair in itertools.permutations(accounts, 2):
@@ -59,9 +59,7 @@ async def test_whatever_happens_at_once_all_that_is_kept_agrees(graph: Graph, ac
         assert await graph.version(reader_id) == changes
 
 
-async def test_people_who_block_each_other_at_the_same_moment_do_not_wait_in_a_circle(
-    graph: Graph, account
-):
+async def test_mutual_blocks_at_the_same_time_do_not_deadlock(graph: Graph, account):
     pairs = [(account(), account()) for _ in range(10)]
     one_way, other_way = graph.stores
     for one, other in pairs:
@@ -78,7 +76,7 @@ async def test_people_who_block_each_other_at_the_same_moment_do_not_wait_in_a_c
     assert len(await graph.blocks()) == 20
 
 
-async def test_one_follow_wanted_twenty_times_at_once_is_one_change(graph: Graph, account):
+async def test_twenty_concurrent_identical_follows_are_one_change(graph: Graph, account):
     fan, star = account(), account()
 
     await asyncio.gather(*(store.follow(fan, star) for store in graph.stores * 10))
@@ -90,14 +88,14 @@ async def test_one_follow_wanted_twenty_times_at_once_is_one_change(graph: Graph
     assert await graph.events() == {(fan, star): 2}
 
 
-async def test_the_limit_is_exact_also_for_twenty_follows_at_once(graph: Graph, account):
+async def test_the_limit_of_follows_is_exact_for_twenty_concurrent_follows(graph: Graph, account):
     store, fan = graph.stores[0], account()
     before = [account() for _ in range(LIMIT - 3)]
     for star in before:
         await store.follow(fan, star)
 
     wanted = [account() for _ in range(20)]
-    # Who waits has a place, too: to be accepted never takes one over the limit.
+    # Requests count too, so accepting one never exceeds the limit.
     for shy in wanted[::2]:
         await store.set_private(shy, True)
     outcomes = await asyncio.gather(
@@ -117,7 +115,7 @@ async def test_the_limit_is_exact_also_for_twenty_follows_at_once(graph: Graph, 
         await store.accept(shy, fan)
     assert await graph.edges() == edges | waits
 
-    # Whom one follows already one may follow again; who makes room may follow another.
+    # A repeated follow is allowed at the limit, and an unfollow makes room for another.
     await store.follow(fan, before[0])
     with pytest.raises(FollowLimit):
         await store.follow(fan, account())
@@ -125,7 +123,7 @@ async def test_the_limit_is_exact_also_for_twenty_follows_at_once(graph: Graph, 
     await store.follow(fan, account())
 
 
-async def test_the_limit_of_mutes_is_exact_too(graph: Graph, account):
+async def test_the_limit_of_mutes_is_exact(graph: Graph, account):
     store, muter = graph.stores[0], account()
     muted = [account() for _ in range(LIMIT + 5)]
     outcomes = await asyncio.gather(
@@ -140,7 +138,7 @@ async def test_the_limit_of_mutes_is_exact_too(graph: Graph, account):
     there = [each for each in muted if each not in refused]
     assert (len(there), len(refused)) == (LIMIT, 5)
 
-    # Whom one mutes already one may mute again; who makes room may mute another.
+    # A repeated mute is allowed at the limit, and an unmute makes room for another.
     await store.mute(muter, there[0])
     await store.unmute(muter, there[0])
     await store.mute(muter, refused[0])
@@ -151,14 +149,14 @@ async def test_the_limit_of_mutes_is_exact_too(graph: Graph, account):
 # -- Requests ----------------------------------------------------------------------------------
 
 
-async def test_a_private_account_is_followed_by_its_leave_only(graph: Graph, account):
+async def test_a_follow_of_a_private_account_needs_its_consent(graph: Graph, account):
     store, fan, shy = graph.stores[0], account(), account()
     await store.set_private(shy, True)
 
     for _ in range(2):
         assert await store.follow(fan, shy) is REQUESTED
     assert (await graph.requests(), await graph.edges()) == ({(fan, shy)}, set())
-    # A request changes nothing that anybody reads.
+    # A request changes nothing for readers.
     assert (await graph.version(fan), await graph.events()) == (0, {})
 
     for _ in range(2):
@@ -168,7 +166,7 @@ async def test_a_private_account_is_followed_by_its_leave_only(graph: Graph, acc
     assert await store.follow(fan, shy) is FOLLOWING
 
 
-async def test_a_request_ends_by_either_side(graph: Graph, account):
+async def test_either_side_can_end_a_request(graph: Graph, account):
     store, fan, shy = graph.stores[0], account(), account()
     await store.set_private(shy, True)
 
@@ -182,7 +180,7 @@ async def test_a_request_ends_by_either_side(graph: Graph, account):
     assert await graph.edges() == set()
 
 
-async def test_requests_go_on_waiting_when_the_account_becomes_public(graph: Graph, account):
+async def test_requests_stay_pending_when_the_account_becomes_public(graph: Graph, account):
     store, fan, other, shy = graph.stores[0], account(), account(), account()
     await store.set_private(shy, True)
     await store.follow(fan, shy)
@@ -196,7 +194,7 @@ async def test_requests_go_on_waiting_when_the_account_becomes_public(graph: Gra
     assert (await graph.requests(), await graph.edges()) == (set(), {(fan, shy), (other, shy)})
 
 
-async def test_who_follows_goes_on_when_the_account_becomes_private(graph: Graph, account):
+async def test_followers_stay_when_the_account_becomes_private(graph: Graph, account):
     store, fan, shy = graph.stores[0], account(), account()
     await store.follow(fan, shy)
 
@@ -211,7 +209,7 @@ async def test_who_follows_goes_on_when_the_account_becomes_private(graph: Graph
 # -- Losses ------------------------------------------------------------------------------------
 
 
-async def test_a_block_cuts_all_that_is_between_two(graph: Graph, account):
+async def test_a_block_removes_all_relations_of_two_accounts(graph: Graph, account):
     store, one, other, shy = graph.stores[0], account(), account(), account()
     await store.set_private(shy, True)
     await store.follow(one, other)
@@ -220,7 +218,7 @@ async def test_a_block_cuts_all_that_is_between_two(graph: Graph, account):
 
     both = {Loss(one, other, version=2), Loss(other, one, version=2)}
     assert set(await store.block(one, other)) == both
-    # A client that heard no answer asks again, and what was lost is hidden again.
+    # A client that received no response retries, and the lost authors are hidden again.
     assert set(await store.block(one, other)) == both
     assert await store.block(shy, one) == []
     assert (await graph.requests(), await graph.edges()) == (set(), set())
@@ -236,7 +234,7 @@ async def test_a_block_cuts_all_that_is_between_two(graph: Graph, account):
     assert await graph.edges() == {(other, one)}
 
 
-async def test_what_a_reader_lost_stays_hidden_for_an_hour(graph: Graph, account):
+async def test_lost_authors_stay_hidden_for_an_hour(graph: Graph, account):
     store, fan = graph.stores[0], account()
     left, removed, muted, kept, back = stars = sorted(account() for _ in range(5))
     for star in stars:
@@ -251,7 +249,7 @@ async def test_what_a_reader_lost_stays_hidden_for_an_hour(graph: Graph, account
     assert await graph.reading(fan) == ([kept, back], [], [left, removed, muted])
     assert (await store.reading(fan)).version == 10
 
-    # The next departure sweeps those out that are older; what is muted stays hidden.
+    # The next departure deletes older ones; muted authors stay hidden.
     await graph.rows(
         "UPDATE departures SET leave_time = leave_time - interval '61 minutes' RETURNING 1"
     )
@@ -264,8 +262,8 @@ async def test_what_a_reader_lost_stays_hidden_for_an_hour(graph: Graph, account
     assert await graph.reading(fan) == ([muted, back], [], [kept])
 
 
-async def test_who_is_muted_is_hidden_before_a_follow_and_in_it(graph: Graph, account):
-    """The author's posts reach the follower's feed as soon as the follow is committed."""
+async def test_muted_authors_are_hidden_before_and_during_a_follow(graph: Graph, account):
+    """The author's posts can reach the follower's feed as soon as the follow is committed."""
     store, fan, star = graph.stores[0], account(), account()
 
     assert await store.mute(fan, star) == [Loss(fan, star, version=1)]
@@ -277,7 +275,7 @@ async def test_who_is_muted_is_hidden_before_a_follow_and_in_it(graph: Graph, ac
     assert (check.follows, check.muted, check.version) == (True, True, 2)
 
 
-async def test_to_undo_what_never_was_leaves_no_trace(graph: Graph, account):
+async def test_undoing_a_relation_that_does_not_exist_changes_nothing(graph: Graph, account):
     store, one, other = graph.stores[0], account(), account()
 
     assert await store.unfollow(one, other) == []
@@ -292,10 +290,10 @@ async def test_to_undo_what_never_was_leaves_no_trace(graph: Graph, account):
     assert await graph.events() == {}
 
 
-# -- Questions ---------------------------------------------------------------------------------
+# -- Queries -----------------------------------------------------------------------------------
 
 
-async def test_follows_are_checked_in_the_order_asked_for(graph: Graph, account):
+async def test_follow_checks_are_in_the_order_of_the_request(graph: Graph, account):
     store = graph.stores[0]
     accounts = [account() for _ in range(6)]
     rng = random.Random(3)
@@ -316,7 +314,7 @@ async def test_follows_are_checked_in_the_order_asked_for(graph: Graph, account)
     assert [check.version for check in checks] == changes
 
 
-async def test_relations_are_what_was_done(graph: Graph, account):
+async def test_relations_reflect_all_changes(graph: Graph, account):
     store, me = graph.stores[0], account()
     others = [account() for _ in range(8)]
     followed, asked, fan, asker, blocked, blocker, muted, stranger = others

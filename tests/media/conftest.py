@@ -1,4 +1,4 @@
-"""What the tests of media share: renderers, a store of the test's own, and people who upload."""
+"""Shared fixtures of media's tests: renderers, an empty store, and users who upload."""
 
 import itertools
 import time
@@ -45,7 +45,7 @@ _users = itertools.count()
 
 
 def new_user() -> int:
-    """Returns the id of a user that nobody has used before, each on another shard."""
+    """Returns an unused user id, each on another shard."""
     number = next(_users)
     return (int(time.time() * 1000) - EPOCH_MS) << 23 | (number % 8192) << 10 | number % 1024
 
@@ -58,7 +58,7 @@ def declared(
     sha256: bytes | None = None,
     request_id: str | None = None,
 ) -> Declaration:
-    """Returns what a client says of a file."""
+    """Returns what a client declares about a file."""
     return Declaration(method, len(file), content_type, sha256, request_id)
 
 
@@ -108,16 +108,16 @@ async def database_of_all(database_settings: DatabaseSettings) -> AsyncIterator[
 
 @pytest.fixture
 async def database(database_of_all: Database) -> Database:
-    """A database that holds nothing."""
+    """An empty database."""
     async with database_of_all.connection() as connection:
-        # Quicker than to truncate them, when they hold next to nothing.
+        # For nearly empty tables, this is faster than TRUNCATE.
         await connection.execute("DELETE FROM media; DELETE FROM outbox")
     return database_of_all
 
 
 @pytest.fixture
 def store(database, database_settings, kafka: KafkaSettings) -> MediaStore:
-    """A store over it. Its relay does not run: what is published stays to be counted."""
+    """A store whose relay does not run, so that events stay in the outbox."""
     return MediaStore(database, Outbox(database, Relay(database_settings, kafka)))
 
 
@@ -149,7 +149,7 @@ def events(store, s3, renderers) -> MediaEvents:
 
 @dataclass(frozen=True)
 class Uploader:
-    """Somebody who calls MediaService as the gateway would for them."""
+    """A user, on whose behalf tests call MediaService as the gateway does."""
 
     stub: MediaServiceStub
     user_id: int
@@ -184,7 +184,7 @@ class Uploader:
         assert (await send(opened, file)).is_success
         return await self.complete(opened.media.media_id)
 
-    def somebody_else(self) -> "Uploader":
+    def another_user(self) -> "Uploader":
         return replace(self, user_id=new_user())
 
     async def _call(self, method: Any, request: Any) -> Any:
@@ -207,8 +207,8 @@ def uploader(gateway_channel) -> Uploader:
 
 
 async def send(upload: pb.CreateUploadResponse, file: bytes, **changed: str) -> httpx.Response:
-    """POSTs a file with the form that CreateUpload gave, perhaps with fields changed."""
-    # The address is plain HTTP: certificates need not be loaded.
+    """POSTs a file with the form of CreateUpload, optionally with changed fields."""
+    # Plain HTTP, so loading certificates is unnecessary.
     async with httpx.AsyncClient(timeout=PATIENCE_SECONDS, verify=False) as phone:
         return await phone.post(
             upload.upload_url, data={**upload.form_fields, **changed}, files={"file": file}
@@ -216,7 +216,7 @@ async def send(upload: pb.CreateUploadResponse, file: bytes, **changed: str) -> 
 
 
 async def refusal(call: Any) -> str:
-    """Returns the reason why a call is refused."""
+    """Returns the reason of a call's error."""
     with pytest.raises(grpc.aio.AioRpcError) as refused:
         await call
     status = from_call(refused.value)

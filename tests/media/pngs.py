@@ -1,4 +1,4 @@
-"""PNG files made by hand: larger than Pillow would make them, or untrue to their header."""
+"""PNG files made by hand: larger than Pillow allows, or with a wrong header."""
 
 import struct
 import zlib
@@ -10,7 +10,7 @@ _CHANNELS = {GREY: 1, RGB: 3, RGBA: 4}
 def png(
     width: int, height: int, *, colours: int, bits: int = 8, rows: bytes | None = None
 ) -> bytes:
-    """Returns a black (and transparent) picture; with `rows` the header may tell anything."""
+    """Returns a black (and transparent) picture. With `rows`, the header may differ from it."""
     if rows is None:
         # Each row begins with its filter.
         rows = bytes((1 + (width * _CHANNELS[colours] * bits + 7) // 8) * height)

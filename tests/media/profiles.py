@@ -1,4 +1,4 @@
-"""ICC profiles made by hand: a wide one for screens, a grey one, and one for four inks."""
+"""ICC profiles made by hand: a wide gamut for screens, a grey one, and one for CMYK."""
 
 import struct
 
@@ -9,7 +9,7 @@ _WHITE = (0.9642, 1.0, 0.8249)
 
 
 def screen(gamma: float = 2.2) -> bytes:
-    """Returns the profile of a screen with more colours than sRGB."""
+    """Returns the profile of a screen with a wider gamut than sRGB."""
     curve = b"curv" + struct.pack(">4xIHxx", 1, round(gamma * 256))
     colorants = {
         name: _xyz(value) for name, value in zip((b"rXYZ", b"gXYZ", b"bXYZ"), DISPLAY, strict=True)
@@ -25,9 +25,9 @@ def grey(gamma: float = 1.0) -> bytes:
 
 
 def press() -> bytes:
-    """Returns the profile of a press whose inks are other colours than a naive one's."""
+    """Returns a CMYK profile whose colours differ from a naive conversion."""
     ramp = bytes(range(256))
-    # One corner of the space of inks after the other, as L, a, b: more ink is darker.
+    # The corners of the CMYK space in turn, as L, a, b: more ink is darker.
     corners = b"".join(
         bytes((round(255 * (1 - k) * (4 - c - m - y) / 4), 128 + 40 * (m - c), 128 + 40 * (y - c)))
         for c in (0, 1)

@@ -1,4 +1,4 @@
-"""Dead letters of the media worker, as an engineer with the operator's certificate meets them."""
+"""Dead letters of the media worker, handled with the operator's certificate."""
 
 import asyncio
 
@@ -20,12 +20,12 @@ async def admin(infrastructure):
         yield DeadLetterServiceStub(channel)
 
 
-async def test_a_message_that_is_none_waits_for_a_decision(admin, kafka):
+async def test_a_malformed_event_becomes_a_dead_letter(admin, kafka):
     producer = KafkaProducer(bootstrap_servers=kafka.kafka_bootstrap)
     garbage = b"\xff\xff\xff garbage"
     await asyncio.to_thread(lambda: producer.send("media_uploaded", garbage).get(PATIENCE_SECONDS))
     good = MediaUploaded(media_id=1, owner_id=1).SerializeToString()
-    # It says nothing but whose it is; the other one is another group's.
+    # It names only its consumer group; the other one belongs to another group.
     for group in (b"media-worker", b"post"):
         headers = [("dlq-group", group)]
         sent = producer.send("media_uploaded.dlq", good, headers=headers)
@@ -48,7 +48,7 @@ async def test_a_message_that_is_none_waits_for_a_decision(admin, kafka):
     )
     assert list(dropped.dropped_ids) == [bad.dead_letter_id]
 
-    # The worker finds no such media and goes on.
+    # The worker finds no such media and continues.
     bare = by_reason[""]
     assert (bare.partition, bare.offset, bare.trace_id) == (-1, -1, "")
     replayed = await admin.ReplayDeadLetters(
@@ -60,14 +60,14 @@ async def test_a_message_that_is_none_waits_for_a_decision(admin, kafka):
 
 
 @pytest.mark.parametrize("identity", ["gateway", "post"])
-async def test_nobody_else_is_let_in(infrastructure, admin, identity):
+async def test_only_the_operator_may_call(infrastructure, admin, identity):
     async with channel_to(infrastructure, "media-worker", identity=identity) as channel:
         with pytest.raises(grpc.aio.AioRpcError) as refused:
             await DeadLetterServiceStub(channel).ListDeadLetters(pb.ListDeadLettersRequest())
     assert Refusal.of(refused.value).reason == "CALLER_NOT_ALLOWED"
 
 
-async def test_an_unknown_dead_letter(admin):
+async def test_an_unknown_dead_letter_is_not_found(admin):
     with pytest.raises(grpc.aio.AioRpcError) as refused:
         await admin.GetDeadLetter(pb.GetDeadLetterRequest(dead_letter_id=1 << 60))
     assert Refusal.of(refused.value).reason == "DEAD_LETTER_UNKNOWN"

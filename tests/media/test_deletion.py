@@ -1,4 +1,4 @@
-"""Deleting media: wherever they are on their way, nothing of them stays, and nobody else can."""
+"""Deletion removes all files of a media item in any state. Only its owner may delete it."""
 
 import asyncio
 
@@ -22,7 +22,7 @@ BUCKETS = ("photomesh-originals", "photomesh-media")
 
 @pytest.fixture
 def upload(store, s3):
-    """Gives media that were uploaded and checked."""
+    """Returns a function that makes uploaded and checked media."""
 
     async def upload():
         media = await store.add(new_user(), declared(PHOTO))
@@ -58,8 +58,8 @@ def deleted(media) -> MediaDeleted:
     return MediaDeleted(media_id=media.media_id, owner_id=media.owner_id)
 
 
-async def told(database) -> list[int]:
-    """Returns the media whose deletion was told."""
+async def published_deletions(database) -> list[int]:
+    """Returns the media of all MediaDeleted events."""
     async with database.connection() as connection:
         cursor = connection.cursor(row_factory=scalar_row)
         await cursor.execute("SELECT payload FROM outbox WHERE topic = 'media_deleted' ORDER BY id")
@@ -71,7 +71,7 @@ async def make_due(database) -> None:
         await connection.execute("UPDATE media SET erase_time = now() - interval '1 s'")
 
 
-async def test_all_files_of_a_photo_go_and_no_others(events, upload, store, s3):
+async def test_all_files_of_a_photo_and_no_others_are_removed(events, upload, store, s3):
     gone, kept = await upload(), await upload()
     for media in (gone, kept):
         await events.on_media_uploaded(uploaded(media))
@@ -90,13 +90,13 @@ async def test_all_files_of_a_photo_go_and_no_others(events, upload, store, s3):
     assert media.width == 0
 
 
-async def test_deletions_that_race_are_told_once(upload, store, database):
+async def test_concurrent_deletions_publish_one_event(upload, store, database):
     media = await upload()
     await asyncio.gather(*(store.delete(media) for _ in range(8)))
-    assert await told(database) == [media.media_id]
+    assert await published_deletions(database) == [media.media_id]
 
 
-async def test_what_was_not_deleted_is_not_removed_whoever_tells_so(events, upload, s3):
+async def test_an_event_about_media_that_are_not_deleted_removes_nothing(events, upload, s3):
     media = await upload()
     await events.on_media_uploaded(uploaded(media))
     before = stored(s3, media)
@@ -107,9 +107,7 @@ async def test_what_was_not_deleted_is_not_removed_whoever_tells_so(events, uplo
     assert stored(s3, media) == before
 
 
-async def test_a_photo_that_is_deleted_while_it_is_processed_does_not_come_back(
-    events, upload, store, s3, database
-):
+async def test_a_photo_deleted_during_processing_stays_deleted(events, upload, store, s3, database):
     media = await upload()
     working = asyncio.create_task(events.on_media_uploaded(uploaded(media)))
     await eventually(lambda: store.media(media.media_id), lambda now: now.state == "PROCESSING")
@@ -119,13 +117,13 @@ async def test_a_photo_that_is_deleted_while_it_is_processed_does_not_come_back(
     await events.on_media_uploaded(uploaded(media))
 
     assert (await store.media(media.media_id)).state is State.DELETED
-    # What the worker stored last goes when no worker can be at it any more.
+    # The sweep removes files that the worker stored late, once no worker can process the photo.
     await make_due(database)
     await sweep_deleted(store, s3)
     assert stored(s3, media) == []
 
 
-async def test_what_is_uploaded_after_the_deletion_goes_as_well_and_only_once(
+async def test_a_file_uploaded_after_the_deletion_is_removed_too(
     events, upload, store, s3, database
 ):
     media = await upload()
@@ -133,7 +131,7 @@ async def test_what_is_uploaded_after_the_deletion_goes_as_well_and_only_once(
     await events.on_media_deleted(deleted(media))
     put(s3, media, "photomesh-originals", "original", PHOTO)
     await sweep_deleted(store, s3)
-    assert stored(s3, media), "the form may still be good"
+    assert stored(s3, media), "the form may still be valid"
 
     await make_due(database)
     await sweep_deleted(store, s3)
@@ -144,7 +142,7 @@ async def test_what_is_uploaded_after_the_deletion_goes_as_well_and_only_once(
         assert await left.fetchone() is None
 
 
-async def test_an_upload_in_parts_is_given_up(events, upload, store, s3):
+async def test_a_multipart_upload_is_aborted(events, upload, store, s3):
     media = await upload()
     key = key_prefix(media.media_id, media.owner_id) + "original"
     upload_id = s3.short.client.create_multipart_upload(Bucket=BUCKETS[0], Key=key)["UploadId"]
@@ -158,10 +156,10 @@ async def test_an_upload_in_parts_is_given_up(events, upload, store, s3):
     assert stored(s3, media) == []
 
 
-async def test_s3_that_is_away_is_waited_for(upload, store, s3, renderers, storage_settings):
+async def test_an_unavailable_s3_is_retried(upload, store, s3, renderers, storage_settings):
     media = await upload()
     await store.delete(media)
-    # Nothing listens on port 1.
+    # No process listens on port 1.
     unavailable = S3(storage_settings.model_copy(update={"s3_endpoint": "http://127.0.0.1:1"}))
 
     with pytest.raises(Unavailable):
@@ -170,12 +168,12 @@ async def test_s3_that_is_away_is_waited_for(upload, store, s3, renderers, stora
     assert stored(s3, media)
 
 
-async def test_the_owner_deletes_and_nobody_else(uploader, infrastructure, s3):
+async def test_only_the_owner_can_delete(uploader, infrastructure, s3):
     infrastructure.up(["media-worker"])
     media = await uploader.upload(PHOTO)
     await eventually(lambda: uploader.get(media.media_id), lambda now: now.variants)
 
-    assert await refusal(uploader.somebody_else().delete(media.media_id)) == "MEDIA_UNKNOWN"
+    assert await refusal(uploader.another_user().delete(media.media_id)) == "MEDIA_UNKNOWN"
     assert stored(s3, media)
     for _ in range(2):
         answer = await uploader.delete(media.media_id)
@@ -194,6 +192,6 @@ async def test_an_upload_that_was_only_opened_can_be_deleted(uploader):
 
     await uploader.delete(opened.media.media_id)
 
-    assert (await send(opened, PHOTO)).is_success, "S3 knows nothing of it"
+    assert (await send(opened, PHOTO)).is_success, "S3 does not know of the deletion"
     completed = await uploader.complete(opened.media.media_id)
     assert completed.state == pb.MEDIA_STATE_DELETED

@@ -1,6 +1,6 @@
-"""Files made to harm: each is refused for a stable reason or cleaned, and the next one is ready.
+"""Malicious files: each is refused with a stable reason or sanitized, and the next one is ready.
 
-The worker's processes stay below 1 GiB all the while.
+The worker's processes stay below 1 GiB of memory.
 """
 
 import asyncio
@@ -39,7 +39,7 @@ PROVE = "PHOTOMESH_PROVE" in os.environ
 
 NEAREST = Image.Resampling.NEAREST
 
-MOST_RESIDENT = 2**30
+MAX_RESIDENT = 2**30
 GOOD = photo(320, 240)
 
 
@@ -54,13 +54,13 @@ def of_kind(image_format: str) -> bytes:
 
 
 def gif_of(width: int, height: int) -> bytes:
-    """A GIF that tells of a screen that it does not fill."""
+    """A GIF that declares a larger screen than its frame."""
     small = of_kind("GIF")
     return small[:6] + struct.pack("<HH", width, height) + small[10:]
 
 
 def tiff_of(width: int, height: int) -> bytes:
-    """A TIFF of a few bytes that tells of many pixels."""
+    """A TIFF of a few bytes that declares many pixels."""
     entries = [(256, 4, width), (257, 4, height), (258, 3, 8), (259, 3, 1), (262, 3, 1)]
     entries += [(273, 4, 8), (277, 3, 1), (278, 4, height), (279, 4, width * height % 2**32)]
     directory = struct.pack("<H", len(entries))
@@ -70,12 +70,12 @@ def tiff_of(width: int, height: int) -> bytes:
 
 
 def endless_tiff() -> bytes:
-    """A TIFF whose directory follows itself."""
+    """A TIFF whose directory refers to itself."""
     return b"II*\0" + struct.pack("<IHHHIII", 8, 1, 256, 4, 1, 5, 8)
 
 
 def with_sizes_of(file: bytes, old: tuple[int, int], new: tuple[int, int]) -> bytes:
-    """A file in boxes (AVIF, HEIF) whose outer size is untrue to the stream within."""
+    """An AVIF or HEIF file whose declared size differs from that of its stream."""
     return file.replace(struct.pack(">II", *old), struct.pack(">II", *new))
 
 
@@ -133,8 +133,8 @@ CLEANED = {
         Image.open(io.BytesIO(photo(400, 300))), "JPEG", comment=b"<script>" + GOOD[:60_000]
     ),
     "a photo and an archive": GOOD + b"PK\x03\x04" + bytes(1000),
-    # libavif scales what is within to what was told.
-    "an AVIF untrue to itself": with_sizes_of(of_kind("AVIF"), (400, 300), (3000, 3000)),
+    # libavif scales the stream to the declared size.
+    "an AVIF with a wrong size": with_sizes_of(of_kind("AVIF"), (400, 300), (3000, 3000)),
     "a bomb of a profile": profile_bomb(),
     "an animation": saved(
         Image.new("P", (40, 30)),
@@ -150,7 +150,7 @@ async def good_is_ready(renderers: Renderers) -> None:
 
 
 @pytest.mark.parametrize("name", REFUSED)
-async def test_it_is_refused_and_the_next_is_ready(renderers, name):
+async def test_a_malicious_file_is_refused_and_the_next_is_ready(renderers, name):
     file, why = REFUSED[name]
 
     with pytest.raises(Unprocessable) as refused:
@@ -161,7 +161,7 @@ async def test_it_is_refused_and_the_next_is_ready(renderers, name):
 
 
 @pytest.mark.parametrize("name", CLEANED)
-async def test_it_is_cleaned_and_the_next_is_ready(renderers, name):
+async def test_a_suspicious_file_is_sanitized_and_the_next_is_ready(renderers, name):
     rendition = await renderers.render(on_disk(CLEANED[name]))
 
     assert_clean(rendition)
@@ -171,7 +171,7 @@ async def test_it_is_cleaned_and_the_next_is_ready(renderers, name):
 
 @contextlib.contextmanager
 def resident(processes: Callable[[], Collection[Identity]]) -> Iterator[list[int]]:
-    """Gives, when it ends, the most bytes that some processes had in memory at a time."""
+    """Yields a list that holds, at the end, the peak resident memory of processes in bytes."""
     most, stop = [0], Event()
 
     def watch() -> None:
@@ -194,7 +194,7 @@ def resident(processes: Callable[[], Collection[Identity]]) -> Iterator[list[int
 
 @functools.cache
 def large() -> list[bytes]:
-    """The largest pictures that are promised to be taken, each dear to decode in another way."""
+    """The largest pictures that must be accepted, each expensive to decode in another way."""
     files = [png(9_990, 9_990, colours=RGBA)]
     if not PROVE:
         return files
@@ -228,9 +228,9 @@ def large() -> list[bytes]:
     ]
 
 
-@pytest.mark.skipif(not PROVE, reason="takes a minute; the worker below is sent one of them")
-async def test_large_pictures_are_taken_leave_room_and_let_small_ones_pass():
-    # What the worker itself takes is left out of what is watched here; see the test below.
+@pytest.mark.skipif(not PROVE, reason="takes a minute; the worker's test below uploads one of them")
+async def test_large_pictures_are_rendered_without_blocking_small_ones():
+    # The memory of the worker itself is not measured here; see the test below.
     worker = 120 * 2**20
     others = children(os.getpid())
     async with Renderers(2, LIMITS) as renderers:
@@ -242,14 +242,14 @@ async def test_large_pictures_are_taken_leave_room_and_let_small_ones_pass():
                 passed += 1
             await asyncio.gather(*working)
 
-    # They did not wait for all that came before them.
+    # They did not wait for all earlier ones.
     assert passed > len(large())
 
-    assert most[0] + worker < MOST_RESIDENT, f"{most[0] / 2**20:.0f} MiB"
+    assert most[0] + worker < MAX_RESIDENT, f"{most[0] / 2**20:.0f} MiB"
 
 
 def corpus() -> dict[str, bytes]:
-    """What is sent through the real worker: one of each sort, or all."""
+    """The files for the real worker: one of each kind, or all."""
     files = {name: file for name, (file, _) in REFUSED.items() if file} | CLEANED
     if PROVE:
         sent = {f"large {number}": file for number, file in enumerate(large())}
@@ -257,11 +257,11 @@ def corpus() -> dict[str, bytes]:
             name: file for name, file in sent.items() if len(file) <= UPLOADS.form_bytes
         }
     names = ("zeros", "a bomb", "an HEIC bomb", "JPEG cut at 90%", "a bomb of a profile")
-    # First, so that all others overtake it.
+    # The large one first, so that all others overtake it.
     return {"100 megapixels": large()[0]} | {name: files[name] for name in names}
 
 
-async def test_the_worker_lives_through_them_and_each_good_file_behind_is_ready(
+async def test_the_worker_survives_malicious_files_and_good_files_after_them_are_ready(
     uploader, infrastructure
 ):
     infrastructure.up(["media-worker"])
@@ -288,7 +288,7 @@ async def test_the_worker_lives_through_them_and_each_good_file_behind_is_ready(
             for name, media_id in bad.items()
         }
 
-    # pytest -rP shows it.
+    # Shown by pytest -rP.
     print(f"{most[0] / 2**20:.0f} MiB at most; a good file took {slowest:.1f} s")  # noqa: T201
     for name, media in ends.items():
         if name in REFUSED:
@@ -297,5 +297,5 @@ async def test_the_worker_lives_through_them_and_each_good_file_behind_is_ready(
             assert failure in (why if isinstance(why, set) else {why}), name
         else:
             assert media.state == pb.MEDIA_STATE_READY, name
-    assert most[0] < MOST_RESIDENT, f"{most[0] / 2**20:.0f} MiB"
+    assert most[0] < MAX_RESIDENT, f"{most[0] / 2**20:.0f} MiB"
     assert identify(infrastructure.pid("media-worker")) == worker

@@ -1,4 +1,4 @@
-"""What one account may hold open, so that there is always room for others."""
+"""Limits of concurrent uploads and watches per account, so that others always have room."""
 
 import asyncio
 import secrets
@@ -31,11 +31,11 @@ from tests.media.conftest import Uploader, refusal
 from tests.pictures import photo
 
 WATCHES = 20
-"""How many watches one account may have open, as the contract says."""
+"""How many watches one account may have open, according to the contract."""
 
 
 class IdleStream:
-    """An upload that was begun and is not continued."""
+    """An upload that has begun and then stalls."""
 
     def __init__(self, uploader: Uploader, request_id: str) -> None:
         self._uploader = uploader
@@ -53,7 +53,7 @@ class IdleStream:
             yield message
 
     async def is_open(self) -> None:
-        """Waits until the service has begun to receive it."""
+        """Waits until the service receives it."""
         request = pb.GetUploadOffsetRequest(request_id=self._request_id)
         stub, metadata = self._uploader.stub, [(context.USER_ID, str(self._uploader.user_id))]
         await eventually(lambda: stub.GetUploadOffset(request, metadata=metadata))
@@ -67,7 +67,7 @@ class IdleStream:
 
 @asynccontextmanager
 async def over_a_line(uploader: Uploader, infrastructure):
-    """Gives the uploader behind a line that can be cut, and the line."""
+    """Yields the uploader, connected through a line that can be cut, and the line."""
     async with (
         line_to(infrastructure.ports.grpc["media"]) as line,
         channel_to(infrastructure, "media", identity="gateway", port=line.port) as channel,
@@ -89,7 +89,7 @@ async def test_idle_streams_of_one_account_leave_room_for_others(uploader):
             assert await refusal(call) == "TOO_MANY_STREAMS"
         assert retry_seconds(await error_of(calls[0])) > 0
 
-        other = IdleStream(uploader.somebody_else(), "other")
+        other = IdleStream(uploader.another_user(), "other")
         other.send(b"b")
         other.end()
         assert (await other.call).media.state >= pb.MEDIA_STATE_UPLOADED
@@ -138,8 +138,8 @@ async def cancel(stream: IdleStream) -> None:
 @pytest.mark.parametrize(
     "end", [complete, end_too_early, send_too_much, send_too_much_at_once, cancel]
 )
-async def test_a_stream_makes_room_however_it_ends(uploader, end):
-    # One that kept its place each time would leave none to the last.
+async def test_a_stream_frees_its_slot_however_it_ends(uploader, end):
+    # If each kept its slot, the last one would find none.
     for number in range(LIMITS.streams_of_one_account):
         stream = IdleStream(uploader, f"stream {number}")
         await stream.is_open()
@@ -148,7 +148,7 @@ async def test_a_stream_makes_room_however_it_ends(uploader, end):
     await eventually(lambda: completed(uploader, "last"))
 
 
-async def test_clients_that_vanish_make_room(uploader, infrastructure):
+async def test_disconnected_clients_free_their_slots(uploader, infrastructure):
     async with over_a_line(uploader, infrastructure) as (vanishing, line):
         idle = [
             IdleStream(vanishing, f"idle {number}")
@@ -176,7 +176,7 @@ async def completed(uploader: Uploader, request_id: str) -> bool:
 def impatient(
     store, originals, uploads, multipart, streams, tmp_path
 ) -> Callable[..., MediaService]:
-    """Gives the service with other limits of a stream."""
+    """Returns a function that makes the service with other limits of a stream."""
     key = tmp_path / "cdn.key"
     key.write_text(secrets.token_hex(32))
     signer = cdn.signer(CdnSettings(cdn_url="http://cdn.test", cdn_key_file=key))
@@ -196,7 +196,7 @@ async def upload_in_process(service: MediaService, user_id: int, messages) -> pb
         return (await service.UploadMedia(messages, None)).media
 
 
-async def test_a_stream_that_trickles_is_ended_and_continued(impatient, uploader, store):
+async def test_a_slow_stream_is_ended_and_can_be_resumed(impatient, uploader, store):
     service = impatient(stream_patience=timedelta(seconds=0.5))
     part = bytes(LIMITS.part_bytes)
 
@@ -224,7 +224,7 @@ async def test_a_stream_that_trickles_is_ended_and_continued(impatient, uploader
     assert (await store.media(media.media_id)).size_bytes == len(part) + 4
 
 
-async def test_a_client_that_says_nothing_is_not_waited_for(impatient, uploader):
+async def test_a_silent_client_is_disconnected(impatient, uploader):
     service = impatient(stream_patience=timedelta(seconds=0.1), streams=1)
 
     async def silence() -> AsyncIterator[pb.UploadMediaRequest]:
@@ -238,7 +238,7 @@ async def test_a_client_that_says_nothing_is_not_waited_for(impatient, uploader)
 
 async def test_a_stream_that_waits_for_s3_is_not_slow(impatient, uploader, store, infrastructure):
     patience = timedelta(seconds=1)
-    # A byte buys next to nothing: every moment that is counted is missing at the end.
+    # A byte extends the deadline by very little, so any time counted by mistake ends the stream.
     service = impatient(stream_patience=patience, stream_bytes_per_second=2**40)
     message = pb.UploadMediaRequest(
         file=HttpBody(content_type=UNDECLARED, data=bytes(LIMITS.chunk_bytes))
@@ -248,7 +248,7 @@ async def test_a_stream_that_waits_for_s3_is_not_slow(impatient, uploader, store
         sending = asyncio.create_task(
             upload_in_process(service, uploader.user_id, each(*[message] * 6))
         )
-        # Time itself is what is tested here; a slow machine only makes it longer.
+        # A real sleep, because time is what this tests; a slow machine only makes it longer.
         await asyncio.sleep(1.5 * patience.total_seconds())
         assert not sending.done()
     media = await sending
@@ -258,7 +258,7 @@ async def test_a_stream_that_waits_for_s3_is_not_slow(impatient, uploader, store
 
 async def each(*messages: pb.UploadMediaRequest) -> AsyncIterator[pb.UploadMediaRequest]:
     for message in messages:
-        # As from a network, where a message is waited for, however short.
+        # As from a network, where each message takes some time to arrive.
         await asyncio.sleep(0)
         yield message
 
@@ -266,7 +266,7 @@ async def each(*messages: pb.UploadMediaRequest) -> AsyncIterator[pb.UploadMedia
 # --- Open uploads --------------------------------------------------------------------------------
 
 
-async def test_uploads_that_one_account_may_have_open(uploader, infrastructure):
+async def test_the_number_of_open_uploads_per_account_is_limited(uploader, infrastructure):
     def metadata(who: Uploader) -> list[tuple[str, str]]:
         return [(context.USER_ID, str(who.user_id))]
 
@@ -297,10 +297,10 @@ async def test_uploads_that_one_account_may_have_open(uploader, infrastructure):
             },
         )
 
-    for door in (by_form, by_parts, by_stream):
-        assert await refusal(door(uploader)) == "UPLOAD_LIMIT"
-        assert (await door(uploader.somebody_else())).media_id
-    # A repeat opens nothing; aborting makes room for one, and completing does.
+    for upload in (by_form, by_parts, by_stream):
+        assert await refusal(upload(uploader)) == "UPLOAD_LIMIT"
+        assert (await upload(uploader.another_user())).media_id
+    # A repeated request opens no upload. Aborting or completing one makes room for another.
     abort = pb.AbortUploadRequest(media_id=first.media_id)
     await uploader.stub.AbortUpload(abort, metadata=metadata(uploader))
     assert (await by_stream(uploader)).state >= pb.MEDIA_STATE_UPLOADED
@@ -313,7 +313,7 @@ async def test_uploads_that_one_account_may_have_open(uploader, infrastructure):
 
 
 async def watched(uploader: Uploader, media_id: int) -> grpc.aio.UnaryStreamCall:
-    """Returns a watch that has begun."""
+    """Returns a watch that has received its first message."""
     watch = uploader.watch(media_id)
     await watch.read()
     return watch
@@ -321,7 +321,7 @@ async def watched(uploader: Uploader, media_id: int) -> grpc.aio.UnaryStreamCall
 
 async def test_watches_of_one_account_leave_room_for_others(uploader, infrastructure):
     media_id = (await uploader.create(photo(30, 20))).media.media_id
-    other = uploader.somebody_else()
+    other = uploader.another_user()
     others = (await other.create(photo(30, 20))).media.media_id
     async with over_a_line(uploader, infrastructure) as (vanishing, line):
         watches = [await watched(vanishing, media_id) for _ in range(WATCHES)]

@@ -1,4 +1,4 @@
-"""The pipeline on pictures of every shape, and on files that are none, in its real processes."""
+"""The pipeline in its real processes, on pictures of every shape and on invalid files."""
 
 import asyncio
 import contextlib
@@ -17,7 +17,7 @@ SIZES = ("square200", "w600", "w1080", "w2048")
 
 
 def opened(rendition: Rendition) -> dict[str, Image.Image]:
-    """Returns every variant by size and extension, having checked what is said of each."""
+    """Returns every variant by size and extension, after checking its metadata."""
     pictures = {}
     for variant in rendition.variants:
         content = rendition.contents[variant.object_name]
@@ -39,14 +39,14 @@ def encoded(image: Image.Image, image_format: str = "PNG", **options) -> bytes:
 
 
 def difference(one: Image.Image, other: Image.Image) -> float:
-    """Returns the mean difference of two pictures' channels, of 255."""
+    """Returns the mean difference of two pictures' channels, from 0 to 255."""
     assert one.size == other.size
     mean = ImageStat.Stat(ImageChops.difference(one.convert("RGB"), other.convert("RGB"))).mean
     return sum(mean) / len(mean)
 
 
 def assert_alike(pictures: dict[str, Image.Image], file: bytes, most: float) -> None:
-    """Compares every variant with what Pillow makes of the file."""
+    """Compares every variant with Pillow's rendering of the file."""
     upright = ImageOps.exif_transpose(Image.open(io.BytesIO(file))).convert("RGB")
     for name, picture in pictures.items():
         scale = ImageOps.fit if name.startswith("square") else Image.Image.resize
@@ -74,7 +74,7 @@ async def test_every_orientation_is_turned_upright(renderers, image_format):
         assert_alike(opened(rendition), file, most=3)
 
 
-async def test_the_variants_of_a_large_photo_look_like_it(renderers):
+async def test_the_variants_of_a_large_photo_resemble_it(renderers):
     file = photo(2800, 2100, orientation=6, quality=92)
 
     pictures = opened(await renderers.render(on_disk(file)))
@@ -114,11 +114,11 @@ async def test_no_metadata_survives(renderers, image_format):
         ((5000, 300), (200, 200), (600, 36), (1080, 65)),
         ((300, 5000), (200, 200), (300, 5000), (300, 5000)),
         ((30000, 1), (1, 1), (600, 1), (1080, 1)),
-        # WebP cannot be higher.
+        # The maximum height of WebP.
         ((20, 30000), (20, 20), (11, 16383), (11, 16383)),
     ],
 )
-async def test_variants_keep_the_aspect_and_are_never_enlarged(
+async def test_variants_keep_the_aspect_ratio_and_are_never_enlarged(
     renderers, size, square, w600, w1080
 ):
     file = photo(*size)
@@ -132,8 +132,8 @@ async def test_variants_keep_the_aspect_and_are_never_enlarged(
 
 
 @pytest.mark.parametrize("image_format", ["PNG", "WEBP"])
-async def test_what_is_transparent_is_white_in_jpeg_and_stays_so_in_webp(renderers, image_format):
-    # A green disc of half opacity on nothing, and what is nothing is red where nobody sees it.
+async def test_transparency_becomes_white_in_jpeg_and_is_kept_in_webp(renderers, image_format):
+    # A half-opaque green disc on a transparent background, whose invisible colour is red.
     alpha = Image.new("L", (1200, 1200), 0)
     alpha.paste(128, (300, 300, 900, 900))
     image = Image.new("RGB", (1200, 1200), (255, 0, 0))
@@ -153,11 +153,11 @@ async def test_what_is_transparent_is_white_in_jpeg_and_stays_so_in_webp(rendere
         assert webp.getpixel((3, 3))[3] == 0
         assert webp.getpixel((webp.width // 2, webp.height // 2))[3] == 128
         over_white = Image.alpha_composite(Image.new("RGBA", webp.size, "white"), webp)
-        # No seam of the hidden red.
+        # The invisible red does not bleed into the edge.
         assert difference(over_white, reference) < 2, name
 
 
-async def test_an_alpha_channel_that_hides_nothing_is_dropped(renderers):
+async def test_an_opaque_alpha_channel_is_dropped(renderers):
     image = Image.open(io.BytesIO(photo(300, 200))).convert("RGBA")
 
     pictures = opened(await renderers.render(on_disk(encoded(image))))
@@ -180,7 +180,7 @@ async def test_an_alpha_channel_that_hides_nothing_is_dropped(renderers):
         ("RGB", "WEBP", {"quality": 90}),
     ],
 )
-async def test_other_colour_models_are_understood(renderers, mode, image_format, options):
+async def test_other_colour_models_are_supported(renderers, mode, image_format, options):
     image = Image.open(io.BytesIO(photo(300, 200)))
     if mode == "I;16":
         image = image.convert("I").point(lambda value: value * 257).convert("I;16")
@@ -195,7 +195,7 @@ async def test_other_colour_models_are_understood(renderers, mode, image_format,
     assert difference(pictures["w1080.webp"], reference) < 6
 
 
-async def test_the_first_frame_of_a_moving_picture_is_taken(renderers):
+async def test_the_first_frame_of_an_animation_is_used(renderers):
     frames = [Image.new("RGB", (40, 30), colour) for colour in ("red", "blue")]
     for image_format in ("PNG", "WEBP"):
         file = encoded(frames[0], image_format, save_all=True, append_images=frames[1:])
@@ -225,11 +225,11 @@ async def test_the_first_frame_of_a_moving_picture_is_taken(renderers):
     ],
     ids=lambda value: value if isinstance(value, Failure) else None,
 )
-async def test_a_file_that_is_no_good_photo_tells_why(renderers, file, why):
+async def test_an_invalid_file_fails_with_a_reason(renderers, file, why):
     assert await failure(renderers, file) == why
 
 
-async def test_a_bomb_is_not_even_decoded(renderers):
+async def test_a_decompression_bomb_is_not_decoded(renderers):
     bomb = png(30_000, 30_000, bits=1, colours=GREY)
     assert len(bomb) < 500_000
 
@@ -244,14 +244,14 @@ async def test_a_truncated_file_is_corrupt(renderers, image_format, kept):
     assert await failure(renderers, file[: int(len(file) * kept)]) == Failure.CORRUPT
 
 
-async def test_a_truncated_photo_with_a_sound_end_is_corrupt(renderers):
+async def test_a_truncated_photo_with_a_valid_end_marker_is_corrupt(renderers):
     file = photo(1600, 1200)
 
     assert await failure(renderers, file[: len(file) // 2] + b"\xff\xd9") == Failure.CORRUPT
 
 
-async def test_what_follows_a_photo_in_its_file_is_harmless(renderers):
-    # Phones append depth maps and short films.
+async def test_data_after_the_photo_is_ignored(renderers):
+    # Phones append depth maps and short videos.
     file = photo(300, 200)
 
     rendition = await renderers.render(on_disk(file + b"<script>alert(1)</script>" + file))
@@ -259,7 +259,7 @@ async def test_what_follows_a_photo_in_its_file_is_harmless(renderers):
     assert all(b"script" not in content for content in rendition.contents.values())
 
 
-async def test_damaged_files_are_rendered_or_refused_and_nothing_else(renderers):
+async def test_damaged_files_are_either_rendered_or_refused(renderers):
     rng = random.Random(20261121)
     originals = [photo(96, 64, image_format=kind) for kind in ("JPEG", "PNG", "WEBP")]
 
@@ -272,7 +272,7 @@ async def test_damaged_files_are_rendered_or_refused_and_nothing_else(renderers)
         for _ in range(60):
             file = bytearray(original)
             for _ in range(rng.randrange(1, 6)):
-                # Most of what decides is at the front.
+                # Most of the decisive bytes are at the start.
                 file[int(len(file) * rng.random() ** 2)] = rng.randrange(256)
             files.append(bytes(file))
     await asyncio.gather(*map(attempt, files))

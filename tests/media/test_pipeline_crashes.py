@@ -1,7 +1,7 @@
-"""kill -9 in a given step of the pipeline: every photo becomes READY, and nothing is doubled.
+"""kill -9 in a given step of the pipeline: every photo becomes READY, without duplicates.
 
-The step is not left to chance: the worker tells each step that is done, and dies when it is told.
-With PHOTOMESH_PROVE it dies in each of them, and S3 and the broker die beside it.
+The step is deterministic: the worker records each finished step, and the test kills it at the
+given one. With PHOTOMESH_PROVE the test kills it in each step, and also kills S3 and the broker.
 """
 
 import asyncio
@@ -33,7 +33,7 @@ _TRIES = 20
 
 @pytest.fixture(scope="module")
 def mesh(infrastructure: Stack) -> Iterator[Stack]:
-    """Media and its worker; to be killed in each step, it tells each by itself."""
+    """Media and its worker, which records each step separately so that it can be killed there."""
     if not PROVE:
         infrastructure.up(["media", "media-worker"])
         yield infrastructure
@@ -47,8 +47,8 @@ def mesh(infrastructure: Stack) -> Iterator[Stack]:
     infrastructure.up(["media-worker"])
 
 
-def strike(mesh: Stack, victim: str, media_id: int, step: str) -> bool:
-    """Kills a process as soon as a step is told; returns whether the media was not READY yet."""
+def kill_at(mesh: Stack, victim: str, media_id: int, step: str) -> bool:
+    """Kills a process when a step is recorded. Returns whether the media was still PROCESSING."""
     with psycopg.connect(mesh.database_url("media"), autocommit=True) as database:
 
         def look() -> tuple[str, list[str]]:
@@ -83,14 +83,14 @@ async def assert_all_become_ready(uploader, s3, media: list[pb.Media]) -> None:
 async def crash(mesh, uploader, s3, victim: str, step: str) -> None:
     dead_before = await asyncio.to_thread(count_dead_letters, mesh)
     for attempt in range(_TRIES):
-        # Two more are on their way beside it.
+        # Two more are in progress.
         files = [photo(2000, 1500, seed=attempt), *(photo(600, 450, seed=n) for n in (100, 101))]
         media = [await uploader.upload(file) for file in files]
-        struck = await asyncio.to_thread(strike, mesh, victim, media[0].media_id, step)
+        killed_in_time = await asyncio.to_thread(kill_at, mesh, victim, media[0].media_id, step)
         await asyncio.to_thread(mesh.kill, victim)
         await asyncio.to_thread(mesh.start, victim)
         await assert_all_become_ready(uploader, s3, media)
-        if struck:
+        if killed_in_time:
             break
     else:
         pytest.fail(f"{victim} was never killed in time")
@@ -98,12 +98,12 @@ async def crash(mesh, uploader, s3, victim: str, step: str) -> None:
 
 
 @pytest.mark.parametrize("step", KILLED_IN)
-async def test_the_worker_dies_when_a_step_is_done(mesh, uploader, s3, step):
+async def test_photos_become_ready_if_the_worker_dies_after_a_step(mesh, uploader, s3, step):
     await crash(mesh, uploader, s3, "media-worker", step)
 
 
 @pytest.mark.parametrize("step", ["picture", "w600.avif"])
 @pytest.mark.parametrize("victim", ["s3", "kafka"])
-@pytest.mark.skipif(not PROVE, reason="the mesh's own crashes are a short seed of it")
-async def test_a_part_dies_when_a_step_is_done(mesh, uploader, s3, victim, step):
+@pytest.mark.skipif(not PROVE, reason="tests/mesh/test_crashes.py is a short version of it")
+async def test_photos_become_ready_if_a_part_dies_after_a_step(mesh, uploader, s3, victim, step):
     await crash(mesh, uploader, s3, victim, step)

@@ -1,7 +1,7 @@
 """Any picture in any container: every variant shows it upright, in sRGB, and nothing else.
 
-The reference is Pillow's: the upright picture, averaged down. Distances are told as PSNR, the peak
-signal to noise ratio in dB: 30 is hard to see, 25 is seen.
+The reference is the upright picture, scaled down by Pillow. Differences are measured as PSNR, the
+peak signal-to-noise ratio in dB: a difference of 30 is hard to see, one of 25 is visible.
 """
 
 import io
@@ -28,7 +28,7 @@ pillow_heif.register_heif_opener()
 
 EXAMPLES = int(os.environ.get("PHOTOMESH_EXAMPLES", "40"))
 
-# What turns an upright picture into what is stored with an orientation.
+# The transformation of an upright picture into the stored one for each orientation.
 _STORED = {
     1: None,
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -50,8 +50,8 @@ MODES = {
     "TIFF": ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16", "RGB16"),
 }
 
-# How near the variants are to the reference at least, in dB: what has sharp edges loses most.
-LEAST = {"1": 16.0, "P": 24.0}
+# The minimum PSNR of variants, in dB: pictures with sharp edges lose most.
+MIN_PSNR = {"1": 16.0, "P": 24.0}
 USUALLY = 26.0
 
 
@@ -73,18 +73,18 @@ def in_mode(image: Image.Image, mode: str) -> Image.Image:
         return image.convert("L").convert("I").point(lambda value: value * 257).convert("I;16")
     if mode in ("LA", "RGBA"):
         image = image.convert(mode)
-        # Seen through at the left, invisible at the right.
+        # Half transparent at the left, invisible at the right.
         alpha = Image.linear_gradient("L").rotate(90).resize(image.size)
         image.putalpha(alpha)
         return image
     if mode == "1":
-        # In areas: of dots, nothing is left when they are made small.
+        # In areas, because single dots would vanish when scaled down.
         return image.convert(mode, dither=Image.Dither.NONE)
     return image.quantize(256) if mode == "P" else image.convert(mode)
 
 
 def on_white(image: Image.Image, mode: str) -> Image.Image:
-    """Returns what is to be seen of a picture."""
+    """Returns the visible picture, on a white background."""
     if mode == "I;16":
         return image.convert("I").point(lambda value: value / 257).convert("L").convert("RGB")
     if mode in ("LA", "RGBA"):
@@ -94,7 +94,7 @@ def on_white(image: Image.Image, mode: str) -> Image.Image:
 
 
 def file_of(upright: Image.Image, image_format: str, mode: str, orientation: int, **options):
-    """Returns a file whose viewer shows `upright`, and what of it such a file can hold."""
+    """Returns a file that displays as `upright`, and the picture as the format can store it."""
     exif = Image.Exif()
     exif[ExifTags.Base.Make] = "Photomesh"
     exif[ExifTags.Base.Orientation] = orientation
@@ -111,14 +111,14 @@ def file_of(upright: Image.Image, image_format: str, mode: str, orientation: int
     stored = shown if transpose is None else shown.transpose(transpose)
     file = io.BytesIO()
     if image_format != "GIF":
-        # Given bytes, pillow-heif says the orientation in HEIF's own way, too, as phones do.
+        # Given bytes, pillow-heif also writes HEIF's own orientation, as phones do.
         options.setdefault("exif", exif.tobytes())
     stored.save(file, image_format, **options)
     return file.getvalue(), on_white(shown, mode)
 
 
 def orientations(image_format: str, mode: str) -> tuple[int, ...]:
-    # GIF has no EXIF, and OpenCV, which writes 16 bits in three channels, writes none.
+    # GIF has no EXIF, and OpenCV, which writes the 16-bit files, does not write it.
     plain = image_format == "GIF" or (mode.endswith("16") and mode != "I;16")
     return (1,) if plain else tuple(_STORED)
 
@@ -166,7 +166,7 @@ async def test_any_picture_is_shown_upright_and_without_metadata(renderers, draw
 
     rendition = await renderers.render(on_disk(file))
 
-    assert_shows(rendition, shown, LEAST.get(mode, USUALLY))
+    assert_shows(rendition, shown, MIN_PSNR.get(mode, USUALLY))
     assert_clean(rendition)
 
 
@@ -179,7 +179,7 @@ async def test_every_orientation_in_every_container(renderers, image_format, ori
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-async def test_an_orientation_that_only_exif_tells_counts_in_heif_too(renderers, orientation):
+async def test_an_orientation_only_in_exif_is_applied_in_heif(renderers, orientation):
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = orientation
     file, shown = file_of(picture(90, 60, 3), "HEIF", "RGB", orientation, exif=exif)
@@ -216,7 +216,7 @@ async def test_a_grey_profile_becomes_srgb(renderers, image_format):
 
     rendition = await renderers.render(on_disk(file))
 
-    # Linear light, in which the middle is brighter.
+    # In linear light, the middle grey is brighter.
     meant = grey.point([round(255 * _srgb(value / 255)) for value in range(256)])
     assert_shows(rendition, meant.convert("RGB"), USUALLY)
 
@@ -226,11 +226,11 @@ def _srgb(light: float) -> float:
 
 
 @pytest.mark.parametrize("image_format", ["JPEG", "TIFF"])
-async def test_inks_become_what_their_press_prints(renderers, image_format):
+async def test_cmyk_is_converted_by_its_profile(renderers, image_format):
     inks = picture(300, 200, 7).convert("CMYK")
     profile = profiles.press()
     options = {"quality": 95} if image_format == "JPEG" else {}
-    # Pillow writes a JPEG's inks inverted, as Adobe does, and says so in the file.
+    # Pillow inverts CMYK in a JPEG, as Adobe does, and marks the file so.
     file, _ = file_of(inks, image_format, "CMYK", 1, icc_profile=profile, **options)
     assert image_format == "TIFF" or b"Adobe" in file
 
@@ -250,7 +250,7 @@ async def test_inks_become_what_their_press_prints(renderers, image_format):
 
 
 @pytest.mark.parametrize("profile", [b"", b"\0" * 200, profiles.press(), profiles.screen()[:200]])
-async def test_a_profile_that_makes_no_sense_counts_as_none(renderers, profile):
+async def test_an_invalid_profile_is_ignored(renderers, profile):
     file, shown = file_of(picture(300, 200, 5), "PNG", "RGB", 1, icc_profile=profile)
 
     assert_shows(await renderers.render(on_disk(file)), shown, USUALLY)

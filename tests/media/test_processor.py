@@ -1,4 +1,4 @@
-"""What the worker does with an upload, whatever happens twice, at once, or not at all."""
+"""How the worker processes uploads, with repeated, concurrent and missing events."""
 
 import asyncio
 import io
@@ -29,7 +29,7 @@ PHOTO = photo(300, 200)
 
 @pytest.fixture
 def upload(store: MediaStore, originals: Originals) -> Callable[[bytes], Awaitable[Media]]:
-    """Gives media that were uploaded and checked."""
+    """Returns a function that makes uploaded and checked media."""
 
     async def upload(file: bytes) -> Media:
         media = await store.add(new_user(), declared(file))
@@ -54,12 +54,12 @@ async def put_original(originals: Originals, media: Media, file: bytes) -> None:
     assert sent.is_success
 
 
-def told(media: Media) -> MediaUploaded:
+def uploaded(media: Media) -> MediaUploaded:
     return MediaUploaded(media_id=media.media_id, owner_id=media.owner_id)
 
 
-async def ends(database) -> list[tuple[int, int]]:
-    """Returns each media item that was told to be at its end, and that end."""
+async def outcomes(database) -> list[tuple[int, int]]:
+    """Returns the media and the final states of all MediaProcessed events."""
     async with database.connection() as connection:
         cursor = connection.cursor(row_factory=scalar_row)
         await cursor.execute(
@@ -71,7 +71,7 @@ async def ends(database) -> list[tuple[int, int]]:
 
 
 def stored(s3: S3, media: Media) -> dict[str, dict]:
-    """Returns what lies in the media bucket for a media item, by object name."""
+    """Returns the objects of a media item in the media bucket, by name."""
     listed = s3.short.client.list_objects_v2(Bucket="photomesh-media", Prefix=media.key_prefix)
     return {
         each["Key"].removeprefix(media.key_prefix): s3.short.client.get_object(
@@ -84,7 +84,7 @@ def stored(s3: S3, media: Media) -> dict[str, dict]:
 async def test_a_photo_becomes_ready_with_every_variant_stored(events, upload, store, s3, database):
     media = await upload(PHOTO)
 
-    await events.on_media_uploaded(told(media))
+    await events.on_media_uploaded(uploaded(media))
 
     ready = await store.media(media.media_id)
     assert ready.state is State.READY
@@ -98,55 +98,55 @@ async def test_a_photo_becomes_ready_with_every_variant_stored(events, upload, s
         content = found["Body"].read()
         assert len(content) == variant.size_bytes
         assert Image.open(io.BytesIO(content)).size == (variant.width, variant.height)
-    assert await ends(database) == [(media.media_id, MEDIA_STATE_READY)]
+    assert await outcomes(database) == [(media.media_id, MEDIA_STATE_READY)]
 
 
-async def test_an_upload_that_is_told_again_changes_nothing(events, upload, store, database):
+async def test_a_repeated_upload_event_changes_nothing(events, upload, store, database):
     good, bad = await upload(PHOTO), await upload(b"no photo")
 
     for media in (good, bad, good, bad):
-        await events.on_media_uploaded(told(media))
+        await events.on_media_uploaded(uploaded(media))
 
-    assert await ends(database) == [
+    assert await outcomes(database) == [
         (good.media_id, MEDIA_STATE_READY),
         (bad.media_id, MEDIA_STATE_FAILED),
     ]
     assert (await store.media(bad.media_id)).failure is Failure.NOT_AN_IMAGE
 
 
-async def test_workers_that_race_end_a_media_item_once(events, upload, store, database):
+async def test_concurrent_workers_finish_a_media_item_once(events, upload, store, database):
     media = await upload(PHOTO)
 
-    await asyncio.gather(*(events.on_media_uploaded(told(media)) for _ in range(8)))
+    await asyncio.gather(*(events.on_media_uploaded(uploaded(media)) for _ in range(8)))
 
     assert (await store.media(media.media_id)).state is State.READY
-    assert await ends(database) == [(media.media_id, MEDIA_STATE_READY)]
+    assert await outcomes(database) == [(media.media_id, MEDIA_STATE_READY)]
 
 
-async def test_a_worker_that_died_is_taken_over(events, upload, store, database):
+async def test_another_worker_takes_over_after_a_crash(events, upload, store, database):
     media = await upload(PHOTO)
     await store.begin(media.media_id)
-    working = asyncio.create_task(events.on_media_uploaded(told(media)))
+    working = asyncio.create_task(events.on_media_uploaded(uploaded(media)))
     await asyncio.sleep(0)
     working.cancel()
     await asyncio.gather(working, return_exceptions=True)
 
-    await events.on_media_uploaded(told(media))
+    await events.on_media_uploaded(uploaded(media))
 
-    assert await ends(database) == [(media.media_id, MEDIA_STATE_READY)]
+    assert await outcomes(database) == [(media.media_id, MEDIA_STATE_READY)]
 
 
 async def test_an_original_of_any_size_is_processed(events, upload, store, monkeypatch):
-    # Larger than any that shares the worker with others; what is behind the photo is not read.
+    # Larger than files that are processed concurrently; bytes after the photo are not read.
     monkeypatch.setattr("services.media.worker.events._USUAL_BYTES", 2**20)
     media = await upload(PHOTO + bytes(2**20))
 
-    await events.on_media_uploaded(told(media))
+    await events.on_media_uploaded(uploaded(media))
 
     assert (await store.media(media.media_id)).state is State.READY
 
 
-async def test_each_step_is_told_as_it_is_done_and_none_is_taken_back(
+async def test_each_finished_step_is_recorded_and_none_is_reverted(
     events, upload, store, renderers, monkeypatch
 ):
     media = await upload(PHOTO)
@@ -166,22 +166,22 @@ async def test_each_step_is_told_as_it_is_done_and_none_is_taken_back(
 
     monkeypatch.setattr(store, "add_steps", seeing)
     monkeypatch.setattr(renderers, "render", rendering_slowly)
-    working = asyncio.create_task(events.on_media_uploaded(told(media)))
+    working = asyncio.create_task(events.on_media_uploaded(uploaded(media)))
     await eventually(lambda: asyncio.sleep(0, len(seen) > 2))
     working.cancel()
     await asyncio.gather(working, return_exceptions=True)
-    await events.on_media_uploaded(told(media))
+    await events.on_media_uploaded(uploaded(media))
 
     assert (await store.media(media.media_id)).steps_done == tuple(STEPS)
     for before, after in itertools.pairwise(seen):
         assert set(before) <= set(after)
     for steps in seen:
         assert all(set(STEPS[step].inputs) <= set(steps) for step in steps)
-    # Those of the first run come together in the second one.
+    # The second run records the steps of the first one at once.
     assert len(set(seen)) > len(STEPS) - 3
 
 
-async def test_what_a_run_stored_before_it_died_is_not_made_again(
+async def test_variants_stored_before_a_crash_are_not_made_again(
     events, upload, store, s3, renderers, monkeypatch
 ):
     media = await upload(PHOTO)
@@ -199,9 +199,9 @@ async def test_what_a_run_stored_before_it_died_is_not_made_again(
     with monkeypatch.context() as patched:
         patched.setattr(Variants, "put", putting)
         with pytest.raises(Unavailable):
-            await events.on_media_uploaded(told(media))
+            await events.on_media_uploaded(uploaded(media))
     monkeypatch.setattr(renderers, "render", rendering)
-    await events.on_media_uploaded(told(media))
+    await events.on_media_uploaded(uploaded(media))
 
     again = {each.variant.object_name for each in made if each.variant}
     ready = await store.media(media.media_id)
@@ -210,53 +210,51 @@ async def test_what_a_run_stored_before_it_died_is_not_made_again(
     assert set(stored(s3, media)) == everything
 
 
-async def test_a_file_that_was_changed_after_it_was_checked_fails(
-    events, upload, store, originals, s3, database
-):
+async def test_a_file_changed_after_its_check_fails(events, upload, store, originals, s3, database):
     media = await upload(PHOTO)
     other = photo(300, 200, seed=1)
     await put_original(originals, media, other + bytes(max(0, len(PHOTO) - len(other))))
 
-    await events.on_media_uploaded(told(media))
+    await events.on_media_uploaded(uploaded(media))
 
     assert (await store.media(media.media_id)).failure is Failure.CORRUPT
-    assert await ends(database) == [(media.media_id, MEDIA_STATE_FAILED)]
+    assert await outcomes(database) == [(media.media_id, MEDIA_STATE_FAILED)]
     assert not stored(s3, media)
 
 
-async def test_what_was_never_completed_or_is_unknown_is_left_alone(events, store, database):
+async def test_events_about_incomplete_or_unknown_media_are_ignored(events, store, database):
     pending = await store.add(new_user(), declared(b"x"))
 
-    await events.on_media_uploaded(told(pending))
+    await events.on_media_uploaded(uploaded(pending))
     await events.on_media_uploaded(MediaUploaded(media_id=1, owner_id=1))
 
     assert (await store.media(pending.media_id)).state is State.PENDING
-    assert await ends(database) == []
+    assert await outcomes(database) == []
 
 
-async def test_an_original_that_cannot_be_found_is_waited_for(events, upload, store, s3):
+async def test_a_missing_original_is_retried(events, upload, store, s3):
     media = await upload(PHOTO)
     key = media.key_prefix + "original"
     s3.short.client.delete_object(Bucket="photomesh-originals", Key=key)
 
     with pytest.raises(Unavailable):
-        await events.on_media_uploaded(told(media))
+        await events.on_media_uploaded(uploaded(media))
 
     assert (await store.media(media.media_id)).state is State.PROCESSING
 
 
-async def test_s3_that_is_away_is_waited_for(
+async def test_an_unavailable_s3_is_retried(
     events, store, renderers, storage_settings, upload, database
 ):
     media = await upload(PHOTO)
-    # Nothing listens on port 1.
+    # No process listens on port 1.
     unavailable = S3(storage_settings.model_copy(update={"s3_endpoint": "http://127.0.0.1:1"}))
 
     with pytest.raises(Unavailable):
-        await media_events(store, unavailable, renderers).on_media_uploaded(told(media))
+        await media_events(store, unavailable, renderers).on_media_uploaded(uploaded(media))
     with pytest.raises(Unavailable):
         await Originals(unavailable).find(media.key_prefix)
-    assert await ends(database) == []
+    assert await outcomes(database) == []
 
-    await events.on_media_uploaded(told(media))
-    assert await ends(database) == [(media.media_id, MEDIA_STATE_READY)]
+    await events.on_media_uploaded(uploaded(media))
+    assert await outcomes(database) == [(media.media_id, MEDIA_STATE_READY)]

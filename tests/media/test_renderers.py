@@ -1,4 +1,4 @@
-"""The processes that render: bounded, replaced when they end, and never left behind."""
+"""The rendering processes are bounded, replaced when they end, and never outlive the worker."""
 
 import asyncio
 import os
@@ -21,12 +21,12 @@ from tests.pictures import on_disk, photo
 
 @pytest.fixture(scope="session")
 def expensive() -> bytes:
-    """A file of 81 megapixels: small, allowed, and dear to decode."""
+    """A file of 81 megapixels: small, allowed, and expensive to decode."""
     return png(9_000, 9_000, colours=RGBA)
 
 
 def children(pid: int) -> set[Identity]:
-    """Returns the renderers' processes that a process has started."""
+    """Returns the rendering processes that a process has started."""
     started = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     return {
         identity
@@ -56,11 +56,11 @@ async def test_a_file_that_takes_too_long_is_refused_and_the_next_is_rendered(ex
         assert (await renderers.render(on_disk(photo(300, 200)))).width == 300
 
 
-async def test_a_child_that_is_killed_is_nothing_against_the_file():
+async def test_a_killed_child_does_not_fail_the_file():
     before = children(os.getpid())
     async with Renderers(1, LIMITS) as renderers:
         [child] = children(os.getpid()) - before
-        # Stopped, so that it cannot be done before it is killed.
+        # Stopped, so that it cannot finish before it is killed.
         send(child, signal.SIGSTOP)
         rendering = asyncio.create_task(renderers.render(on_disk(photo(300, 200))))
         await asyncio.sleep(0)
@@ -71,7 +71,7 @@ async def test_a_child_that_is_killed_is_nothing_against_the_file():
         assert (await renderers.render(on_disk(photo(300, 200)))).width == 300
 
 
-async def test_a_cancelled_file_does_not_answer_for_the_next_one():
+async def test_the_result_of_a_cancelled_file_is_not_taken_for_the_next():
     async with Renderers(1, LIMITS) as renderers:
         rendering = asyncio.create_task(renderers.render(on_disk(photo(2000, 1500))))
         await asyncio.sleep(0)
@@ -81,7 +81,7 @@ async def test_a_cancelled_file_does_not_answer_for_the_next_one():
         assert (await renderers.render(on_disk(photo(300, 200)))).width == 300
 
 
-async def test_a_machine_that_is_too_slow_is_nothing_against_the_file():
+async def test_a_slow_machine_does_not_fail_the_file():
     async with Renderers(1, replace(LIMITS, wall_seconds=0.001)) as renderers:
         with pytest.raises(Unavailable):
             await renderers.render(on_disk(photo(4000, 3000)))
@@ -109,16 +109,16 @@ asyncio.run(main())
 """
 
 
-async def test_children_end_with_their_parent_also_in_the_middle_of_a_file(expensive):
-    # A child may be just about to answer. One that always went on to its answer never ends quietly.
+async def test_children_end_with_their_parent_even_in_the_middle_of_a_file(expensive):
+    # A child may fail to write its result by chance; one that always renders on never ends quietly.
     for _ in range(_TRIES):
         if b"BrokenPipe" not in await errors_of_orphans(expensive):
             return
-    pytest.fail("children go on until they notice that nobody reads their answers")
+    pytest.fail("children run until they fail to write their results")
 
 
 async def errors_of_orphans(file: bytes) -> bytes:
-    """Kills a parent whose children work at a file; returns what they complain of to their end."""
+    """Kills a parent whose children render; returns what they write to stderr until they end."""
     parent = await asyncio.create_subprocess_exec(
         *(sys.executable, "-c", _PARENT),
         stdin=asyncio.subprocess.PIPE,

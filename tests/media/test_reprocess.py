@@ -1,4 +1,4 @@
-"""Bringing media to today's recipe: only what is outdated, only what is missing, resumable."""
+"""Reprocessing of outdated media: it makes only missing variants, and can be resumed."""
 
 import asyncio
 
@@ -7,13 +7,13 @@ from photomesh.media.v1.media_service_pb2 import MEDIA_STATE_READY
 from services.media.pipeline.outputs import RECIPE, STEPS, fingerprint
 from services.media.reprocess import reprocess
 from services.media.store import State
-from tests.media.test_processor import PHOTO, ends, stored, told, upload
+from tests.media.test_processor import PHOTO, outcomes, stored, upload, uploaded
 
 __all__ = ["upload"]
 
 
 async def outdate(database, media, drop: str = "") -> None:
-    """Makes a media item as an older recipe had left it, without a kind of variant."""
+    """Sets a media item to the state of an older recipe, without one content type."""
     async with database.connection() as connection:
         await connection.execute(
             """
@@ -36,11 +36,11 @@ async def announced(database) -> int:
     return count
 
 
-async def test_an_outdated_photo_is_made_anew_and_only_what_is_missing(
+async def test_only_missing_variants_of_an_outdated_photo_are_made(
     events, store, s3, upload, database
 ):
     media = await upload(PHOTO)
-    await events.on_media_uploaded(told(media))
+    await events.on_media_uploaded(uploaded(media))
     ready = await store.media(media.media_id)
     assert ready.recipe == RECIPE
     before = await asyncio.to_thread(stored, s3, media)
@@ -51,8 +51,8 @@ async def test_an_outdated_photo_is_made_anew_and_only_what_is_missing(
     await outdate(database, media, "image/avif")
     assert not (await store.media(media.media_id)).facts.get("blurhash")
 
-    await events.on_media_uploaded(told(media))
-    await events.on_media_uploaded(told(media))
+    await events.on_media_uploaded(uploaded(media))
+    await events.on_media_uploaded(uploaded(media))
 
     again = await store.media(media.media_id)
     assert again == ready
@@ -61,16 +61,16 @@ async def test_an_outdated_photo_is_made_anew_and_only_what_is_missing(
     modified = "LastModified"
     written = {name for name in after if after[name][modified] > before[name][modified]}
     assert written <= {variant.object_name for variant in missing}
-    # Told once more, so that posts show it.
-    assert await ends(database) == [(media.media_id, MEDIA_STATE_READY)] * 2
+    # Another event, so that posts show the new variants.
+    assert await outcomes(database) == [(media.media_id, MEDIA_STATE_READY)] * 2
 
 
-async def test_outdated_media_are_told_in_pages_and_from_where_a_run_ended(
+async def test_outdated_media_are_announced_in_pages_and_runs_can_resume(
     events, store, upload, database
 ):
     photos = [await upload(PHOTO) for _ in range(5)]
     for media in photos[1:]:
-        await events.on_media_uploaded(told(media))
+        await events.on_media_uploaded(uploaded(media))
     for media in photos[2:]:
         await outdate(database, media)
     before = await announced(database)
@@ -78,13 +78,13 @@ async def test_outdated_media_are_told_in_pages_and_from_where_a_run_ended(
     first, position = await store.announce_outdated((-1, 0), limit=2)
     told_then = await reprocess(store, per_second=1000, after=position)
 
-    # Neither the one that was never processed nor the one that is up to date.
+    # Neither an unprocessed nor an up-to-date one.
     assert (first, told_then) == (2, 1)
     assert await announced(database) - before == 3
     assert (await store.media(photos[0].media_id)).state is State.UPLOADED
 
 
-async def test_a_raised_version_changes_the_names_of_what_follows_from_it(monkeypatch):
+async def test_a_new_version_of_a_step_renames_its_results(monkeypatch):
     before = {name: fingerprint(name) for name in STEPS}
     step = STEPS["w600"]
 

@@ -1,4 +1,4 @@
-"""Files by each upload method of the service itself: whole, once, and only by their owners."""
+"""Each upload method of the service: files arrive complete, once, and only for their owners."""
 
 import asyncio
 import hashlib
@@ -38,7 +38,7 @@ SEEDS = range(60 if PROVING else 2)
 
 
 def file_of(size: int) -> bytes:
-    """Returns bytes of no known type, other ones each time."""
+    """Returns random bytes of no known type."""
     return b"?" + os.urandom(size - 1)
 
 
@@ -57,7 +57,7 @@ async def call(uploader: Uploader, method: str, request):
 
 
 async def stored(originals: Originals, media: pb.Media) -> str:
-    """Returns the SHA-256 of the original that lies in S3."""
+    """Returns the SHA-256 of the original in S3."""
     prefix = key_prefix(media.media_id, media.owner_id)
     original = await originals.find(prefix)
     return (await originals.hash(prefix, original.etag)).hex()
@@ -136,7 +136,7 @@ async def test_every_byte_arrives(uploader, originals, method, size):
     assert await stored(originals, media) == sha256(file)
 
 
-async def test_the_limits_are_told(uploader):
+async def test_the_limits_are_reported(uploader):
     limits = await call(uploader, "GetUploadLimits", pb.GetUploadLimitsRequest())
 
     assert limits.form_max_bytes == 32 * MIB
@@ -146,7 +146,7 @@ async def test_the_limits_are_told(uploader):
     assert all(each.max_pixels <= limits.max_pixels for each in limits.pictures)
     assert limits.abandoned_after.seconds == 24 * 3600
     assert "image/jpeg" in limits.content_types
-    # S3's own limits for parts.
+    # S3's limits for parts.
     assert limits.part_bytes >= 5 * MIB
     assert limits.max_bytes / limits.part_bytes <= 10_000
     assert limits.max_open_uploads == 1_000
@@ -159,13 +159,13 @@ async def test_the_limits_are_told(uploader):
     ("method", "size"),
     [("CreateUpload", 32 * MIB + 1), ("CreateMultipartUpload", 4096 * MIB + 1)],
 )
-async def test_what_is_over_the_limits_is_refused(uploader, method, size):
+async def test_uploads_over_the_limits_are_refused(uploader, method, size):
     request = getattr(pb, f"{method}Request")(content_type=UNDECLARED, size_bytes=size)
 
     assert await refusal(call(uploader, method, request)) == "FIELD_INVALID"
 
 
-async def test_a_stream_may_leave_its_size_to_its_end(uploader, originals):
+async def test_a_stream_need_not_declare_its_size(uploader, originals):
     file = file_of(13 * MIB)
 
     media = (await stream(uploader, file)).media
@@ -192,7 +192,7 @@ async def test_parallel_repeats_of_a_request_make_one_media(uploader, originals,
 async def test_parallel_repeats_of_an_upload_in_parts_make_one_media(uploader, originals):
     file = file_of(100_000)
 
-    # As many as reach S3 at a time.
+    # As many as call S3 at a time.
     opened = await asyncio.gather(
         *(open_parts(uploader, file, request_id="one") for _ in range(AT_A_TIME))
     )
@@ -207,11 +207,11 @@ async def test_parallel_repeats_of_an_upload_in_parts_make_one_media(uploader, o
 async def test_parallel_streams_of_many_parts_make_one_media(uploader, originals):
     file = file_of(14 * MIB)
 
-    async def persistent() -> pb.Media:
-        # One that is behind may find that another one has ended it, and asks again.
+    async def with_retries() -> pb.Media:
+        # A slower stream may find that another one has completed the upload, and retries.
         return await eventually(lambda: by_stream(uploader, file, request_id="one"))
 
-    uploaded = await asyncio.gather(*(persistent() for _ in range(4)))
+    uploaded = await asyncio.gather(*(with_retries() for _ in range(4)))
 
     assert len({media.media_id for media in uploaded}) == 1
     assert await stored(originals, uploaded[0]) == sha256(file)
@@ -246,13 +246,13 @@ async def test_the_same_bytes_are_not_sent_again(uploader, first):
         assert answer.media.media_id == media.media_id
     assert not form.upload_url
     assert not parts.part_count
-    # Bytes that a stranger has do not become mine by their hash.
-    theirs = await open_parts(uploader.somebody_else(), PHOTO, **said)
+    # A hash alone does not give access to the bytes of another user.
+    theirs = await open_parts(uploader.another_user(), PHOTO, **said)
     assert not theirs.reused
     assert theirs.part_count
 
 
-# --- What is not as declared ---------------------------------------------------------------------
+# --- Wrong declarations --------------------------------------------------------------------------
 
 
 async def test_s3_itself_refuses_a_form_with_other_bytes(uploader):
@@ -268,7 +268,7 @@ async def test_s3_itself_refuses_a_form_with_other_bytes(uploader):
     assert (await uploader.complete(opened.media.media_id)).state >= pb.MEDIA_STATE_UPLOADED
 
 
-async def test_s3_itself_refuses_a_part_that_was_tampered_with(uploader):
+async def test_s3_itself_refuses_a_modified_part(uploader):
     file = file_of(LIMITS.part_bytes + 10)
     opened = await open_parts(uploader, file)
     request = pb.SignUploadPartsRequest(media_id=opened.media.media_id, part_numbers=[2])
@@ -311,11 +311,11 @@ async def test_a_stream_is_counted(uploader):
     assert await refusal(too_long) == "FIELD_INVALID"
 
 
-# --- Cut and continued ---------------------------------------------------------------------------
+# --- Interrupted and resumed ---------------------------------------------------------------------
 
 
 async def cut(uploader: Uploader, file: bytes, at: int, **first) -> None:
-    """Streams a file up to a byte, and is gone."""
+    """Streams the first `at` bytes of a file, and disconnects."""
 
     async def sent() -> AsyncIterator[pb.UploadMediaRequest]:
         for message in messages(file[:at], **first):
@@ -327,7 +327,7 @@ async def cut(uploader: Uploader, file: bytes, at: int, **first) -> None:
         await call
 
 
-async def test_a_stream_that_is_cut_goes_on_where_it_is_safe(uploader, originals):
+async def test_an_interrupted_stream_resumes_at_the_stored_offset(uploader, originals):
     file = file_of(SIZES[-1])
     said = {"size_bytes": len(file), "request_id": "one", "sha256": sha256(file)}
     request = pb.GetUploadOffsetRequest(request_id="one")
@@ -336,14 +336,14 @@ async def test_a_stream_that_is_cut_goes_on_where_it_is_safe(uploader, originals
     at = 0
     for _ in range(CUTS):
         await cut(uploader, file, random.randint(at, len(file)), offset=at, **said)
-        # The cut may have been so early that nothing was opened.
+        # The cut may come before the upload is opened.
         try:
-            told = await call(uploader, "GetUploadOffset", request)
+            found = await call(uploader, "GetUploadOffset", request)
         except grpc.aio.AioRpcError:
             continue
-        assert told.offset >= at
-        at = told.offset
-        if told.media.state != pb.MEDIA_STATE_PENDING:
+        assert found.offset >= at
+        at = found.offset
+        if found.media.state != pb.MEDIA_STATE_PENDING:
             break
 
     media = await by_stream(uploader, file, offset=at, **said)
@@ -352,7 +352,7 @@ async def test_a_stream_that_is_cut_goes_on_where_it_is_safe(uploader, originals
     assert (await call(uploader, "GetUploadOffset", request)).offset == len(file)
 
 
-async def test_what_is_continued_is_still_checked(uploader):
+async def test_a_resumed_upload_is_still_checked(uploader):
     file = file_of(13 * MIB)
     said = {"size_bytes": len(file), "request_id": "one", "sha256": sha256(file)}
     request = pb.GetUploadOffsetRequest(request_id="one")
@@ -362,18 +362,18 @@ async def test_what_is_continued_is_still_checked(uploader):
     continued = by_stream(uploader, file, offset=10 * MIB, **said)
 
     assert await refusal(continued) == "OBJECT_MISMATCH"
-    # Given up: the request id may be used for the right bytes.
+    # The upload is aborted, so its request id can be used for the right bytes.
     assert (await by_stream(uploader, file, **said)).state >= pb.MEDIA_STATE_UPLOADED
 
 
-async def test_parts_that_have_arrived_are_told_and_the_others_may_follow(uploader, originals):
+async def test_stored_parts_are_listed_and_the_others_can_follow(uploader, originals):
     file = file_of(32 * MIB)
     opened = await open_parts(uploader, file, request_id="one", sha256=sha256(file))
     media_id = opened.media.media_id
     assert opened.part_count == 7
     await send_parts(uploader, media_id, file, [5, 2])
 
-    # The phone was restarted, and knows nothing but its request id.
+    # After a restart, the phone knows only its request id.
     again = await open_parts(uploader, file, request_id="one", sha256=sha256(file))
     assert again.media.media_id == media_id
     request = pb.ListUploadPartsRequest(media_id=media_id)
@@ -391,7 +391,7 @@ async def test_parts_that_have_arrived_are_told_and_the_others_may_follow(upload
 
 
 async def send_and_break(request: httpx.Request, at: int) -> None:
-    """Sends the first bytes of a request's body, and breaks the connection."""
+    """Sends the first bytes of a request's body, then breaks the connection."""
     lines = [f"{request.method} {request.url.raw_path.decode()} HTTP/1.1"]
     lines += [f"{name}: {value}" for name, value in request.headers.items()]
     _, writer = await asyncio.open_connection(request.url.host, request.url.port)
@@ -405,7 +405,7 @@ async def send_and_break(request: httpx.Request, at: int) -> None:
 async def break_part(
     uploader: Uploader, media_id: int, file: bytes, number: int, share: float
 ) -> None:
-    """Sends a share of a part, from 0 to 1, and breaks the connection."""
+    """Sends a fraction of a part, from 0 to 1, then breaks the connection."""
     request = pb.SignUploadPartsRequest(media_id=media_id, part_numbers=[number])
     [part] = (await call(uploader, "SignUploadParts", request)).parts
     begin = (number - 1) * LIMITS.part_bytes
@@ -415,7 +415,7 @@ async def break_part(
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-async def test_an_upload_in_parts_that_is_cut_anywhere_goes_on(uploader, originals, seed):
+async def test_a_multipart_upload_resumes_after_any_interruption(uploader, originals, seed):
     rng = random.Random(seed)
     file = file_of(rng.randint(2 * LIMITS.part_bytes, 4 * LIMITS.part_bytes))
     said = {"sha256": sha256(file)} if rng.random() < 0.5 else {}
@@ -423,17 +423,17 @@ async def test_an_upload_in_parts_that_is_cut_anywhere_goes_on(uploader, origina
 
     safe: set[int] = set()
     while True:
-        # The app was restarted: it has the file and the media id, and nothing else.
+        # After a restart, the app has only the file and the media id.
         request = pb.ListUploadPartsRequest(media_id=media_id)
-        told = await call(uploader, "ListUploadParts", request)
-        arrived = {part.part_number for part in told.parts}
+        listed = await call(uploader, "ListUploadParts", request)
+        arrived = {part.part_number for part in listed.parts}
         assert safe <= arrived
         safe = arrived
-        missing = sorted({*range(1, told.part_count + 1)} - arrived)
+        missing = sorted({*range(1, listed.part_count + 1)} - arrived)
         if not missing:
             break
         rng.shuffle(missing)
-        # Some arrive, some are cut, some are not begun; now and then one is sent that was there.
+        # Some parts arrive, some are cut, some are not sent; sometimes a stored one is sent again.
         whole = missing[: rng.randint(0, len(missing))]
         broken = missing[len(whole) :][: rng.randint(0, 2)]
         again = rng.sample(sorted(arrived), k=min(len(arrived), rng.randint(0, 1)))
@@ -449,7 +449,7 @@ async def test_an_upload_in_parts_that_is_cut_anywhere_goes_on(uploader, origina
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-async def test_a_form_that_is_cut_anywhere_is_sent_again(uploader, originals, seed):
+async def test_a_form_is_sent_again_after_any_interruption(uploader, originals, seed):
     rng = random.Random(seed)
     file = file_of(rng.randint(1, 8 * MIB))
     said = {"content_type": UNDECLARED, "size_bytes": len(file), "request_id": "one"}
@@ -461,7 +461,7 @@ async def test_a_form_that_is_cut_anywhere_is_sent_again(uploader, originals, se
         post = httpx.Request(
             "POST", opened.upload_url, data=dict(opened.form_fields), files={"file": file}
         )
-        # Behind the file's last byte there would be nothing left to lose.
+        # Before the last byte of the file, so that the interruption loses something.
         end = post.read().index(file) + len(file)
         await send_and_break(post, rng.randrange(end))
         assert await refusal(uploader.complete(opened.media.media_id)) == "OBJECT_MISSING"
@@ -506,7 +506,7 @@ def whole(file: bytes, method: UploadMethod) -> Declaration:
     return declared(file, UNDECLARED, method=method, sha256=digest, request_id="one")
 
 
-# --- Given up, abandoned, and none of a stranger's business --------------------------------------
+# --- Aborted, abandoned, and those of other users ------------------------------------------------
 
 
 async def test_an_aborted_upload_is_unknown_and_s3_takes_no_more(uploader, originals):
@@ -527,7 +527,7 @@ async def test_an_aborted_upload_is_unknown_and_s3_takes_no_more(uploader, origi
     assert again.media.media_id != media_id
 
 
-async def test_what_is_uploaded_cannot_be_aborted(uploader):
+async def test_a_completed_upload_cannot_be_aborted(uploader):
     media = await by_stream(uploader, PHOTO)
     request = pb.AbortUploadRequest(media_id=media.media_id)
 
@@ -536,7 +536,7 @@ async def test_what_is_uploaded_cannot_be_aborted(uploader):
     assert await refusal(call(uploader, "SignUploadParts", signing)) == "UPLOAD_COMPLETED"
 
 
-async def test_only_uploads_in_parts_have_parts(uploader):
+async def test_only_multipart_uploads_have_parts(uploader):
     media_id = (await uploader.create(PHOTO)).media.media_id
     signing = pb.SignUploadPartsRequest(media_id=media_id, part_numbers=[1])
     listing = pb.ListUploadPartsRequest(media_id=media_id)
@@ -545,19 +545,19 @@ async def test_only_uploads_in_parts_have_parts(uploader):
     assert await refusal(call(uploader, "ListUploadParts", listing)) == "UPLOAD_NOT_MULTIPART"
 
 
-async def test_a_part_number_that_the_upload_does_not_have_is_refused(uploader):
+async def test_a_part_number_out_of_range_is_refused(uploader):
     media_id = (await open_parts(uploader, PHOTO)).media.media_id
     signing = pb.SignUploadPartsRequest(media_id=media_id, part_numbers=[1, 2])
 
     assert await refusal(call(uploader, "SignUploadParts", signing)) == "FIELD_INVALID"
 
 
-async def test_a_stranger_finds_nothing(uploader):
+async def test_uploads_of_another_user_are_unknown(uploader):
     media_id = (await open_parts(uploader, PHOTO)).media.media_id
     await refusal(stream(uploader, b"x", size_bytes=2, request_id="one"))
 
     for stranger, unknown in (
-        (uploader.somebody_else(), ("MEDIA_UNKNOWN", "UPLOAD_UNKNOWN")),
+        (uploader.another_user(), ("MEDIA_UNKNOWN", "UPLOAD_UNKNOWN")),
         (replace(uploader, user_id=0), ("TOKEN_MISSING", "TOKEN_MISSING")),
     ):
         for method, request in (
@@ -569,8 +569,8 @@ async def test_a_stranger_finds_nothing(uploader):
             assert await refusal(anonymous(stranger, method, request)) == unknown[0]
         request = pb.GetUploadOffsetRequest(request_id="one")
         assert await refusal(anonymous(stranger, "GetUploadOffset", request)) == unknown[1]
-    nobody = replace(uploader, user_id=0)
-    assert await refusal(anonymous(nobody, "UploadMedia", messages(b"x"))) == "TOKEN_MISSING"
+    signed_out = replace(uploader, user_id=0)
+    assert await refusal(anonymous(signed_out, "UploadMedia", messages(b"x"))) == "TOKEN_MISSING"
 
 
 async def anonymous(uploader: Uploader, method: str, request):
@@ -578,7 +578,7 @@ async def anonymous(uploader: Uploader, method: str, request):
     return await getattr(uploader.stub, method)(request, metadata=said, timeout=PATIENCE_SECONDS)
 
 
-async def test_abandoned_uploads_are_swept_and_others_are_not(
+async def test_only_abandoned_uploads_are_swept(
     store, uploads, multipart, streams, s3, originals, parts
 ):
     now = datetime.now(UTC)
@@ -601,7 +601,7 @@ async def test_abandoned_uploads_are_swept_and_others_are_not(
     late = now + timedelta(hours=24, minutes=5)
     await asyncio.gather(*(sweep_uploads(store, uploads, late) for _ in range(3)))
     assert [await store.media(media.media_id) for media in abandoned] == [None] * 3
-    # Its form is still taken, so the row stays until nothing can come any more.
+    # S3 still accepts its form, so the row stays until the form expires.
     assert await originals.find(abandoned[0].key_prefix)
 
     late = now + timedelta(hours=24, minutes=15)

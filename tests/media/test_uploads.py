@@ -1,4 +1,4 @@
-"""Opening, sending and completing uploads: the real service, called as the gateway calls it."""
+"""Opening, sending and completing uploads with the real service, as the gateway calls it."""
 
 import asyncio
 from dataclasses import replace
@@ -33,7 +33,7 @@ async def internal(infrastructure, gateway_channel):
 
 @pytest.fixture(scope="session")
 def worker(infrastructure, gateway_channel):
-    """The worker's process runs."""
+    """Starts the worker."""
     infrastructure.up(["media-worker"])
 
 
@@ -83,9 +83,9 @@ def replace_fields(opened: pb.CreateUploadResponse, *, drop: str) -> pb.CreateUp
     return changed
 
 
-async def test_a_file_that_is_not_what_was_declared_is_told(uploader, s3):
+async def test_a_file_that_differs_from_its_declaration_is_refused(uploader, s3):
     opened = await uploader.create(PHOTO)
-    # S3 itself refuses it by the form, so it comes by another way.
+    # S3 would refuse it with the form, so the test stores it directly.
     s3.short.client.put_object(
         Bucket="photomesh-originals",
         Key=opened.form_fields["key"],
@@ -94,17 +94,17 @@ async def test_a_file_that_is_not_what_was_declared_is_told(uploader, s3):
     )
 
     assert await refusal(uploader.complete(opened.media.media_id)) == "OBJECT_MISMATCH"
-    # The right file may still come.
+    # The right file can still be uploaded.
     await send(opened, PHOTO)
     assert (await uploader.complete(opened.media.media_id)).state >= pb.MEDIA_STATE_UPLOADED
 
 
-async def test_a_request_id_opens_one_upload_however_often_it_comes(uploader):
+async def test_repeated_requests_open_one_upload(uploader):
     opened = await asyncio.gather(*(uploader.create(PHOTO, request_id="one") for _ in range(50)))
 
     [media_id] = {each.media.media_id for each in opened}
     assert (await uploader.create(PHOTO, request_id="two")).media.media_id != media_id
-    elsewhere = await uploader.somebody_else().create(PHOTO, request_id="one")
+    elsewhere = await uploader.another_user().create(PHOTO, request_id="one")
     assert elsewhere.media.media_id != media_id
     again = await uploader.create(PHOTO), await uploader.create(PHOTO)
     assert again[0].media.media_id != again[1].media.media_id
@@ -114,7 +114,7 @@ async def test_a_request_id_opens_one_upload_however_often_it_comes(uploader):
     repeated = await uploader.create(PHOTO, request_id="one")
     assert repeated.media.media_id == media_id
     assert not repeated.reused
-    # Nothing needs to be sent any more.
+    # The file need not be sent again.
     assert not repeated.upload_url
 
 
@@ -133,7 +133,7 @@ async def test_parallel_completions_announce_the_upload_once(uploader, infrastru
 
     await asyncio.gather(*(uploader.complete(opened.media.media_id) for _ in range(50)))
 
-    # Of one owner, so the events lie in one partition: the second comes behind the first's.
+    # Both have one owner, so their events are in one partition, in order.
     last = await uploader.upload(PHOTO)
     events = await asyncio.to_thread(
         announced, infrastructure.kafka_bootstrap, uploader.user_id, last.media_id
@@ -142,7 +142,7 @@ async def test_parallel_completions_announce_the_upload_once(uploader, infrastru
 
 
 def announced(bootstrap: str, owner_id: int, last_id: int) -> list[int]:
-    """Returns the media that were announced for an owner, up to one."""
+    """Returns the announced media of an owner, up to `last_id`."""
     seen = []
     consumer = KafkaConsumer(
         topic_of(MediaUploaded).name,
@@ -163,10 +163,10 @@ def announced(bootstrap: str, owner_id: int, last_id: int) -> list[int]:
     return seen
 
 
-async def test_what_is_not_the_callers_is_unknown(uploader):
+async def test_media_of_another_user_are_unknown(uploader):
     opened = await uploader.create(PHOTO)
     await send(opened, PHOTO)
-    stranger = uploader.somebody_else()
+    stranger = uploader.another_user()
 
     for media_id in (opened.media.media_id, 1):
         assert await refusal(stranger.get(media_id)) == "MEDIA_UNKNOWN"
@@ -174,12 +174,12 @@ async def test_what_is_not_the_callers_is_unknown(uploader):
     assert (await uploader.get(opened.media.media_id)).state == pb.MEDIA_STATE_PENDING
 
 
-async def test_nobody_uploads_without_signing_in(uploader):
-    nobody = Uploader(uploader.stub, user_id=0)
+async def test_uploading_needs_a_signed_in_user(uploader):
+    signed_out = Uploader(uploader.stub, user_id=0)
 
-    assert await refusal(nobody.create(PHOTO)) == "TOKEN_MISSING"
-    assert await refusal(nobody.complete(1)) == "TOKEN_MISSING"
-    assert await refusal(nobody.get(1)) == "TOKEN_MISSING"
+    assert await refusal(signed_out.create(PHOTO)) == "TOKEN_MISSING"
+    assert await refusal(signed_out.complete(1)) == "TOKEN_MISSING"
+    assert await refusal(signed_out.get(1)) == "TOKEN_MISSING"
 
 
 @pytest.mark.parametrize(
@@ -192,9 +192,7 @@ async def test_nobody_uploads_without_signing_in(uploader):
         ("image/jpeg", 1, "x" * 65),
     ],
 )
-async def test_a_declaration_that_cannot_be_is_refused(
-    uploader, content_type, size_bytes, request_id
-):
+async def test_an_invalid_declaration_is_refused(uploader, content_type, size_bytes, request_id):
     request = pb.CreateUploadRequest(
         content_type=content_type, size_bytes=size_bytes, request_id=request_id
     )
@@ -230,11 +228,11 @@ async def test_a_photo_is_processed_and_its_variants_are_signed_together(uploade
     claims = jwt.decode(token.removeprefix("token="), options={"verify_signature": False})
     for variant in media.variants:
         assert urlsplit(variant.url).path.startswith(claims["p"])
-    # Told again, completed again: nothing changes any more.
+    # Completing it again changes nothing.
     assert await uploader.complete(media.media_id) == media
 
 
-async def test_a_file_that_is_no_photo_fails_and_the_next_is_ready(uploader, worker):
+async def test_an_invalid_file_fails_and_the_next_is_ready(uploader, worker):
     letter, good = await uploader.upload(b"Dear all, ..."), await uploader.upload(PHOTO)
 
     failed = await processed(uploader, letter.media_id)
@@ -253,7 +251,7 @@ async def processed(uploader: Uploader, media_id: int) -> pb.Media:
     )
 
 
-async def test_the_mesh_reads_media_in_the_order_that_it_asks(uploader, internal, worker):
+async def test_services_get_media_in_the_order_of_the_request(uploader, internal, worker):
     pending = (await uploader.create(PHOTO)).media
     other = replace(uploader, user_id=new_user())
     ready = await processed(other, (await other.upload(PHOTO)).media_id)
@@ -273,7 +271,7 @@ async def test_the_mesh_reads_media_in_the_order_that_it_asks(uploader, internal
     assert second.state == pb.MEDIA_STATE_PENDING
 
 
-async def test_only_the_mesh_reads_anybodys_media(gateway_channel):
+async def test_only_services_may_read_media_of_any_user(gateway_channel):
     stub = MediaInternalServiceStub(gateway_channel)
 
     call = stub.BatchGetMedia(internal_pb.BatchGetMediaRequest(media_ids=[1]))

@@ -1,4 +1,4 @@
-"""Watching media: every watcher hears the end, nobody else's, and costs nothing afterwards."""
+"""Watching media: every watcher gets the final state of its item, and leaves nothing behind."""
 
 import asyncio
 import time
@@ -21,7 +21,7 @@ LONG = 10 * PATIENCE_SECONDS
 
 @pytest.fixture
 def add(store):
-    """Gives media that wait for their file."""
+    """Returns a function that makes media without a file."""
     return lambda: store.add(new_user(), declared(b"x"))
 
 
@@ -35,17 +35,17 @@ async def running(watchers):
         await asyncio.gather(task, return_exceptions=True)
 
 
-async def heard(watchers, media, *, seconds=LONG, heartbeat=LONG, into=None):
-    """Returns all that a watcher is told; `into` has it as it comes."""
-    told = [] if into is None else into
+async def collect(watchers, media, *, seconds=LONG, heartbeat=LONG, into=None):
+    """Returns all messages of a watch. They are appended to `into` as they arrive."""
+    received = [] if into is None else into
     async for seen, last in watchers.watch(
         media.media_id, media.owner_id, seconds=seconds, heartbeat=heartbeat
     ):
-        told.append((seen and seen.state, last))
-    return told
+        received.append((seen and seen.state, last))
+    return received
 
 
-async def test_a_thousand_watchers_hear_of_each_step_and_the_end(store, add):
+async def test_a_thousand_watchers_get_each_state_and_the_end(store, add):
     watchers = Watchers(store, of_one_account=1000)
     media, other = await add(), await add()
     queries = 0
@@ -59,41 +59,41 @@ async def test_a_thousand_watchers_hear_of_each_step_and_the_end(store, add):
             return await store.many(media_ids)
 
     watchers._store = Counting()
-    crowd = [[] for _ in range(1000)]
+    watches = [[] for _ in range(1000)]
 
     async def all_have(count):
-        return all(len(told) == count for told in crowd)
+        return all(len(each) == count for each in watches)
 
     began = time.monotonic()
     async with running(watchers):
-        watching = [asyncio.create_task(heard(watchers, media, into=told)) for told in crowd]
-        beside = asyncio.create_task(heard(watchers, other, seconds=0.1))
+        watching = [asyncio.create_task(collect(watchers, media, into=each)) for each in watches]
+        unchanged = asyncio.create_task(collect(watchers, other, seconds=0.1))
         await eventually(lambda: all_have(1))
         await store.mark_uploaded(media, "etag", size_bytes=1, sha256=None)
         await eventually(lambda: all_have(2))
         await store.delete(media)
         await asyncio.gather(*watching)
 
-        assert {tuple(told) for told in crowd} == {
+        assert {tuple(each) for each in watches} == {
             ((State.PENDING, False), (State.UPLOADED, False), (State.DELETED, True))
         }
-        assert await beside == [(State.PENDING, False), (State.PENDING, True)]
-    # As many as one watcher would cost.
+        assert await unchanged == [(State.PENDING, False), (State.PENDING, True)]
+    # As many queries as for one watcher.
     assert queries <= 1 + (time.monotonic() - began) / _POLL_SECONDS
     assert watchers._watching == {}
 
 
-async def test_each_step_is_told(store, add):
-    watchers, media, told = Watchers(store), await add(), []
+async def test_each_step_is_sent(store, add):
+    watchers, media, received = Watchers(store), await add(), []
 
     async def watch():
         async for seen, _ in watchers.watch(
             media.media_id, media.owner_id, seconds=LONG, heartbeat=LONG
         ):
-            told.append((seen.state, seen.steps_done))
+            received.append((seen.state, seen.steps_done))
 
     async def has(count):
-        return len(told) == count
+        return len(received) == count
 
     async with running(watchers):
         watching = asyncio.create_task(watch())
@@ -103,13 +103,13 @@ async def test_each_step_is_told(store, add):
         await eventually(lambda: has(2))
         await store.add_steps(media, ["picture"])
         await eventually(lambda: has(3))
-        # Another worker, which has begun anew, and knows a step that this one does not.
+        # From another worker, which restarted and has a step that this process does not know.
         await store.add_steps(media, ["w600", "w8192"])
         await eventually(lambda: has(4))
         await store.mark_failed(media, Failure.TOO_EXPENSIVE)
         await watching
 
-    assert told == [
+    assert received == [
         (State.PENDING, ()),
         (State.PROCESSING, ()),
         (State.PROCESSING, ("picture",)),
@@ -118,28 +118,28 @@ async def test_each_step_is_told(store, add):
     ]
 
 
-async def test_what_is_at_its_end_is_told_at_once(store, add):
+async def test_a_final_state_is_sent_at_once(store, add):
     media = await add()
     await store.delete(media)
 
-    assert await heard(Watchers(store), media) == [(State.DELETED, True)]
+    assert await collect(Watchers(store), media) == [(State.DELETED, True)]
 
 
-async def test_an_upload_that_is_given_up_is_watched_no_longer(store, add):
+async def test_aborting_an_upload_ends_its_watch(store, add):
     watchers, media = Watchers(store), await add()
-    told = []
+    received = []
 
     async def first():
-        return told
+        return received
 
     async with running(watchers):
-        watching = asyncio.create_task(heard(watchers, media, into=told))
+        watching = asyncio.create_task(collect(watchers, media, into=received))
         await eventually(first)
         await store.abort(media)
         assert await watching == [(State.PENDING, False), (State.PENDING, True)]
 
 
-async def test_a_watcher_hears_that_nothing_happens(store, add):
+async def test_idle_watches_get_heartbeats(store, add):
     watchers, media = Watchers(store), await add()
 
     async with aclosing(
@@ -150,13 +150,13 @@ async def test_a_watcher_hears_that_nothing_happens(store, add):
         assert await anext(messages) == (None, False)
 
 
-async def test_a_watch_ends_in_time(store, add):
-    told = await heard(Watchers(store), await add(), seconds=0.1)
+async def test_a_watch_ends_after_its_maximum_time(store, add):
+    received = await collect(Watchers(store), await add(), seconds=0.1)
 
-    assert told == [(State.PENDING, False), (State.PENDING, True)]
+    assert received == [(State.PENDING, False), (State.PENDING, True)]
 
 
-async def test_there_is_room_for_so_many_and_those_who_leave_make_room(store, add):
+async def test_the_number_of_watches_is_limited_and_ended_ones_make_room(store, add):
     watchers, media, other = Watchers(store, most=1), await add(), await add()
 
     async with aclosing(
@@ -164,11 +164,11 @@ async def test_there_is_room_for_so_many_and_those_who_leave_make_room(store, ad
     ) as first:
         await anext(first)
         with pytest.raises(TooManyStreams, match="Too many watches"):
-            await heard(watchers, other)
-    assert await heard(watchers, other, seconds=0.1)
+            await collect(watchers, other)
+    assert await collect(watchers, other, seconds=0.1)
 
 
-async def test_an_account_has_room_for_so_many_and_others_have_room_beside_it(store, add):
+async def test_the_number_of_watches_per_account_is_limited(store, add):
     watchers = Watchers(store, most=2, of_one_account=1)
     media, other = await add(), await add()
 
@@ -177,23 +177,23 @@ async def test_an_account_has_room_for_so_many_and_others_have_room_beside_it(st
     ) as first:
         await anext(first)
         with pytest.raises(TooManyStreams, match="You have 1 watches"):
-            await heard(watchers, media)
-        assert await heard(watchers, other, seconds=0.1)
-    assert await heard(watchers, media, seconds=0.1)
+            await collect(watchers, media)
+        assert await collect(watchers, other, seconds=0.1)
+    assert await collect(watchers, media, seconds=0.1)
 
 
-async def test_the_owner_watches_and_nobody_else(uploader, infrastructure):
+async def test_only_the_owner_can_watch(uploader, infrastructure):
     infrastructure.up(["media-worker"])
     opened = await uploader.create(photo(300, 200))
     media_id = opened.media.media_id
 
-    assert await refusal(uploader.somebody_else().watch(media_id).read()) == "MEDIA_UNKNOWN"
+    assert await refusal(uploader.another_user().watch(media_id).read()) == "MEDIA_UNKNOWN"
 
-    told = []
+    received = []
     async for message in uploader.watch(media_id):
         if not message.HasField("media"):
             continue
-        if not told:
+        if not received:
             await uploader.delete(media_id)
-        told.append((message.media.state, message.last))
-    assert told == [(pb.MEDIA_STATE_PENDING, False), (pb.MEDIA_STATE_DELETED, True)]
+        received.append((message.media.state, message.last))
+    assert received == [(pb.MEDIA_STATE_PENDING, False), (pb.MEDIA_STATE_DELETED, True)]

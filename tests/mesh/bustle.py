@@ -1,4 +1,4 @@
-"""People who do things at random, on a graph that is made, or read from a file."""
+"""Random operations by many users, on a generated graph or one read from a file."""
 
 import asyncio
 import itertools
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tests.mesh.crowd import Crowd
 
-# How often each is done, in relation to the others.
+# The relative frequency of each operation.
 WEIGHTS = {
     "follow": 14,
     "unfollow": 6,
@@ -29,7 +29,7 @@ WEIGHTS = {
     "read": 30,
 }
 
-# To whom each is done, if there is somebody.
+# The accounts from which the target of each operation is chosen, if there are any.
 _TIES = {
     "unfollow": "followees",
     "mute": "followees",
@@ -41,25 +41,25 @@ _TIES = {
     "unmute": "muted",
 }
 
-_WIDTH = 8
-"""How many operations are under way at a time."""
+_CONCURRENCY = 8
+"""How many operations run at a time."""
 
 
-class Bustle:
-    """People who do things at random, several at once, each person's own in order."""
+class RandomActivity:
+    """Random operations, several at a time. Those of one user run in order."""
 
-    def __init__(self, crowd: Crowd, rng: random.Random, renown: Sequence[float]) -> None:
-        """Takes how many know each of the people, in relation to the others."""
+    def __init__(self, crowd: Crowd, rng: random.Random, popularity: Sequence[float]) -> None:
+        """`popularity`: the relative popularity of each user."""
         self._crowd = crowd
         self._rng = rng
-        self._renown = list(itertools.accumulate(renown))
-        # A person writes with one device and reads with another.
+        self._popularity = list(itertools.accumulate(popularity))
+        # Each user writes with one device and reads with another.
         self._devices: dict[tuple[int, bool], asyncio.Lock] = defaultdict(asyncio.Lock)
         self._kinds, self._weights = list(WEIGHTS), list(WEIGHTS.values())
 
-    async def go_on(self, operations: int) -> None:
-        """Does so many operations."""
-        places = asyncio.Semaphore(_WIDTH)
+    async def run(self, operations: int) -> None:
+        """Runs the given number of operations."""
+        places = asyncio.Semaphore(_CONCURRENCY)
 
         async def one(kind: str, actor: int) -> None:
             try:
@@ -72,9 +72,9 @@ class Bustle:
             for _ in range(operations):
                 await places.acquire()
                 [kind] = self._rng.choices(self._kinds, self._weights)
-                # Whom many know posts more.
-                is_known = kind == "post" and self._rng.random() < 0.7
-                actor = self._renowned() if is_known else self._rng.choice(self._crowd.people)
+                # Popular users post more.
+                popular = kind == "post" and self._rng.random() < 0.7
+                actor = self._popular_user() if popular else self._rng.choice(self._crowd.people)
                 group.create_task(one(kind, actor))
 
     async def _do(self, kind: str, actor: int) -> None:
@@ -92,42 +92,42 @@ class Bustle:
             else:
                 await crowd.do(kind, actor, rng.choice(own[-10:]))
         else:
-            await crowd.do(kind, actor, self._somebody(kind, actor))
+            await crowd.do(kind, actor, self._target(kind, actor))
 
-    def _somebody(self, kind: str, actor: int) -> int:
+    def _target(self, kind: str, actor: int) -> int:
         tied = self._crowd.ties[_TIES[kind], actor] if kind in _TIES else ()
         if tied:
             return self._rng.choice(sorted(tied))
-        while (somebody := self._renowned()) == actor:
+        while (target := self._popular_user()) == actor:
             pass
-        return somebody
+        return target
 
-    def _renowned(self) -> int:
-        [somebody] = self._rng.choices(self._crowd.people, cum_weights=self._renown)
-        return somebody
+    def _popular_user(self) -> int:
+        [user] = self._rng.choices(self._crowd.people, cum_weights=self._popularity)
+        return user
 
 
 def power_law(count: int) -> list[float]:
-    """Returns how many know each of so many people: the first are known to most."""
+    """Returns the relative popularity of each user, highest first."""
     return [1 / (rank + 1) for rank in range(count)]
 
 
-def made_graph(rng: random.Random) -> list[tuple[int, int]]:
-    """Returns who follows whom, as numbers below 1,000."""
+def random_graph(rng: random.Random) -> list[tuple[int, int]]:
+    """Returns (follower, followee) pairs of about 1,000 users, as numbers from 0."""
     people = range(1_000)
-    renown = power_law(len(people))
+    popularity = power_law(len(people))
     return sorted(
         {
             (fan, star)
             for fan in people
-            for star in rng.choices(people, renown, k=min(5 + int(rng.paretovariate(0.8)), 200))
+            for star in rng.choices(people, popularity, k=min(5 + int(rng.paretovariate(0.8)), 200))
             if fan != star
         }
     )
 
 
 def read_graph(path: Path) -> list[tuple[int, int]]:
-    """Returns who follows whom according to a file of pairs of names, as numbers from 0."""
+    """Returns the pairs of names in a file as (follower, followee) numbers from 0."""
     numbers: dict[str, int] = {}
     return [
         (numbers.setdefault(one, len(numbers)), numbers.setdefault(other, len(numbers)))

@@ -1,7 +1,7 @@
-"""Many people at once, who talk to the services as the gateway does, and an oracle beside them.
+"""Many concurrent users who call the services as the gateway does, checked by an oracle.
 
-Nothing of them is real but what the feed needs: rows of accounts that nobody can sign in to, and
-of media without files. All that they do goes through the services.
+Only the rows that the feed needs are inserted directly: accounts without a usable password, and
+media without files. All operations go through the services.
 """
 
 import asyncio
@@ -42,15 +42,15 @@ from tests.eventually import PATIENCE_SECONDS, eventually
 from tests.mesh import mishaps
 from tests.mesh.oracle import Oracle
 
-_MOST_ASKED = 100
-"""About how many accounts one may ask graph at once."""
+_MAX_ASKED = 100
+"""How many accounts one request to graph may ask about."""
 
-_AWAY = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
+_UNAVAILABLE = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
 
 _ADD_ACCOUNTS = """
     WITH new AS (
              INSERT INTO accounts (shard, account_id, username, password_hash)
-             SELECT shard, next_id(shard), %(prefix)s || position, 'nobody signs in'
+             SELECT shard, next_id(shard), %(prefix)s || position, 'no password'
                FROM unnest(%(shards)s::smallint[]) WITH ORDINALITY AS drawn (shard, position)
              RETURNING account_id, username
          ), named AS (
@@ -99,7 +99,7 @@ DEEDS: Mapping[str, tuple[str, type]] = {
     "mute": ("Mute", graph_pb.MuteRequest),
     "unmute": ("Unmute", graph_pb.UnmuteRequest),
 }
-"""What one account can do to another."""
+"""The operations of one account on another."""
 
 _POST_DEEDS: Mapping[str, tuple[str, type]] = {
     "delete": ("DeletePost", post_pb.DeletePostRequest),
@@ -108,33 +108,33 @@ _POST_DEEDS: Mapping[str, tuple[str, type]] = {
 }
 
 
-class _NotNow(Exception):
-    """A page that may be asked for again."""
+class _Unavailable(Exception):
+    """A page could not be read, but a retry may succeed."""
 
 
 @dataclass(frozen=True)
 class _Page:
-    """What is shown at once."""
+    """One page of a feed."""
 
     posts: Sequence[tuple[int, int]]
-    """Each with its author."""
+    """(post, author) pairs."""
     next_page_token: str
     degraded: bool
 
 
 @dataclass
 class Paging:
-    """A feed that is being read page by page."""
+    """The progress of reading a feed page by page."""
 
     token: str = ""
     seen: list[int] = field(default_factory=list)
     degraded: bool = False
-    """Whether a page of it said that posts may be missing."""
+    """Whether any page was marked as possibly incomplete."""
 
 
 @dataclass
 class Crowd:
-    """The people, what they can do, and what the oracle says to it."""
+    """The users, their operations, and the oracle that checks the results."""
 
     mesh: Stack
     people: Sequence[int]
@@ -147,28 +147,28 @@ class Crowd:
     posts: dict[int, list[int]] = field(default_factory=lambda: defaultdict(list))
     pagings: dict[int, Paging] = field(default_factory=lambda: defaultdict(Paging))
     ties: dict[tuple[str, int], set[int]] = field(default_factory=lambda: defaultdict(set))
-    """What people believe: their followees, followers, requesters, blocked and muted."""
+    """Each user's followees, followers, requesters, blocked and muted, according to responses."""
     buried: int = 0
-    """How many dead letters there were in the beginning."""
+    """How many dead letters there were at the start."""
     unknown: dict[int, int] = field(default_factory=dict)
-    """Authors of posts that were seen before their making was answered."""
+    """The authors of posts that were seen before CreatePost returned."""
     pages: int = 0
-    """How many were read."""
+    """How many pages were read."""
     patience: float = PATIENCE_SECONDS
-    """For how many seconds whoever finds a service away asks it again."""
+    """For how many seconds calls to an unavailable service are retried."""
 
     async def begin_with(self, edges: Sequence[tuple[int, int]]) -> None:
-        """Lets people follow others, by their numbers, since long before anybody read a feed."""
+        """Inserts follows between users, given by their numbers, before any feed is read."""
         follows = [(self.people[fan], self.people[star]) for fan, star in edges]
         await asyncio.to_thread(_add_follows, self.mesh, follows)
         for fan, star in follows:
             self.oracle.end(self.oracle.begin("follow", fan, star), "following")
-            self._believe("follow", fan, star, "following")
+            self._record_ties("follow", fan, star, "following")
 
-    # -- What people do --------------------------------------------------------------------
+    # -- Operations ------------------------------------------------------------------------
 
     async def do(self, kind: str, actor: int, other: int) -> str:
-        """Does something to an account or to an own post; returns the answer."""
+        """Runs an operation on an account or on an own post; returns the result."""
         stub, (method, request) = (
             (self.post, _POST_DEEDS[kind]) if kind in _POST_DEEDS else (self.graph, DEEDS[kind])
         )
@@ -177,27 +177,27 @@ class Crowd:
         while True:
             operation = self.oracle.begin(kind, actor, other)
             try:
-                told = await getattr(stub, method)(
+                response = await getattr(stub, method)(
                     request(**named), metadata=as_user(actor), timeout=PATIENCE_SECONDS
                 )
             except grpc.aio.AioRpcError as error:
-                if error.code() in _AWAY and time.monotonic() < deadline:
-                    # Nobody knows what became of it, so to do it again is another operation.
+                if error.code() in _UNAVAILABLE and time.monotonic() < deadline:
+                    # Its outcome is unknown, so the retry is another operation.
                     await asyncio.sleep(0.1)
                     continue
-                if error.code() in _AWAY:
+                if error.code() in _UNAVAILABLE:
                     raise
                 answer = Refusal.of(error).reason
             else:
                 answer = "done"
                 if kind == "follow":
-                    is_request = told.state == graph_pb.FOLLOW_STATE_REQUESTED
+                    is_request = response.state == graph_pb.FOLLOW_STATE_REQUESTED
                     answer = "requested" if is_request else "following"
             self.oracle.end(operation, answer)
-            self._believe(kind, actor, other, answer)
+            self._record_ties(kind, actor, other, answer)
             return answer
 
-    def _believe(self, kind: str, actor: int, other: int, answer: str) -> None:
+    def _record_ties(self, kind: str, actor: int, other: int, answer: str) -> None:
         def tie(name: str, one: int, another: int, holds: bool) -> None:
             (self.ties[name, one].add if holds else self.ties[name, one].discard)(another)
 
@@ -220,24 +220,24 @@ class Crowd:
 
     async def set_private(self, actor: int, private: bool) -> None:
         request = graph_pb.SetPrivacyRequest(private=private)
-        await self._patiently(
+        await self._retry(
             lambda: self.graph.SetPrivacy(
                 request, metadata=as_user(actor), timeout=PATIENCE_SECONDS
             )
         )
 
     async def make_post(self, author: int) -> int:
-        """Posts; returns the post's id once it is published."""
+        """Creates a post; returns its id once it is published."""
         request = post_pb.CreatePostRequest(
             media_ids=[self.media[author]], request_id=secrets.token_hex(16)
         )
         me = as_user(author)
-        made = await self._patiently(
+        made = await self._retry(
             lambda: self.post.CreatePost(request, metadata=me, timeout=PATIENCE_SECONDS)
         )
         post_id: int = made.post.post_id
         if made.post.state != post_pb.POST_STATE_PUBLISHED:
-            # Media was away for a moment; the sweep publishes it.
+            # Media was unavailable for a moment; the sweep publishes the post.
             asked = post_pb.GetPostRequest(post_id=post_id)
             await eventually(
                 lambda: self.post.GetPost(asked, metadata=me, timeout=PATIENCE_SECONDS),
@@ -249,12 +249,12 @@ class Crowd:
         return post_id
 
     async def repeat_events(self, rng: random.Random, count: int) -> None:
-        """Has so many events come again, as a broker may."""
+        """Publishes `count` earlier events again, as a broker may deliver them twice."""
         events = list(self._old_events(rng, count))
         await asyncio.to_thread(mishaps.repeat, self.mesh, events)
 
     def _old_events(self, rng: random.Random, count: int) -> Iterator[Message]:
-        """Yields events that have been published."""
+        """Yields events that were published before."""
         posts, pairs = sorted(self.oracle.authors.items()), self.oracle.pairs()
         for _ in range(count):
             match rng.randrange(4):
@@ -272,38 +272,40 @@ class Crowd:
                     yield CelebrityChanged(account_id=person)
 
     async def read(self, reader: int, size: int) -> None:
-        """Reads the next page of a feed, from the newest post again behind the last page."""
+        """Reads the next page of a feed; after the last page, the first one again."""
         paging = self.pagings[reader]
-        await self._turn(reader, paging, size)
+        await self._read_page(reader, paging, size)
         if not paging.token:
             del self.pagings[reader]
 
     async def read_all(self, reader: int, sizes: Callable[[], int]) -> Paging:
-        """Reads a feed from its newest post to its end."""
+        """Reads all pages of a feed."""
         paging = Paging()
-        await self._turn(reader, paging, sizes())
+        await self._read_page(reader, paging, sizes())
         while paging.token:
-            await self._turn(reader, paging, sizes())
+            await self._read_page(reader, paging, sizes())
         return paging
 
-    async def _turn(self, reader: int, paging: Paging, size: int) -> None:
-        """Reads one more page.
+    async def _read_page(self, reader: int, paging: Paging, size: int) -> None:
+        """Reads the next page.
 
-        Whatever it shows must be what the reader may see, in order, and nothing twice.
+        Checks that the reader may see its posts, and that they are in order, without repeats.
         """
         since = self.oracle.now
         page = await self._page(reader, paging.token, size)
         for post_id, author in page.posts:
             if wrong := self.oracle.forbidden(reader, author, post_id, since):
-                raise AssertionError(self._told(f"{wrong} ({since=})", reader, [author], [post_id]))
+                raise AssertionError(
+                    self._report(f"{wrong} ({since=})", reader, [author], [post_id])
+                )
             if post_id not in self.oracle.authors:
                 self.unknown[post_id] = author
-            assert not paging.seen or post_id < paging.seen[-1], self._told(
+            assert not paging.seen or post_id < paging.seen[-1], self._report(
                 f"{reader} is shown {post_id} behind {paging.seen[-10:]}", reader, [author], []
             )
             paging.seen.append(post_id)
         is_full = len(page.posts) == size
-        assert is_full or page.degraded or not page.next_page_token, self._told(
+        assert is_full or page.degraded or not page.next_page_token, self._report(
             f"{reader} is shown a page of {len(page.posts)} instead of {size}", reader, [], []
         )
         paging.token = page.next_page_token
@@ -311,21 +313,21 @@ class Crowd:
         self.pages += 1
 
     async def _page(self, reader: int, token: str, size: int) -> _Page:
-        """Asks for a page, as an app of this or that kind would: they share their tokens."""
+        """Requests a page by gRPC or by REST in turn, because both accept each other's tokens."""
         me = as_user(reader)
         if self.pages % 2:
             request = GetFeedRequest(page_size=size, page_token=token)
-            told = await self._patiently(
+            response = await self._retry(
                 lambda: self.feed.GetFeed(request, metadata=me, timeout=PATIENCE_SECONDS)
             )
-            posts = [(post.post_id, post.author.account_id) for post in told.posts]
-            degraded = told.state == FeedState.FEED_STATE_DEGRADED
-            return _Page(posts, told.next_page_token, degraded)
-        told = await self._patiently(lambda: self._rest_page(reader, token, size))
+            posts = [(post.post_id, post.author.account_id) for post in response.posts]
+            degraded = response.state == FeedState.FEED_STATE_DEGRADED
+            return _Page(posts, response.next_page_token, degraded)
+        response = await self._retry(lambda: self._rest_page(reader, token, size))
         return _Page(
-            [(int(post["postId"]), int(post["author"]["accountId"])) for post in told["posts"]],
-            told["nextPageToken"],
-            told["state"] == "FEED_STATE_DEGRADED",
+            [(int(post["postId"]), int(post["author"]["accountId"])) for post in response["posts"]],
+            response["nextPageToken"],
+            response["state"] == "FEED_STATE_DEGRADED",
         )
 
     async def _rest_page(self, reader: int, token: str, size: int) -> Any:
@@ -337,49 +339,49 @@ class Crowd:
                 timeout=PATIENCE_SECONDS,
             )
         except httpx.TransportError as error:
-            raise _NotNow from error
+            raise _Unavailable from error
         if answer.status_code in (503, 504):
-            raise _NotNow(answer.text)
+            raise _Unavailable(answer.text)
         assert answer.status_code == 200, answer.text
         return answer.json()
 
-    async def _patiently(self, call: Callable[[], Awaitable[Any]]) -> Any:
-        """Makes a call that can be repeated until the service is there."""
+    async def _retry(self, call: Callable[[], Awaitable[Any]]) -> Any:
+        """Retries an idempotent call while the service is unavailable."""
         deadline = time.monotonic() + self.patience
         while True:
             try:
                 return await call()
             except grpc.aio.AioRpcError as error:
-                if error.code() not in _AWAY or time.monotonic() > deadline:
+                if error.code() not in _UNAVAILABLE or time.monotonic() > deadline:
                     raise
-            except _NotNow:
+            except _Unavailable:
                 if time.monotonic() > deadline:
                     raise
             await asyncio.sleep(0.1)
 
-    def _told(self, wrong: str, reader: int, authors: Iterable[int], posts: Iterable[int]) -> str:
-        """Says what is wrong, and what led to it."""
-        lines = [wrong, f"what {reader} did, and what was done to them:"]
+    def _report(self, wrong: str, reader: int, authors: Iterable[int], posts: Iterable[int]) -> str:
+        """Returns a failure message with the operations that led to it."""
+        lines = [wrong, f"operations by and on {reader}:"]
         lines.append(self.oracle.history(reader))
         for author in sorted(set(authors) - {reader}):
             lines += [f"between {reader} and {author}:", self.oracle.history(reader, author)]
         for post_id in list(posts)[:5]:
-            lines += [f"to the post {post_id}:", self.oracle.history(post_id)]
+            lines += [f"on post {post_id}:", self.oracle.history(post_id)]
         return "\n".join(lines)
 
-    # -- When all is quiet -----------------------------------------------------------------
+    # -- Checks of an idle mesh ------------------------------------------------------------
 
     async def check_feeds(
         self, readers: Sequence[int], rng: random.Random, *, width: int = 8
     ) -> None:
-        """Compares feeds with the oracle's, page by page."""
+        """Compares feeds, read page by page, with what the oracle expects."""
         places = asyncio.Semaphore(width)
 
         async def check(reader: int) -> None:
             async with places:
                 wanted = self.oracle.feed(reader)
 
-                # Only to wait for a machine that is too busy to answer in time.
+                # Retries only because a busy machine may answer too late.
                 paging = await eventually(
                     lambda: self.read_all(reader, lambda: rng.randint(1, 100)),
                     lambda paging: not paging.degraded,
@@ -387,7 +389,7 @@ class Crowd:
                 seen = paging.seen
                 missing = [each for each in wanted if each not in set(seen)]
                 alien = [each for each in seen if each not in set(wanted)]
-                assert seen == wanted, self._told(
+                assert seen == wanted, self._report(
                     f"the feed of {reader} lacks {missing} of {len(wanted)} and shows {alien}",
                     reader,
                     {self.oracle.authors[each] for each in missing + alien},
@@ -396,13 +398,13 @@ class Crowd:
 
         await asyncio.gather(*map(check, readers))
 
-    async def settle(self) -> None:
-        """Asks graph what holds wherever something was done, and checks that it can be."""
+    async def resolve(self) -> None:
+        """Reads all changed relations from graph and checks that the oracle allows them."""
         assert await asyncio.to_thread(mishaps.count_dead_letters, self.mesh) == self.buried
         for post_id, author in self.unknown.items():
-            assert self.oracle.authors.get(post_id) == author, f"nobody made {post_id}"
+            assert self.oracle.authors.get(post_id) == author, f"{author} did not create {post_id}"
         others: dict[int, set[int]] = defaultdict(set)
-        for pair in self.oracle.unsettled():
+        for pair in self.oracle.unresolved():
             one, other = pair
             others[one].add(other)
             others[other].add(one)
@@ -411,32 +413,32 @@ class Crowd:
         async def ask(me: int, asked: Sequence[int]) -> None:
             async with places:
                 request = graph_pb.BatchGetRelationshipsRequest(account_ids=asked)
-                answer = await self._patiently(
+                answer = await self._retry(
                     lambda: self.graph.BatchGetRelationships(
                         request, metadata=as_user(me), timeout=PATIENCE_SECONDS
                     )
                 )
-            for told in answer.relationships:
-                holds = [
+            for each in answer.relationships:
+                facts = [
                     name
                     for name in ("follows", "requested", "blocks", "mutes")
-                    if getattr(told, name)
+                    if getattr(each, name)
                 ]
-                self.oracle.settle(me, told.account_id, holds)
+                self.oracle.resolve(me, each.account_id, facts)
 
         asked = {me: sorted(every) for me, every in others.items()}
         await asyncio.gather(
             *(
-                ask(me, every[start : start + _MOST_ASKED])
+                ask(me, every[start : start + _MAX_ASKED])
                 for me, every in asked.items()
-                for start in range(0, len(every), _MOST_ASKED)
+                for start in range(0, len(every), _MAX_ASKED)
             )
         )
 
 
 @asynccontextmanager
 async def crowd_of(mesh: Stack, count: int, rng: random.Random) -> AsyncIterator[Crowd]:
-    """Yields people who are new here."""
+    """Yields a crowd of new users."""
     people = await asyncio.to_thread(_add_accounts, mesh, count, rng)
     media = await asyncio.to_thread(_add_media, mesh, people)
     buried = await asyncio.to_thread(mishaps.count_dead_letters, mesh)

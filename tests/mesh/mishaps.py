@@ -1,4 +1,4 @@
-"""What befalls a mesh that runs: crashes, a cache that loses all, events that come again."""
+"""Faults in a running mesh: crashes, an emptied cache, repeated events."""
 
 import asyncio
 import dataclasses
@@ -23,7 +23,7 @@ from tests.eventually import PATIENCE_SECONDS, eventually
 
 @contextmanager
 def running_with(mesh: Stack, **environment: Mapping[str, str]) -> Iterator[None]:
-    """Has processes of a mesh that runs use other settings for a while."""
+    """Restarts processes of a running mesh with other settings, and restores them afterwards."""
     usual = {name: mesh.processes[name] for name in environment}
     for name, more in environment.items():
         variables = {**usual[name].environment, **more}
@@ -52,14 +52,14 @@ _TOPICS = [
 ]
 
 
-# In table order: events of media lead to events of post, and so on.
+# In table order, because events of media cause events of post, and so on.
 _OUTBOXES = tuple(
     dict.fromkeys(each.schema for each in MESH if each.schema and Need.EVENTS in each.needs)
 )
 
 
 def repeat(mesh: Stack, events: Iterable[Message]) -> None:
-    """Publishes events once more, of which somebody knows that they were before."""
+    """Publishes events again. Callers pass only events that were published before."""
     producer = KafkaProducer(bootstrap_servers=mesh.kafka_bootstrap, acks="all")
     try:
         sent = [
@@ -77,23 +77,23 @@ def repeat(mesh: Stack, events: Iterable[Message]) -> None:
 
 
 def count_dead_letters(mesh: Stack) -> int:
-    """Returns how many events the consumer groups of a mesh have given up so far."""
-    graves = [
+    """Returns how many dead letters the consumer groups of a mesh have written so far."""
+    topics = [
         TopicPartition(topic.name, 0) for topic in all_topics() if topic.name.endswith(".dlq")
     ]
     settings = KafkaSettings(kafka_bootstrap=mesh.kafka_bootstrap)
-    return sum(read_ends(settings, dict.fromkeys(graves, 0)).values())
+    return sum(read_ends(settings, dict.fromkeys(topics, 0)).values())
 
 
 async def quiet(mesh: Stack, *, within: float = PATIENCE_SECONDS) -> None:
-    """Waits until all that was done has come to where it belongs."""
+    """Waits until all events are handled and no change of mode is in progress."""
     await eventually(
-        lambda: asyncio.to_thread(_under_way, mesh), lambda left: not left, within=within
+        lambda: asyncio.to_thread(_in_progress, mesh), lambda left: not left, within=within
     )
 
 
-def _under_way(mesh: Stack) -> str:
-    """Tells what is under way; whatever leads to something else is looked at before that."""
+def _in_progress(mesh: Stack) -> str:
+    """Describes work in progress, or returns "". Checks causes before their effects."""
     for role in _OUTBOXES:
         with psycopg.connect(mesh.database_url(role)) as database:
             [(events,)] = database.execute("SELECT count(*) FROM outbox").fetchall()

@@ -1,25 +1,25 @@
-"""What home feeds must hold, and what they may: brute force over all that was done.
+"""What home feeds must and may contain, derived by brute force from all operations.
 
-Operations overlap, and their answers do not tell which of two took effect first. So of each
-matter (what is between two accounts; one post) all worlds are kept that the answers allow, as a
-checker of linearizability does. When nothing is under way, few are left, as a rule one.
+Operations overlap, and their responses do not show which of two took effect first. So for each
+subject (a pair of accounts; a post) the oracle keeps every state that the responses allow, as a
+linearizability checker does. When no operation is in progress, few are left, usually one.
 """
 
 from collections.abc import Hashable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 Fact = tuple[str, int, int]
-"""Such as ("follows", reader, author), or ("archived", post, author)."""
+"""For example ("follows", reader, author) or ("archived", post, author)."""
 
 World = frozenset[Fact]
 
 Thing = tuple[int, int]
-"""What can be visible: (reader, author), all of an author's posts; or (0, post), to anybody."""
+"""What can be visible: (reader, author), all posts of an author to a reader; or (0, post)."""
 
 
 @dataclass(frozen=True)
 class Operation:
-    """Something that somebody does to an account or to a post."""
+    """What a user does to an account or to a post."""
 
     serial: int
     kind: str
@@ -31,7 +31,7 @@ class Operation:
 
 
 def effects(world: World, do: Operation) -> Iterator[tuple[World, str]]:
-    """Yields what may become of a world by an operation, and the answer to it."""
+    """Yields the possible worlds after an operation, each with the response to it."""
     actor, other = do.actor, do.other
     mine = {("follows", actor, other), ("requested", actor, other)}
     theirs = {("follows", other, actor), ("requested", other, actor)}
@@ -43,7 +43,7 @@ def effects(world: World, do: Operation) -> Iterator[tuple[World, str]]:
         case "follow" if ("follows", actor, other) in world:
             yield world, "following"
         case "follow":
-            # Whether the account is private is not known here; the answer tells.
+            # The oracle does not know whether the account is private; the response shows it.
             yield world - mine | {("follows", actor, other)}, "following"
             yield world | {("requested", actor, other)}, "requested"
         case "unfollow":
@@ -74,11 +74,11 @@ def effects(world: World, do: Operation) -> Iterator[tuple[World, str]]:
         case "unarchive":
             yield world - {("archived", other, actor)}, "done"
         case kind:
-            raise AssertionError(f"nobody knows how to {kind}")
+            raise AssertionError(f"unknown operation {kind}")
 
 
 def visible(world: World, key: Hashable) -> set[Thing]:
-    """Returns what can be seen in a world."""
+    """Returns what is visible in a world."""
     if isinstance(key, int):
         return set() if world else {(0, key)}
     return {
@@ -89,8 +89,8 @@ def visible(world: World, key: Hashable) -> set[Thing]:
 
 
 @dataclass
-class _Matter:
-    """All worlds that are possible, each with what was answered in it to what is under way."""
+class _Subject:
+    """The possible worlds, each with the responses to the operations in progress."""
 
     worlds: set[tuple[World, frozenset[tuple[int, str]]]] = field(
         default_factory=lambda: {(frozenset(), frozenset())}
@@ -105,10 +105,10 @@ class _Matter:
         effect = (operation.serial, answer)
         self.worlds = {(world, done - {effect}) for world, done in self.worlds if effect in done}
         del self.pending[operation.serial]
-        assert self.worlds, f"{operation} cannot have been answered {answer}"
+        assert self.worlds, f"{answer} is an impossible response to {operation}"
 
     def _expand(self) -> None:
-        """Lets what is under way take effect now, in any order, or later."""
+        """Adds the worlds in which operations in progress take effect now, in any order."""
         new = self.worlds
         while new:
             new = {
@@ -122,42 +122,42 @@ class _Matter:
 
 
 class Oracle:
-    """Knows what was done. Time is a counter of what began and ended."""
+    """Records operations. Time is a counter of their begins and ends."""
 
     def __init__(self) -> None:
         self.authors: dict[int, int] = {}
-        """Who made each post."""
+        """The author of each post."""
         self.now = 1
-        self._matters: dict[Hashable, _Matter] = {}
+        self._subjects: dict[Hashable, _Subject] = {}
         self._visible: set[Thing] = set()
         self._hidden_at: dict[Thing, int] = {}
-        self._unsettled: set[frozenset[int]] = set()
+        self._unresolved: set[frozenset[int]] = set()
         self._serial = 0
         self._history: list[tuple[int, str, set[int]]] = []
 
-    # -- What is done ----------------------------------------------------------------------
+    # -- Operations ------------------------------------------------------------------------
 
     def begin(self, kind: str, actor: int, other: int) -> Operation:
-        """Tells that something is about to be asked for."""
+        """Records that an operation is about to be requested."""
         self._serial += 1
         operation = Operation(self._serial, kind, actor, other)
-        self._matter(operation).begin(operation)
+        self._subject(operation).begin(operation)
         self._note(operation, "...")
         return operation
 
     def end(self, operation: Operation, answer: str) -> None:
-        """Tells what was answered. What never was may take effect at any time, or never."""
-        self._matter(operation).end(operation, answer)
+        """Records a response. An operation without one may take effect at any time, or never."""
+        self._subject(operation).end(operation, answer)
         self._note(operation, answer)
 
     def posted(self, author: int, post: int) -> None:
-        """Tells that a post was made."""
+        """Records that a post was published."""
         self.authors[post] = author
-        self._matters[post] = _Matter()
+        self._subjects[post] = _Subject()
         self._note(Operation(0, "post", author, post), "done")
 
-    def _matter(self, operation: Operation) -> _Matter:
-        return self._matters.setdefault(self._key(operation), _Matter())
+    def _subject(self, operation: Operation) -> _Subject:
+        return self._subjects.setdefault(self._key(operation), _Subject())
 
     def _key(self, operation: Operation) -> Hashable:
         if operation.other in self.authors:
@@ -168,11 +168,11 @@ class Oracle:
         self.now += 1
         key = self._key(operation)
         if isinstance(key, frozenset):
-            self._unsettled.add(key)
+            self._unresolved.add(key)
         things = {(operation.actor, operation.other), (operation.other, operation.actor)}
         things.add((0, operation.other))
         possible: set[Thing] = set()
-        for world, _ in self._matters[key].worlds:
+        for world, _ in self._subjects[key].worlds:
             possible |= visible(world, key)
         for thing in (things & self._visible) - possible:
             self._hidden_at[thing] = self.now
@@ -182,24 +182,24 @@ class Oracle:
             (self.now, f"{operation}: {answer}", {operation.actor, operation.other})
         )
 
-    # -- What follows ----------------------------------------------------------------------
+    # -- Expectations ----------------------------------------------------------------------
 
     def forbidden(self, reader: int, author: int, post: int, since: int) -> str:
-        """Tells why a page that was asked for at a time must not show a post; empty: it may.
+        """Returns why a page requested at time `since` must not show a post; empty: it may.
 
-        Only what had ended by then counts; what was under way may have been seen either way.
+        Only operations that had ended by then count; the effect of others is uncertain.
         """
         if post in self.authors and self._was_hidden((0, post), since):
-            return f"{reader} is shown {post}, which {author} had withdrawn before"
+            return f"{reader} is shown {post}, which {author} had already withdrawn"
         if reader != author and self._was_hidden((reader, author), since):
-            return f"{reader} is shown {post} by {author}, whom they did not want, or must not, see"
+            return f"{reader} is shown {post} by {author}, who is not visible to them"
         return ""
 
     def _was_hidden(self, thing: Thing, since: int) -> bool:
         return thing not in self._visible and self._hidden_at.get(thing, 0) <= since
 
     def feed(self, reader: int) -> list[int]:
-        """Returns what a reader's feed must be, once nothing is under way."""
+        """Returns a reader's expected feed. No operation may be in progress."""
         authors = {author for each, author in self._visible if each == reader} | {reader}
         return sorted(
             (
@@ -211,29 +211,29 @@ class Oracle:
         )
 
     def pairs(self) -> list[list[int]]:
-        """Returns between which accounts anything was done."""
-        return [sorted(key) for key in self._matters if isinstance(key, frozenset)]
+        """Returns the pairs of accounts that had operations."""
+        return [sorted(key) for key in self._subjects if isinstance(key, frozenset)]
 
-    def unsettled(self) -> list[tuple[int, int]]:
-        """Returns between which accounts something was done since they were last settled."""
-        return sorted((min(key), max(key)) for key in self._unsettled)
+    def unresolved(self) -> list[tuple[int, int]]:
+        """Returns the pairs of accounts that had operations since they were last resolved."""
+        return sorted((min(key), max(key)) for key in self._unresolved)
 
-    def settle(self, actor: int, other: int, told: Iterable[str]) -> None:
-        """Learns from one of two accounts what holds for it, where the answers left a doubt."""
+    def resolve(self, actor: int, other: int, facts: Iterable[str]) -> None:
+        """Keeps only the worlds that agree with the current facts about `actor` towards `other`."""
         key = frozenset({actor, other})
-        matter = self._matters[key]
-        settled = {
+        subject = self._subjects[key]
+        matching = {
             (world, done)
-            for world, done in matter.worlds
-            if {fact for fact, one, _ in world if one == actor} == set(told)
+            for world, done in subject.worlds
+            if {fact for fact, one, _ in world if one == actor} == set(facts)
         }
-        assert settled, f"{actor} {told} {other} cannot be:\n{self.history(actor, other)}"
-        matter.worlds = settled
-        self._note(Operation(0, f"has {sorted(told)} towards", actor, other), "settled")
-        self._unsettled.discard(key)
+        assert matching, f"{actor} {facts} {other} is impossible:\n{self.history(actor, other)}"
+        subject.worlds = matching
+        self._note(Operation(0, f"has {sorted(facts)} towards", actor, other), "resolved")
+        self._unresolved.discard(key)
 
-    def history(self, *concerned: int, last: int = 40) -> str:
-        """Returns the last operations that touched all of the concerned, a line each."""
-        wanted = set(concerned)
+    def history(self, *ids_involved: int, last: int = 40) -> str:
+        """Returns the last operations that involve all of these ids, one per line."""
+        wanted = set(ids_involved)
         lines = [f"  {at:6} {text}" for at, text, ids in self._history if wanted <= ids]
         return "\n".join(lines[-last:])

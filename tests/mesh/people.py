@@ -1,4 +1,4 @@
-"""A person with a phone: drives the mesh through the gateway with nothing but HTTP."""
+"""A user with a phone, who uses the mesh only over HTTP through the gateway."""
 
 import asyncio
 import itertools
@@ -11,12 +11,12 @@ import httpx
 
 from tests.eventually import PATIENCE_SECONDS, eventually
 
-_AWAY = (502, 503, 504)
+_UNAVAILABLE = (502, 503, 504)
 _numbers = itertools.count(1)
 
 
 class ApiError(Exception):
-    """The answer of a call that failed."""
+    """The error response of a call."""
 
     def __init__(self, response: httpx.Response) -> None:
         super().__init__(
@@ -34,10 +34,10 @@ class ApiError(Exception):
 
 
 class Person:
-    """One user of the API. Retries what is safe to retry, as a good client does."""
+    """One user of the API. Retries calls that are safe to retry, as a good client does."""
 
     def __init__(self, http: httpx.AsyncClient, *, patience: float = 0.0) -> None:
-        """`patience`: for how many seconds a service that is away is asked again."""
+        """`patience`: for how many seconds calls to an unavailable service are retried."""
         self.http = http
         self.username = f"person{next(_numbers)}.{secrets.token_hex(4)}"
         self.password = secrets.token_hex(8)
@@ -46,7 +46,7 @@ class Person:
         self.token = ""
 
     async def call(self, method: str, path: str, body: Any = None, **parameters: Any) -> Any:
-        """Sends one request and returns the JSON of its answer."""
+        """Sends one request and returns the JSON of the response."""
         deadline = time.monotonic() + self.patience
         while True:
             try:
@@ -57,7 +57,7 @@ class Person:
                     params=parameters,
                     headers={"authorization": f"Bearer {self.token}"} if self.token else {},
                 )
-                if response.status_code not in _AWAY or time.monotonic() > deadline:
+                if response.status_code not in _UNAVAILABLE or time.monotonic() > deadline:
                     break
             except httpx.TransportError:
                 if time.monotonic() > deadline:
@@ -73,7 +73,7 @@ class Person:
                 "POST", "/v1/accounts", {"username": self.username, "password": self.password}
             )
         except ApiError as error:
-            # The answer to an earlier attempt was lost with the service.
+            # The service died after it handled an earlier attempt.
             if error.reason != "USERNAME_TAKEN" or not self.patience:
                 raise
             answer = await self.call(
@@ -101,7 +101,7 @@ class Person:
         )
 
     async def send_file(self, upload: Any, file: bytes) -> httpx.Response:
-        """Sends the bytes straight to S3, as the upload says."""
+        """Sends the bytes directly to S3 with the form of the upload."""
         async with httpx.AsyncClient(timeout=PATIENCE_SECONDS) as s3:
             return await s3.post(
                 upload["uploadUrl"], data=upload["formFields"], files={"file": file}
@@ -144,7 +144,7 @@ class Person:
         return (await self.call("GET", f"/v1/posts/{post_id}"))["post"]
 
     async def get(self, path: str) -> httpx.Response:
-        """Asks for what a path names, query and all, and returns the answer, also of refusal."""
+        """GETs a path with its query. Returns the response even if it is an error."""
         return await self.http.get(path, headers={"authorization": f"Bearer {self.token}"})
 
     async def feed(self, **parameters: Any) -> Any:

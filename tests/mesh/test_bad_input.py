@@ -1,4 +1,4 @@
-"""Whatever is wrong with a call, its answer says so: status, reason and field, as JSON."""
+"""Invalid calls get an error with status, reason and field, as JSON."""
 
 import time
 
@@ -95,7 +95,7 @@ async def refusal(call) -> ApiError:
         (
             "POST",
             "/v1/sessions",
-            {"username": "nobody.at.all", "password": "whatever it is"},
+            {"username": "no.such.user", "password": "whatever it is"},
             {},
             401,
             "CREDENTIALS_WRONG",
@@ -123,7 +123,7 @@ async def refusal(call) -> ApiError:
         ),
     ],
 )
-async def test_a_bad_request_is_told_what_is_wrong(
+async def test_an_invalid_request_gets_its_reason_and_field(
     someone, method, path, body, parameters, status, reason, field
 ):
     refused = await refusal(someone.call(method, path, body, **parameters))
@@ -133,7 +133,7 @@ async def test_a_bad_request_is_told_what_is_wrong(
         assert field in refused.fields, refused.body
 
 
-async def test_json_that_is_none_is_told(someone):
+async def test_malformed_json_is_refused(someone):
     answer = await someone.http.post(
         "/v1/posts", content=b'{"mediaIds": [', headers={"authorization": f"Bearer {someone.token}"}
     )
@@ -151,7 +151,7 @@ async def test_json_that_is_none_is_told(someone):
     ],
     ids=["expired", "another audience", "another issuer"],
 )
-async def test_a_token_that_is_not_for_us_now_is_refused(mesh, someone, change, reason):
+async def test_an_expired_or_foreign_token_is_refused(mesh, someone, change, reason):
     key = (mesh.layout.pki / "token" / "key.pem").read_text()
     header = jwt.get_unverified_header(someone.token)
     claims = jwt.decode(someone.token, options={"verify_signature": False})
@@ -164,7 +164,7 @@ async def test_a_token_that_is_not_for_us_now_is_refused(mesh, someone, change, 
     assert (refused.status, refused.reason) == (401, reason)
 
 
-async def test_a_missing_a_foreign_and_a_broken_token_are_refused(someone):
+async def test_missing_foreign_and_broken_tokens_are_refused(someone):
     claims = jwt.decode(someone.token, options={"verify_signature": False})
     header = jwt.get_unverified_header(someone.token)
     foreign = jwt.encode(
@@ -181,7 +181,7 @@ async def test_a_missing_a_foreign_and_a_broken_token_are_refused(someone):
         assert (refused.status, refused.reason) == (401, reason)
 
 
-async def test_nobody_says_who_they_are_by_themselves(someone, person):
+async def test_headers_cannot_set_the_identity_of_a_caller(someone, person):
     victim = await person().sign_up()
 
     answer = await someone.http.get(
@@ -199,7 +199,7 @@ async def test_nobody_says_who_they_are_by_themselves(someone, person):
     assert answer.json()["account"]["accountId"] == str(someone.account_id)
 
 
-async def test_a_username_is_taken_in_any_letter_case(someone, person):
+async def test_usernames_are_case_insensitive(someone, person):
     other = person()
     other.username = someone.username.upper()
 
@@ -209,7 +209,7 @@ async def test_a_username_is_taken_in_any_letter_case(someone, person):
     assert "username" in refused.fields
 
 
-async def test_somebody_elses_media_is_unknown(someone, person):
+async def test_media_of_another_user_is_unknown(someone, person):
     owner = await person().sign_up()
     media_id = await owner.upload(photo(300, 200))
 
@@ -242,10 +242,10 @@ async def test_s3_itself_refuses_another_size_and_another_type(someone):
     assert (await someone.send_file(upload, b"x" * 1000)).status_code >= 400
 
 
-async def test_a_file_that_is_no_image_fails_and_so_does_its_post_and_the_next_goes_on(
+async def test_a_file_that_is_no_image_fails_with_its_post_and_the_next_upload_succeeds(
     mesh, someone
 ):
-    # Lest it has failed before there is a post.
+    # So that it does not fail before the post is created.
     with mesh.stalled("media-worker"):
         text = await someone.upload(b"This is no JPEG." * 10)
         waiting = await someone.post(text, caption="never")
@@ -270,7 +270,7 @@ async def test_a_file_that_is_no_image_fails_and_so_does_its_post_and_the_next_g
     assert [post["postId"] async for post in someone.whole_feed()] == [post["postId"]]
 
 
-async def test_a_refresh_token_is_good_once_and_its_reuse_ends_the_session(someone):
+async def test_a_refresh_token_works_once_and_its_reuse_ends_the_session(someone):
     answer = await someone.call(
         "POST", "/v1/sessions", {"username": someone.username, "password": someone.password}
     )

@@ -1,6 +1,6 @@
-"""What every method does before its handler runs, tried on all methods of all contracts.
+"""The checks before every handler, tested on all methods of all contracts.
 
-Who may call, what malformed and huge requests are answered, and what they cost.
+They cover who may call, and how malformed and huge requests are answered, at what cost.
 """
 
 import asyncio
@@ -33,7 +33,7 @@ def method(request) -> Method:
 
 @pytest.fixture(scope="module")
 async def channels(mesh) -> AsyncIterator[Callable[[str, str], grpc.aio.Channel]]:
-    """Gives channels to processes, each with an identity."""
+    """Opens channels to processes, each with an identity."""
     open_channels: dict[tuple[str, str], grpc.aio.Channel] = {}
 
     def channel(process: str, identity: str) -> grpc.aio.Channel:
@@ -53,7 +53,7 @@ async def answer_to(
     raw: bytes,
     metadata: tuple[tuple[str, str], ...] = as_user(1),
 ) -> Refusal | None:
-    """Sends bytes as the only message of a call; returns how it is refused, None if it is not."""
+    """Sends bytes as the only message of a call. Returns its error, or None."""
     kind = method.descriptor.client_streaming, method.descriptor.server_streaming
     try:
         match kind:
@@ -65,7 +65,7 @@ async def answer_to(
                 stream = channel.unary_stream(method.path)(raw, metadata=metadata, timeout=60)
                 try:
                     await stream.read()
-                    # A stream that is not refused goes on; an error comes with its end.
+                    # A stream that is not refused stays open; an error ends it.
                     if not stream.done():
                         return None
                     await stream.code()
@@ -76,7 +76,7 @@ async def answer_to(
     return None
 
 
-async def test_a_caller_that_the_contract_does_not_name_is_refused_before_its_bytes_are_read(
+async def test_a_caller_that_the_contract_does_not_name_is_refused_before_its_request_is_parsed(
     channels, method
 ):
     may = method.contract.callers
@@ -128,13 +128,13 @@ async def test_a_nul_in_any_text_is_refused_with_the_name_of_the_field(channels,
 
 
 def takes_many(field: FieldDescriptor) -> bool:
-    """Tells whether a field can be filled with any number of items or characters."""
+    """Returns whether a field takes a variable number of items or characters."""
     return field.is_repeated or field.type == FieldDescriptor.TYPE_STRING
 
 
 def floods(method: Method) -> dict[str, bytes]:
     """Returns requests that fill each text and each list of a method: with 100,000 bytes of items,
-    and with about as many as requests may have."""
+    and with about as many as a request may have."""
     requests = {}
     for path, _, field in fields_of(valid_request(method.request)):
         for size in (FLOOD, 65_000) if takes_many(field) else ():
@@ -159,7 +159,7 @@ def floods(method: Method) -> dict[str, bytes]:
 
 
 def cpu_ns(pid: int) -> int:
-    """Returns how long all threads of a process have run, in nanoseconds."""
+    """Returns the CPU time of all threads of a process, in nanoseconds."""
     tasks = Path(f"/proc/{pid}/task").iterdir()
     return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks)
 
@@ -169,7 +169,7 @@ def cpu_ns(pid: int) -> int:
     [m for m in METHODS if any(map(takes_many, m.descriptor.input_type.fields))],
     ids=str,
 )
-async def test_a_huge_request_is_refused_for_the_cost_of_a_plain_one(mesh, channels, method):
+async def test_refusing_a_huge_request_costs_no_more_than_a_plain_one(mesh, channels, method):
     requests = floods(method)
     channel = channels(method.process, min(method.contract.callers))
     pid = mesh.pid(method.process)
@@ -190,7 +190,7 @@ async def test_a_huge_request_is_refused_for_the_cost_of_a_plain_one(mesh, chann
         assert await cost(raw) < 10 * plain, path
 
 
-async def test_a_request_that_breaks_many_rules_is_told_twenty_of_them(person):
+async def test_an_error_lists_at_most_twenty_invalid_fields(person):
     someone = await person().sign_up()
 
     with pytest.raises(ApiError) as refused:
@@ -201,7 +201,7 @@ async def test_a_request_that_breaks_many_rules_is_told_twenty_of_them(person):
 
 
 async def test_the_operator_cannot_act_as_a_person_and_is_in_the_audit_log(mesh, channels):
-    """Its certificate is for the admin services alone, whatever header it sends."""
+    """Its certificate only opens the admin services, whatever headers it sends."""
     for method in METHODS:
         if method.is_public:
             refusal = await answer_to(
@@ -217,22 +217,22 @@ async def test_the_operator_cannot_act_as_a_person_and_is_in_the_audit_log(mesh,
 
     log = await asyncio.to_thread(mesh.log("feed").read_text)
     events = [json.loads(line) for line in log.splitlines() if line.startswith("{")]
-    told = [event for event in events if event.get("audit")]
-    called = [event for event in told if event["event"] == "operator.called"]
+    audited = [event for event in events if event.get("audit")]
+    called = [event for event in audited if event["event"] == "operator.called"]
     assert [(event["method"], event["request"]) for event in called][-2:] == [
         (admin.path, {"account_id": 4711}),
         (admin.path, None),
     ]
     refused = {
         event["method"]
-        for event in told
+        for event in audited
         if event["event"] == "caller.refused" and event["caller"] == "operator"
     }
     assert refused == {m.path for m in METHODS if m.is_public and m.process == "feed"}
 
 
 @pytest.mark.parametrize("body", ["{}", "", "null", '{"private": null}'])
-async def test_an_account_does_not_become_public_by_a_body_that_does_not_say_so(person, body):
+async def test_an_account_does_not_become_public_by_a_body_without_the_field(person, body):
     someone = await person().sign_up()
     await someone.call("PUT", "/v1/accounts/me/privacy", {"private": True})
 
@@ -248,7 +248,7 @@ async def test_an_account_does_not_become_public_by_a_body_that_does_not_say_so(
     assert (await someone.call("GET", "/v1/accounts/me/privacy"))["private"] is False
 
 
-async def test_a_malformed_message_in_the_middle_of_an_upload_ends_it_and_costs_a_line(
+async def test_a_malformed_message_in_the_middle_of_an_upload_ends_it_and_logs_one_line(
     mesh, channels
 ):
     upload = next(method for method in METHODS if method.path.endswith("/UploadMedia"))

@@ -1,7 +1,7 @@
-"""kill -9 of any one process at any moment of the journey: nothing is lost, nothing doubled.
+"""kill -9 of any one process at any moment of the journey loses and duplicates nothing.
 
-`PHOTOMESH_CRASHES` says how often each process is killed (default 1; `make prove` more), and
-`PHOTOMESH_SEED` begins the moments at another place.
+`PHOTOMESH_CRASHES` is how often each process is killed (default 1; `make prove` sets more).
+`PHOTOMESH_SEED` seeds the choice of the moments.
 """
 
 import asyncio
@@ -25,8 +25,8 @@ pytestmark = pytest.mark.prove
 ROUNDS = int(os.environ.get("PHOTOMESH_CRASHES", "1"))
 SEED = int(os.environ.get("PHOTOMESH_SEED", "1"))
 
-# The step of the journey in which a process has most to lose; of a service that is not named here
-# it is the last one. The first crash of each is in that step, others are in any.
+# The most critical step of the journey for each process; by default the last one. The first crash
+# of each process is in that step, later ones are in random steps.
 WORST = {
     "account": "sign up",
     "media": "complete",
@@ -49,13 +49,13 @@ PROCESSES = tuple(dict.fromkeys((*(process.name for process in MESH), *WORST)))
 
 STEPS = ("sign up", "follow", "read", "upload", "complete", "post", "process", "feed", "pictures")
 
-# How long after a step's begin a crash comes at most; rendering takes about this long.
+# The longest time from the start of a step to the crash; rendering takes about this long.
 _LATEST_SECONDS = 0.5
 
 
 @pytest.mark.parametrize("number", range(ROUNDS))
 @pytest.mark.parametrize("victim", PROCESSES)
-async def test_the_journey_completes_over_a_crash(mesh, http, victim, number):
+async def test_the_journey_completes_despite_a_crash(mesh, http, victim, number):
     rng = random.Random(f"{SEED} {victim} {number}")
     fatal = WORST.get(victim, STEPS[-1]) if number == 0 else rng.choice(STEPS)
     crashes: list[asyncio.Task] = []
@@ -74,15 +74,15 @@ async def test_the_journey_completes_over_a_crash(mesh, http, victim, number):
     try:
         author_id, media = await journey(http, begin)
     finally:
-        # Also when the journey failed, so that the next test finds everything running.
+        # Even after a failure, so that the next test finds all processes running.
         await asyncio.gather(*crashes)
     assert len(crashes) == 1
-    await asyncio.to_thread(assert_nothing_doubled, mesh, author_id, media)
+    await asyncio.to_thread(assert_no_duplicates, mesh, author_id, media)
     assert await asyncio.to_thread(count_dead_letters, mesh) == dead_before
 
 
 async def journey(http: httpx.AsyncClient, begin: Callable[[str], None]) -> tuple[int, dict]:
-    """One photo's way, as in test_journey; calls `begin` with the name of each step.
+    """Takes a photo from upload to feed, as in test_journey. Calls `begin` with each step.
 
     Returns the author's id and the media item.
     """
@@ -103,7 +103,7 @@ async def journey(http: httpx.AsyncClient, begin: Callable[[str], None]) -> tupl
     media_id = upload["media"]["mediaId"]
     await author.complete(media_id)
     begin("post")
-    post = await author.post(media_id, caption="over a crash")
+    post = await author.post(media_id, caption="despite a crash")
     begin("process")
     media = await author.processed(media_id)
     assert media["state"] == "MEDIA_STATE_READY"
@@ -123,7 +123,7 @@ async def journey(http: httpx.AsyncClient, begin: Callable[[str], None]) -> tupl
     return author.account_id, media
 
 
-def assert_nothing_doubled(mesh, author_id: int, media: dict) -> None:
+def assert_no_duplicates(mesh, author_id: int, media: dict) -> None:
     with psycopg.connect(mesh.database_url("post")) as database:
         posts = database.execute(
             "SELECT count(*) FROM posts WHERE author_id = %s", [author_id]

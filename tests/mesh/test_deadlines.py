@@ -1,6 +1,6 @@
-"""Every call is answered within the time that the gateway promises, whatever stalls.
+"""Every call is answered within the gateway's timeout, whatever stalls.
 
-The promise counts from the moment when the request is complete.
+The timeout starts when the request is complete.
 """
 
 import asyncio
@@ -23,7 +23,7 @@ UNARY = [method for method in public_methods(DESCRIPTORS) if not method.streams]
 
 PROMISED_SECONDS = 15.0
 
-# What a busy machine may add. The sum is below the 30 s of a deadline that was not passed on.
+# What a busy machine may add. The sum is less than the 30 s of a deadline that was not propagated.
 MARGIN_SECONDS = 10.0
 
 
@@ -50,7 +50,7 @@ async def channel(mesh) -> AsyncIterator[grpc.aio.Channel]:
 
 
 def by_rest(caller: Person, method: PublicMethod) -> Awaitable[httpx.Response]:
-    """Sends the smallest request that the gateway lets through."""
+    """Sends the smallest request that the gateway forwards."""
     return caller.http.request(
         method.http_verb,
         re.sub(r"\{[^}]*\}", "1", method.http_path),
@@ -61,7 +61,7 @@ def by_rest(caller: Person, method: PublicMethod) -> Awaitable[httpx.Response]:
 
 
 async def refusal_of(call: Awaitable[object]) -> Refusal | None:
-    """Returns None where the call succeeds."""
+    """Returns the error of a call, or None."""
     try:
         await call
     except grpc.aio.AioRpcError as error:
@@ -78,9 +78,9 @@ def by_grpc(
     )
 
 
-async def test_a_stalled_service_is_told_in_time(mesh, caller, channel):
+async def test_calls_to_a_stalled_service_fail_in_time(mesh, caller, channel):
     services = {name.split(".")[1] for name in public_services(UNARY)}
-    # Opens the gateway's connections: to open one to a stalled process fails sooner.
+    # Opens the gateway's connections: opening one to a stalled process would fail sooner.
     await asyncio.gather(
         *(by_rest(caller, method) for method in UNARY),
         *(by_grpc(caller, channel, method, 60) for method in UNARY),
@@ -89,21 +89,21 @@ async def test_a_stalled_service_is_told_in_time(mesh, caller, channel):
     with ExitStack() as stalls:
         for service in services:
             stalls.enter_context(mesh.stalled(service))
-        rest, plain, patient = await asyncio.gather(
+        rest, plain, long_deadline = await asyncio.gather(
             asyncio.gather(*(timed(by_rest(caller, method)) for method in UNARY)),
             asyncio.gather(*(timed(by_grpc(caller, channel, each, None)) for each in UNARY)),
             asyncio.gather(*(timed(by_grpc(caller, channel, each, 3600)) for each in UNARY)),
         )
 
-    for method, told in zip(UNARY, rest, strict=True):
-        assert told.answer.status_code == 504, (method.path, told.answer.text)
-        assert ApiError(told.answer).reason == "DEADLINE_EXCEEDED", method.path
-    for method, told in zip(UNARY * 2, (*plain, *patient), strict=True):
+    for method, timed_call in zip(UNARY, rest, strict=True):
+        assert timed_call.answer.status_code == 504, (method.path, timed_call.answer.text)
+        assert ApiError(timed_call.answer).reason == "DEADLINE_EXCEEDED", method.path
+    for method, timed_call in zip(UNARY * 2, (*plain, *long_deadline), strict=True):
         expected = Refusal(grpc.StatusCode.DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED")
-        assert told.answer == expected, method.path
+        assert timed_call.answer == expected, method.path
     late = {
-        method.path: told.seconds
-        for method, told in zip(UNARY * 3, (*rest, *plain, *patient), strict=True)
-        if told.seconds > PROMISED_SECONDS + MARGIN_SECONDS
+        method.path: timed_call.seconds
+        for method, timed_call in zip(UNARY * 3, (*rest, *plain, *long_deadline), strict=True)
+        if timed_call.seconds > PROMISED_SECONDS + MARGIN_SECONDS
     }
     assert not late

@@ -1,4 +1,4 @@
-"""A deleted photo, as people meet it."""
+"""A deleted photo, as users see it."""
 
 import asyncio
 import os
@@ -40,7 +40,7 @@ async def test_a_deleted_photo_leaves_its_post_without_a_picture(person):
     assert refused.value.reason == "MEDIA_UNKNOWN"
 
 
-@pytest.mark.skipif("PHOTOMESH_PROVE" not in os.environ, reason="takes as long as the edge keeps")
+@pytest.mark.skipif("PHOTOMESH_PROVE" not in os.environ, reason="takes as long as the edge caches")
 async def test_the_edge_stops_serving_a_deleted_photo_within_a_minute(person):
     ann = await person().sign_up()
     media_id = await ann.upload(photo(300, 200))
@@ -51,17 +51,17 @@ async def test_the_edge_stops_serving_a_deleted_photo_within_a_minute(person):
     async with httpx.AsyncClient(timeout=PATIENCE_SECONDS) as browser:
 
         async def look() -> set[int]:
-            # Some viewers, not a load.
+            # A few viewers, not a load test.
             await asyncio.sleep(0.2)
             return {(await browser.get(url)).status_code for url in urls}
 
         assert await look() == {200}
-        # The worst moment: the cache has only just asked S3 for each.
+        # The worst case: the cache has just fetched each from S3.
         await ann.delete_media(media_id)
         clock = asyncio.get_running_loop().time
         latest = clock() + 60
         began, seen = clock(), await look()
-        # Whoever looks again and again must not keep it alive.
+        # Repeated requests must not keep it cached.
         while seen != {404}:
             assert began < latest
             began, seen = clock(), await look()

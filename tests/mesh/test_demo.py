@@ -32,13 +32,13 @@ def demo(mesh, *arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_a_folder_of_photos_comes_into_the_feeds_of_a_graph(mesh, tmp_path):
+def test_the_demo_posts_a_folder_of_photos_into_the_feeds_of_a_graph(mesh, tmp_path):
     folder = tmp_path / "photos"
     folder.mkdir()
     (folder / "market_day.jpg").write_bytes(photo(1200, 900, orientation=6))
     (folder / "night.webp").write_bytes(photo(800, 600, image_format="WEBP", seed=2))
     (folder / "notes.txt").write_text("no photo")
-    (tmp_path / "edges.txt").write_text("# who whom\nana ben\nana cem\nben cem\n")
+    (tmp_path / "edges.txt").write_text("# follower followee\nana ben\nana cem\nben cem\n")
     sheet = tmp_path / "feed.html"
 
     done = demo(
@@ -57,11 +57,11 @@ def test_a_folder_of_photos_comes_into_the_feeds_of_a_graph(mesh, tmp_path):
     for url in sources:
         answer = httpx.get(url.replace("&amp;", "&"), timeout=PATIENCE_SECONDS)
         assert answer.headers["content-type"] == "image/jpeg"
-    # It is meant to hold URLs with their tokens, which no other file of a run may.
+    # This page may hold URLs with tokens; other files of a run may not.
     sheet.unlink()
 
 
-def test_what_it_cannot_use_it_says_in_one_line(mesh, tmp_path):
+def test_unusable_arguments_are_reported_in_one_line(mesh, tmp_path):
     (tmp_path / "edges.txt").write_text("ana\n")
     for arguments, complaint in [
         (("--photos", str(tmp_path / "nowhere")), "is not a folder"),

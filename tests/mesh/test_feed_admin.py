@@ -1,4 +1,4 @@
-"""Home feeds, as an engineer with the operator's certificate looks into them and mends them."""
+"""Inspecting and repairing home feeds with the operator's certificate."""
 
 import random
 
@@ -23,7 +23,7 @@ async def admin(mesh):
         yield FeedAdminServiceStub(channel)
 
 
-async def test_what_a_timeline_lacks_is_told_and_mended(mesh, admin):
+async def test_missing_posts_of_a_timeline_are_reported_and_repaired(mesh, admin):
     async with (
         crowd_of(mesh, 3, random.Random(1)) as crowd,
         connect(
@@ -49,37 +49,37 @@ async def test_what_a_timeline_lacks_is_told_and_mended(mesh, admin):
 
         await timelines.retract([reader], [posts[1]])
 
-        told = await admin.InspectFeed(asked)
-        assert (told.post_ids, told.missing_post_ids) == ([posts[2], posts[0]], [posts[1]])
+        seen = await admin.InspectFeed(asked)
+        assert (seen.post_ids, seen.missing_post_ids) == ([posts[2], posts[0]], [posts[1]])
 
         await admin.RebuildFeed(pb.RebuildFeedRequest(account_id=reader))
 
         assert (await admin.InspectFeed(asked)).post_ids == posts[::-1]
 
 
-async def test_a_celebrity_who_is_not_pulled_in_is_told(mesh, admin):
+async def test_a_celebrity_who_is_not_pulled_is_reported(mesh, admin):
     async with crowd_of(mesh, 2, random.Random(2)) as crowd:
         reader, author = crowd.people
         await crowd.do("follow", reader, author)
         await quiet(mesh)
         await admin.RebuildFeed(pb.RebuildFeedRequest(account_id=reader))
         with psycopg.connect(mesh.database_url("graph")) as graph:
-            # Without the event that fan-out would have heard.
+            # Without the event that fan-out would have handled.
             graph.execute(
                 "INSERT INTO celebrities (account_id, mode) VALUES (%s, 'PULLED')", [author]
             )
 
-        told = await admin.InspectFeed(pb.InspectFeedRequest(account_id=reader))
+        seen = await admin.InspectFeed(pb.InspectFeedRequest(account_id=reader))
 
-        assert (told.pulled_account_ids, told.missing_pulled_account_ids) == ([], [author])
+        assert (seen.pulled_account_ids, seen.missing_pulled_account_ids) == ([], [author])
 
         await admin.RebuildFeed(pb.RebuildFeedRequest(account_id=reader))
 
-        told = await admin.InspectFeed(pb.InspectFeedRequest(account_id=reader))
-        assert (told.pulled_account_ids, told.missing_pulled_account_ids) == ([author], [])
+        seen = await admin.InspectFeed(pb.InspectFeedRequest(account_id=reader))
+        assert (seen.pulled_account_ids, seen.missing_pulled_account_ids) == ([author], [])
 
 
-async def test_it_is_for_the_operator_alone(mesh):
+async def test_only_the_operator_may_call_it(mesh):
     async with channel_to(mesh, "feed", identity="gateway") as channel:
         with pytest.raises(grpc.aio.AioRpcError) as refused:
             await FeedAdminServiceStub(channel).InspectFeed(pb.InspectFeedRequest(account_id=1))

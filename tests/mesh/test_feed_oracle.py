@@ -1,14 +1,14 @@
-"""Whatever happens at once, every feed comes to what the oracle says, and shows no more meanwhile.
+"""Under concurrent operations, feeds converge to the oracle's and never show hidden posts.
 
-What Hypothesis draws, it draws step by step: two of its operations never overlap, and what was
-wrong here overlapped, as a rule. So people who act at random, many at a time, come first. Their
-seed repeats what they do, not how it interleaves; therefore the oracle bears with every order
-that the answers allow, and a failure tells the history of those concerned. Single steps are drawn
-by Hypothesis against the same oracle: they find less, and make it small.
+Hypothesis runs one step at a time, so its operations never overlap, but most bugs here came from
+overlapping operations. So the first test runs random concurrent operations. Their seed reproduces
+the operations, not their interleaving. Therefore the oracle accepts every order that the responses
+allow, and a failure prints the history of the accounts and posts involved. A second test has
+Hypothesis draw single steps against the same oracle: it finds less, but shrinks its examples.
 
-`PHOTOMESH_SEED` begins elsewhere. With `PHOTOMESH_PROVE` (`make prove`) there are 20,000 operations
-(`PHOTOMESH_OPERATIONS`) on a graph of about 1,000 people, made with a power law or read from the
-file `PHOTOMESH_EDGES`, in which each line is a pair of names.
+`PHOTOMESH_SEED` sets the seed. With `PHOTOMESH_PROVE` (`make prove`) there are 20,000 operations
+(`PHOTOMESH_OPERATIONS`) on a graph of about 1,000 users, which follows a power law or is read from
+the file `PHOTOMESH_EDGES`, in which each line is a pair of names.
 """
 
 import asyncio
@@ -39,7 +39,7 @@ from services.domain.timelines.layout import FEED
 from services.feed.authors import FRESH_SECONDS
 from tests.eventually import eventually
 from tests.mesh import mishaps
-from tests.mesh.bustle import Bustle, made_graph, power_law, read_graph
+from tests.mesh.bustle import RandomActivity, power_law, random_graph, read_graph
 from tests.mesh.crowd import DEEDS, Crowd, crowd_of
 from tests.mesh.mishaps import quiet, running_with
 
@@ -53,24 +53,24 @@ OPERATIONS = int(os.environ.get("PHOTOMESH_OPERATIONS", "20000"))
 Value = TypeVar("Value")
 
 _PEOPLE = 6
-"""How many take single steps: enough for one of them to be a celebrity."""
+"""How many users take single steps: enough for one of them to be a celebrity."""
 
 PERSON = st.integers(0, _PEOPLE - 1)
 
 
 async def check_all(crowd: Crowd, rng: random.Random) -> None:
-    """Every feed, warm and cold, once all is quiet."""
+    """Waits until the mesh is idle, then checks every feed, warm and cold."""
     await quiet(crowd.mesh, within=300)
-    await crowd.settle()
-    # The newest posts of celebrities are seen as much later.
+    await crowd.resolve()
+    # The newest posts of celebrities may appear with this delay.
     await asyncio.sleep(FRESH_SECONDS)
     await crowd.check_feeds(crowd.people, rng)
     await asyncio.to_thread(mishaps.flush_cache, crowd.mesh)
     await crowd.check_feeds(crowd.people, rng)
 
 
-def troubles(crowd: Crowd, rng: random.Random) -> list[Callable[[], Awaitable[None]]]:
-    """Returns what can befall the mesh at any time."""
+def faults(crowd: Crowd, rng: random.Random) -> list[Callable[[], Awaitable[None]]]:
+    """Returns faults that can occur at any time."""
     return [
         lambda: asyncio.to_thread(mishaps.crash, crowd.mesh, "feed"),
         lambda: asyncio.to_thread(mishaps.flush_cache, crowd.mesh),
@@ -80,8 +80,8 @@ def troubles(crowd: Crowd, rng: random.Random) -> list[Callable[[], Awaitable[No
 
 
 @pytest.fixture(scope="module")
-def fickle(mesh) -> Iterator[None]:
-    """Whoever has five followers is a celebrity, until there are fewer than four."""
+def low_thresholds(mesh) -> Iterator[None]:
+    """An account with five followers is a celebrity until it has fewer than four."""
     with running_with(
         mesh,
         graph={"PHOTOMESH_CELEBRITY_PROMOTE_AT": "5", "PHOTOMESH_CELEBRITY_DEMOTE_BELOW": "4"},
@@ -90,23 +90,23 @@ def fickle(mesh) -> Iterator[None]:
         yield
 
 
-async def test_feeds_come_to_what_the_oracle_says(mesh, fickle):
+async def test_feeds_converge_to_the_oracle(mesh, low_thresholds):
     rng = random.Random(SEED)
     async with crowd_of(mesh, 12, rng) as crowd:
-        bustle = Bustle(crowd, rng, power_law(12))
-        await bustle.go_on(100)
-        for trouble in troubles(crowd, rng):
-            await asyncio.gather(bustle.go_on(60), trouble())
+        activity = RandomActivity(crowd, rng, power_law(12))
+        await activity.run(100)
+        for fault in faults(crowd, rng):
+            await asyncio.gather(activity.run(60), fault())
         await check_all(crowd, rng)
 
 
 class Steps(RuleBasedStateMachine):
-    """The same one step after the other, so that what fails is made small."""
+    """The same operations one at a time, so that Hypothesis can shrink failures."""
 
     posts: Bundle[tuple[int, int]] = Bundle("posts")
 
     def __init__(self, mesh: Stack, loop: asyncio.AbstractEventLoop) -> None:
-        """Takes the loop that all runs in; this is another thread."""
+        """`loop` runs in another thread and executes all steps."""
         super().__init__()
         self._mesh = mesh
         self._loop = loop
@@ -118,18 +118,18 @@ class Steps(RuleBasedStateMachine):
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
     @rule(kind=st.sampled_from(sorted(DEEDS)), actor=PERSON, other=PERSON)
-    def deal(self, kind: str, actor: int, other: int) -> None:
+    def act(self, kind: str, actor: int, other: int) -> None:
         if actor != other:
             people = self._crowd.people
             self._wait(self._crowd.do(kind, people[actor], people[other]))
 
     @rule(star=PERSON)
-    def become_known(self, star: int) -> None:
+    def become_celebrity(self, star: int) -> None:
         for fan in range(_PEOPLE):
-            self.deal("follow", fan, star)
+            self.act("follow", fan, star)
 
     @rule(actor=PERSON, private=st.booleans())
-    def close(self, actor: int, private: bool) -> None:
+    def set_private(self, actor: int, private: bool) -> None:
         self._wait(self._crowd.set_private(self._crowd.people[actor], private))
 
     @rule(target=posts, author=PERSON)
@@ -146,18 +146,18 @@ class Steps(RuleBasedStateMachine):
         self._wait(self._crowd.read(self._crowd.people[reader], size))
 
     @rule(seed=st.integers(0, 9))
-    def befall(self, seed: int) -> None:
-        # Both mend feeds, too, so they must not be all that happens.
+    def disturb(self, seed: int) -> None:
+        # Both also repair feeds, so they must be rare.
         if seed == 0:
             mishaps.flush_cache(self._mesh)
         if seed == 1:
             self._wait(self._crowd.repeat_events(random.Random(seed), 10))
 
     @invariant()
-    def nobody_sees_too_much(self) -> None:
-        self._wait(self._look())
+    def no_hidden_post_is_shown(self) -> None:
+        self._wait(self._read_feeds())
 
-    async def _look(self) -> None:
+    async def _read_feeds(self) -> None:
         for reader in self._crowd.people:
             await self._crowd.read_all(reader, lambda: 10)
 
@@ -168,7 +168,7 @@ class Steps(RuleBasedStateMachine):
             self._wait(self._exit.aclose())
 
 
-async def test_feeds_come_to_what_the_oracle_says_step_by_step(mesh, fickle):
+async def test_feeds_converge_to_the_oracle_step_by_step(mesh, low_thresholds):
     loop = asyncio.get_running_loop()
     steps = settings(
         max_examples=100 if PROVING else 3,
@@ -181,13 +181,13 @@ async def test_feeds_come_to_what_the_oracle_says_step_by_step(mesh, fickle):
     await asyncio.to_thread(run_state_machine_as_test, lambda: Steps(mesh, loop), settings=steps)
 
 
-@pytest.mark.skipif(not PROVING, reason="takes some minutes; the one above is a short seed of it")
-async def test_a_thousand_feeds_come_to_what_the_oracle_says(mesh):
+@pytest.mark.skipif(not PROVING, reason="takes minutes; the first test is a short version of it")
+async def test_a_thousand_feeds_converge_to_the_oracle(mesh):
     rng = random.Random(SEED)
-    edges = read_graph(Path(EDGES)) if EDGES else made_graph(rng)
+    edges = read_graph(Path(EDGES)) if EDGES else random_graph(rng)
     count = 1 + max(itertools.chain.from_iterable(edges))
     followers = Counter(star for _, star in edges)
-    # These are celebrities, those next to them now and then, and posts of some go out in chunks.
+    # The top 8 are celebrities, the next ones at times; large audiences are cut into chunks.
     *_, (_, threshold) = followers.most_common(8)
     settings = {
         "PHOTOMESH_CELEBRITY_PROMOTE_AT": str(threshold),
@@ -195,21 +195,21 @@ async def test_a_thousand_feeds_come_to_what_the_oracle_says(mesh):
     }
     with running_with(mesh, graph=settings, fanout={"PHOTOMESH_FANOUT_CHUNK_SIZE": "100"}):
         async with crowd_of(mesh, count, rng) as crowd:
-            bustle = Bustle(crowd, rng, [1.0 + followers[each] for each in range(count)])
+            activity = RandomActivity(crowd, rng, [1.0 + followers[each] for each in range(count)])
             await crowd.begin_with(edges)
             for _ in range(4):
                 for _ in range(OPERATIONS // 4 // 400):
-                    trouble = rng.choice(troubles(crowd, rng))
-                    await asyncio.gather(bustle.go_on(400), trouble())
+                    fault = rng.choice(faults(crowd, rng))
+                    await asyncio.gather(activity.run(400), fault())
                 await quiet(mesh, within=300)
-                await crowd.settle()
+                await crowd.resolve()
                 await asyncio.sleep(FRESH_SECONDS)
                 await crowd.check_feeds(rng.sample(crowd.people, 100), rng)
             await check_all(crowd, rng)
 
 
 def mode_of(mesh, account_id: int) -> tuple[str, int]:
-    """Returns an account's mode, and how many changes of it were begun."""
+    """Returns an account's mode, and how many changes of it have begun."""
     with psycopg.connect(mesh.database_url("graph")) as database:
         row = database.execute(
             "SELECT mode, change_id FROM celebrities WHERE account_id = %s", [account_id]
@@ -232,7 +232,7 @@ async def test_promotion_and_demotion_while_posting_leave_no_gap_and_no_repeat(m
                 await asyncio.gather(*(crowd.do(kind, fan, author) for fan in waverers))
                 await eventually(
                     lambda: asyncio.to_thread(mode_of, mesh, author),
-                    lambda told: told[0] == mode,
+                    lambda found: found[0] == mode,
                 )
 
             await asyncio.gather(*(crowd.do("follow", fan, author) for fan in loyal))
@@ -242,7 +242,7 @@ async def test_promotion_and_demotion_while_posting_leave_no_gap_and_no_repeat(m
                 return crowd.pages
 
             async def write() -> None:
-                # No faster than the readers, lest all that happens waits behind the posts.
+                # No faster than the readers, so that other events do not queue behind posts.
                 while not over.is_set():
                     enough = crowd.pages + 5
                     await crowd.make_post(author)
@@ -254,12 +254,12 @@ async def test_promotion_and_demotion_while_posting_leave_no_gap_and_no_repeat(m
             pagings = dict.fromkeys(readers, 0)
 
             async def page(reader: int) -> None:
-                """Each time all that was seen before, and all of the author's below the newest."""
+                """Every read has the posts seen before and all of the author's up to the newest."""
                 newest = 0
                 while not over.is_set():
                     paging = await crowd.read_all(reader, lambda: rng.randint(1, 40))
                     if paging.degraded:
-                        # Some post could not be told in time, and the page says so.
+                        # A service answered too late, and the page is marked as incomplete.
                         continue
                     newest = max([newest, *paging.seen])
                     due = {post for post in crowd.posts[author] if post <= newest}
@@ -283,10 +283,10 @@ async def test_promotion_and_demotion_while_posting_leave_no_gap_and_no_repeat(m
 
 
 class Rebuilds:
-    """Sees from the cache's own commands who rebuilds what, and when."""
+    """Follows rebuilds by monitoring the commands that the cache receives."""
 
     def __init__(self) -> None:
-        self.under_way: dict[str, str] = {}
+        self.in_progress: dict[str, str] = {}
         self.counts: Counter[str] = Counter()
 
     async def watch(self, mesh, ready: asyncio.Event) -> None:
@@ -298,15 +298,15 @@ class Rebuilds:
     def _see(self, command: str) -> None:
         match command.split():
             case ["RPUSH", timeline, marker] if marker.startswith("rebuild:"):
-                assert timeline not in self.under_way, f"two rebuild {timeline} at a time"
-                self.under_way[timeline] = marker
+                assert timeline not in self.in_progress, f"two rebuild {timeline} at a time"
+                self.in_progress[timeline] = marker
                 self.counts[timeline] += 1
-            # Whoever has finished takes the marker out, and whoever gives up.
-            case ["LREM", timeline, "-1", marker] if self.under_way.get(timeline) == marker:
-                del self.under_way[timeline]
+            # A rebuild that finishes or is abandoned removes its marker.
+            case ["LREM", timeline, "-1", marker] if self.in_progress.get(timeline) == marker:
+                del self.in_progress[timeline]
 
 
-async def test_a_flushed_cache_costs_no_reader_an_error_and_each_one_rebuild(mesh, fickle):
+async def test_flushing_the_cache_causes_no_errors_and_one_rebuild_per_reader(mesh, low_thresholds):
     rng = random.Random(SEED)
     flushes = 5
     async with crowd_of(mesh, 12, rng) as crowd:
@@ -319,7 +319,7 @@ async def test_a_flushed_cache_costs_no_reader_an_error_and_each_one_rebuild(mes
         assert (await asyncio.to_thread(mode_of, mesh, celebrity))[0] == "PULLED"
 
         rebuilds, watching, over = Rebuilds(), asyncio.Event(), asyncio.Event()
-        # Nobody asks twice here: what fails, fails the test.
+        # No retries: a call that fails, fails the test.
         crowd.patience = 0
         async with asyncio.TaskGroup() as group:
             watch = group.create_task(rebuilds.watch(mesh, watching))

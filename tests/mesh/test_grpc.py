@@ -1,4 +1,4 @@
-"""The journey over gRPC through the gateway: by stubs, and by reflection as an SRE would."""
+"""The journey over gRPC through the gateway: with stubs, and by reflection as an SRE would."""
 
 import asyncio
 import json
@@ -99,7 +99,7 @@ async def test_the_journey_with_stubs(channel):
     assert answer.status_code == 200
 
 
-async def test_errors_come_as_status_reason_and_field(plain):
+async def test_errors_have_status_reason_and_fields(plain):
     _, caller = await sign_up(plain)
 
     with pytest.raises(grpc.aio.AioRpcError) as refused:
@@ -116,7 +116,7 @@ async def test_errors_come_as_status_reason_and_field(plain):
     assert [violation.field for violation in fields.field_violations] == ["caption"]
 
 
-async def test_without_a_token_and_into_the_mesh_there_is_no_way(plain):
+async def test_calls_without_a_token_and_to_internal_services_are_refused(plain):
     with pytest.raises(grpc.aio.AioRpcError) as refused:
         await FeedServiceStub(plain).GetFeed(feed_pb.GetFeedRequest())
     assert refused.value.code() == grpc.StatusCode.UNAUTHENTICATED
@@ -158,7 +158,7 @@ async def run(*command: str) -> str:
         *command,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
-        # buf keeps a cache; it must not be the user's.
+        # buf must not use the cache in the user's home.
         env={**os.environ, "HOME": "/nonexistent", "BUF_CACHE_DIR": "/tmp"},
     )
     output, errors = await process.communicate()
@@ -178,7 +178,7 @@ def by_buf(mesh):
 
 def by_grpcurl(mesh):
     if GRPCURL is None:
-        pytest.skip("grpcurl is not installed (go install .../grpcurl@latest brings it)")
+        pytest.skip("grpcurl is not installed (go install .../grpcurl@latest)")
 
     async def call(method: str, body: dict, token: str = "") -> dict:
         headers = ["-H", f"authorization: Bearer {token}"] if token else []
@@ -194,14 +194,14 @@ def by_grpcurl(mesh):
 async def test_the_journey_by_reflection(mesh, client):
     call = client(mesh)
 
-    async def newcomer() -> tuple[str, str]:
+    async def new_user() -> tuple[str, str]:
         answer = await call(
             "photomesh.account.v1.AccountService/CreateAccount",
             {"username": f"curl.{secrets.token_hex(6)}", "password": secrets.token_hex(8)},
         )
         return answer["account"]["accountId"], answer["session"]["accessToken"]
 
-    (author_id, author), (_, follower) = await newcomer(), await newcomer()
+    (author_id, author), (_, follower) = await new_user(), await new_user()
     await call("photomesh.graph.v1.GraphService/Follow", {"accountId": author_id}, follower)
     file = photo(300, 200)
     upload = await call(

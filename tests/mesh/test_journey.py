@@ -1,4 +1,4 @@
-"""One photo travels from a phone to a follower's feed, with nothing but HTTP."""
+"""A photo travels from a phone to a follower's feed, over HTTP only."""
 
 import io
 
@@ -14,14 +14,14 @@ from deploy.local.addresses import MEDIA_BUCKET, ORIGINALS_BUCKET
 from tests.eventually import PATIENCE_SECONDS, eventually
 from tests.pictures import photo
 
-# Of a photo stored as 1600 x 1200 that its orientation turns upright.
+# The sizes for a photo stored as 1600 x 1200 whose orientation makes it portrait.
 VARIANTS = {
     (name, content_type): size
     for name, size in (
         ("square200", (200, 200)),
         ("w600", (600, 800)),
         ("w1080", (1080, 1440)),
-        # Never larger than the original.
+        # Variants are never larger than the original.
         ("w2048", (1200, 1600)),
     )
     for content_type in ("image/jpeg", "image/webp", "image/avif")
@@ -76,7 +76,7 @@ async def test_a_photo_travels_from_a_phone_to_a_followers_feed(person):
     assert [post["postId"] async for post in author.whole_feed()] == [post["postId"]]
 
 
-async def test_the_buckets_refuse_strangers(mesh, person):
+async def test_the_buckets_refuse_unsigned_requests(mesh, person):
     author = await person().sign_up()
     media_id = await author.upload(photo())
     media = await author.processed(media_id)
@@ -113,7 +113,7 @@ async def test_several_media_make_one_post_in_the_authors_order(person):
     assert [media["mediaId"] for media in seen["media"]] == media_ids
 
 
-async def test_pages_of_a_feed_meet_while_posts_arrive(person):
+async def test_pages_of_a_feed_have_no_gap_or_repeat_while_posts_arrive(person):
     author, follower = await person().sign_up(), await person().sign_up()
     await follower.follow(author)
     media_id = await author.upload(photo(300, 200))
@@ -132,7 +132,7 @@ async def test_pages_of_a_feed_meet_while_posts_arrive(person):
     assert third["nextPageToken"] == ""
 
 
-async def test_following_brings_what_was_posted_before_and_unfollowing_takes_it_away(person):
+async def test_following_adds_earlier_posts_and_unfollowing_removes_them(person):
     author, follower = await person().sign_up(), await person().sign_up()
     media_id = await author.upload(photo(300, 200))
     await author.processed(media_id)
@@ -154,7 +154,7 @@ async def test_following_brings_what_was_posted_before_and_unfollowing_takes_it_
     assert await feed() == [own]
 
 
-async def test_a_feed_that_the_cache_lost_is_whole_again(mesh, person):
+async def test_a_feed_that_the_cache_lost_is_rebuilt(mesh, person):
     from redis import Redis
 
     author, follower = await person().sign_up(), await person().sign_up()

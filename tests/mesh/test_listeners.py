@@ -1,4 +1,4 @@
-"""Nothing listens where others than this machine could connect."""
+"""The mesh listens only on loopback addresses."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ def listening(pids: set[int]) -> set[str]:
             for descriptor in Path(f"/proc/{pid}/fd").iterdir():
                 sockets.add(str(descriptor.readlink()))
         except OSError:
-            # A backend of PostgreSQL that ended meanwhile, or a descriptor that was closed.
+            # A backend of PostgreSQL has ended, or a descriptor was closed, meanwhile.
             continue
     addresses = set()
     for table in ("tcp", "tcp6", "udp", "udp6"):

@@ -1,4 +1,4 @@
-"""Pages of feeds over REST go to feed as they are, or through the transcoder: nobody can tell."""
+"""Feed pages over REST are equal whether feed serves them directly or via the transcoder."""
 
 import json
 import re
@@ -11,7 +11,7 @@ from tests.pictures import photo
 
 
 async def _upstreams(mesh, path: str) -> set[str]:
-    """Returns which processes the gateway had answer requests for a path."""
+    """Returns the processes to which the gateway sent the requests for a path."""
     entries = [
         json.loads(line)
         for line in mesh.log("gateway").read_text().splitlines()
@@ -21,11 +21,11 @@ async def _upstreams(mesh, path: str) -> set[str]:
 
 
 def _without_tokens(page: str) -> Any:
-    # URLs are signed anew whenever a post is cached, which each form is by itself.
+    # Each form of a post is cached, and its URLs are signed, separately.
     return json.loads(re.sub(r"\?token=[^\"]*", "", page))
 
 
-async def test_a_page_is_the_same_whichever_way_it_takes(person, mesh):
+async def test_a_page_is_the_same_on_either_route(person, mesh):
     author, reader = await person().sign_up(), await person().sign_up()
     await reader.follow(author)
     media_id = await author.upload(photo())
@@ -36,7 +36,7 @@ async def test_a_page_is_the_same_whichever_way_it_takes(person, mesh):
 
     token = ""
     for number in range(2):
-        # What is written in an odd way is for the transcoder to understand.
+        # An unusual spelling of the query goes to the transcoder.
         as_it_is = await reader.get(f"/v1/feed?pageSize=2&pageToken={token}")
         transcoded = await reader.get(f"/v1/feed?pageSize=%32&pageToken={token}")
         assert as_it_is.status_code == transcoded.status_code == 200
@@ -57,7 +57,7 @@ async def test_a_page_is_the_same_whichever_way_it_takes(person, mesh):
         ("page_size=101", "page_size=%3101", 400),
     ],
 )
-async def test_an_error_is_the_same_whichever_way_it_takes(person, plain, odd, status):
+async def test_an_error_is_the_same_on_either_route(person, plain, odd, status):
     reader = await person().sign_up()
     answers = [await reader.get(f"/v1/feed?{query}") for query in (plain, odd)]
     bodies = [answer.json() for answer in answers]
@@ -67,7 +67,7 @@ async def test_an_error_is_the_same_whichever_way_it_takes(person, plain, odd, s
     assert bodies[0] == bodies[1]
 
 
-async def test_a_body_that_nobody_asked_for_harms_nobody(person):
+async def test_an_unexpected_body_does_no_harm(person):
     reader = await person().sign_up()
     bearer = {"authorization": f"Bearer {reader.token}"}
     for _ in range(10):

@@ -1,4 +1,4 @@
-"""The rows of deploy/processes.py, compared with the processes that run."""
+"""Compares the rows of deploy/processes.py with the running processes."""
 
 import asyncio
 import os
@@ -18,7 +18,7 @@ _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 @pytest.fixture
 async def traffic(person) -> None:
-    """Several photos at once, on their way into several feeds."""
+    """Uploads and posts several photos at once, into several feeds."""
     author, *followers = [await person().sign_up() for _ in range(4)]
     for follower in followers:
         await follower.follow(author)
@@ -33,13 +33,13 @@ async def traffic(person) -> None:
 
 
 def resident_mib(members: Iterable[proc.Identity]) -> float:
-    """Returns the resident memory of processes; pages that several share count several times."""
+    """Returns the resident memory of processes in MiB; shared pages count for each process."""
     pages = 0
     for member in members:
         try:
             pages += int(Path(f"/proc/{member.pid}/statm").read_text().split()[1])
         except OSError:
-            # A child that has ended meanwhile.
+            # A child has ended meanwhile.
             continue
     return pages * _PAGE_BYTES / 2**20
 
@@ -52,7 +52,7 @@ def test_every_process_stays_below_its_memory_limit(mesh):
     assert {row.name: used[row.name] for row in MESH if used[row.name] >= row.memory_mib} == {}
 
 
-def test_the_processes_that_consume_have_groups_of_their_names(mesh):
+def test_each_consuming_process_has_a_consumer_group_of_its_name(mesh):
     admin = KafkaAdminClient(bootstrap_servers=mesh.kafka_bootstrap)
     try:
         groups = {group["group_id"] for group in admin.list_groups()}

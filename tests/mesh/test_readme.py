@@ -1,4 +1,4 @@
-"""The pages for people: their examples are run as they stand there, and their links resolve."""
+"""The Markdown pages: their examples run as written, and their links resolve."""
 
 import json
 import os
@@ -21,7 +21,7 @@ _FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
 def pages() -> list[Path]:
-    """Returns every page of the tree: README.md, then the others by path."""
+    """Returns every page: README.md, then the others by path."""
     listed = subprocess.run(
         ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z", "*.md"],
         cwd=ROOT, check=True, capture_output=True, text=True,
@@ -32,7 +32,7 @@ def pages() -> list[Path]:
 
 
 def blocks(page: Path, language: str) -> str:
-    """Returns all of a page's code in one language, in its order."""
+    """Returns a page's code blocks in one language, joined in order."""
     return "\n".join(code for found, code in _FENCED.findall(page.read_text()) if found == language)
 
 
@@ -48,7 +48,7 @@ def variables(mesh, tmp_path) -> dict[str, str]:
         **os.environ,
         **mesh.shell_environment(),
         "PHOTO": str(tmp_path / "photo.jpg"),
-        # What services/media/README.md asks for.
+        # services/media/README.md uses these.
         "PHOTOMESH_DATABASE_URL": mesh.database_url("media"),
         "BUF_CACHE_DIR": str(tmp_path),
     }
@@ -64,14 +64,14 @@ def run(command: list[str], **options) -> str:
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
 def test_the_shell_examples(variables, tmp_path):
-    # The other pages build on what README.md sets, and not on each other.
+    # The other pages use variables that README.md sets, and do not depend on each other.
     script = blocks(README, "sh") + "".join(
         f"\necho '# {page.relative_to(ROOT)}' | tee /dev/stderr\n(\n{code})\n"
         for page in pages()[1:]
         if (code := blocks(page, "sh"))
     )
     for shown, here in (
-        # The one line that would ask the stack of `make up`, not the test's, about its addresses.
+        # This line would read the addresses of the stack of `make up`, not the test's.
         ('eval "$(make -s env)"', ":"),
         (".venv/bin/", f"{ROOT}/.venv/bin/"),
         ("PYTHONPATH=.:gen ", f"PYTHONPATH={ROOT}:{ROOT}/gen "),
@@ -98,7 +98,7 @@ def test_the_python_examples(variables):
     assert re.fullmatch(r"carol\.\w+ 0 FEED_STATE_\w+\n", gateway)
 
 
-async def test_the_error_that_they_show_is_the_error_that_comes(person):
+async def test_the_error_in_the_example_is_the_actual_error(person):
     [shown] = [json.loads(code) for page in pages() if (code := blocks(page, "json"))]
     author = await person().sign_up()
 
@@ -112,7 +112,7 @@ async def test_the_error_that_they_show_is_the_error_that_comes(person):
     assert refused.value.body == shown
 
 
-def test_every_example_is_in_a_language_that_is_run():
+def test_every_example_is_in_a_language_that_these_tests_run():
     languages = {
         (str(page.relative_to(ROOT)), language)
         for page in pages()
@@ -120,11 +120,11 @@ def test_every_example_is_in_a_language_that_is_run():
         if language not in ("sh", "python", "json")
     }
 
-    # The first two verbs, and the picture.
+    # The first two commands, and the diagram.
     assert languages == {("README.md", "")}
 
 
-def test_the_verbs_that_they_name_exist():
+def test_the_make_targets_in_the_pages_exist():
     verbs = {
         verb
         for page in pages()

@@ -1,6 +1,6 @@
-"""Whatever breaks while people sign up, sign in, refresh and upload: no log tells their secrets.
+"""No log contains a secret, whatever breaks while users sign up, sign in, refresh and upload.
 
-With `PHOTOMESH_PROVE` each part is broken for longer, and alone.
+With `PHOTOMESH_PROVE` each part breaks for longer, and alone.
 """
 
 import asyncio
@@ -29,9 +29,9 @@ PROVING = "PHOTOMESH_PROVE" in os.environ
 STALL_SECONDS = 15.0 if PROVING else 4.5
 """Longer than a service waits for a connection to its database."""
 NEXT_SECONDS = 16.0 if PROVING else 1.5
-"""After how long the next part breaks."""
-CROWD = 9
-"""More than a service has connections to its database: some calls wait for one, and fail."""
+"""The time between the starts of two stalls, in seconds."""
+USERS = 9
+"""More users than a service has database connections: some calls wait for one, and fail."""
 FILE = photo(64, 48)
 LINE_BYTES = 16 * 1024
 
@@ -41,8 +41,8 @@ def parts(mesh: Stack) -> list[str]:
     return [process.name for process in mesh.processes.values() if process.ready is not None]
 
 
-class Everybody:
-    """People who do all that takes or gives a secret, over and over, whatever comes of it."""
+class Users:
+    """Users who repeat every call that sends or returns a secret, and count the failures."""
 
     def __init__(self, mesh: Stack, http: httpx.AsyncClient, channel: grpc.aio.Channel) -> None:
         self._mesh = mesh
@@ -53,7 +53,7 @@ class Everybody:
         self.failed = 0
 
     async def prepare(self) -> None:
-        """Has somebody whose feed has several pages, with pictures in them; does all once."""
+        """Makes a user whose feed has several pages of photos, and makes each call once."""
         self._reader = await Person(self._http, patience=30).sign_up()
         author = await Person(self._http, patience=30).sign_up()
         await self._reader.follow(author)
@@ -68,12 +68,12 @@ class Everybody:
         self._picture = page["posts"][0]["media"][0]["variants"][0]["url"]
         self._pending = (await author.open_upload(len(FILE)))["media"]["mediaId"]
         self._author = author
-        for deed in self.deeds:
-            await deed()
+        for action in self.actions:
+            await action()
 
     @property
-    def deeds(self) -> tuple[Callable[[], Awaitable[None]], ...]:
-        """What they do; nothing of it fails while all is well."""
+    def actions(self) -> tuple[Callable[[], Awaitable[None]], ...]:
+        """The calls. None of them fails in a healthy mesh."""
         return (
             self._sign_up,
             self._upload_by_form,
@@ -85,18 +85,18 @@ class Everybody:
             self._refresh,
             self._read,
             self._watch,
-            self.send_nonsense,
+            self.send_malformed_message,
         )
 
-    async def live(self, rng: random.Random) -> None:
-        """Does one thing after the other until it is cancelled."""
+    async def run(self, rng: random.Random) -> None:
+        """Makes one call after the other until it is cancelled."""
         while True:
-            await self._attempt(rng.choice(self.deeds))
+            await self._attempt(rng.choice(self.actions))
             await asyncio.sleep(0.05)
 
-    async def _attempt(self, deed: Callable[[], Awaitable[None]]) -> None:
+    async def _attempt(self, action: Callable[[], Awaitable[None]]) -> None:
         try:
-            await deed()
+            await action()
             self.succeeded += 1
         except (ApiError, httpx.HTTPError, grpc.RpcError, json.JSONDecodeError):
             self.failed += 1
@@ -107,7 +107,7 @@ class Everybody:
     async def _upload_by_form(self) -> None:
         someone = self._newest
         upload = await someone.open_upload(len(FILE))
-        # Once with a signature that is not right, which S3 refuses, and tells in its log.
+        # First with a wrong signature, which S3 refuses and logs.
         forged = {**upload["formFields"], "x-amz-signature": secrets.token_hex(32)}
         USED.add("forged signature", forged["x-amz-signature"])
         await someone.send_file({**upload, "formFields": forged}, FILE)
@@ -210,8 +210,8 @@ class Everybody:
                     async for line in answer.aiter_lines():
                         USED.add_json(line.encode())
 
-    async def send_nonsense(self) -> None:
-        """Sends a good message of a stream, and then one that is none."""
+    async def send_malformed_message(self) -> None:
+        """Sends a valid message of a stream, and then a malformed one."""
         send = self._channel.stream_unary(
             "/photomesh.media.v1.MediaService/UploadMedia",
             request_serializer=lambda message: message,
@@ -233,38 +233,38 @@ def bearer(someone: Person) -> tuple[tuple[str, str], ...]:
 
 
 @pytest.fixture
-async def everybody(mesh: Stack) -> AsyncIterator[Everybody]:
+async def users(mesh: Stack) -> AsyncIterator[Users]:
     address = f"127.0.0.1:{mesh.ports.gateway_http}"
     async with (
         httpx.AsyncClient(base_url=f"http://{address}", timeout=8) as http,
         grpc.aio.insecure_channel(address) as channel,
     ):
-        everybody = Everybody(mesh, http, channel)
-        await everybody.prepare()
-        yield everybody
+        users = Users(mesh, http, channel)
+        await users.prepare()
+        yield users
 
 
 @contextlib.asynccontextmanager
-async def busy(everybody: Everybody) -> AsyncIterator[None]:
-    """Has everybody live meanwhile."""
-    lives = [asyncio.create_task(everybody.live(random.Random(number))) for number in range(CROWD)]
+async def busy(users: Users) -> AsyncIterator[None]:
+    """Lets the users make calls during the block."""
+    tasks = [asyncio.create_task(users.run(random.Random(number))) for number in range(USERS)]
     try:
         yield
     finally:
-        for life in lives:
-            life.cancel()
-        ends = await asyncio.gather(*lives, return_exceptions=True)
+        for task in tasks:
+            task.cancel()
+        ends = await asyncio.gather(*tasks, return_exceptions=True)
     assert [end for end in ends if not isinstance(end, asyncio.CancelledError)] == []
 
 
-async def stall_each(mesh: Stack, everybody: Everybody) -> None:
-    """Stalls each part for a while, several at a time; PostgreSQL until calls fail for it."""
+async def stall_each(mesh: Stack, users: Users) -> None:
+    """Stalls each part for a while, several at a time; PostgreSQL until calls fail."""
 
     async def stall(name: str) -> None:
         with mesh.stalled(name):
             await asyncio.sleep(STALL_SECONDS)
             if name == "postgres":
-                await eventually(lambda: _newer(everybody, 0))
+                await eventually(lambda: _has_failed_since(users, 0))
 
     async with asyncio.TaskGroup() as group:
         for name in parts(mesh):
@@ -272,35 +272,35 @@ async def stall_each(mesh: Stack, everybody: Everybody) -> None:
             await asyncio.sleep(NEXT_SECONDS)
 
 
-async def crash_each(mesh: Stack, everybody: Everybody) -> None:
-    """Kills each part and starts it again, one after the other, those that need others first."""
+async def crash_each(mesh: Stack, users: Users) -> None:
+    """Kills and restarts each part in turn, dependents before their dependencies."""
     for name in reversed(parts(mesh)):
-        before = everybody.failed
+        before = users.failed
         await asyncio.to_thread(mesh.kill, name)
         if name == "postgres":
-            # Calls fail without it, and services log why.
-            await eventually(lambda before=before: _newer(everybody, before))
+            # Calls fail without it, and services log the errors.
+            await eventually(lambda before=before: _has_failed_since(users, before))
         await asyncio.to_thread(mesh.start, name)
 
 
-async def _newer(everybody: Everybody, before: int) -> bool:
-    """Tells whether calls have failed since."""
-    return everybody.failed > before
+async def _has_failed_since(users: Users, before: int) -> bool:
+    """Returns whether there were more than `before` failures."""
+    return users.failed > before
 
 
 @pytest.mark.parametrize("break_each", [stall_each, crash_each])
-async def test_no_secret_is_written_while_a_part_breaks(mesh, everybody, break_each):
+async def test_no_secret_is_written_while_a_part_breaks(mesh, users, break_each):
     logs = {path: path.stat().st_size for path in mesh.layout.log.iterdir()}
-    async with busy(everybody):
-        await break_each(mesh, everybody)
-    # What was told late is written then, too.
-    await eventually(everybody.prepare, lambda _: True)
+    async with busy(users):
+        await break_each(mesh, users)
+    # By then, late log lines are written, too.
+    await eventually(users.prepare, lambda _: True)
 
-    assert everybody.succeeded
-    assert everybody.failed
+    assert users.succeeded
+    assert users.failed
     written = {path: new_lines(path, logs.get(path, 0)) for path in mesh.layout.log.iterdir()}
     if break_each is crash_each:
-        # Errors were logged, with what led to them.
+        # Errors were logged with their tracebacks.
         assert any(b'"exception":' in line for lines in written.values() for line in lines)
     assert {path.name: max(map(len, lines)) for path, lines in written.items() if lines} == {
         path.name: pytest.approx(0, abs=LINE_BYTES) for path, lines in written.items() if lines
@@ -309,13 +309,13 @@ async def test_no_secret_is_written_while_a_part_breaks(mesh, everybody, break_e
     assert not found, "\n".join(map(str, found))
 
 
-async def test_a_message_that_is_none_costs_little_log(mesh, everybody):
+async def test_a_malformed_message_writes_little_to_the_log(mesh, users):
     log = mesh.log("media")
     before = log.stat().st_size
 
-    await everybody.send_nonsense()
-    # Whatever it led to has been told when a later call is answered.
-    await everybody.prepare()
+    await users.send_malformed_message()
+    # When later calls are answered, its log lines are written.
+    await users.prepare()
 
     assert log.stat().st_size - before < 4 * LINE_BYTES
 

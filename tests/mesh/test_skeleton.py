@@ -1,6 +1,6 @@
 """A new service is one folder of contracts, one folder of code and one row.
 
-The skeleton that `make service` writes runs in a copy of the tree, where nothing else was changed.
+The skeleton that `make service` writes runs in a copy of the tree without other changes.
 """
 
 import asyncio
@@ -30,7 +30,7 @@ from tests.mesh.people import Person
 NAME = "widget"
 COUNT = "/photomesh.widget.v1.WidgetInternalService/CountWidgets"
 
-# What may differ from the tree: the files of the service, its row, and generated code.
+# The files that may differ from the tree: those of the service, its row, and generated code.
 WRITTEN = {
     "deploy/processes.py",
     "gen/photomesh.binpb",
@@ -81,7 +81,7 @@ def tracked() -> list[str]:
 
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A copy of the tree with the skeleton, generated code included."""
+    """A copy of the tree with the skeleton and its generated code."""
     tree = tmp_path_factory.mktemp("tree")
     for name in tracked():
         (tree / name).parent.mkdir(parents=True, exist_ok=True)
@@ -89,7 +89,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     run(tree, "-m", "deploy.skeleton", NAME)
     run(tree, "protos/generate.py")
     yield tree
-    # What the run writes is searched for secrets; a copy of the tree holds those of its tests.
+    # Removed, because the files of a run are searched for secrets, and tests contain some.
     shutil.rmtree(tree)
 
 
@@ -107,7 +107,7 @@ def run(tree: Path, *arguments: str) -> None:
 
 @dataclass(frozen=True)
 class Up:
-    """The mesh of the copy."""
+    """A running mesh from the copy."""
 
     pki: str
     gateway: str
@@ -133,14 +133,14 @@ def up(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
     )
     try:
         assert process.stdout is not None
-        told = process.stdout.readline()
-        assert told, "the mesh did not start"
-        yield Up(**json.loads(told))
+        addresses = process.stdout.readline()
+        assert addresses, "the mesh did not start"
+        yield Up(**json.loads(addresses))
     finally:
         process.communicate()
 
 
-def test_nothing_else_is_written(tree):
+def test_no_other_file_is_written(tree):
     files = {
         str(path.relative_to(tree))
         for path in tree.rglob("*")
@@ -153,7 +153,7 @@ def test_nothing_else_is_written(tree):
     assert (files - known) | set(changed) == WRITTEN
 
 
-def test_the_skeleton_keeps_the_rules_of_the_tree(tree):
+def test_the_skeleton_passes_the_lint_rules(tree):
     scripts = Path(sys.executable).parent
     for command in (
         [
@@ -179,7 +179,7 @@ def test_the_skeleton_keeps_the_rules_of_the_tree(tree):
         assert done.returncode == 0, done.stdout + done.stderr
 
 
-async def test_it_answers_and_handles_its_event(up):
+async def test_the_skeleton_answers_and_handles_its_event(up):
     async with httpx.AsyncClient(base_url=up.gateway, timeout=PATIENCE_SECONDS) as http:
         someone = await Person(http, patience=PATIENCE_SECONDS).sign_up()
         made = (await someone.call("POST", f"/v1/{NAME}s", {"text": "hello"}))[NAME]
@@ -187,7 +187,7 @@ async def test_it_answers_and_handles_its_event(up):
         async def listed() -> Any:
             return (await someone.call("GET", f"/v1/{NAME}s"))[f"{NAME}s"]
 
-        # Handled: its event went through the outbox and the broker, and came back.
+        # Its event went through the outbox and the broker to its own consumer.
         [seen] = await eventually(listed, lambda found: found[0]["handled"])
         assert seen == made | {"handled": True}
 
@@ -210,7 +210,7 @@ async def test_it_answers_and_handles_its_event(up):
         assert outside.status_code == 404
 
 
-async def test_what_it_cannot_handle_is_a_dead_letter(up):
+async def test_an_event_that_cannot_be_handled_becomes_a_dead_letter(up):
     producer = KafkaProducer(bootstrap_servers=up.kafka, acks="all")
     try:
         sent = producer.send(f"{NAME}_created", b"\xff\xff", key=b"1")
@@ -237,7 +237,7 @@ def _varint(number: int) -> bytes:
     return bytes([*encoded, number])
 
 
-def test_a_name_that_cannot_be_one_is_refused_and_nothing_written(tree):
+def test_an_invalid_name_is_refused_and_nothing_is_written(tree):
     before = {path for path in tree.rglob("*") if path.is_file()}
     for name in ("Widget", "media", NAME, "../x", "w", ""):
         done = subprocess.run(

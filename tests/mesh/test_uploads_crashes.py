@@ -1,7 +1,7 @@
-"""kill -9 of media and of S3 in the middle of streamed uploads, by gRPC and by REST.
+"""kill -9 of media and of S3 in the middle of streamed uploads, over gRPC and REST.
 
-What was acknowledged outlives the crash, what was not is sent again, and nothing else stays.
-`PHOTOMESH_CRASHES` and `PHOTOMESH_SEED` are those of test_crashes.
+Acknowledged bytes survive the crash, the client sends the others again, and nothing else remains.
+`PHOTOMESH_CRASHES` and `PHOTOMESH_SEED` are as in test_crashes.
 """
 
 import asyncio
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.prove
 MIB = 2**20
 ROUNDS = int(os.environ.get("PHOTOMESH_CRASHES", "1"))
 SEED = int(os.environ.get("PHOTOMESH_SEED", "1"))
-# S3 takes up to half a minute until it finds its objects again, so only `make prove` kills it.
+# S3 takes up to 30 s to find its objects after a restart, so only `make prove` kills it.
 VICTIMS = ["media", "s3"] if os.environ.get("PHOTOMESH_PROVE") else ["media"]
 
 _PIECE_BYTES = 256 * 1024
@@ -36,12 +36,12 @@ _ENDED_WHILE_WRITING = (grpc.StatusCode.INTERNAL, "Internal error from Core")
 
 
 class Broken(Exception):
-    """A stream ended in a way that a client answers by going on."""
+    """A stream ended with an error after which a client resumes the upload."""
 
 
 @pytest.mark.parametrize("number", range(ROUNDS))
 @pytest.mark.parametrize("victim", VICTIMS)
-async def test_streams_go_on_over_a_crash(mesh, http, victim, number):
+async def test_uploads_resume_after_a_crash(mesh, http, victim, number):
     rng = random.Random(f"{SEED} {victim} {number}")
     files = [rng.randbytes(rng.randint(11 * MIB, 24 * MIB)) for _ in range(2)]
     ann, bob = Person(http, patience=PATIENCE_SECONDS), Person(http, patience=PATIENCE_SECONDS)
@@ -51,19 +51,19 @@ async def test_streams_go_on_over_a_crash(mesh, http, victim, number):
     async with grpc.aio.insecure_channel(f"127.0.0.1:{mesh.ports.gateway_http}") as channel:
         try:
             ended = await asyncio.gather(
-                carry(ann, files[0], by_grpc(MediaServiceStub(channel), crash)),
-                carry(bob, files[1], by_rest(crash)),
+                upload(ann, files[0], by_grpc(MediaServiceStub(channel), crash)),
+                upload(bob, files[1], by_rest(crash)),
             )
         finally:
-            # Also when an upload failed, so that the next test finds everything running.
+            # Even after a failure, so that the next test finds all processes running.
             await crash.over()
 
     for author, file, media_id in zip((ann, bob), files, ended, strict=True):
-        await asyncio.to_thread(assert_that_is_all, mesh, author, file, media_id)
+        await asyncio.to_thread(assert_only_this_file_is_stored, mesh, author, file, media_id)
 
 
 class Crash:
-    """Kills a process when so many bytes were sent, and starts it again."""
+    """Kills a process after `after_bytes` bytes were sent, and restarts it."""
 
     def __init__(self, mesh, victim: str, *, after_bytes: int) -> None:
         self._mesh = mesh
@@ -94,26 +94,26 @@ Send = Callable[[Person, bytes, int], Awaitable[str]]
 """Sends a file from an offset and returns the media id, or raises Broken."""
 
 
-async def carry(author: Person, file: bytes, send: Send) -> str:
-    """Sends a file over whatever happens, as a good client does; returns the media id."""
+async def upload(author: Person, file: bytes, send: Send) -> str:
+    """Sends a file and resumes after failures, as a good client does; returns the media id."""
 
     async def safe() -> int:
         try:
-            told = await author.call("GET", "/v1/media:offset", requestId="one")
+            acknowledged = await author.call("GET", "/v1/media:offset", requestId="one")
         except ApiError as error:
             if error.reason != "UPLOAD_UNKNOWN":
                 raise
             return 0
-        return int(told["offset"])
+        return int(acknowledged["offset"])
 
     at = 0
     while True:
         try:
             return await send(author, file, at)
         except Broken:
-            told = await safe()
-            assert told >= at
-            at = told
+            acknowledged = await safe()
+            assert acknowledged >= at
+            at = acknowledged
 
 
 def by_grpc(stub: MediaServiceStub, crash: Crash) -> Send:
@@ -132,9 +132,9 @@ def by_grpc(stub: MediaServiceStub, crash: Crash) -> Send:
         try:
             answer = await stub.UploadMedia(messages(), metadata=token, timeout=PATIENCE_SECONDS)
         except grpc.aio.AioRpcError as error:
-            # The second is what the library makes of a stream that ended under its pen.
-            told = error.code(), error.details()
-            if told[0] is grpc.StatusCode.UNAVAILABLE or told == _ENDED_WHILE_WRITING:
+            # The second is grpc's error for a stream that ended during a write.
+            ended = error.code(), error.details()
+            if ended[0] is grpc.StatusCode.UNAVAILABLE or ended == _ENDED_WHILE_WRITING:
                 raise Broken from error
             raise
         return str(answer.media.media_id)
@@ -170,8 +170,8 @@ def by_rest(crash: Crash) -> Send:
     return send
 
 
-def assert_that_is_all(mesh, author: Person, file: bytes, media_id: str) -> None:
-    """Asserts that the author has this file, once, and nothing besides."""
+def assert_only_this_file_is_stored(mesh, author: Person, file: bytes, media_id: str) -> None:
+    """Asserts that the author has this file once, and nothing else."""
     with psycopg.connect(mesh.database_url("media")) as database:
         media = database.execute(
             "SELECT media_id FROM media WHERE owner_id = %s", [author.account_id]
@@ -183,7 +183,7 @@ def assert_that_is_all(mesh, author: Person, file: bytes, media_id: str) -> None
         "Prefix": f"{created_at(int(media_id)):%Y/%m/%d}/{author.account_id}/",
     }
     [original] = s3.list_objects_v2(**of_author)["Contents"]
-    # An upload that S3 began when media died before it knew of it has no bytes, and S3 ends it.
+    # If media dies before it learns of an upload that S3 has begun, S3 removes that upload.
     for begun in s3.list_multipart_uploads(**of_author).get("Uploads", []):
         parts = s3.list_parts(Bucket=ORIGINALS_BUCKET, Key=begun["Key"], UploadId=begun["UploadId"])
         assert not parts.get("Parts")

@@ -34,7 +34,7 @@ async def author(person) -> Person:
 
 @pytest.fixture
 def stored(mesh):
-    """Tells the SHA-256 of the original that lies in S3."""
+    """Returns the SHA-256 of the original in S3."""
     s3 = mesh.s3()
 
     def read(media) -> str:
@@ -73,7 +73,7 @@ async def test_every_byte_arrives(author, stored, size, form):
     assert await stored(answer["media"]) == hashlib.sha256(file).hexdigest()
 
 
-async def test_a_photo_as_a_body_becomes_ready(author):
+async def test_a_photo_sent_as_a_body_becomes_ready(author):
     file = photo(640, 480)
 
     answer = await put(
@@ -87,7 +87,7 @@ async def test_a_photo_as_a_body_becomes_ready(author):
 
     media = await author.processed(answer["media"]["mediaId"])
     assert media["state"] == "MEDIA_STATE_READY"
-    # The same once more, and the same bytes under another name.
+    # The same request again, and the same bytes with another request id.
     assert (await put(author, file, "image/jpeg", requestId="one"))["media"] == media
     again = await put(author, b"", "image/jpeg", sha256=hashlib.sha256(file).hexdigest())
     assert again["reused"]
@@ -117,7 +117,7 @@ async def test_parallel_repeats_of_a_request_make_one_media(author, stored):
         (photo(8, 8), "image/png", {}, 400, "OBJECT_MISMATCH"),
     ],
 )
-async def test_a_file_that_is_not_as_declared_is_refused(
+async def test_a_file_that_differs_from_its_declaration_is_refused(
     author, content, content_type, query, status, reason
 ):
     with pytest.raises(ApiError) as refused:
@@ -126,13 +126,13 @@ async def test_a_file_that_is_not_as_declared_is_refused(
     assert (refused.value.status, refused.value.reason) == (status, reason)
 
 
-async def test_nobody_uploads_without_a_token(http):
+async def test_an_upload_without_a_token_is_refused(http):
     answer = await http.post("/v1/media:upload", content=b"abc")
 
     assert answer.status_code == 401
 
 
-async def test_a_body_that_is_cut_goes_on_where_it_is_safe(author, stored):
+async def test_an_interrupted_body_resumes_at_the_stored_offset(author, stored):
     file = os.urandom(SIZES[-1])
     query = {"requestId": "one", "sizeBytes": len(file), "sha256": hashlib.sha256(file).hexdigest()}
 
@@ -150,8 +150,8 @@ async def test_a_body_that_is_cut_goes_on_where_it_is_safe(author, stored):
 
         with pytest.raises(ConnectionAbortedError):
             await put(author, broken(), offset=at, **query)
-        # What is on its way to S3 still arrives.
-        at = await eventually(offset, lambda told, at=at, end=end: told > at or end == len(file))
+        # Bytes in transit to S3 still arrive.
+        at = await eventually(offset, lambda now, at=at, end=end: now > at or end == len(file))
 
     answer = await put(author, file[at:], offset=at, **query)
 
@@ -163,9 +163,9 @@ async def test_a_body_that_is_cut_goes_on_where_it_is_safe(author, stored):
 async def begun_body(
     author: Person,
 ) -> AsyncIterator[tuple[asyncio.Task[httpx.Response], asyncio.StreamWriter]]:
-    """Gives the answer to a body of 1,000 bytes of which one is sent, and where the rest goes.
+    """Sends one byte of a body of 1,000. Yields the response and the writer for the rest.
 
-    Unlike httpx, it reads an answer that comes before all is sent.
+    Unlike httpx, it reads a response that comes before the body is complete.
     """
     reader, writer = await asyncio.open_connection(
         author.http.base_url.host, author.http.base_url.port
@@ -191,7 +191,7 @@ async def begun_body(
         writer.transport.abort()
 
 
-async def test_bodies_that_do_not_go_on_leave_room_for_others(author, person):
+async def test_stalled_bodies_leave_room_for_others(author, person):
     async with AsyncExitStack() as bodies:
         begun = [
             await bodies.enter_async_context(begun_body(author)) for _ in range(LIMITS.streams)
@@ -206,11 +206,11 @@ async def test_bodies_that_do_not_go_on_leave_room_for_others(author, person):
         assert {(error.status, error.reason) for error in errors} == {(429, "TOO_MANY_STREAMS")}
         assert (await put(await person().sign_up(), b"abc"))["media"]["mediaId"]
 
-    # The connections are gone, and all places are free again.
+    # The connections are closed, and all slots are free again.
     await eventually(lambda: put(author, b"abc"))
 
 
-@pytest.mark.skipif(not PROVING, reason="takes as long as a stream may be slow")
+@pytest.mark.skipif(not PROVING, reason="takes as long as a slow stream may take")
 async def test_a_body_that_trickles_is_ended(author):
     async with begun_body(author) as (answer, writer):
         while not answer.done():
@@ -221,7 +221,7 @@ async def test_a_body_that_trickles_is_ended(author):
     assert (refused.status, refused.reason) == (409, "STREAM_TOO_SLOW")
 
 
-async def test_the_limits_are_told(author):
+async def test_the_limits_are_reported(author):
     limits = await author.call("GET", "/v1/media/limits")
 
     assert limits["formMaxBytes"] == str(32 * MIB)
@@ -229,7 +229,7 @@ async def test_the_limits_are_told(author):
     assert limits["abandonedAfter"] == "86400s"
 
 
-async def test_parts_go_through_the_gateway_as_well(author, stored):
+async def test_a_multipart_upload_works_through_the_gateway(author, stored):
     file = os.urandom(7 * MIB)
     opened = await author.call(
         "POST",

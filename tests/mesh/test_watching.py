@@ -1,4 +1,4 @@
-"""Watching over REST and gRPC: what happens is told while it happens."""
+"""Watching media and feeds over REST and gRPC: changes are sent as they happen."""
 
 import asyncio
 import json
@@ -33,7 +33,7 @@ async def test_a_photo_is_watched_until_it_is_ready(person, http):
             if "media" not in message:
                 continue
             if not states:
-                # It is told at once: only now is the file sent.
+                # The first state is sent at once, before the file is uploaded.
                 await ann.send_file(upload, file)
                 await ann.complete(media_id)
             states.append(message["media"]["state"])
@@ -64,10 +64,10 @@ async def test_a_feed_is_watched_by_rest_and_by_grpc_until_its_server_drains(mes
         assert await anext(by_rest) == {"resumeAfterPostId": "1"}
 
         post = await bea.post(media_id, caption="seen at once")
-        told = await anext(by_rest)
-        assert told["post"]["caption"] == "seen at once"
-        assert told["post"]["author"]["username"] == bea.username
-        assert told["resumeAfterPostId"] == told["post"]["postId"] == post["postId"]
+        message = await anext(by_rest)
+        assert message["post"]["caption"] == "seen at once"
+        assert message["post"]["author"]["username"] == bea.username
+        assert message["resumeAfterPostId"] == message["post"]["postId"] == post["postId"]
 
         by_grpc = FeedServiceStub(channel).WatchFeed(
             feed_pb.WatchFeedRequest(after_post_id=1), metadata=tuple(bearer.items())

@@ -1,4 +1,4 @@
-"""People and their media, for posting; and post's insides without a process around them."""
+"""Authors with media, and the parts of post without its process."""
 
 import secrets
 from collections.abc import AsyncIterator, Callable
@@ -45,7 +45,7 @@ def services(infrastructure: Stack) -> Stack:
 
 @dataclass(frozen=True)
 class Author:
-    """Somebody who has signed up."""
+    """A signed-up user."""
 
     account_id: int
     username: str
@@ -80,7 +80,7 @@ class Author:
         await self._media.DeleteMedia(request, metadata=self.metadata)
 
     async def processed(self, media_id: int) -> media_pb.Media:
-        """Waits for a media item's end."""
+        """Waits until a media item is READY or FAILED."""
 
         async def ask() -> media_pb.Media:
             answer = await self._media.GetMedia(
@@ -156,14 +156,14 @@ class Replica:
         await jobs.sweep(self.store, self.resolver)
 
     async def events(self) -> list[int]:
-        """Returns the posts that were told to be published, sorted."""
-        return sorted(await self._told("post_created", PostCreated))
+        """Returns the posts of all PostCreated events, sorted."""
+        return sorted(await self._posts("post_created", PostCreated))
 
     async def changes(self) -> list[int]:
-        """Returns the posts that were told to have changed, in the order of the changes."""
-        return await self._told("post_changed", PostChanged)
+        """Returns the posts of all PostChanged events, in order."""
+        return await self._posts("post_changed", PostChanged)
 
-    async def _told(self, topic: str, message: type[PostCreated] | type[PostChanged]) -> list[int]:
+    async def _posts(self, topic: str, message: type[PostCreated] | type[PostChanged]) -> list[int]:
         async with self.database.connection() as connection:
             cursor = await connection.execute(
                 "SELECT key, payload FROM outbox WHERE topic = %s ORDER BY id", [topic]
@@ -175,7 +175,7 @@ class Replica:
         return [event.post_id for _, event in events]
 
     async def make_due(self) -> None:
-        """Makes the sweep look at every post."""
+        """Makes every post due for the sweep."""
         async with self.database.connection() as connection:
             await connection.execute("UPDATE posts SET settle_time = now() - interval '1 s'")
 
@@ -195,7 +195,7 @@ async def replicas(
 
 
 def sign_in(author: Author) -> None:
-    """Makes somebody the caller of whatever the test calls next."""
+    """Makes an author the caller of what the test calls next."""
     context.enter(context.CallContext(trace_id="ab" * 16, user_id=author.account_id))
 
 
@@ -204,7 +204,7 @@ PostServiceMaker = Callable[..., AbstractAsyncContextManager[PostService]]
 
 @pytest.fixture
 def post_service(replicas: list[Replica], services: Stack) -> PostServiceMaker:
-    """Makes the first replica's public service; parts of it may be others than the stack's."""
+    """Makes the public service of the first replica, optionally with other dependencies."""
 
     @asynccontextmanager
     async def make(
@@ -212,7 +212,7 @@ def post_service(replicas: list[Replica], services: Stack) -> PostServiceMaker:
     ) -> AsyncIterator[PostService]:
         graph_address = graph_address or services.ports.address("graph")
         cdn = CdnSettings(cdn_url="http://cdn", cdn_key_file=services.layout.pki / "cdn.key")
-        # Who waited for the cache's own end would wait for an hour.
+        # A call that waited for the cache's own timeout would take an hour.
         valkey = CacheSettings(
             valkey_url=valkey_url or services.valkey_url, valkey_timeout_seconds=3600
         )

@@ -1,4 +1,4 @@
-"""Archiving, showing again and deleting: when it is answered, it is done, and it is told."""
+"""Archiving, unarchiving and deleting take effect before the response, and publish events."""
 
 import asyncio
 import itertools
@@ -28,7 +28,7 @@ ARCHIVED, PUBLISHED, DELETED = (
     pb.POST_STATE_DELETED,
 )
 
-# A port that nobody listens at.
+# A port without a listener.
 NOWHERE = "127.0.0.1:1"
 
 
@@ -48,7 +48,7 @@ async def service(post_service) -> AsyncIterator[PostService]:
 
 @pytest.fixture
 async def stalled() -> AsyncIterator[str]:
-    """The address of a server that takes whatever is sent and never answers."""
+    """The address of a server that accepts all requests and never answers."""
     server = await asyncio.start_server(lambda reader, writer: None, "127.0.0.1", 0)
     host, port = server.sockets[0].getsockname()
     yield f"{host}:{port}"
@@ -59,7 +59,7 @@ _media_ids = itertools.count(1)
 
 
 async def published(replica: Replica, author: Author) -> Post:
-    """Publishes a post of a photo that only the post knows of."""
+    """Publishes a post of a photo that media does not know."""
     media = StoredMedia(
         media_id=next(_media_ids) << 23 | author.account_id & 8191 << 10,
         owner_id=author.account_id,
@@ -98,7 +98,7 @@ async def listed(replica: Replica, author: Author) -> list[int]:
     return await replica.store.recent([author.account_id], before=0, limit=10)
 
 
-async def test_an_archived_post_is_its_authors_alone_until_it_is_shown_again(
+async def test_only_its_author_sees_an_archived_post_until_it_is_unarchived(
     replicas, service, cache, author, stranger
 ):
     posts, cached = [await published(replicas[0], author) for _ in range(3)], PostCache(cache)
@@ -120,7 +120,7 @@ async def test_an_archived_post_is_its_authors_alone_until_it_is_shown_again(
     for _ in range(2):
         assert (await unarchive(service, post)).state == PUBLISHED
 
-    # Not a tombstone any more, and no copy before somebody has asked anew.
+    # Neither a tombstone any more nor a copy, which only the next read makes.
     assert await cached.get([post.post_id]) == {}
     assert await listed(replicas[0], author) == [new.post_id, post.post_id, old.post_id]
     sign_in(stranger)
@@ -128,7 +128,7 @@ async def test_an_archived_post_is_its_authors_alone_until_it_is_shown_again(
     assert await replicas[0].changes() == [post.post_id] * 2, "repeats change nothing"
 
 
-async def test_a_deleted_post_is_gone_and_its_request_does_not_make_it_anew(
+async def test_repeating_the_request_does_not_recreate_a_deleted_post(
     replicas, service, cache, author, stranger
 ):
     request = pb.CreatePostRequest(
@@ -150,12 +150,12 @@ async def test_a_deleted_post_is_gone_and_its_request_does_not_make_it_anew(
     again = (await service.CreatePost(request, None)).post
     assert (again.post_id, again.state) == (post.post_id, DELETED)
     assert (again.caption, list(again.media)) == ("", [])
-    # Only the post: its photo can be posted anew.
+    # Only the post is deleted: its photo can be posted again.
     request.request_id = "another"
     assert (await service.CreatePost(request, None)).post.state == PUBLISHED
 
 
-async def test_others_learn_nothing_of_a_post_by_trying_to_hide_it(
+async def test_a_post_of_another_author_is_unknown_to_hide_and_delete(
     replicas, service, author, stranger
 ):
     post = await published(replicas[0], author)
@@ -170,7 +170,7 @@ async def test_others_learn_nothing_of_a_post_by_trying_to_hide_it(
     assert await replicas[0].changes() == []
 
 
-async def test_a_post_that_is_not_published_yet_can_be_deleted_but_not_archived(
+async def test_an_unpublished_post_can_be_deleted_but_not_archived(
     replicas, service, cache, author
 ):
     media_id = await author.photo()
@@ -187,13 +187,13 @@ async def test_a_post_that_is_not_published_yet_can_be_deleted_but_not_archived(
     )
     await replicas[0].make_due()
     await replicas[0].sweep()
-    # Whoever has read the post before it was deleted cannot publish it any more.
+    # A process that read the post before it was deleted cannot publish it any more.
     resolved, _ = await replicas[1].resolver.resolve(post)
     assert resolved.state is State.DELETED
     assert await replicas[0].events() == []
 
 
-async def test_changes_at_once_are_each_told_and_deletion_is_the_last(replicas, author):
+async def test_concurrent_changes_each_publish_an_event_and_deletion_is_last(replicas, author):
     posts = [await published(replicas[0], author) for _ in range(4)]
     steps = [
         (replica.store.archive, replica.store.unarchive)[n % 2](post)
@@ -212,25 +212,23 @@ async def test_changes_at_once_are_each_told_and_deletion_is_the_last(replicas, 
     assert {post.post_id for post in posts} == set(changes)
 
 
-@pytest.mark.parametrize("how", ["away", "stalled"])
-async def test_authors_do_not_wait_for_a_cache_that_does_not_answer(
+@pytest.mark.parametrize("how", ["unavailable", "stalled"])
+async def test_authors_do_not_wait_for_a_stalled_cache(
     replicas, post_service, author, stalled, how
 ):
     posts = [await published(replicas[0], author) for _ in range(2)]
     sign_in(author)
-    address = NOWHERE if how == "away" else stalled
+    address = NOWHERE if how == "unavailable" else stalled
     async with post_service(valkey_url=f"redis://{address}/0") as service:
         async with asyncio.timeout(PATIENCE_SECONDS):
             assert (await archive(service, posts[0])).state == ARCHIVED
             await delete(service, posts[1])
 
-    # Fanout withdraws them when the cache is back.
+    # Fan-out withdraws them when the cache is available again.
     assert await replicas[0].changes() == [post.post_id for post in posts]
 
 
-async def test_others_see_a_post_if_they_may_see_its_authors_account(
-    replicas, service, services, author, stranger
-):
+async def test_viewers_of_an_account_see_its_posts(replicas, service, services, author, stranger):
     post = await published(replicas[0], author)
     of_author = graph_pb.FollowRequest(account_id=author.account_id)
     sign_in(stranger)
@@ -250,7 +248,7 @@ async def test_others_see_a_post_if_they_may_see_its_authors_account(
         assert await reason(get(service, post)) == "POST_UNKNOWN"
 
 
-async def test_while_graph_is_away_only_the_author_sees_a_post(
+async def test_while_graph_is_unavailable_only_the_author_sees_a_post(
     replicas, post_service, author, stranger
 ):
     post = await published(replicas[0], author)

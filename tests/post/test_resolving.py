@@ -1,4 +1,4 @@
-"""Resolving posts: whichever process does it, however often, a post is published once."""
+"""Resolving posts: a post is published once, however many processes resolve it."""
 
 import asyncio
 
@@ -14,7 +14,7 @@ from services.post.store import State
 from tests.post.conftest import Replica, sign_in
 
 
-async def test_a_post_that_is_resolved_twenty_times_at_once_is_published_once(replicas, author):
+async def test_a_post_resolved_twenty_times_concurrently_is_published_once(replicas, author):
     media_ids = [await author.photo(seed) for seed in (1, 2)]
     store = replicas[0].store
     post = await store.add_post(author.account_id, media_ids, "caption", "")
@@ -29,7 +29,7 @@ async def test_a_post_that_is_resolved_twenty_times_at_once_is_published_once(re
     assert all(item.variants and item.key_prefix.endswith("/") for item in published.snapshots)
 
 
-async def test_an_event_resolves_the_posts_that_wait_for_its_media_and_no_others(replicas, author):
+async def test_an_event_resolves_only_the_posts_that_wait_for_its_media(replicas, author):
     ready, pending = await author.photo(), (await author.open_upload(b"x")).media.media_id
     store, replica = replicas[0].store, replicas[0]
     one, other, waiting, third = [
@@ -47,23 +47,23 @@ async def test_an_event_resolves_the_posts_that_wait_for_its_media_and_no_others
     assert {post.state for post in left.values()} == {State.PROCESSING}
 
 
-async def test_sweeps_of_two_replicas_publish_each_forgotten_post_once(replicas, author):
+async def test_sweeps_of_two_replicas_publish_each_overdue_post_once(replicas, author):
     ready, pending = await author.photo(), (await author.open_upload(b"x")).media.media_id
     store = replicas[0].store
-    # More than one batch, with some between them that are still not ready.
+    # More than one batch, including some posts whose media are not ready.
     posts = [
         await store.add_post(author.account_id, [pending if n % 10 == 0 else ready], "", "")
         for n in range(120)
     ]
     await replicas[0].sweep()
-    assert await replicas[0].events() == [], "what was just made is left to its maker"
+    assert await replicas[0].events() == [], "a new post is left to the call that creates it"
 
     await replicas[0].make_due()
     await asyncio.gather(*(replica.sweep() for replica in replicas))
 
     forgotten = [post.post_id for post in posts if post.media_ids == (ready,)]
     assert await replicas[0].events() == sorted(forgotten)
-    assert await store.take_unresolved(100) == [], "what waits on is left alone for a while"
+    assert await store.take_unresolved(100) == [], "posts that still wait are not due for a while"
 
 
 async def test_a_post_fails_with_its_media(replicas, author):
@@ -79,7 +79,7 @@ async def test_a_post_fails_with_its_media(replicas, author):
     assert await replicas[0].events() == []
 
 
-async def test_posts_show_a_deleted_photo_no_more_and_stay(replicas, author):
+async def test_posts_of_a_deleted_photo_remain_without_it(replicas, author):
     gone, kept = await author.photo(1), await author.photo(2)
     store, replica = replicas[0].store, replicas[0]
     post = await store.add_post(author.account_id, [gone, kept], "", "")
@@ -97,7 +97,7 @@ async def test_posts_show_a_deleted_photo_no_more_and_stay(replicas, author):
     assert not first.variants
     assert second.media_id == kept
     assert second.variants
-    assert set(await replicas[0].changes()) == {post.post_id}, "so that copies of it are renewed"
+    assert set(await replicas[0].changes()) == {post.post_id}, "so that cached copies are refreshed"
 
 
 async def test_a_photo_that_is_deleted_while_its_post_is_published_is_not_shown(
@@ -110,14 +110,14 @@ async def test_a_photo_that_is_deleted_while_its_post_is_published_is_not_shown(
 
     deleted = StoredMedia(media_id=media_id, state=media_pb.MEDIA_STATE_DELETED)
     await replicas[1].store.forget_media(deleted)
-    # With what was read before.
+    # With the state from before the deletion.
     await store.publish(post, media)
 
     assert not (await store.post(post.post_id)).snapshots[0].variants
-    assert await replicas[0].changes() == [], "nobody had a copy"
+    assert await replicas[0].changes() == [], "there was no copy"
 
 
-async def test_a_photo_that_was_made_anew_is_shown_so_unless_it_is_deleted(replicas, author, peers):
+async def test_posts_show_reprocessed_photos_unless_they_are_deleted(replicas, author, peers):
     media_id = await author.photo()
     store, replica = replicas[0].store, replicas[0]
     old = StoredMedia(media_id=media_id, state=media_pb.MEDIA_STATE_READY, width=1)
@@ -150,15 +150,15 @@ async def test_a_post_that_waits_for_a_photo_fails_when_it_is_deleted(replicas, 
     assert (await store.post(post.post_id)).state is State.FAILED
 
 
-async def test_a_post_is_made_even_if_it_cannot_be_resolved_at_once(
+async def test_a_post_is_created_even_if_it_cannot_be_resolved_at_once(
     replicas, author, post_service, peers, kafka
 ):
-    away = DatabaseSettings(
+    unavailable = DatabaseSettings(
         database_url="postgresql://post@127.0.0.1:1/photomesh", database_timeout_seconds=0.2
     )
     sign_in(author)
-    async with Database(away) as database:
-        resolver = Replica(database, Relay(away, kafka), peers).resolver
+    async with Database(unavailable) as database:
+        resolver = Replica(database, Relay(unavailable, kafka), peers).resolver
         async with post_service(resolver=resolver) as service:
             request = pb.CreatePostRequest(media_ids=[await author.photo()], request_id="once")
             answer = await service.CreatePost(request, None)

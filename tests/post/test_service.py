@@ -1,4 +1,4 @@
-"""The post service as its callers meet it: real processes of post, media, its worker, account."""
+"""The post service as callers use it: real processes of post, media, its worker and account."""
 
 import asyncio
 import secrets
@@ -40,8 +40,8 @@ async def internal(services: Stack) -> AsyncIterator[PostInternalServiceStub]:
 
 
 @pytest.fixture
-def worker_away(services: Stack) -> Iterator[None]:
-    """Nothing is processed until the test starts the worker, or ends."""
+def worker_stopped(services: Stack) -> Iterator[None]:
+    """Stops the media worker until the test starts it or ends."""
     services.stop("media-worker")
     yield
     services.start("media-worker")
@@ -86,7 +86,7 @@ async def test_a_post_of_media_that_are_ready_is_published_at_once(
         assert all(folder in variant.url for variant in item.variants)
     assert await get(posts, stranger, made.post_id) == made
 
-    # The same as the post's page; blanks for what is not there; in the order asked for.
+    # As in GetPost, in the order of the request, with blanks for unknown posts.
     batch = await internal.BatchGetPosts(
         internal_pb.BatchGetPostsRequest(post_ids=[7, made.post_id, 8, made.post_id])
     )
@@ -116,7 +116,7 @@ def events_of(stack: Stack, author: Author, count: int) -> list[PostCreated]:
 
 
 async def test_a_post_waits_for_its_media_and_only_its_author_sees_it(
-    services, worker_away, posts, internal, author, stranger
+    services, worker_stopped, posts, internal, author, stranger
 ):
     good, broken = await author.upload(photo()), await author.upload(b"this is no picture")
     waiting = await create(posts, author, good, request_id="good")
@@ -177,7 +177,7 @@ async def test_media_that_cannot_be_posted_are_named(posts, author, stranger):
         assert Refusal.of(refused.value) == expected
 
 
-async def test_a_request_that_comes_ten_times_makes_one_post(posts, internal, author, stranger):
+async def test_ten_identical_requests_make_one_post(posts, internal, author, stranger):
     media_id, request_id = await author.photo(), secrets.token_hex(16)
 
     made = await asyncio.gather(
@@ -190,12 +190,12 @@ async def test_a_request_that_comes_ten_times_makes_one_post(posts, internal, au
         with pytest.raises(grpc.aio.AioRpcError) as refused:
             await create(posts, author, *media_ids, caption=caption, request_id=request_id)
         assert Refusal.of(refused.value).reason == "REQUEST_ID_REUSED"
-    # Request ids are each author's own, and without one every post is a new one.
+    # Request ids are separate for each author; without one, every request makes a new post.
     assert await create(posts, stranger, await stranger.photo(), request_id=request_id)
     assert await create(posts, author, media_id) != await create(posts, author, media_id)
 
 
-async def test_while_account_is_away_posts_are_shown_without_names(
+async def test_while_account_is_unavailable_posts_have_no_author_names(
     services, posts, internal, author
 ):
     made = await create(posts, author, await author.photo(), caption="still here")

@@ -1,4 +1,4 @@
-"""The newest posts of many authors, compared with sorting everything."""
+"""The newest posts of many authors, compared with sorting all posts."""
 
 import random
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from services.chassis.database.pool import Database
 from services.chassis.events.outbox import Outbox, Relay
 from services.post.store import PostStore, State
 
-# Most are published, and some are in every other state.
+# Most posts are published; some are in each other state.
 STATES = ["PUBLISHED"] * 16 + [state for state in State if state is not State.PUBLISHED]
 
 _ADD = """
@@ -21,11 +21,11 @@ _ADD = """
 
 
 @pytest.mark.parametrize("seed", range(3))
-async def test_the_newest_posts_of_many_authors_are_those(
+async def test_the_newest_posts_of_many_authors_are_found(
     database_of: Callable, kafka: KafkaSettings, seed: int
 ):
     rng = random.Random(seed)
-    # Few shards, so that authors share them; some write a lot, and some nothing.
+    # Few shards, so that authors share them; some have many posts, and some none.
     authors = [number << 23 | rng.randrange(6) << 10 for number in range(1, 41)]
     posts = {}
     for _ in range(1_500):
