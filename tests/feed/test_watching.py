@@ -280,7 +280,7 @@ async def test_nothing_is_lost_while_the_cache_is_away(scene, infrastructure):
 async def test_who_does_not_read_is_left_behind_and_loses_nothing(scene):
     reader = await scene.feed_of()
     posts = [post_id() for _ in range(40)]
-    async with scene.watched(waiting=30) as watches, watching(watches, reader) as quick:
+    async with scene.watched(max_queued=30) as watches, watching(watches, reader) as quick:
         slow = watches.watch(reader, 0)
         await anext(slow)
         asking = asyncio.create_task(anext(slow))
@@ -303,7 +303,7 @@ async def _watchers(watches: Watches, reader: int) -> int:
 
 async def test_so_many_may_watch_and_those_who_leave_make_room(scene):
     one, other, third = [await scene.feed_of() for _ in range(3)]
-    watches = scene.watches(most=2, of_one_reader=1)
+    watches = scene.watches(max_open=2, max_per_reader=1)
     async with watching(watches, one), watching(watches, other):
         with pytest.raises(TooManyStreams, match="Too many watches"):
             await anext(watches.watch(third, 0))
@@ -333,7 +333,7 @@ async def test_clients_that_vanish_make_room(scene, infrastructure):
         channel_to(infrastructure, "feed", identity="gateway", port=line.port) as vanishing,
     ):
         stub = FeedServiceStub(direct)
-        for _ in range(WatchLimits.of_one_reader):
+        for _ in range(WatchLimits.max_per_reader):
             await begin(FeedServiceStub(vanishing), reader)
         with pytest.raises(AioRpcError) as refused:
             await begin(stub, reader)
@@ -341,7 +341,7 @@ async def test_clients_that_vanish_make_room(scene, infrastructure):
         (await begin(stub, other)).cancel()
         line.cut()
 
-        for _ in range(WatchLimits.of_one_reader):
+        for _ in range(WatchLimits.max_per_reader):
             await eventually(lambda: begin(stub, reader))
 
 
