@@ -83,7 +83,7 @@ async def test_idle_streams_of_one_account_leave_room_for_others(uploader):
             ended = [stream.call for stream in idle if stream.call.done()]
             return [each for each in ended if await each.code() is not grpc.StatusCode.OK]
 
-        too_many = LIMITS.streams - LIMITS.streams_of_one_account
+        too_many = LIMITS.streams - LIMITS.streams_per_account
         calls = await eventually(refused, lambda found: len(found) == too_many)
         for call in calls:
             assert await refusal(call) == "TOO_MANY_STREAMS"
@@ -140,7 +140,7 @@ async def cancel(stream: IdleStream) -> None:
 )
 async def test_a_stream_makes_room_however_it_ends(uploader, end):
     # One that kept its place each time would leave none to the last.
-    for number in range(LIMITS.streams_of_one_account):
+    for number in range(LIMITS.streams_per_account):
         stream = IdleStream(uploader, f"stream {number}")
         await stream.is_open()
         await end(stream)
@@ -151,8 +151,7 @@ async def test_a_stream_makes_room_however_it_ends(uploader, end):
 async def test_clients_that_vanish_make_room(uploader, infrastructure):
     async with over_a_line(uploader, infrastructure) as (vanishing, line):
         idle = [
-            IdleStream(vanishing, f"idle {number}")
-            for number in range(LIMITS.streams_of_one_account)
+            IdleStream(vanishing, f"idle {number}") for number in range(LIMITS.streams_per_account)
         ]
         for stream in idle:
             await stream.is_open()

@@ -46,7 +46,7 @@ async def heard(watchers, media, *, seconds=LONG, heartbeat=LONG, into=None):
 
 
 async def test_a_thousand_watchers_hear_of_each_step_and_the_end(store, add):
-    watchers = Watchers(store, of_one_account=1000)
+    watchers = Watchers(store, max_per_account=1000)
     media, other = await add(), await add()
     queries = 0
 
@@ -157,7 +157,7 @@ async def test_a_watch_ends_in_time(store, add):
 
 
 async def test_there_is_room_for_so_many_and_those_who_leave_make_room(store, add):
-    watchers, media, other = Watchers(store, most=1), await add(), await add()
+    watchers, media, other = Watchers(store, max_open=1), await add(), await add()
 
     async with aclosing(
         watchers.watch(media.media_id, media.owner_id, seconds=LONG, heartbeat=LONG)
@@ -169,7 +169,7 @@ async def test_there_is_room_for_so_many_and_those_who_leave_make_room(store, ad
 
 
 async def test_an_account_has_room_for_so_many_and_others_have_room_beside_it(store, add):
-    watchers = Watchers(store, most=2, of_one_account=1)
+    watchers = Watchers(store, max_open=2, max_per_account=1)
     media, other = await add(), await add()
 
     async with aclosing(

@@ -44,7 +44,7 @@ def main(
         threads: how many steps run at a time; for a large file, one.
         files: the descriptor of the socket through which files arrive.
     """
-    # Redirects standard output to standard error, so that output of libraries cannot corrupt the
+    # Redirects standard output to standard error, so that libraries' output cannot corrupt the
     # answers.
     answers = _Answers(os.fdopen(os.dup(1), "wb"))
     os.dup2(2, 1)

@@ -38,8 +38,8 @@ _CHILD = "services.media.pipeline.child"
 _LENGTH_BYTES = 4
 
 # Keeps a compromised child from exhausting the worker's memory with its answers.
-_MOST_ANSWER_BYTES = 64 * 1024
-_MOST_VARIANT_BYTES = 32 * 1024 * 1024
+_MAX_ANSWER_BYTES = 64 * 1024
+_MAX_VARIANT_BYTES = 32 * 1024 * 1024
 
 _START_SECONDS = 30.0
 
@@ -70,7 +70,7 @@ class Renderers:
     def __init__(self, children: int, limits: Limits) -> None:
         self._limits = limits
         self._large = asyncio.Lock()
-        # None: a child that starts when its turn comes.
+        # None: a child that is started when it is needed.
         self._idle: asyncio.LifoQueue[_Child | None] = asyncio.LifoQueue()
         for _ in range(children):
             self._idle.put_nowait(None)
@@ -95,14 +95,14 @@ class Renderers:
         self,
         file: BinaryIO,
         present: Mapping[str, int] | None = None,
-        tell: Callable[[Made], None] = lambda _: None,
+        on_step: Callable[[Made], None] = lambda _: None,
     ) -> Rendition:
         """Makes every variant of a file, and every fact.
 
         Args:
             file: must be on a disk.
             present: the variants to skip: object names and sizes in bytes.
-            tell: called with each step as soon as it is finished. If a picture needs more memory
+            on_step: called with each step as soon as it is finished. If a picture needs more memory
                 than estimated, rendering restarts, and some steps are reported twice.
 
         Raises:
@@ -112,17 +112,17 @@ class Renderers:
             RendererFailed: there is a bug.
         """
         order = {"present": dict(present or {}), "large": False}
-        rendition = await self._render(file, order, tell)
+        rendition = await self._render(file, order, on_step)
         if rendition is None:
-            # Waits without occupying a child, so that smaller pictures can overtake it.
+            # Waits without occupying a child, so that smaller pictures are not delayed.
             async with self._large:
-                rendition = await self._render(file, order | {"large": True}, tell)
+                rendition = await self._render(file, order | {"large": True}, on_step)
         if rendition is None:
-            raise RendererFailed("a large picture was not rendered when it was its turn")
+            raise RendererFailed("a picture was reported as large again in a large order")
         return rendition
 
     async def _render(
-        self, file: BinaryIO, order: Mapping[str, Any], tell: Callable[[Made], None]
+        self, file: BinaryIO, order: Mapping[str, Any], on_step: Callable[[Made], None]
     ) -> Rendition | None:
         """Renders a file; None: the file is large and the order does not mark it as such."""
         child = await self._idle.get()
@@ -130,11 +130,11 @@ class Renderers:
             if child is None or child.ended:
                 child = await _Child.start(self._limits)
             async with asyncio.timeout(self._limits.wall_seconds):
-                return await child.render(file, order, tell)
+                return await child.render(file, order, on_step)
         except TimeoutError:
             raise Unavailable("The renderer") from None
         finally:
-            # Replaces the child after an interrupted or cancelled order, which leaves answers
+            # Replaces the child after an interrupted or canceled order, which leaves answers
             # unread, and after a large picture, whose memory the allocator would not return.
             if child is not None and (child.busy or order["large"]):
                 await child.kill()
@@ -182,7 +182,7 @@ class _Child:
             raise
 
     async def render(
-        self, file: BinaryIO, order: Mapping[str, Any], tell: Callable[[Made], None]
+        self, file: BinaryIO, order: Mapping[str, Any], on_step: Callable[[Made], None]
     ) -> Rendition | None:
         self.busy = True
         try:
@@ -200,7 +200,7 @@ class _Child:
                     made = await self._made(answer, picture)
                     if made.variant is not None:
                         contents[made.variant.object_name] = made.content
-                    tell(made)
+                    on_step(made)
         except (asyncio.IncompleteReadError, ConnectionError):
             raise _why(await self._process.wait()) from None
         self.busy = False
@@ -214,7 +214,7 @@ class _Child:
 
     async def _answer(self) -> dict[str, Any]:
         length = int.from_bytes(await self._stdout.readexactly(_LENGTH_BYTES), "big")
-        if length > _MOST_ANSWER_BYTES:
+        if length > _MAX_ANSWER_BYTES:
             raise RendererFailed("an answer is too long")
         answer: dict[str, Any] = json.loads(await self._stdout.readexactly(length))
         return answer
@@ -223,7 +223,7 @@ class _Child:
         step, size_bytes = answer["step"], answer["size_bytes"]
         if step not in VARIANT_STEPS:
             return Made(step)
-        if size_bytes > _MOST_VARIANT_BYTES:
+        if size_bytes > _MAX_VARIANT_BYTES:
             raise RendererFailed("a variant is too long")
         # Computes the name and the type here, so that a compromised child cannot choose them.
         return Made(
