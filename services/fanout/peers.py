@@ -21,7 +21,7 @@ _PULLED_AFTER = timedelta(seconds=3)
 """How long it takes until all readers who pull a post see it: see services/feed/authors.py."""
 
 _MAX_LATEST = 100
-"""Maximum number of posts in this time: nobody posts more by hand."""
+"""Maximum number of posts in this time. No person can post more."""
 
 
 @dataclass(frozen=True)

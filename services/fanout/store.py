@@ -32,8 +32,8 @@ KEPT_FINISHED = timedelta(days=1)
 """How long a finished fan-out is kept: as long as its event may be redelivered."""
 
 KEPT_UNFINISHED = timedelta(days=30)
-"""How long an unfinished fan-out is kept. It never finishes if an operator drops one of its
-chunks."""
+"""How long an unfinished fan-out is kept. It never finishes if an operator drops the dead letter of
+one of its chunks."""
 
 _PURGE_BATCH = 1000
 

@@ -283,7 +283,7 @@ class GraphService(GraphServiceServicer):
 
 
 def _relationship(relation: Relation) -> pb.Relationship:
-    # A blocked account must not be able to tell the blocker from a stranger.
+    # A blocked account must not be able to detect the block.
     hidden = relation.blocked_by
     return pb.Relationship(
         account_id=relation.other_id,

@@ -141,7 +141,7 @@ _STEPS_DONE = """
        AND NOT steps_done @> %(steps)s::text[]
 """
 
-# Also matches READY items of another recipe, which keep that state while they are remade.
+# Also matches READY items of another recipe, which stay READY while they are processed again.
 _READY = """
     UPDATE media
        SET state = 'READY', width = %(width)s, height = %(height)s, variants = %(variants)s,

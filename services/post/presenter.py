@@ -35,12 +35,12 @@ class Presenter:
         """
         posts = list(posts)
         authors = await self._authors({post.author_id for post in posts if post})
-        answer = internal_pb.BatchGetPostsResponse()
+        response = internal_pb.BatchGetPostsResponse()
         for post in posts:
-            presented = answer.posts.add()
+            presented = response.posts.add()
             if post:
                 self._write(presented, post, authors[post.author_id], post.snapshots)
-        return answer
+        return response
 
     async def _authors(self, author_ids: Collection[int]) -> dict[int, AccountSummary]:
         """Returns a summary of each account, without a name if account is unavailable."""
