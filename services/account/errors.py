@@ -24,7 +24,7 @@ class CredentialsWrong(MeshError):
     reason = "CREDENTIALS_WRONG"
 
     def __init__(self) -> None:
-        super().__init__("The username or the password is wrong.")
+        super().__init__("The username or password is wrong.")
 
 
 class RefreshTokenInvalid(MeshError):

@@ -78,8 +78,8 @@ class AccountService(AccountServiceServicer):
             expire_time=expire_time,
         )
         if not rotated:
-            # An old token was used again, so someone else may have a copy: end the session for
-            # both.
+            # An old token was reused, so it may have been stolen. End the session for both the
+            # client and a possible thief.
             await self._store.end_session(old.account_id, old.session_id)
             raise RefreshTokenInvalid
         new = RefreshToken(old.account_id, old.session_id, secret)

@@ -62,7 +62,7 @@ class Account:
 
 
 def normal_name(username: str) -> str:
-    """Returns the form in which a username must be unique."""
+    """Returns the normalized form of a username, which must be unique."""
     return username.casefold()
 
 

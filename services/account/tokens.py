@@ -25,7 +25,7 @@ _MAC_BYTES = 16
 
 
 class Tokens:
-    """Makes access tokens and refresh tokens, and verifies the latter.
+    """Creates access tokens and refresh tokens, and verifies refresh tokens.
 
     The gateway verifies access tokens with the public key. A refresh token contains a MAC, so that
     a token that was never issued cannot pass for one that was already used.

@@ -1,1 +1,1 @@
-"""Fan-out: pushing posts into home timelines."""
+"""Fan-out: pushes posts into home timelines."""

@@ -63,7 +63,7 @@ async def main() -> None:
                 Subscription(ChunkReady, chunks.on_chunk_ready, at_a_time=CHUNKS_AT_A_TIME),
             ],
         )
-        # Until the pauses are read from the database.
+        # Pause all topics until the worker has read from the database which ones are paused.
         group.consumer.hold([topic.name for topic in group.topics])
         admin = FanoutAdminService(group, store)
         await serve(

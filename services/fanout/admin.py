@@ -16,7 +16,7 @@ _log = logs.logger(__name__)
 
 
 class FanoutAdminService(FanoutAdminServiceServicer):
-    """Lag, progress and pauses of fan-out."""
+    """Reports the lag and progress of fan-out; pauses and resumes topics."""
 
     def __init__(self, group: ConsumerGroup, store: FanoutStore) -> None:
         self._group = group

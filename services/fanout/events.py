@@ -1,9 +1,9 @@
 """The event handlers of fan-out.
 
-Events arrive at least once, late, and in any order across topics. So every effect is idempotent:
-each handler reads the current state from the service that owns it, applies it, and reads it again.
-If the state has changed, the handler repeats. Of concurrent handlers, the last one leaves the
-current state.
+Events arrive at least once, possibly late, and in any order across topics. So every handler is
+idempotent: it reads the current state from the service that owns it, applies it, and reads it
+again. If the state has changed, the handler repeats. After concurrent handlers, the last one to
+finish has applied the current state.
 """
 
 import asyncio
@@ -25,9 +25,9 @@ from services.fanout.walk import Step, Walks
 
 _log = logs.logger(__name__)
 
-_TRIES = 20
-"""How often a changed relation is applied to a timeline that is ahead of graph's answer. After that
-the timeline is dropped, and its next reader rebuilds it."""
+_MAX_ATTEMPTS = 20
+"""How often a relation is applied to a timeline that has a newer version, or while the relation
+keeps changing. After that, the timeline is dropped, and the next read rebuilds it."""
 
 CHUNKS_AT_A_TIME = 8
 """Maximum number of chunks that one process handles concurrently."""
@@ -56,7 +56,7 @@ class Events:
 
     async def on_post_created(self, event: PostCreated) -> None:
         """Pushes a new post to the timelines that it belongs to."""
-        # Without a check first: nearly every post still exists when its event arrives.
+        # No check first: nearly every post still exists when its event arrives.
         await self._update_timelines(event.author_id, event.post_id, visible=True)
 
     async def on_post_changed(self, event: PostChanged) -> None:
@@ -69,24 +69,24 @@ class Events:
         """Adds an author's posts to a reader's feed, removes them, or switches push and pull."""
         reader_id, author_id = event.follower_id, event.followee_id
         if not await self._homes.exists(reader_id):
-            # A timeline that is built from now on includes the change, committed before the event.
+            # A timeline built from now on includes the change, which precedes its event.
             return
         check = await self._peers.check(reader_id, author_id)
-        for _ in range(_TRIES):
-            shown = await self._apply(reader_id, author_id, check)
-            # The second check also sees a new mode, if this follow was added too late for the
-            # fan-out of the mode's change. Versions are not compared: any other change in between
-            # has an event of its own, which is handled after this one.
+        for _ in range(_MAX_ATTEMPTS):
+            applied = await self._apply(reader_id, author_id, check)
+            # The second check also detects a mode change whose fan-out did not include this follow.
+            # It does not compare versions: any other change in between has its own event, which is
+            # handled after this one.
             before, check = check, await self._peers.check(reader_id, author_id)
-            if shown and _essence(check) == _essence(before):
+            if applied and _feed_state(check) == _feed_state(before):
                 return
-        # Relations that keep changing stop at some point. A cache that is ahead of graph, because
-        # graph's database was restored from a backup, stays ahead.
+        # The cache may be permanently ahead of graph, if graph's database was restored from a
+        # backup.
         _log.warning("timeline.dropped", reader_id=reader_id, version=check.version)
         await self._homes.drop(reader_id)
 
     async def on_celebrity_changed(self, event: CelebrityChanged) -> None:
-        """Makes all followers pull an account's posts, or stop doing so."""
+        """Begins the fan-out that makes all followers pull an account's posts, or stop pulling."""
         audience = await self._peers.audience(event.account_id)
         if audience.mode in _CHANGING:
             await self._store.begin(
@@ -109,13 +109,12 @@ class Events:
     async def _apply_post(self, author_id: int, post_id: int, *, visible: bool) -> None:
         """Pushes a post to the followers' timelines, or retracts it.
 
-        When an author's posts are pushed again, readers still pull copies of the author's timeline
-        that are up to a second old. So each push includes the author's posts of the last seconds:
-        otherwise the first post pushed would follow a gap.
+        When an author is demoted from pull to push, readers still pull copies of the author's
+        timeline that are up to a second old. So each push includes the author's posts of the last
+        seconds: otherwise feeds would miss posts before the first pushed one.
 
-        If an author's posts are pulled, a post costs two writes. Followers' feeds may still hold it
-        from before; it is not retracted from there, because readers find it hidden when they fetch
-        it.
+        If an author's posts are pulled, a post costs two writes. Followers' timelines may still
+        contain a post pushed earlier; it is not retracted from them, because hydration omits it.
         """
         change = self._homes.push if visible else self._homes.retract
         change_own = self._authors.push if visible else self._authors.retract
@@ -128,7 +127,7 @@ class Events:
             return
         until = 0
         if audience.bounds:
-            # Process the first chunk at once, while the events of the others are delivered.
+            # Process the first chunk here, while the events of the other chunks are delivered.
             until, *others = audience.bounds
             await self._store.begin(
                 context.current().event,
@@ -150,10 +149,10 @@ class Events:
         )
 
     async def _update_cache(self, post_id: int, *, visible: bool) -> None:
-        """Makes readers fetch a post again, or hides it from them.
+        """Removes a visible post from the cache, so that it is fetched again, or hides a post.
 
-        A withdrawal may arrive after the post was shown again. So callers must check afterwards,
-        and call this again if the post's visibility has changed.
+        A post may become visible again before it is hidden here. So callers must check the
+        visibility afterwards, and call this again if it has changed.
         """
         if visible:
             await self._posts.forget([post_id])
@@ -161,23 +160,23 @@ class Events:
             await self._posts.withdraw([post_id])
 
     async def _apply(self, reader_id: int, author_id: int, check: FollowCheck) -> bool:
-        """Updates a reader's timeline; returns False if the check is outdated."""
+        """Updates a reader's timeline; returns False if the timeline has a newer version."""
         if not check.follows or check.muted:
             return await self._homes.hide(reader_id, author_id, check.version)
         if is_pulled(check.mode):
             return await self._homes.pull(reader_id, author_id, check.version)
-        # In this order the feed always contains the posts that it has pulled so far.
+        # Push first, so that posts that the feed has pulled so far never disappear from it.
         recent = await self._peers.recent(author_id)
         await self._homes.push([reader_id], recent.post_ids, complete_from=recent.complete_from)
         return await self._homes.show(reader_id, author_id, check.version)
 
 
-def _essence(check: FollowCheck) -> tuple[bool, bool, AudienceMode.ValueType]:
+def _feed_state(check: FollowCheck) -> tuple[bool, bool, AudienceMode.ValueType]:
     return check.follows, check.muted, check.mode
 
 
 class _Effect(StrEnum):
-    """What is done to each feed."""
+    """The change that a chunk makes to each follower's timeline."""
 
     PUSH = "PUSH"
     RETRACT = "RETRACT"
@@ -188,9 +187,9 @@ class _Effect(StrEnum):
 class Chunks:
     """Applies the current state to the feeds of a chunk's followers.
 
-    Chunks of different fan-outs of one account may run concurrently: for example, when a post is
-    deleted while it is still being pushed. So each chunk checks the state again when it is done,
-    and starts over if the state has changed. The last one leaves the current state.
+    Chunks of different fan-outs of one account may run concurrently, for example when a post is
+    deleted while it is still being pushed. So each chunk checks the state again at its end, and
+    restarts if the state has changed. The last chunk to finish has applied the current state.
     """
 
     def __init__(
@@ -211,20 +210,20 @@ class Chunks:
             await self._finish_change(chunk.account_id)
 
     async def _update(self, chunk: Chunk) -> None:
-        effect = await self._due(chunk)
+        effect = await self._current_effect(chunk)
         if effect == chunk.effect:
             after, before = chunk.position, chunk.reached
         else:
             after, before = chunk.after_id, 0
         while True:
             reached = before + await self._apply(effect, chunk, after, before)
-            due = await self._due(chunk)
-            if due is effect:
+            current = await self._current_effect(chunk)
+            if current is effect:
                 break
-            effect, after, before = due, chunk.after_id, 0
+            effect, after, before = current, chunk.after_id, 0
         await self._store.finish_chunk(chunk, reached=reached)
 
-    async def _due(self, chunk: Chunk) -> _Effect:
+    async def _current_effect(self, chunk: Chunk) -> _Effect:
         if chunk.kind == FanoutKind.POST:
             visible = await self._peers.is_visible(chunk.account_id, chunk.subject_id)
             return _Effect.PUSH if visible else _Effect.RETRACT
@@ -234,13 +233,18 @@ class Chunks:
     async def _apply(self, effect: _Effect, chunk: Chunk, after: int, before: int) -> int:
         step, entries = await self._step(effect, chunk)
 
-        async def keep(position: int, reached: int) -> None:
-            await self._store.keep(
+        async def save_progress(position: int, reached: int) -> None:
+            await self._store.save_progress(
                 chunk, position=position, effect=effect, reached=before + reached
             )
 
         return await self._walks.walk(
-            chunk.account_id, step, after=after, until=chunk.until_id, entries=entries, keep=keep
+            chunk.account_id,
+            step,
+            after=after,
+            until=chunk.until_id,
+            entries=entries,
+            save_progress=save_progress,
         )
 
     async def _step(self, effect: _Effect, chunk: Chunk) -> tuple[Step, int]:
@@ -250,7 +254,7 @@ class Chunks:
         match effect:
             case _Effect.PUSH:
                 if await self._peers.mode(author_id) == AudienceMode.AUDIENCE_MODE_DEMOTING:
-                    # As Events does for small audiences.
+                    # See Events._apply_post.
                     post_ids = await self._peers.with_latest(author_id, chunk.subject_id)
                 return lambda readers: self._timelines.push(readers, post_ids), len(post_ids)
             case _Effect.RETRACT:
@@ -265,16 +269,16 @@ class Chunks:
                 )
 
     async def _unpull(self, readers: Sequence[int], author_id: int, recent: Recent) -> None:
-        # In this order no feed is ever without the posts.
+        # Push first, so that the posts never disappear from a feed.
         await self._timelines.push(readers, recent.post_ids, complete_from=recent.complete_from)
         await self._timelines.unpull_all(readers, author_id)
 
     async def _finish_change(self, account_id: int) -> None:
-        """Notifies graph that a change of mode has ended, once all its chunks are done.
+        """Notifies graph that a mode change is complete, once all its chunks are done.
 
-        The last chunk's event is redelivered until graph is notified.
+        If this fails, the last chunk's event is redelivered.
         """
-        change_id = await self._store.ended_change(account_id)
+        change_id = await self._store.completed_change(account_id)
         if change_id is not None:
             await self._peers.finish_mode_change(account_id, change_id)
             await self._store.finish_changes(account_id, change_id)

@@ -1,4 +1,4 @@
-"""What fan-out does periodically."""
+"""Periodic jobs of the fan-out worker."""
 
 import asyncio
 from collections.abc import Callable
@@ -18,13 +18,13 @@ _log = logs.logger(__name__)
 
 
 async def purge(store: FanoutStore) -> None:
-    """Deletes large fan-outs that ended long ago; any number of processes may do so at once."""
+    """Deletes old fan-outs. May run concurrently in several processes."""
     if purged := await store.purge(datetime.now(UTC)):
         _log.info("fanouts.purged", fanouts=purged)
 
 
 async def apply_pauses(store: FanoutStore, consumer: Consumer, ready: Callable[[], None]) -> None:
-    """Reads once a second which topics operators have paused, and pauses them, until canceled.
+    """Polls the database once a second for paused topics, and pauses them, until canceled.
 
     While the database is unavailable, the last known pauses apply. Calls `ready` after each read.
     """

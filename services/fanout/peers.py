@@ -15,13 +15,13 @@ from services.chassis.rpc.client import call, stream
 
 _STREAM_SECONDS = 60.0
 _SCAN_SECONDS = 15.0
-"""For a large audience: graph reads all of it to find the bounds of the chunks."""
+"""Timeout of GetAudience: graph reads all of a large audience to find the bounds of its chunks."""
 
 _PULLED_AFTER = timedelta(seconds=3)
-"""How long until every reader who pulls a post has received it: see services/feed/authors.py."""
+"""How long it takes until all readers who pull a post see it: see services/feed/authors.py."""
 
-_MOST_LATEST = 100
-"""Maximum number of posts in these seconds: nobody makes more by hand."""
+_MAX_LATEST = 100
+"""Maximum number of posts in this time. No person can post more."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Recent:
 
     post_ids: Sequence[int]
     complete_from: int
-    """They include all posts from this id on, and there are older ones; 0: they are all posts."""
+    """The lowest id of `post_ids`, if there are older posts; 0: `post_ids` are all posts."""
 
 
 def is_pulled(mode: AudienceMode.ValueType) -> bool:
@@ -78,7 +78,7 @@ class Peers:
 
     async def mode(self, account_id: int) -> AudienceMode.ValueType:
         """Returns how an account's posts reach its followers."""
-        # Unlike `audience`, this costs the same for 50 million followers.
+        # Unlike `audience`, this does not cost more for more followers.
         return (await self.check(account_id, account_id)).mode
 
     async def finish_mode_change(self, account_id: int, change_id: int) -> None:
@@ -87,26 +87,26 @@ class Peers:
 
     async def is_visible(self, author_id: int, post_id: int) -> bool:
         """Reports whether a post is published, and neither archived nor deleted."""
-        # This reads one row of an index; the whole post would need its author's name, from account.
+        # This reads one index row. BatchGetPosts would also request the author's name from account.
         request = post_pb.ListRecentByAuthorsRequest(
             author_ids=[author_id], before_post_id=post_id + 1, limit=1
         )
         return list((await call(self._post.ListRecentByAuthors, request)).post_ids) == [post_id]
 
     async def with_latest(self, author_id: int, post_id: int) -> Sequence[int]:
-        """Returns a post, and those that its author made in the seconds before it."""
+        """Returns a post, and its author's posts of the seconds before it."""
         since = least_id(created_at(post_id) - _PULLED_AFTER)
         request = post_pb.ListRecentByAuthorsRequest(
-            author_ids=[author_id], before_post_id=post_id, limit=_MOST_LATEST
+            author_ids=[author_id], before_post_id=post_id, limit=_MAX_LATEST
         )
         before = (await call(self._post.ListRecentByAuthors, request)).post_ids
         return [post_id, *(each for each in before if each >= since)]
 
     async def recent(self, author_id: int) -> Recent:
         """Returns an author's newest posts."""
-        most = self._backfill
-        request = post_pb.ListRecentByAuthorsRequest(author_ids=[author_id], limit=most + 1)
+        limit = self._backfill
+        request = post_pb.ListRecentByAuthorsRequest(author_ids=[author_id], limit=limit + 1)
         post_ids = (await call(self._post.ListRecentByAuthors, request)).post_ids
-        if len(post_ids) > most:
-            return Recent(post_ids[:most], complete_from=post_ids[most - 1])
+        if len(post_ids) > limit:
+            return Recent(post_ids[:limit], complete_from=post_ids[limit - 1])
         return Recent(post_ids, complete_from=0)

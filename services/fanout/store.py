@@ -1,13 +1,13 @@
-"""Large fan-outs in PostgreSQL: their progress, and which topics are paused.
+"""The progress of large fan-outs, and the paused topics, in PostgreSQL.
 
-A large audience is divided into chunks, each of which is announced by an event in `fanout_chunks`.
-An account's chunk events use `_LANES` lanes: keys that are spread over partitions, and so over
-workers. Events of one lane are handled one after the other, so an account has at most 4 chunks in
-progress, however often it posts and however many follow it. At most `_AHEAD` chunks of a fan-out
-are in the topic at a time: each finished chunk publishes the next one of its lane. So the thousands
-of chunks of one fan-out do not delay those of others.
+A large audience is divided into chunks. An event, ChunkReady, is published for each. An account's
+chunk events use `_LANES` lanes: keys that are spread over partitions, and so over workers. Events
+of one lane are handled in sequence, so an account has at most 4 chunks in progress, however often
+it posts and however many followers it has. At most `_MAX_PUBLISHED` chunks of a fan-out are in the
+topic at a time: each finished chunk publishes the next one of its lane. So a fan-out with thousands
+of chunks does not delay others.
 
-A chunk's progress is stored, so a handler that receives its event again continues from there.
+A chunk's progress is stored, so a handler that receives its event again resumes from there.
 Repeating work is harmless, and no work is lost if a process dies: the event is redelivered until
 the chunk is done, and the next event is stored in the transaction that finishes the chunk.
 """
@@ -25,15 +25,15 @@ from services.chassis.events.outbox import Outbox, Transaction
 
 _LANES = 4
 
-_AHEAD = 4 * _LANES
-"""A multiple of the lanes, so that a chunk is followed by one of its own lane."""
+_MAX_PUBLISHED = 4 * _LANES
+"""A multiple of `_LANES`, so that each chunk publishes a chunk of its own lane."""
 
 KEPT_FINISHED = timedelta(days=1)
 """How long a finished fan-out is kept: as long as its event may be redelivered."""
 
 KEPT_UNFINISHED = timedelta(days=30)
-"""How long an unfinished fan-out is kept. It never finishes if an operator drops one of its
-chunks."""
+"""How long an unfinished fan-out is kept. It never finishes if an operator drops the dead letter of
+one of its chunks."""
 
 _PURGE_BATCH = 1000
 
@@ -59,19 +59,19 @@ _CHUNK = """
      WHERE fanout_id = %(fanout_id)s AND chunk = %(chunk)s
 """
 
-_KEEP = """
+_SAVE_PROGRESS = """
     UPDATE fanout_chunks
        SET position = %(position)s, effect = %(effect)s, reached = %(reached)s
      WHERE fanout_id = %(fanout_id)s AND chunk = %(chunk)s AND NOT done
 """
 
-# Of several that finish a chunk at once, only the first changes the row.
+# Of several concurrent calls for one chunk, only the first changes the row.
 _FINISH_CHUNK = """
     UPDATE fanout_chunks SET done = true, reached = %(reached)s
      WHERE fanout_id = %(fanout_id)s AND chunk = %(chunk)s AND NOT done
 """
 
-# A change of mode gets its finish time later, once graph is notified.
+# A mode change gets its finish time later, when graph has been notified.
 _COUNT_CHUNK = """
     UPDATE fanouts
        SET chunks_done = chunks_done + 1,
@@ -80,10 +80,10 @@ _COUNT_CHUNK = """
     RETURNING chunks
 """
 
-# A chunk of an older change may still undo what the newest one did, until it checks again and
-# repairs that. So a change ends only when all of the account's changes are done.
+# A chunk of an older change may temporarily undo what the newest one did, until it checks the mode
+# again. So a change is complete only when all of the account's changes are done.
 # Answered by fanouts_modes.
-_ENDED_CHANGE = """
+_COMPLETED_CHANGE = """
     SELECT max(subject_id)
       FROM fanouts
      WHERE account_id = %(account_id)s AND kind = 'MODE' AND finish_time IS NULL
@@ -114,7 +114,7 @@ _PURGE = """
                SELECT fanout_id
                  FROM fanouts
                 WHERE finish_time < %(finished_before)s
-                   OR finish_time IS NULL AND begin_time < %(begun_before)s
+                   OR finish_time IS NULL AND begin_time < %(began_before)s
                 LIMIT %(most)s
                   FOR UPDATE SKIP LOCKED
            )
@@ -131,24 +131,24 @@ class FanoutKind(StrEnum):
     """What a fan-out applies to feeds."""
 
     POST = "POST"
-    """A post: whether it is visible."""
+    """A post is pushed or retracted."""
     MODE = "MODE"
-    """An account's mode: whether its posts are pulled."""
+    """An account's posts become pulled or pushed."""
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """A part of an account's followers, and what to do for them."""
+    """A part of the followers in a fan-out."""
 
     fanout_id: int
     chunk: int
     kind: FanoutKind
     account_id: int
     subject_id: int
-    """The post, or the change of mode."""
+    """The id of the post or of the mode change."""
     after_id: int
     until_id: int
-    """The chunk holds the followers with ids above `after_id`, up to this one; 0: to the last."""
+    """The chunk contains the followers with ids above `after_id`, up to this id; 0: to the last."""
     position: int
     """The last follower processed, or `after_id`."""
     effect: str
@@ -212,7 +212,7 @@ class FanoutStore:
                 return
             cuts = {"after_ids": [after, *bounds], "until_ids": [*bounds, 0]}
             await cursor.execute(_ADD_CHUNKS, {"fanout_id": fanout_id, **cuts})
-            _publish(tx, account_id, fanout_id, range(min(chunks, _AHEAD)))
+            _publish(tx, account_id, fanout_id, range(min(chunks, _MAX_PUBLISHED)))
 
     async def chunk(self, fanout_id: int, chunk: int) -> Chunk | None:
         """Returns a chunk; None: it was purged."""
@@ -220,28 +220,32 @@ class FanoutStore:
         found = await self._database.fetch(_CHUNK, values, class_row(Chunk))
         return found[0] if found else None
 
-    async def keep(self, chunk: Chunk, *, position: int, effect: str, reached: int) -> None:
+    async def save_progress(
+        self, chunk: Chunk, *, position: int, effect: str, reached: int
+    ) -> None:
         """Stores a chunk's progress."""
         progress = {"position": position, "effect": effect, "reached": reached}
-        await self._database.execute(_KEEP, {**_of(chunk), **progress})
+        await self._database.execute(_SAVE_PROGRESS, {**_key(chunk), **progress})
 
     async def finish_chunk(self, chunk: Chunk, *, reached: int) -> None:
         """Marks a chunk as done, and publishes the next one of its lane."""
         async with self._outbox.transaction() as tx:
             cursor = tx.connection.cursor(row_factory=scalar_row)
-            await cursor.execute(_FINISH_CHUNK, {**_of(chunk), "reached": reached})
+            await cursor.execute(_FINISH_CHUNK, {**_key(chunk), "reached": reached})
             if cursor.rowcount:
-                chunks = await (await cursor.execute(_COUNT_CHUNK, _of(chunk))).fetchone() or 0
-                following = range(chunk.chunk + _AHEAD, min(chunk.chunk + _AHEAD + 1, chunks))
-                _publish(tx, chunk.account_id, chunk.fanout_id, following)
+                chunks = await (await cursor.execute(_COUNT_CHUNK, _key(chunk))).fetchone() or 0
+                following = chunk.chunk + _MAX_PUBLISHED
+                if following < chunks:
+                    _publish(tx, chunk.account_id, chunk.fanout_id, [following])
 
-    async def ended_change(self, account_id: int) -> int | None:
-        """Returns the newest change of an account's mode, if all chunks of its changes are done."""
-        found = await self._database.fetch(_ENDED_CHANGE, {"account_id": account_id}, scalar_row)
+    async def completed_change(self, account_id: int) -> int | None:
+        """Returns an account's newest mode change, if all chunks of its mode changes are done."""
+        values = {"account_id": account_id}
+        found = await self._database.fetch(_COMPLETED_CHANGE, values, scalar_row)
         return found[0] if found else None
 
     async def finish_changes(self, account_id: int, change_id: int) -> None:
-        """Ends an account's changes of mode, up to the one that graph was notified of."""
+        """Marks an account's mode changes as finished, up to the one that graph was notified of."""
         values = {"account_id": account_id, "change_id": change_id}
         await self._database.execute(_FINISH_CHANGES, values)
 
@@ -251,11 +255,8 @@ class FanoutStore:
         return await self._database.fetch(_IN_FLIGHT, values, class_row(FanoutInFlight))
 
     async def purge(self, now: datetime) -> int:
-        """Deletes fan-outs that ended, or began and never ended, long before `now`.
-
-        Returns how many were deleted.
-        """
-        values = {"finished_before": now - KEPT_FINISHED, "begun_before": now - KEPT_UNFINISHED}
+        """Deletes fan-outs whose retention has expired at `now`; returns how many."""
+        values = {"finished_before": now - KEPT_FINISHED, "began_before": now - KEPT_UNFINISHED}
         return await self._database.purge(_PURGE, values, batch=_PURGE_BATCH)
 
     async def paused_topics(self) -> frozenset[str]:
@@ -271,11 +272,11 @@ class FanoutStore:
 
 def _publish(tx: Transaction, account_id: int, fanout_id: int, chunks: Iterable[int]) -> None:
     for chunk in chunks:
-        # Ids that differ only in their last two bits have the same shard and millisecond, so no two
-        # accounts share a lane.
+        # Ids that differ only in their last two bits have the same shard and millisecond, so two
+        # accounts never share a lane.
         lane_id = account_id ^ (chunk % _LANES)
         tx.publish(ChunkReady(fanout_id=fanout_id, chunk=chunk, lane_id=lane_id))
 
 
-def _of(chunk: Chunk) -> dict[str, int]:
+def _key(chunk: Chunk) -> dict[str, int]:
     return {"fanout_id": chunk.fanout_id, "chunk": chunk.chunk}

@@ -9,8 +9,8 @@ from services.domain.timelines import CAP, Extent, HomeTimelines
 from services.feed.peers import Peers
 from services.feed.skeleton import Skeletons
 
-_MOST_ENTRIES = 2 * CAP
-"""More than any timeline holds."""
+_MAX_ENTRIES = 2 * CAP
+"""More entries than any timeline has."""
 
 _STATES = {
     Extent.ABSENT: pb.TIMELINE_STATE_ABSENT,
@@ -33,7 +33,7 @@ class FeedAdminService(FeedAdminServiceServicer):
     async def InspectFeed(
         self, request: pb.InspectFeedRequest, context: Context
     ) -> pb.InspectFeedResponse:
-        home = await self._timelines.read(request.account_id, 0, _MOST_ENTRIES)
+        home = await self._timelines.read(request.account_id, 0, _MAX_ENTRIES)
         response = pb.InspectFeedResponse(state=_STATES[home.extent])
         if home.extent in (Extent.ABSENT, Extent.REBUILDING):
             return response

@@ -1,7 +1,7 @@
-"""Timelines of followed celebrities, copied into this process for a second.
+"""Timelines of followed celebrities, cached in this process for a second.
 
-Millions read the same few timelines, so one cache read serves all readers of that second. Used by
-skeleton.py for pages and by watching/ for watches.
+Millions of readers pull the same few timelines, so one read from Valkey serves all of them for that
+second. Used by skeleton.py for pages and by watching/ for watches.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ from services.feed.peers import Peers, PeerUnavailable
 _log = logs.logger(__name__)
 
 FRESH_SECONDS = 1.0
-"""Maximum age of a copy, which delays a celebrity's post by at most as much."""
+"""Maximum age of a copy. A celebrity's post is delayed by at most this time."""
 
 _STALE_SECONDS = 60.0
 """Maximum age of a copy while no newer one is available."""
@@ -28,7 +28,7 @@ _STALE_SECONDS = 60.0
 _KEPT = 100
 """How many posts of each author are copied: enough for the first pages."""
 
-_MOST_AUTHORS = 10_000
+_MAX_AUTHORS = 10_000
 """Maximum number of copies, at 4 KB each. The oldest copy is evicted."""
 
 
@@ -46,7 +46,7 @@ class _Copy:
         found = ids[start : start + count]
         if len(found) == count or self.newest.extent is Extent.WHOLE:
             return Slice(found, self.newest.extent)
-        # A full copy may end before the cached timeline does; a shorter one ends where it ends.
+        # The cached timeline may continue after a full copy, but not after a shorter one.
         return None if len(ids) == _KEPT else Slice(found, Extent.PARTIAL)
 
 
@@ -69,7 +69,7 @@ class HotAuthors:
     async def slices(
         self, author_ids: Sequence[int], before: int, count: int
     ) -> tuple[dict[int, Slice], bool]:
-        """Returns up to `count` posts of each author with ids below `before` (0: the newest).
+        """Returns up to `count` posts of each author with ids below `before` (0: from the newest).
 
         Also returns whether the result is current. If not, the cache or post is unavailable, and
         copies are outdated or missing.
@@ -93,7 +93,7 @@ class HotAuthors:
                 is_current = False
         return found, is_current and len(found) == len(author_ids)
 
-    def outdate(self, author_ids: Sequence[int]) -> None:
+    def expire(self, author_ids: Sequence[int]) -> None:
         """Expires the copies of authors who are known to have changed."""
         outdated = self._clock() - 2 * FRESH_SECONDS
         for author_id in author_ids:
@@ -129,7 +129,7 @@ class HotAuthors:
 
     async def _fetch(self, author_ids: Sequence[int]) -> bool:
         """Copies timelines; returns whether all were available."""
-        # A copy is as old as the request: on a busy machine the response may take a second.
+        # The age counts from the request, because on a busy machine the response may take a second.
         requested_at = self._clock()
         found = dict(await self._timelines.read(author_ids, 0, _KEPT))
         missing = [
@@ -144,7 +144,7 @@ class HotAuthors:
             extent = Extent.PARTIAL if len(part.post_ids) == _KEPT else part.extent
             self._copies[author_id] = _Copy(Slice(part.post_ids, extent), requested_at)
             self._copies.move_to_end(author_id)
-        while len(self._copies) > _MOST_AUTHORS:
+        while len(self._copies) > _MAX_AUTHORS:
             self._copies.popitem(last=False)
         return all(rebuilt)
 

@@ -9,7 +9,7 @@ class FeedSettings(MeshSettings, CacheSettings):
     """Read from PHOTOMESH_* variables."""
 
     rest_listen: Address
-    """Where pages are served to the gateway without gRPC, see services/chassis/rpc/rest.py."""
+    """The address for REST requests from the gateway; see services/chassis/rpc/rest.py."""
     peer_graph: Addresses
     peer_post: Addresses
     page_key_file: Path

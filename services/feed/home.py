@@ -14,8 +14,8 @@ from services.domain.post_cache import Form
 from services.feed.hydration import Hydration
 from services.feed.skeleton import COMPLETE, DEGRADED, Skeletons
 
-_MOST_IDS = 200
-"""Maximum number of posts per step. Later steps grow to it if many posts of a feed are hidden."""
+_MAX_STEP = 200
+"""Maximum number of posts per step. Steps grow up to it while many posts of a feed are hidden."""
 
 
 @dataclass(frozen=True)
@@ -40,12 +40,12 @@ class HomeFeed:
         """Returns up to `size` posts with ids below `before` (0: from the newest).
 
         Older posts replace those that must not be shown, so a page is short only at the end of the
-        feed, or when dependencies are unavailable. A first page always succeeds: at worst it is
-        empty and DEGRADED.
+        feed, or when dependencies are unavailable. A first page never fails: at worst it is empty
+        and DEGRADED.
 
         Raises:
-            Unavailable: too many dependencies are unavailable to show anything on a later page.
-                Clients can request it again.
+            Unavailable: this is a later page, and dependencies are unavailable, so that it would
+                be empty. Clients can request it again.
         """
         shown: list[tuple[int, bytes]] = []
         state = COMPLETE
@@ -75,7 +75,7 @@ class HomeFeed:
             if not skeleton.post_ids:
                 break
             last_id = skeleton.post_ids[-1]
-            count = min(2 * count, _MOST_IDS)
+            count = min(2 * count, _MAX_STEP)
         if len(shown) > size:
             shown = shown[:size]
             last_id, more = shown[-1][0], True

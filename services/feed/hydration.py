@@ -11,20 +11,20 @@ from services.chassis.cache.client import Cache
 from services.chassis.errors import Unavailable
 from services.chassis.telemetry import logs
 from services.domain.post_cache import CachedPost, Form, PostCache
-from services.feed.memory import LIFE_SECONDS, PATIENCE_SECONDS, Memory
+from services.feed.memory import PATIENCE_SECONDS, TTL_SECONDS, Memory
 from services.feed.peers import Peers
 
 _log = logs.logger(__name__)
 
-_PUBLISHED_LIFE_SECONDS = 30.0
-"""How long a post's content is remembered while post confirms that it may be shown. If its media
-are deleted, the edge serves them for this long, too."""
+_PUBLISHED_TTL_SECONDS = 30.0
+"""The TTL of posts that post has just confirmed as published. The edge also serves deleted media
+for this long."""
 
 _REMEMBER_SECONDS = 0.005
-"""While the cache works, how often the posts of a page are remembered. With none in memory, all
-would have to be fetched when the cache fails; remembering every page would cost 2 % of its time."""
+"""While the cache is available, how often the posts of a page are stored in memory. Otherwise all
+would have to be fetched when the cache fails. Storing every page would cost 2 % of its time."""
 
-_MOST_REMEMBERED = 5_000
+_MAX_REMEMBERED = 5_000
 """Maximum number of posts in memory, at about 3 KB each, or 5 KB as JSON."""
 
 
@@ -35,7 +35,7 @@ class Hydrated:
     posts: Sequence[tuple[int, CachedPost]]
     """Those that may be shown, in the requested order."""
     all_known: bool
-    """Whether the missing posts are known to be hidden. False: some could not be read."""
+    """Whether all missing posts are known to be hidden. False: some could not be read."""
 
 
 class Hydration:
@@ -45,13 +45,13 @@ class Hydration:
         self._cache = PostCache(cache, form)
         self._peers = peers
         self._form = form
-        self._memory = Memory(self._posts, most=_MOST_REMEMBERED)
+        self._memory = Memory(self._posts, max_values=_MAX_REMEMBERED)
         self._remember_at = time.monotonic()
 
     async def hydrate(
         self, post_ids: Sequence[int], *, are_published: bool = False, began: float | None = None
     ) -> Hydrated:
-        """Returns posts; `are_published`: post has just confirmed that they may be shown.
+        """Returns posts. `are_published`: post has just confirmed that they may be shown.
 
         `began`: when the reader began to wait, by time.monotonic; None: now.
 
@@ -67,9 +67,9 @@ class Hydration:
             known = await self._memory.get(
                 post_ids,
                 until=began + PATIENCE_SECONDS,
-                life=_PUBLISHED_LIFE_SECONDS if are_published else LIFE_SECONDS,
-                # Others need no renewal: within their life, post confirms which are published.
-                renew=are_published,
+                ttl=_PUBLISHED_TTL_SECONDS if are_published else TTL_SECONDS,
+                # Others need no refresh: before their TTL ends, post confirms which are published.
+                refresh=are_published,
             )
         else:
             missing = [post_id for post_id in post_ids if post_id not in known]

@@ -1,6 +1,6 @@
-"""Calls to graph and post: few at a time, and behind a circuit breaker for each.
+"""Calls to graph and post, each with a concurrency limit and a circuit breaker.
 
-If a peer stalls, only the first few readers wait, until the breaker opens.
+If a peer stalls, readers wait only until its breaker opens.
 """
 
 import asyncio
@@ -26,10 +26,10 @@ _SECONDS = 1.0
 """Timeout of a call, without the wait for a slot."""
 
 _CONCURRENT_CALLS = 8
-"""Maximum number of concurrent calls to a peer. More would wait there just as long, and the peer
-would still process those whose readers have given up."""
+"""Maximum number of concurrent calls to a peer. Further calls would wait just as long at the peer,
+which would still process them after their readers have timed out."""
 
-_MOST_WAITING = 1_000
+_MAX_WAITING = 1_000
 """Maximum number of calls that wait for a slot."""
 
 Request = TypeVar("Request", bound=Message)
@@ -43,7 +43,7 @@ class Fetched:
     posts: Mapping[int, CachedPost | None]
     """None: the post must not be shown to anyone."""
     lasting: frozenset[int]
-    """Posts that may be cached. Those without an author name must not be: account was
+    """Posts that may be cached. A post without its author's name may not: account was
     unavailable."""
 
 
@@ -118,7 +118,7 @@ class _LimitedPeer:
     async def call(
         self, method: "grpc.aio.UnaryUnaryMultiCallable[Request, Response]", request: Request
     ) -> Response:
-        if len(self._waits) >= _MOST_WAITING:
+        if len(self._waits) >= _MAX_WAITING:
             raise self._unavailable(self._peer)
         try:
             attempt = self._breaker.call(probe=lambda: call(method, request, within=_SECONDS))

@@ -30,7 +30,7 @@ class FeedService:
     async def GetFeed(self, request: pb.GetFeedRequest, context: Context) -> bytes:
         page, next_page_token = await self._page(request, Form.PROTO)
         rest = pb.GetFeedResponse(next_page_token=next_page_token, state=page.state)
-        # Posts are copied into the response as bytes, because parsing them would take longest.
+        # Copies posts into the response as bytes: parsing them would be the most expensive step.
         posts = (part for post in page.posts for part in (_POST_TAG, _varint(len(post)), post))
         return b"".join([*posts, rest.SerializeToString()])
 

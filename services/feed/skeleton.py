@@ -1,7 +1,7 @@
-"""Which posts a part of a feed holds: the reader's timeline, merged with those it pulls.
+"""Lists the post ids of a part of a feed: the reader's timeline, merged with pulled timelines.
 
-Each source is complete down to some id. Down to the highest of these ids the merged list has no
-gaps; below it, the feed continues in the database. Used by home.py for pages, by watching/ for
+Each source is complete down to some id. The merged list has no gaps down to the highest of these
+ids; below it, the feed continues from the database. Used by home.py for pages, by watching/ for
 watches, and by admin.py for rebuilds.
 """
 
@@ -28,16 +28,16 @@ _REBUILD_PATIENCE_SECONDS = 0.1
 """How long a page waits for a rebuild before it reads the database itself."""
 
 _POLL_SECONDS = 0.02
-"""How often a page that waits checks whether another process has finished the rebuild."""
+"""How often a waiting page checks whether another process has finished the rebuild."""
 
-_REBUILDS_AT_ONCE = 4
-"""Maximum number of concurrent rebuilds. If the cache loses all feeds, the other connections to the
-database serve pages, long before all feeds are rebuilt."""
+_MAX_CONCURRENT_REBUILDS = 4
+"""Maximum number of concurrent rebuilds. If the cache loses all timelines, this leaves connections
+to the database for serving pages before all timelines are rebuilt."""
 
-_MOST_REBUILDS = 1_000
+_MAX_REBUILDS = 1_000
 """Maximum number of rebuilds, running or queued."""
 
-_MOST_REMEMBERED = 5_000
+_MAX_REMEMBERED = 5_000
 """Maximum number of parts of feeds in memory, at about 2 KB each."""
 
 
@@ -59,21 +59,21 @@ class Skeleton:
     """Whether older posts follow."""
     state: FeedState.ValueType
     hidden: frozenset[int] = frozenset()
-    """Authors whose posts must not be shown, though they may be among these."""
+    """Authors whose posts must not be shown, although `post_ids` may contain them."""
     are_published: bool = False
     """Whether the ids come from post, so that all are published. The cache may lag behind post."""
 
 
 class Skeletons:
-    """Reads which posts feeds hold, from the cache and, beyond it, from the database."""
+    """Reads the skeletons of feeds, from the cache and, beyond it, from the database."""
 
     def __init__(self, timelines: HomeTimelines, authors: HotAuthors, peers: Peers) -> None:
         self._timelines = timelines
         self._authors = authors
         self._peers = peers
         self._rebuilds = SharedTasks[int, None]()
-        self._may_rebuild = asyncio.Semaphore(_REBUILDS_AT_ONCE)
-        self._memory = Memory(self._parts_from_database, most=_MOST_REMEMBERED)
+        self._may_rebuild = asyncio.Semaphore(_MAX_CONCURRENT_REBUILDS)
+        self._memory = Memory(self._parts_from_database, max_values=_MAX_REMEMBERED)
 
     async def read(
         self, reader_id: int, before: int, count: int, *, began: float | None = None
@@ -83,7 +83,7 @@ class Skeletons:
         `began`: when the reader began to wait, by time.monotonic; None: now.
 
         Raises:
-            Unavailable: too many dependencies are unavailable to show anything.
+            Unavailable: dependencies are unavailable, and no posts can be found without them.
         """
         part = _Part(reader_id, before, count)
         began = began or time.monotonic()
@@ -95,7 +95,7 @@ class Skeletons:
             raise
         except Unavailable:
             return await self._without_cache(part, until=began + PATIENCE_SECONDS)
-        # Kept for when the cache fails: otherwise all readers would query the database at once.
+        # Used when the cache fails: otherwise all readers would query the database at once.
         self._memory.put({part: skeleton}, began)
         return skeleton
 
@@ -109,7 +109,7 @@ class Skeletons:
 
     async def _from_cache(self, part: _Part) -> Skeleton:
         state = COMPLETE
-        # One more than requested: it shows whether there is a next page.
+        # One extra post shows whether there is a next page.
         home = await self._home(part)
         if home.extent in (Extent.ABSENT, Extent.REBUILDING):
             state = REGENERATING
@@ -143,14 +143,14 @@ class Skeletons:
     # -- Feeds that are not in the cache ---------------------------------------------------------
 
     async def _rebuilt(self, part: _Part, home: HomeSlice) -> HomeSlice:
-        """Returns a part of a timeline after its rebuild, or unchanged if that takes too long.
+        """Returns a part of a timeline after its rebuild, or `home` if the rebuild takes too long.
 
         Readers in this process share one rebuild; readers in other processes wait for it, too. All
-        then read the cache, which knows authors that were hidden in the meantime.
+        then read the cache, which includes authors that were hidden during the rebuild.
         """
         deadline = time.monotonic() + _REBUILD_PATIENCE_SECONDS
         rebuild = self._rebuilds.get(part.reader_id)
-        if home.extent is Extent.ABSENT and len(self._rebuilds) < _MOST_REBUILDS:
+        if home.extent is Extent.ABSENT and len(self._rebuilds) < _MAX_REBUILDS:
             rebuild = self._rebuilds.start(
                 part.reader_id, lambda: self._rebuild_in_turn(part.reader_id)
             )
@@ -223,11 +223,11 @@ class Skeletons:
             return {part: await self._own(part)}
 
     async def _own(self, part: _Part) -> Skeleton:
-        """Returns the reader's own posts, while graph cannot say whom the reader follows.
+        """Returns the reader's own posts, while graph cannot return the reader's followees.
 
         Raises:
-            Unavailable: this is not the first page. After posts of others, a page of only the
-                reader's own would look like the rest of the feed.
+            Unavailable: this is not the first page. A later page with only the reader's own posts
+                would look like the end of the feed.
         """
         if part.before:
             raise GraphUnavailable("Graph")

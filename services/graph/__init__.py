@@ -1,1 +1,1 @@
-"""Who follows whom."""
+"""Follows, follow requests, blocks and mutes between accounts."""

@@ -25,7 +25,7 @@ class GraphSettings(MeshSettings, DatabaseSettings, CacheSettings, KafkaSettings
     """Maximum number of accounts that one account may mute. Each read of its feed checks all of
     them."""
     celebrity_promote_at: PositiveInt = 100_000
-    """From this number of followers on, readers pull an account's posts, which are no longer
+    """At this number of followers or more, an account's posts are pulled by readers instead of
     pushed."""
     celebrity_demote_below: PositiveInt = Field(default=90_000, validate_default=True)
     """Below this number of followers, the posts are pushed again. At most

@@ -13,8 +13,8 @@ class OwnAccount(MeshError):
 
     def __init__(self) -> None:
         super().__init__(
-            "This cannot be done to one's own account.",
-            fields={"account_id": "must be somebody else's"},
+            "You cannot do this to your own account.",
+            fields={"account_id": "must be another account"},
         )
 
 
@@ -26,7 +26,8 @@ class FollowLimit(MeshError):
 
     def __init__(self, limit: int) -> None:
         super().__init__(
-            f"You follow, or asked to follow, {limit:,} accounts, which is the most one may."
+            f"You follow or have asked to follow {limit:,} accounts, which is the limit. Unfollow "
+            "one first."
         )
 
 
@@ -37,7 +38,7 @@ class MuteLimit(MeshError):
     reason = "MUTE_LIMIT"
 
     def __init__(self, limit: int) -> None:
-        super().__init__(f"You mute {limit:,} accounts, which is the most one may.")
+        super().__init__(f"You mute {limit:,} accounts, which is the limit. Unmute one first.")
 
 
 class FollowRequestUnknown(MeshError):
@@ -48,8 +49,8 @@ class FollowRequestUnknown(MeshError):
 
     def __init__(self, account_id: int) -> None:
         super().__init__(
-            f"Account {account_id} does not ask to follow you.",
-            fields={"account_id": "has no request that waits"},
+            f"Account {account_id} has not asked to follow you.",
+            fields={"account_id": "has no pending request"},
         )
 
 
@@ -60,4 +61,4 @@ class AccountPrivate(MeshError):
     reason = "ACCOUNT_PRIVATE"
 
     def __init__(self, account_id: int) -> None:
-        super().__init__(f"Account {account_id} is private, and you do not follow it.")
+        super().__init__(f"Account {account_id} is private; follow it to see its lists.")

@@ -30,8 +30,8 @@ class GraphInternalService(GraphInternalServiceServicer):
         self, request: pb.StreamFollowersRequest, context: Context
     ) -> AsyncIterator[pb.StreamFollowersResponse]:
         after = request.after_follower_id
-        # Each batch takes its own connection: a slow reader holds none between batches, and a
-        # failover of the database affects only the batch in progress.
+        # Each batch uses its own connection: a slow client holds none between batches, and a
+        # database failover affects only the batch in progress.
         while True:
             ids = await self._audiences.followers(
                 request.followee_id,

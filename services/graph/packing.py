@@ -1,6 +1,6 @@
 """Converts ids from PostgreSQL's packed form into protobuf fields, without Python objects.
 
-A million followers as Python integers would take longer than reading them from disk.
+Converting a million followers to Python integers would take longer than reading them from disk.
 """
 
 import sys

@@ -206,7 +206,7 @@ class GraphService(GraphServiceServicer):
         if request.page_token:
             before = Position(*tokens.open_time(request.page_token, viewer_id))
         size = request.page_size or _DEFAULT_PAGE_SIZE
-        # One row past the page shows whether there is a next one.
+        # One extra row shows whether there is a next page.
         rows = await self._lists.page(which, owner_id, viewer_id, before=before, limit=size + 1)
         page = rows[:size]
         token = ""
@@ -238,10 +238,10 @@ class GraphService(GraphServiceServicer):
         return relation
 
     async def _caller_towards(self, account_id: int) -> int:
-        """Returns the caller, after checking the account that the call concerns.
+        """Returns the caller's id, after checking that it may act on an account.
 
         Raises:
-            OwnAccount: it is the caller's own.
+            OwnAccount: the account is the caller's own.
             AccountUnknown: there is no such account.
         """
         caller_id = signed_in()
@@ -253,8 +253,7 @@ class GraphService(GraphServiceServicer):
     async def _hide(self, losses: Sequence[Loss]) -> None:
         """Hides lost authors in the readers' timelines before the call returns.
 
-        If the cache is unavailable, that is harmless: the event hides them a little later in any
-        case.
+        Logs a failure, because the event hides them a little later in any case.
         """
         try:
             async with asyncio.timeout(_HIDE_WITHIN_SECONDS):
@@ -266,7 +265,7 @@ class GraphService(GraphServiceServicer):
     async def _hide_one(self, loss: Loss) -> None:
         reader_id, author_id, version = loss.reader_id, loss.author_id, loss.version
         while not await self._timelines.hide(reader_id, author_id, version):
-            # A show at a later version came first: perhaps of this author, who is followed again.
+            # The timeline is at a later version: the reader may follow the author again.
             [check] = await self._relations.check([(reader_id, author_id)])
             if check.follows and not check.muted:
                 return
@@ -284,7 +283,7 @@ class GraphService(GraphServiceServicer):
 
 
 def _relationship(relation: Relation) -> pb.Relationship:
-    # A blocked account must not be able to tell the blocker from a stranger.
+    # A blocked account must not be able to detect the block.
     hidden = relation.blocked_by
     return pb.Relationship(
         account_id=relation.other_id,

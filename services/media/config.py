@@ -37,13 +37,13 @@ class MediaWorkerSettings(MeshSettings, DatabaseSettings, KafkaSettings, Storage
     renderer_memory_mib: int = 320
     """The memory limit of a renderer. A phone's photo needs about 200 MiB."""
     renderer_large_memory_mib: int = 560
-    """The memory limit for a large picture, of which one is rendered at a time. With two renderers,
-    the worker's processes stay below 1 GiB, and the pictures that the limits promise
-    (SURE_PIXELS in services/media/pipeline/header.py) fit."""
+    """The memory limit for a large picture, of which one is rendered at a time. It suffices for the
+    guaranteed picture sizes (SURE_PIXELS in services/media/pipeline/header.py), and with two
+    renderers, the worker's processes stay below 1 GiB."""
     renderer_cpu_seconds: int = 30
     """The CPU time limit for one photo."""
     renderer_wall_seconds: float = 120.0
     """The wall-clock limit for one photo, for a machine that is busy with other work."""
     progress_seconds: float = 0.25
-    """The shortest interval between two writes of a photo's progress. Watchers poll no more often.
+    """The minimum interval between two writes of a photo's progress; watchers poll no more often.
     0: every step is written immediately."""

@@ -6,13 +6,13 @@ from services.chassis.errors import MeshError
 
 
 class ObjectMissing(MeshError):
-    """The file of a media item is not uploaded yet, or only in part."""
+    """The file of a media item is not uploaded yet, or only partially."""
 
     code = grpc.StatusCode.FAILED_PRECONDITION
     reason = "OBJECT_MISSING"
 
     def __init__(self, media_id: int, missing: str = "The file") -> None:
-        super().__init__(f"{missing} of media {media_id} was not uploaded yet.")
+        super().__init__(f"{missing} of media {media_id} is not uploaded yet; upload it first.")
 
 
 class ObjectMismatch(MeshError):
@@ -22,7 +22,7 @@ class ObjectMismatch(MeshError):
     reason = "OBJECT_MISMATCH"
 
     def __init__(self, media_id: int, what: str) -> None:
-        super().__init__(f"The file of media {media_id} is not of the declared {what}.")
+        super().__init__(f"The {what} of media {media_id}'s file does not match the declared one.")
 
 
 class UploadCompleted(MeshError):
@@ -32,7 +32,7 @@ class UploadCompleted(MeshError):
     reason = "UPLOAD_COMPLETED"
 
     def __init__(self, media_id: int) -> None:
-        super().__init__(f"The upload of media {media_id} was completed before.")
+        super().__init__(f"The upload of media {media_id} is already completed.")
 
 
 class UploadNotMultipart(MeshError):
@@ -42,7 +42,7 @@ class UploadNotMultipart(MeshError):
     reason = "UPLOAD_NOT_MULTIPART"
 
     def __init__(self, media_id: int) -> None:
-        super().__init__(f"The upload of media {media_id} is not one in parts.")
+        super().__init__(f"Media {media_id} is not uploaded in parts.")
 
 
 class UploadUnknown(MeshError):
@@ -53,7 +53,8 @@ class UploadUnknown(MeshError):
 
     def __init__(self) -> None:
         super().__init__(
-            "You stream nothing with this request id.", fields={"request_id": "is unknown"}
+            "You have no streamed upload with this request id.",
+            fields={"request_id": "is unknown"},
         )
 
 
@@ -65,7 +66,7 @@ class UploadLimit(MeshError):
 
     def __init__(self, limit: int) -> None:
         super().__init__(
-            f"You have {limit:,} uploads open, which is the most one may: complete or abort some."
+            f"You have {limit:,} open uploads, which is the limit. Complete or abort some first."
         )
 
 
@@ -77,6 +78,6 @@ class StreamTooSlow(MeshError):
 
     def __init__(self, bytes_per_second: int) -> None:
         super().__init__(
-            f"The stream brought fewer than {bytes_per_second:,} bytes a second. Ask "
-            "GetUploadOffset how many bytes are safe, and continue from there."
+            f"The stream was slower than {bytes_per_second:,} bytes per second. Call "
+            "GetUploadOffset, and resume from the offset that it returns."
         )

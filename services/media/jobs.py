@@ -1,4 +1,4 @@
-"""Jobs of the media service that run by time."""
+"""Periodic jobs of the media service."""
 
 from datetime import UTC, datetime
 
@@ -20,10 +20,10 @@ _log = logs.logger(__name__)
 async def sweep_uploads(store: MediaStore, uploads: Uploads, now: datetime | None = None) -> None:
     """Aborts uploads that were never completed, and removes aborted ones with their data.
 
-    Any number of replicas may sweep at a time: each locks different rows.
+    Replicas may sweep concurrently: each locks different rows.
 
     Args:
-        store: the uploads.
+        store: stores the uploads.
         uploads: removes their data.
         now: the time that ages are compared with; None: the current time.
 
@@ -31,13 +31,13 @@ async def sweep_uploads(store: MediaStore, uploads: Uploads, now: datetime | Non
         Unavailable: the database or S3 is unavailable; the next sweeps remove the rest.
     """
     old = (now or datetime.now(UTC)) - LIMITS.abandoned_after
-    while await store.abandon(before=least_id(old), most=_BATCH) == _BATCH:
+    while await store.abandon(before=least_id(old), limit=_BATCH) == _BATCH:
         pass
-    # Waits until the last form of an upload has expired: a file that is POSTed after the removal
-    # would never be removed.
+    # Keeps aborted uploads until their last form has expired: a file that is POSTed after the
+    # removal would never be removed.
     expired = least_id(old - LIMITS.form_life)
     removed = _BATCH
     while removed == _BATCH:
-        removed = await store.remove_aborted(uploads.remove_data, before=expired, most=_BATCH)
+        removed = await store.remove_aborted(uploads.remove_data, before=expired, limit=_BATCH)
         if removed:
             _log.info("uploads.removed", uploads=removed)

@@ -19,17 +19,17 @@ class UploadLimits:
 
     form_bytes: int = 32 * _MIB
     """The largest file in one form."""
-    most_bytes: int = 4 * 2**30
+    max_bytes: int = 4 * 2**30
     """The largest file in parts or in a stream."""
     part_bytes: int = 5 * _MIB
-    """The size of every part except the last. S3 accepts no smaller parts, and at most 10,000 of
-    them. A stream holds three parts in memory, two of which are being sent to S3; its total memory
-    must stay under 24 MiB."""
+    """The size of every part except the last: the minimum that S3 accepts, with at most 10,000
+    parts per file. A stream holds three parts in memory, two of which are being sent to S3; its
+    total memory must stay under 24 MiB."""
     chunk_bytes: int = 4 * _MIB
     """The largest message of a stream."""
     content_types: tuple[str, ...] = (*SUPPORTED_TYPES, UNDECLARED)
-    """The types that a client may declare. With the last one, only the content decides."""
-    most_pixels: int = MOST_PIXELS
+    """The types that a client may declare. For the last one, the content determines the type."""
+    max_pixels: int = MOST_PIXELS
     """The largest picture that the worker tries to decode."""
     sure_pixels: Mapping[str, int] = field(
         default_factory=lambda: {name: SURE_PIXELS[kind] for name, kind in SUPPORTED_TYPES.items()}
@@ -46,14 +46,14 @@ class UploadLimits:
     album and the uploads that it abandons within a day. N concurrent calls may exceed it by N."""
     streams: int = 64
     """How many streamed uploads one process serves at a time."""
-    streams_of_one_account: int = 6
+    streams_per_account: int = 6
     """How many streamed uploads of one account a process serves at a time. Browsers open at most 6
     HTTP/1.1 connections to a host, and fewer streams saturate a phone's uplink."""
     stream_bytes_per_second: int = 2 * 1024
     """The minimum average speed of a stream. An EDGE uplink carries 10 to 20 KiB/s, which gives
     each of six concurrent streams about 2 KiB/s or more."""
     stream_patience: timedelta = timedelta(seconds=60)
-    """How long a stream may send nothing. `paced` describes how it relates to the speed."""
+    """How long a stream may send nothing. `paced` describes how this relates to the speed."""
 
     def part_count(self, size_bytes: int) -> int:
         """Returns the number of parts of a file; at least 1."""

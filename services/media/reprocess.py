@@ -1,13 +1,12 @@
 """`python -m services.media.reprocess`: updates READY media to the current recipe.
 
-Run it after a step was added or its version raised. It scans all media once and publishes
+Run it after you add a step or raise its version. It scans all media once and publishes
 MediaUploaded for those that another recipe made. The worker makes the missing variants and facts,
 and publishes MediaProcessed for services that keep a snapshot. Until then, the old variants are
 served.
 
-It may be stopped and restarted at any time, because it skips media that are up to date. To resume
-the scan where an earlier run ended, pass the `after` field of its last `media.announced` log line
-as `--after`.
+You can stop and restart it at any time, because it skips media that are up to date. To resume the
+scan of an earlier run, pass the `after` field of its last `media.announced` log line as `--after`.
 """
 
 import argparse
@@ -33,7 +32,7 @@ async def reprocess(store: MediaStore, *, per_second: float, after: tuple[int, i
 
     Args:
         store: the media.
-        per_second: the largest number of media per second.
+        per_second: the maximum number of media per second.
         after: the shard and media id after which the scan starts; (-1, 0) for all.
 
     Raises:
@@ -75,13 +74,18 @@ def _position(text: str) -> tuple[int, int]:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="python -m services.media.reprocess")
-    parser.add_argument("--per-second", type=float, default=5.0, help="default: %(default)s")
+    parser.add_argument(
+        "--per-second",
+        type=float,
+        default=5.0,
+        help="maximum number of media per second (default: %(default)s)",
+    )
     parser.add_argument(
         "--after",
         type=_position,
         default=(-1, 0),
         metavar="SHARD/MEDIA_ID",
-        help="where an earlier run ended",
+        help="the position after which to start, to resume an earlier run",
     )
     arguments = parser.parse_args()
     uvloop.run(main(arguments.per_second, arguments.after))

@@ -50,7 +50,7 @@ class MediaService(MediaServiceServicer):
         self._signer = signer
         self._limits = limits
         self._open_streams = OpenStreams(
-            "streamed uploads", most=limits.streams, of_one_user=limits.streams_of_one_account
+            "streamed uploads", most=limits.streams, of_one_user=limits.streams_per_account
         )
 
     async def GetUploadLimits(
@@ -59,17 +59,17 @@ class MediaService(MediaServiceServicer):
         signed_in()
         response = pb.GetUploadLimitsResponse(
             form_max_bytes=self._limits.form_bytes,
-            max_bytes=self._limits.most_bytes,
+            max_bytes=self._limits.max_bytes,
             part_bytes=self._limits.part_bytes,
             chunk_max_bytes=self._limits.chunk_bytes,
             content_types=self._limits.content_types,
-            max_pixels=self._limits.most_pixels,
+            max_pixels=self._limits.max_pixels,
             pictures=(
                 pb.PictureLimit(content_type=content_type, max_pixels=pixels)
                 for content_type, pixels in self._limits.sure_pixels.items()
             ),
             max_open_uploads=self._limits.open_uploads,
-            max_streams=self._limits.streams_of_one_account,
+            max_streams=self._limits.streams_per_account,
             stream_min_bytes_per_second=self._limits.stream_bytes_per_second,
         )
         response.abandoned_after.FromTimedelta(self._limits.abandoned_after)

@@ -22,8 +22,8 @@ SUPPORTED_TYPES = {
 def contradicts(content_type: str, first: bytes) -> bool:
     """Returns whether a file starts like a supported type other than the declared one.
 
-    Returns False for a file of no supported type: the pipeline rejects it, and the reason is stored
-    with the media item.
+    Returns False if the type is not supported: the pipeline rejects the file later, and stores the
+    reason with the media item.
     """
     try:
         kind = kind_of(first)

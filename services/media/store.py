@@ -25,7 +25,8 @@ _COLUMNS = """
     s3_upload_id, steps_done
 """
 
-# Of two concurrent inserts with one request id, the second waits for the first and adds nothing.
+# Of two concurrent inserts with the same request id, the second waits for the first and adds
+# nothing.
 _ADD = f"""
     INSERT INTO media (shard, media_id, owner_id, request_id, door, size_bytes, content_type,
                        sha256)
@@ -49,7 +50,7 @@ _COUNT_OPEN = """
               FROM media
              WHERE shard = %(shard)s AND owner_id = %(owner_id)s
                AND state = 'PENDING' AND NOT aborted
-             LIMIT %(most)s) AS open
+             LIMIT %(limit)s) AS open
 """
 
 # Answered by media_content. Aborted, failed and deleted items are not reused.
@@ -93,7 +94,7 @@ _IN_PARTS = """
        AND s3_upload_id IS NULL
 """
 
-# Clears the request id, so that it can open a new upload.
+# Clears the request id, so that the client can reuse it for a new upload.
 _ABORT = """
     UPDATE media
        SET aborted = true, request_id = NULL
@@ -109,7 +110,7 @@ _ABANDON = """
                  FROM media
                 WHERE state = 'PENDING' AND NOT aborted AND media_id < %(before)s
                 ORDER BY media_id
-                LIMIT %(most)s
+                LIMIT %(limit)s
                   FOR UPDATE SKIP LOCKED)
 """
 
@@ -118,7 +119,7 @@ _ABORTED = f"""
       FROM media
      WHERE state = 'PENDING' AND aborted AND media_id < %(before)s
      ORDER BY media_id
-     LIMIT %(most)s
+     LIMIT %(limit)s
        FOR UPDATE SKIP LOCKED
 """  # noqa: S608
 
@@ -140,7 +141,7 @@ _STEPS_DONE = """
        AND NOT steps_done @> %(steps)s::text[]
 """
 
-# Also matches READY items of another recipe, which keep that state while they are remade.
+# Also matches READY items of another recipe, which stay READY while they are processed again.
 _READY = """
     UPDATE media
        SET state = 'READY', width = %(width)s, height = %(height)s, variants = %(variants)s,
@@ -289,9 +290,9 @@ class MediaStore:
             raise Unavailable("The upload")
         return media
 
-    async def count_open(self, owner_id: int, *, most: int) -> int:
-        """Returns the number of an owner's open uploads; at most `most`."""
-        values = _owned(owner_id) | {"most": most}
+    async def count_open(self, owner_id: int, *, limit: int) -> int:
+        """Returns the number of an owner's open uploads; at most `limit`."""
+        values = _owned(owner_id) | {"limit": limit}
         count: int
         [count] = await self._database.fetch(_COUNT_OPEN, values, scalar_row)
         return count
@@ -341,19 +342,19 @@ class MediaStore:
         """Aborts a PENDING upload; False: it is not PENDING any more."""
         return await self._database.execute(_ABORT, _key(media.media_id)) == 1
 
-    async def abandon(self, *, before: int, most: int) -> int:
-        """Aborts up to `most` PENDING uploads with ids less than `before`; returns how many."""
-        return await self._database.execute(_ABANDON, {"before": before, "most": most})
+    async def abandon(self, *, before: int, limit: int) -> int:
+        """Aborts up to `limit` PENDING uploads with ids less than `before`; returns how many."""
+        return await self._database.execute(_ABANDON, {"before": before, "limit": limit})
 
     async def remove_aborted(
-        self, remove_data: Callable[[Media], Awaitable[None]], *, before: int, most: int
+        self, remove_data: Callable[[Media], Awaitable[None]], *, before: int, limit: int
     ) -> int:
         """Deletes aborted uploads with ids less than `before`, each after calling `remove_data`.
 
-        Returns how many, at most `most`. Skips uploads that another process is removing.
+        Returns the number, at most `limit`. Skips uploads that another process is removing.
         """
         async with self._database.transaction() as connection:
-            values = {"before": before, "most": most}
+            values = {"before": before, "limit": limit}
             aborted = await fetch(connection, _ABORTED, values, kwargs_row(_media))
             for media in aborted:
                 await remove_data(media)
@@ -424,7 +425,7 @@ class MediaStore:
         await self._transition(media, _DELETED, {"erase_after": _ERASE_AFTER}, event)
 
     async def take_to_erase(self, limit: int) -> list[Media]:
-        """Returns up to `limit` items whose second removal of files is due, longest due first.
+        """Returns up to `limit` items whose second removal of files is due, most overdue first.
 
         Does not return the same items again for 5 minutes.
         """
@@ -442,7 +443,7 @@ class MediaStore:
     async def _transition(
         self, media: Media, statement: str, values: dict[str, Any], event: Message
     ) -> None:
-        """Changes an item, and publishes the event unless the old state does not allow that."""
+        """Changes an item and publishes the event, if the old state allows the transition."""
         async with self._outbox.transaction() as tx:
             updated = await tx.connection.execute(statement, _key(media.media_id) | values)
             if updated.rowcount == 1:

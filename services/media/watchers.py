@@ -1,4 +1,4 @@
-"""Sends the changes of media items to their watchers."""
+"""Sends changes of media items to their watchers."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Iterator
@@ -13,8 +13,8 @@ from services.media.store import Media, MediaStore, State
 _POLL_SECONDS = 0.25
 _WATCH_SECONDS = 600.0
 _HEARTBEAT_SECONDS = 15.0
-_MOST_WATCHERS = 2_000
-_OF_ONE_ACCOUNT = 20
+_MAX_WATCHES = 2_000
+_MAX_PER_ACCOUNT = 20
 """Enough for two devices that each watch an album of ten photos."""
 
 _ENDS = (State.READY, State.FAILED, State.DELETED)
@@ -33,17 +33,17 @@ class Watchers:
         self,
         store: MediaStore,
         *,
-        most: int = _MOST_WATCHERS,
-        of_one_account: int = _OF_ONE_ACCOUNT,
+        max_open: int = _MAX_WATCHES,
+        max_per_account: int = _MAX_PER_ACCOUNT,
     ) -> None:
-        """Sets how many watches may be open at a time, in total and per account."""
+        """`max_open` and `max_per_account` limit the watches that are open at a time."""
         self._store = store
-        self._open = OpenStreams("watches of media", most=most, of_one_user=of_one_account)
+        self._open = OpenStreams("watches of media", most=max_open, of_one_user=max_per_account)
         self._watching: dict[int, list[asyncio.Queue[Media | None]]] = {}
         self._has_watches = asyncio.Event()
 
     async def run(self, ready: Callable[[], None]) -> None:
-        """Polls the database and notifies watchers until it is cancelled."""
+        """Polls the database and notifies watchers, until canceled."""
         ready()
         while True:
             await self._has_watches.wait()
@@ -73,7 +73,7 @@ class Watchers:
         """Yields the item now and after each change, with a flag that marks the last one.
 
         The watch ends when the item is READY, FAILED or DELETED, after `seconds`, or when the
-        upload is aborted; in the last two cases the last item is the current or last known one.
+        upload is aborted; in the last two cases, the last item yielded is the last known one.
         Yields None, as a heartbeat, when the item has not changed for `heartbeat` seconds.
 
         The watch counts towards the limit of `account_id`.
@@ -108,7 +108,7 @@ class Watchers:
 
     @contextmanager
     def _queue(self, media_id: int) -> Iterator[asyncio.Queue[Media | None]]:
-        """Provides a queue that receives an item's polled versions while the block runs."""
+        """Returns a queue that receives an item's polled versions while the block runs."""
         queue: asyncio.Queue[Media | None] = asyncio.Queue(maxsize=1)
         self._watching.setdefault(media_id, []).append(queue)
         self._has_watches.set()

@@ -18,13 +18,13 @@ class PostUnknown(MeshError):
 
 
 class PostNotPublished(MeshError):
-    """The post is PROCESSING or FAILED, so there is nobody to hide it from."""
+    """The post is PROCESSING or FAILED, so it cannot be archived."""
 
     code = grpc.StatusCode.FAILED_PRECONDITION
     reason = "POST_NOT_PUBLISHED"
 
     def __init__(self, post_id: int) -> None:
-        super().__init__(f"The post {post_id} is not published.")
+        super().__init__(f"Post {post_id} is not published, so it cannot be archived.")
 
 
 class MediaNotUploaded(MeshError):
@@ -34,14 +34,14 @@ class MediaNotUploaded(MeshError):
     reason = "MEDIA_NOT_UPLOADED"
 
     def __init__(self, fields: Mapping[str, str]) -> None:
-        super().__init__("Complete the upload of every media before you post it.", fields=fields)
+        super().__init__("Complete the upload of every media item before posting.", fields=fields)
 
 
 class MediaFailed(MeshError):
-    """Some of the media cannot be processed, so the post could never be published."""
+    """Some of the media cannot be processed, so the post can never be published."""
 
     code = grpc.StatusCode.FAILED_PRECONDITION
     reason = "MEDIA_FAILED"
 
     def __init__(self, fields: Mapping[str, str]) -> None:
-        super().__init__("Some of the media cannot be shown.", fields=fields)
+        super().__init__("Some of the media cannot be processed; leave them out.", fields=fields)

@@ -22,7 +22,7 @@ class Events:
     async def on_media_processed(self, event: MediaProcessed) -> None:
         """Resolves the posts that wait for a media item that is now READY or FAILED.
 
-        If the item was processed again, updates the posts that already show it to its new variants.
+        If the item was processed again, updates its variants in the posts that already show it.
         """
         for post in await self._store.posts_awaiting(event.media_id):
             await self._resolver.resolve(post)

@@ -1,4 +1,4 @@
-"""What the post service does periodically."""
+"""Periodic jobs of the post service."""
 
 from services.chassis.errors import Unavailable
 from services.chassis.telemetry import logs

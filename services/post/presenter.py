@@ -1,4 +1,4 @@
-"""The public form of posts: with the author's name, and URLs that the CDN accepts."""
+"""Converts posts to their public form, with the author's name and signed CDN URLs."""
 
 from collections.abc import Collection, Iterable, Sequence
 
@@ -15,7 +15,7 @@ from services.post.store import Post
 
 
 class Presenter:
-    """Makes the public form of posts."""
+    """Converts posts to their public form."""
 
     def __init__(self, names: AccountNames, signer: UrlSigner) -> None:
         self._names = names
@@ -29,21 +29,21 @@ class Presenter:
         return presented
 
     async def present_all(self, posts: Iterable[Post | None]) -> internal_pb.BatchGetPostsResponse:
-        """Returns published posts in the given order; for None, a blank one.
+        """Returns published posts in the given order, and a blank post for each None.
 
-        Writes into the response directly: copying a hundred posts would cost as much again.
+        Writes directly into the response: copying a hundred posts would double the cost.
         """
         posts = list(posts)
         authors = await self._authors({post.author_id for post in posts if post})
-        answer = internal_pb.BatchGetPostsResponse()
+        response = internal_pb.BatchGetPostsResponse()
         for post in posts:
-            presented = answer.posts.add()
+            presented = response.posts.add()
             if post:
                 self._write(presented, post, authors[post.author_id], post.snapshots)
-        return answer
+        return response
 
     async def _authors(self, author_ids: Collection[int]) -> dict[int, AccountSummary]:
-        """Returns a summary of each account, if need be without a name."""
+        """Returns a summary of each account, without a name if account is unavailable."""
         summaries = await self._names.of(list(author_ids))
         return {
             author_id: summary if summary.account_id else AccountSummary(account_id=author_id)

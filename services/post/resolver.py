@@ -1,8 +1,8 @@
 """Resolves posts: PUBLISHED when all their media are READY, FAILED when one FAILED.
 
 A post is resolved right after its creation, or when one of its media becomes READY or FAILED. A
-sweep resolves the rest, in case the process died in between. These may run at any time, on several
-replicas at once; the store lets only the first one change the post.
+sweep resolves the rest, in case a process died before it could. All of these may run concurrently
+on several replicas; the store lets only the first one change the post.
 """
 
 from collections.abc import Sequence

@@ -21,7 +21,7 @@ from services.post.resolver import Resolver
 from services.post.store import Post, PostStore, State
 
 _CACHE_SECONDS = 0.3
-"""Maximum time that an author waits for the cache to be updated."""
+"""Maximum time that a call waits for a cache update."""
 
 _log = logs.logger(__name__)
 
@@ -47,7 +47,7 @@ class PostService(PostServiceServicer):
         self, request: pb.CreatePostRequest, context: Context
     ) -> pb.CreatePostResponse:
         author_id = signed_in()
-        # Check for a repeated request first: the current state of its media does not matter.
+        # Check for a retry first: for a retry, the current state of the media does not matter.
         post = await self._made_before(author_id, request)
         if post is not None:
             post, media = await self._resolver.resolve(post)
@@ -55,12 +55,12 @@ class PostService(PostServiceServicer):
             media = await self._peers.media(request.media_ids)
             _check(media, request.media_ids, author_id)
             post = await self._make(author_id, request)
-            # This queries media again: events about the media that were handled before the post was
-            # stored did not find it.
+            # Query media again: handlers of events that arrived before the post was stored did not
+            # find it.
             try:
                 post, media = await self._resolver.resolve(post)
             except Exception:
-                # The post exists nevertheless; an event or the sweep resolves it.
+                # The post is stored; an event or the sweep resolves it.
                 _log.warning("post.resolve_failed", post_id=post.post_id, exc_info=True)
         return pb.CreatePostResponse(post=await self._presenter.present(post, media))
 
@@ -79,7 +79,7 @@ class PostService(PostServiceServicer):
             raise PostNotPublished(post.post_id)
         await self._store.archive(post)
         await self._update_cache(post, self._cache.withdraw([post.post_id]))
-        # If the post was unarchived in the meantime, the withdrawal may have come after that.
+        # If the post was unarchived concurrently, the withdrawal may have overwritten that change.
         post = await self._own(request.post_id)
         if post.state is State.PUBLISHED:
             await self._update_cache(post, self._cache.forget([post.post_id]))
@@ -108,8 +108,8 @@ class PostService(PostServiceServicer):
         """Reports whether a caller may see a post.
 
         Raises:
-            Unavailable: graph is unavailable, and the post is someone else's. When in doubt, a
-                post that may be hidden is not shown.
+            Unavailable: graph is unavailable, and the post is someone else's. A post that may be
+                hidden is not shown.
         """
         if post.state is State.DELETED:
             return False
@@ -136,8 +136,9 @@ class PostService(PostServiceServicer):
     async def _update_cache(self, post: Post, change: Awaitable[None]) -> None:
         """Applies a change to the cache before the author's call returns.
 
-        While the cache is unavailable, readers cannot get its copies. Those it still holds when it
-        is back, fanout corrects as soon as it can: the event was stored with the change.
+        If the cache is unavailable, logs that. Readers cannot get stale copies meanwhile; after the
+        cache recovers, fanout corrects them when it handles the event, which was stored with the
+        change.
         """
         try:
             async with asyncio.timeout(_CACHE_SECONDS):
@@ -152,7 +153,7 @@ class PostService(PostServiceServicer):
             RequestIdReused: the author used the request id for another request.
         """
         post = await self._store.post_by_request(author_id, request.request_id)
-        # Nothing is left of a deleted post to compare.
+        # A deleted post has no content left to compare.
         if (
             post
             and post.state is not State.DELETED
@@ -167,7 +168,7 @@ class PostService(PostServiceServicer):
         added = await self._store.add_post(
             author_id, request.media_ids, request.caption, request.request_id
         )
-        # None: a concurrent attempt of the same request was first.
+        # None: a concurrent attempt of the same request added the post.
         post = added or await self._made_before(author_id, request)
         assert post is not None  # noqa: S101 -- The rows of deleted posts are kept.
         return post
@@ -178,7 +179,8 @@ def _check(media: Sequence[StoredMedia], media_ids: Sequence[int], author_id: in
 
     Raises:
         MediaUnknown: a media item does not exist, or is not the author's.
-        MediaNotUploaded, MediaFailed: as their names say; the fields list the media.
+        MediaNotUploaded: an upload is not completed; the error's fields list the media.
+        MediaFailed: a media item failed processing; the error's fields list the media.
     """
     for index, item in enumerate(media):
         if item.owner_id != author_id or item.state == MediaState.MEDIA_STATE_DELETED:
@@ -190,7 +192,7 @@ def _check(media: Sequence[StoredMedia], media_ids: Sequence[int], author_id: in
     }:
         raise MediaFailed(failed)
     if pending := {
-        f"media_ids[{index}]": "was not completed yet"
+        f"media_ids[{index}]": "is not uploaded; complete the upload"
         for index, item in enumerate(media)
         if item.state == MediaState.MEDIA_STATE_PENDING
     }:

@@ -63,8 +63,8 @@ _AWAITING = """
      WHERE shard = %(shard)s AND media_id = %(media_id)s AND snapshot IS NULL
 """
 
-# Postpones the posts it takes: replicas share the work, and posts that wait for long do not block
-# those behind them. Answered by posts_unsettled.
+# Postpones the posts it takes, so that replicas share the work, and posts that wait for a long time
+# do not block later ones. Answered by posts_unsettled.
 _TAKE_UNRESOLVED = """
     UPDATE posts
        SET settle_time = now() + %(sweep_after)s
@@ -79,9 +79,9 @@ _TAKE_UNRESOLVED = """
     RETURNING post_id
 """
 
-# Of several that publish, fail, archive or unarchive a post at once, only the first changes the
-# row. Answered by the primary key.
-_MOVE = """
+# Of several concurrent transitions of a post, only the first changes the row. Answered by the
+# primary key.
+_TRANSITION = """
     UPDATE posts
        SET state = %(after)s
      WHERE shard = %(shard)s AND post_id = %(post_id)s AND state = %(before)s
@@ -94,17 +94,17 @@ _DELETE = """
      WHERE shard = %(shard)s AND post_id = %(post_id)s AND state <> 'DELETED'
 """
 
-# Answered by the primary key. No deadlock: `publish`, too, locks the row of posts first.
+# Answered by the primary key. Cannot deadlock: `publish` also locks the row of posts first.
 _DELETE_MEDIA = """
     DELETE FROM post_media
      WHERE shard = %(shard)s AND post_id = %(post_id)s
 """
 
-_KEEP_SNAPSHOTS = """
+_STORE_SNAPSHOTS = """
     UPDATE post_media
-       SET snapshot = kept.snapshot
-      FROM unnest(%(snapshots)s::bytea[]) WITH ORDINALITY AS kept (snapshot, position)
-     WHERE shard = %(shard)s AND post_id = %(post_id)s AND post_media.position = kept.position
+       SET snapshot = new.snapshot
+      FROM unnest(%(snapshots)s::bytea[]) WITH ORDINALITY AS new (snapshot, position)
+     WHERE shard = %(shard)s AND post_id = %(post_id)s AND post_media.position = new.position
        -- Media that were deleted in the meantime stay deleted.
        AND post_media.snapshot IS NULL
 """
@@ -116,7 +116,7 @@ _SHOWN_MEDIA = """
      WHERE shard = %(shard)s AND media_id = %(media_id)s AND snapshot IS NOT NULL
 """
 
-# Matches the snapshot it replaces, so that a deletion in the meantime is not undone. Answered by
+# Matches the old snapshot, so that it does not undo a concurrent deletion. Answered by
 # post_media_shown.
 _REFRESH_MEDIA = """
     UPDATE post_media
@@ -125,7 +125,7 @@ _REFRESH_MEDIA = """
     RETURNING post_id
 """
 
-# Includes unpublished posts: a concurrent `publish` keeps this snapshot. Answered by
+# Includes unpublished posts: a concurrent `publish` does not overwrite this snapshot. Answered by
 # post_media_shown.
 _FORGET_MEDIA = """
     UPDATE post_media
@@ -192,7 +192,7 @@ _LARGEST_ID = (1 << 63) - 1
 
 
 class State(StrEnum):
-    """The state of a post; the names of photomesh.post.v1.PostState without its prefix."""
+    """The state of a post: the names of photomesh.post.v1.PostState without their prefix."""
 
     PROCESSING = "PROCESSING"
     PUBLISHED = "PUBLISHED"
@@ -225,7 +225,7 @@ class PostStore:
     async def add_post(
         self, author_id: int, media_ids: Sequence[int], caption: str, request_id: str
     ) -> Post | None:
-        """Adds a post, PROCESSING; None: the author has already used the request id."""
+        """Adds a PROCESSING post; returns None if the author has already used the request id."""
         shard = shard_of(author_id)
         async with self._database.transaction() as connection:
             added: list[int] = await fetch(
@@ -249,7 +249,7 @@ class PostStore:
         return Post(post_id, author_id, caption, State.PROCESSING, tuple(media_ids), ())
 
     async def post_by_request(self, author_id: int, request_id: str) -> Post | None:
-        """Returns the post that an author made with a request id; None if the id is empty."""
+        """Returns the post that an author created with a request id; None if the id is empty."""
         found = await self._posts(
             _POST_BY_REQUEST,
             {"shard": shard_of(author_id), "author_id": author_id, "request_id": request_id},
@@ -289,28 +289,28 @@ class PostStore:
     async def publish(self, post: Post, media: Sequence[StoredMedia]) -> bool:
         """Makes a post PUBLISHED with its media; returns False if it is no longer PROCESSING."""
         async with self._outbox.transaction() as tx:
-            if not await _move(tx.connection, post, State.PROCESSING, State.PUBLISHED):
+            if not await _transition(tx.connection, post, State.PROCESSING, State.PUBLISHED):
                 return False
             snapshots = [item.SerializeToString() for item in media]
-            await tx.connection.execute(_KEEP_SNAPSHOTS, {**_key(post), "snapshots": snapshots})
+            await tx.connection.execute(_STORE_SNAPSHOTS, {**_key(post), "snapshots": snapshots})
             tx.publish(PostCreated(post_id=post.post_id, author_id=post.author_id))
         return True
 
     async def fail(self, post: Post) -> None:
         """Makes a post FAILED if it is still PROCESSING."""
         async with self._database.connection() as connection:
-            await _move(connection, post, State.PROCESSING, State.FAILED)
+            await _transition(connection, post, State.PROCESSING, State.FAILED)
 
     async def archive(self, post: Post) -> None:
-        """Makes a post ARCHIVED and publishes the event, if it is PUBLISHED."""
+        """Makes a PUBLISHED post ARCHIVED and publishes PostChanged."""
         await self._change(post, State.PUBLISHED, State.ARCHIVED)
 
     async def unarchive(self, post: Post) -> None:
-        """Makes a post PUBLISHED and publishes the event, if it is ARCHIVED."""
+        """Makes an ARCHIVED post PUBLISHED and publishes PostChanged."""
         await self._change(post, State.ARCHIVED, State.PUBLISHED)
 
     async def delete(self, post: Post) -> None:
-        """Makes a post DELETED and publishes the event, unless it is DELETED already."""
+        """Makes a post DELETED and publishes PostChanged, unless it is already DELETED."""
         async with self._outbox.transaction() as tx:
             deleted = await tx.connection.execute(_DELETE, _key(post))
             if deleted.rowcount:
@@ -318,14 +318,14 @@ class PostStore:
                 tx.publish(PostChanged(post_id=post.post_id, author_id=post.author_id))
 
     async def shown_media(self, media_id: int) -> list[StoredMedia]:
-        """Returns the distinct snapshots of a media item in posts."""
+        """Returns the distinct snapshots of a media item that posts contain."""
         values = {"shard": shard_of(media_id), "media_id": media_id}
         snapshots = await self._database.fetch(_SHOWN_MEDIA, values, scalar_row)
         return [StoredMedia.FromString(snapshot) for snapshot in snapshots]
 
     async def refresh_media(self, shown: StoredMedia, media: StoredMedia) -> None:
-        """Replaces a snapshot of a media item in all posts, and publishes their events."""
-        await self._show(
+        """Replaces a snapshot of a media item in all posts; publishes PostChanged for each."""
+        await self._replace_snapshots(
             _REFRESH_MEDIA,
             {
                 "shard": shard_of(media.media_id),
@@ -336,11 +336,11 @@ class PostStore:
         )
 
     async def forget_media(self, deleted: StoredMedia) -> list[Post]:
-        """Replaces the snapshots of a deleted media item in all posts, and publishes their events.
+        """Replaces all snapshots of a deleted media item; publishes PostChanged for each post.
 
         Returns these posts, including those that are not published yet.
         """
-        post_ids = await self._show(
+        post_ids = await self._replace_snapshots(
             _FORGET_MEDIA,
             {
                 "shard": shard_of(deleted.media_id),
@@ -353,7 +353,7 @@ class PostStore:
     async def recent(self, author_ids: Sequence[int], *, before: int, limit: int) -> list[int]:
         """Returns the ids of the newest published posts of some authors, newest first.
 
-        `before`: only ids below it; 0: from the newest. `author_ids` may contain duplicates.
+        Returns only ids below `before` (0: from the newest). `author_ids` may contain duplicates.
         """
         wanted = sorted(set(author_ids))
         values = {
@@ -366,11 +366,13 @@ class PostStore:
 
     async def _change(self, post: Post, before: State, after: State) -> None:
         async with self._outbox.transaction() as tx:
-            if await _move(tx.connection, post, before, after):
+            if await _transition(tx.connection, post, before, after):
                 tx.publish(PostChanged(post_id=post.post_id, author_id=post.author_id))
 
-    async def _show(self, query: LiteralString, values: dict[str, object]) -> list[int]:
-        """Changes snapshots; publishes the events of posts that were published; returns all ids."""
+    async def _replace_snapshots(
+        self, query: LiteralString, values: dict[str, object]
+    ) -> list[int]:
+        """Returns the ids of changed posts, and publishes PostChanged for those once published."""
         async with self._outbox.transaction() as tx:
             post_ids: list[int] = await fetch(tx.connection, query, values, scalar_row)
             published = await tx.connection.execute(
@@ -382,14 +384,14 @@ class PostStore:
         return post_ids
 
     async def _posts(self, query: LiteralString, values: dict[str, object]) -> list[Post]:
-        # As text, a hundred posts with their snapshots would take twice as long: 5 ms.
+        # In text format, a hundred posts with their snapshots would take twice as long: 5 ms.
         return await self._database.fetch(query, values, kwargs_row(_to_post), binary=True)
 
 
-async def _move(connection: AsyncConnection, post: Post, before: State, after: State) -> bool:
-    """Moves a post from one state to another; returns False if it was not in the former."""
-    moved = await connection.execute(_MOVE, {**_key(post), "before": before, "after": after})
-    return moved.rowcount > 0
+async def _transition(connection: AsyncConnection, post: Post, before: State, after: State) -> bool:
+    """Changes a post's state from `before` to `after`; returns False if it is not in `before`."""
+    values = {**_key(post), "before": before, "after": after}
+    return (await connection.execute(_TRANSITION, values)).rowcount > 0
 
 
 def _key(post: Post) -> dict[str, int]:

@@ -280,7 +280,7 @@ async def test_no_post_is_lost_while_the_cache_is_unavailable(scene, infrastruct
 async def test_a_slow_client_loses_no_posts(scene):
     reader = await scene.feed_of()
     posts = [post_id() for _ in range(40)]
-    async with scene.watched(waiting=30) as watches, watching(watches, reader) as quick:
+    async with scene.watched(max_queued=30) as watches, watching(watches, reader) as quick:
         slow = watches.watch(reader, 0)
         await anext(slow)
         asking = asyncio.create_task(anext(slow))
@@ -303,7 +303,7 @@ async def _watchers(watches: Watches, reader: int) -> int:
 
 async def test_the_number_of_watches_is_limited_and_ended_ones_make_room(scene):
     one, other, third = [await scene.feed_of() for _ in range(3)]
-    watches = scene.watches(most=2, of_one_reader=1)
+    watches = scene.watches(max_open=2, max_per_reader=1)
     async with watching(watches, one), watching(watches, other):
         with pytest.raises(TooManyStreams, match="Too many watches"):
             await anext(watches.watch(third, 0))
@@ -333,7 +333,7 @@ async def test_disconnected_clients_make_room(scene, infrastructure):
         channel_to(infrastructure, "feed", identity="gateway", port=line.port) as vanishing,
     ):
         stub = FeedServiceStub(direct)
-        for _ in range(WatchLimits.of_one_reader):
+        for _ in range(WatchLimits.max_per_reader):
             await begin(FeedServiceStub(vanishing), reader)
         with pytest.raises(AioRpcError) as refused:
             await begin(stub, reader)
@@ -341,7 +341,7 @@ async def test_disconnected_clients_make_room(scene, infrastructure):
         (await begin(stub, other)).cancel()
         line.cut()
 
-        for _ in range(WatchLimits.of_one_reader):
+        for _ in range(WatchLimits.max_per_reader):
             await eventually(lambda: begin(stub, reader))
 
 

@@ -75,7 +75,7 @@ async def over_a_line(uploader: Uploader, infrastructure):
         yield replace(uploader, stub=MediaServiceStub(channel)), line
 
 
-async def test_idle_streams_of_one_account_leave_room_for_others(uploader):
+async def test_idle_streams_per_account_leave_room_for_others(uploader):
     idle = [IdleStream(uploader, f"idle {number}") for number in range(LIMITS.streams)]
     try:
 
@@ -83,7 +83,7 @@ async def test_idle_streams_of_one_account_leave_room_for_others(uploader):
             ended = [stream.call for stream in idle if stream.call.done()]
             return [each for each in ended if await each.code() is not grpc.StatusCode.OK]
 
-        too_many = LIMITS.streams - LIMITS.streams_of_one_account
+        too_many = LIMITS.streams - LIMITS.streams_per_account
         calls = await eventually(refused, lambda found: len(found) == too_many)
         for call in calls:
             assert await refusal(call) == "TOO_MANY_STREAMS"
@@ -140,7 +140,7 @@ async def cancel(stream: IdleStream) -> None:
 )
 async def test_a_stream_frees_its_slot_however_it_ends(uploader, end):
     # If each kept its slot, the last one would find none.
-    for number in range(LIMITS.streams_of_one_account):
+    for number in range(LIMITS.streams_per_account):
         stream = IdleStream(uploader, f"stream {number}")
         await stream.is_open()
         await end(stream)
@@ -151,8 +151,7 @@ async def test_a_stream_frees_its_slot_however_it_ends(uploader, end):
 async def test_disconnected_clients_free_their_slots(uploader, infrastructure):
     async with over_a_line(uploader, infrastructure) as (vanishing, line):
         idle = [
-            IdleStream(vanishing, f"idle {number}")
-            for number in range(LIMITS.streams_of_one_account)
+            IdleStream(vanishing, f"idle {number}") for number in range(LIMITS.streams_per_account)
         ]
         for stream in idle:
             await stream.is_open()

@@ -179,7 +179,7 @@ async def test_a_stream_need_not_declare_its_size(uploader, originals):
 @pytest.mark.parametrize("method", [by_form, by_stream])
 async def test_parallel_repeats_of_a_request_make_one_media(uploader, originals, method):
     file = file_of(100_000)
-    at_once = LIMITS.streams_of_one_account if method is by_stream else 50
+    at_once = LIMITS.streams_per_account if method is by_stream else 50
 
     uploaded = await asyncio.gather(
         *(method(uploader, file, request_id="one") for _ in range(at_once))

@@ -46,7 +46,7 @@ async def collect(watchers, media, *, seconds=LONG, heartbeat=LONG, into=None):
 
 
 async def test_a_thousand_watchers_get_each_state_and_the_end(store, add):
-    watchers = Watchers(store, of_one_account=1000)
+    watchers = Watchers(store, max_per_account=1000)
     media, other = await add(), await add()
     queries = 0
 
@@ -157,7 +157,7 @@ async def test_a_watch_ends_after_its_maximum_time(store, add):
 
 
 async def test_the_number_of_watches_is_limited_and_ended_ones_make_room(store, add):
-    watchers, media, other = Watchers(store, most=1), await add(), await add()
+    watchers, media, other = Watchers(store, max_open=1), await add(), await add()
 
     async with aclosing(
         watchers.watch(media.media_id, media.owner_id, seconds=LONG, heartbeat=LONG)
@@ -169,7 +169,7 @@ async def test_the_number_of_watches_is_limited_and_ended_ones_make_room(store, 
 
 
 async def test_the_number_of_watches_per_account_is_limited(store, add):
-    watchers = Watchers(store, most=2, of_one_account=1)
+    watchers = Watchers(store, max_open=2, max_per_account=1)
     media, other = await add(), await add()
 
     async with aclosing(

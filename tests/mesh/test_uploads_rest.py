@@ -98,7 +98,7 @@ async def test_parallel_repeats_of_a_request_make_one_media(author, stored):
     file = os.urandom(50_000)
 
     answers = await asyncio.gather(
-        *(put(author, file, requestId="one") for _ in range(LIMITS.streams_of_one_account))
+        *(put(author, file, requestId="one") for _ in range(LIMITS.streams_per_account))
     )
 
     assert len({answer["media"]["mediaId"] for answer in answers}) == 1
@@ -201,7 +201,7 @@ async def test_stalled_bodies_leave_room_for_others(author, person):
         async def refused() -> list[ApiError]:
             return [ApiError(answer.result()) for answer in answers if answer.done()]
 
-        too_many = LIMITS.streams - LIMITS.streams_of_one_account
+        too_many = LIMITS.streams - LIMITS.streams_per_account
         errors = await eventually(refused, lambda found: len(found) == too_many)
         assert {(error.status, error.reason) for error in errors} == {(429, "TOO_MANY_STREAMS")}
         assert (await put(await person().sign_up(), b"abc"))["media"]["mediaId"]

@@ -1,10 +1,9 @@
 """Finds the new posts of all watched feeds. Its worker runs beside the feed service.
 
-Nothing is published to watchers. One hub per process polls all watched timelines a few times a
-second, with a few cheap scripts for all of them, and reads those that have changed. So a process
-does no work for feeds that it does not watch, and writers need not know who watches what. Nothing
-is lost while the cache is unavailable: the first poll afterwards finds every post that was not yet
-sent.
+Watches poll, instead of subscribing to writes. One hub per process polls all watched timelines a
+few times a second, with a few cheap scripts for all of them, and reads those that have changed. So
+a process does no work for feeds that it does not watch, and writers need not know about watchers.
+Nothing is lost while the cache is unavailable: the first poll afterwards finds all unsent posts.
 """
 
 import asyncio
@@ -30,20 +29,21 @@ from services.feed.watching.watched import WatchedFeed, Watcher
 _log = logs.logger(__name__)
 
 _POLL_SECONDS = 0.25
-_LEAST_PAUSE_SECONDS = 0.05
-"""Minimum pause between polls, even if the hub is late: other tasks of the process run then."""
+_MIN_PAUSE_SECONDS = 0.05
+"""Minimum pause between polls, so that other tasks can run even if polls are slow."""
 
 _AUTHORS_SECONDS = 1.0
 """How often pulled authors' timelines are polled."""
 
 _READ_SECONDS = (5.0, 15.0)
-"""After how long an unchanged timeline is read again: its rules may have changed."""
+"""Minimum and maximum time until an unchanged timeline is read again, because the authors to hide
+may have changed."""
 
 _HYDRATED = 200
 """Maximum number of posts hydrated in one batch."""
 
 _REBUILDS = 8
-"""Maximum number of concurrent rebuilds, so that rebuilds for pages get their turn, too."""
+"""Maximum number of concurrent rebuilds, so that they do not delay rebuilds for pages."""
 
 _REBUILD_PAUSE_SECONDS = 1.0
 """Minimum time between two rebuilds of one timeline."""
@@ -87,7 +87,7 @@ class Hub:
         """Sends new posts in a reader's feed to a watcher while the block runs."""
         feed = self._feeds.setdefault(reader_id, WatchedFeed())
         feed.watchers.append(watcher)
-        # Read the timeline again, for posts that arrived after the watcher read it.
+        # Read the timeline again, to find posts that arrived after the watcher read it.
         feed.signature = None
         self._has_feeds.set()
         if self._draining:
@@ -126,7 +126,7 @@ class Hub:
                     if not is_blocked:
                         _log.warning("watch.blocked", error=str(error))
                     is_blocked = True
-                await asyncio.sleep(max(began + _POLL_SECONDS - clock(), _LEAST_PAUSE_SECONDS))
+                await asyncio.sleep(max(began + _POLL_SECONDS - clock(), _MIN_PAUSE_SECONDS))
         finally:
             await self._rebuilds.close()
 
@@ -146,7 +146,7 @@ class Hub:
             await self._read({reader_id: changed[reader_id] for reader_id in chunk}, now)
 
     async def _read(self, changed: Mapping[int, Signature | None], now: float) -> None:
-        """Reads changed timelines and sends watchers the posts they do not know yet."""
+        """Reads changed timelines and sends watchers the posts that they have not received."""
         feeds = {each: feed for each in changed if (feed := self._feeds.get(each))}
         if not feeds:
             return

@@ -1,4 +1,4 @@
-"""Ids: which may belong to new posts, and how many are processed at a time."""
+"""The lowest id of new posts, and the division of ids into batches."""
 
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
@@ -6,11 +6,12 @@ from datetime import UTC, datetime, timedelta
 from services.chassis.database.ids import least_id
 
 SIGNATURES = 500
-"""How many timelines one script polls: one or two milliseconds of the server's time."""
+"""How many timelines one script polls. It takes Valkey one or two milliseconds."""
 
 _LONGEST_PUBLICATION = timedelta(minutes=10)
-"""Maximum time from a post's creation to its publication, which waits for its media. An older post
-that appears is not new: its author was followed, or an entry above it was removed."""
+"""Maximum time from a post's creation to its publication, which waits for its media. If an older
+post appears in a feed, it is not new: the reader has followed its author, or a newer entry was
+removed."""
 
 
 def oldest_new_id() -> int:

@@ -9,10 +9,10 @@ from services.feed.authors import HotAuthors
 from services.feed.watching.ids import SIGNATURES, chunks, oldest_new_id
 from services.feed.watching.watched import WatchedFeed
 
-_READ_AT_ONCE = 20
-"""How many timelines are read, and if necessary rebuilt, at a time."""
+_READ_BATCH = 20
+"""How many timelines are read, and rebuilt if necessary, in one batch."""
 
-_MOST_READ = 500
+_MAX_READ = 500
 """Maximum number of timelines read per poll; later polls read the others."""
 
 _POSTS = 100
@@ -53,7 +53,7 @@ class PulledAuthors:
         return set().union(*(self._authors[author_id].recent for author_id in author_ids))
 
     async def poll(self) -> None:
-        """Reads changed timelines, and marks the feeds into which new posts are pulled.
+        """Reads changed timelines, and marks the feeds that pull new posts from them.
 
         Raises:
             Unavailable: the cache, or post while timelines are rebuilt, is unavailable.
@@ -68,8 +68,8 @@ class PulledAuthors:
                 if (author := self._authors.get(author_id))
                 and (signature is None or signature != author.signature)
             }
-        for chunk in chunks(list(changed)[:_MOST_READ], _READ_AT_ONCE):
-            self._hot_authors.outdate(chunk)
+        for chunk in chunks(list(changed)[:_MAX_READ], _READ_BATCH):
+            self._hot_authors.expire(chunk)
             slices, are_current = await self._hot_authors.slices(chunk, 0, _POSTS)
             if not are_current:
                 raise Unavailable("The timelines of celebrities")
@@ -83,5 +83,5 @@ class PulledAuthors:
                         for feed in author.feeds:
                             feed.signature = None
                     author.recent = recent
-        if len(changed) <= _MOST_READ:
+        if len(changed) <= _MAX_READ:
             self._floor = floor

@@ -11,12 +11,12 @@ from photomesh.feed.v1.feed_service_pb2 import WatchFeedEnd
 from services.domain.timelines import Signature
 from services.feed.watching.messages import WatchLimits, WatchMessage
 
-_MOST_KNOWN = 1_000
-"""Maximum number of posts remembered as known to a watcher."""
+_MAX_KNOWN = 1_000
+"""Maximum number of ids in `Watcher.known`."""
 
 
 class Watcher:
-    """One watch: the posts it already knows, and the queue of messages to send."""
+    """One watch: the posts that it need not send, and the queue of messages to send."""
 
     def __init__(
         self, known: Iterable[int], *, floor: int, resume_after: int, limits: WatchLimits
@@ -24,9 +24,9 @@ class Watcher:
         self.floor = floor
         """Posts with ids up to this one are not sent."""
         self.known = {post_id for post_id in known if post_id > floor}
-        """Ids above the floor that need not be sent, or have been."""
+        """Ids above the floor that were sent, or need not be sent."""
         self.resume_after = resume_after
-        """From the last message taken from the queue."""
+        """The position in the last message taken from the queue."""
         self._limits = limits
         self._ended = False
         self._newest = resume_after
@@ -42,7 +42,7 @@ class Watcher:
 
     @contextmanager
     def within_call(self, *, until: float) -> Iterator[None]:
-        """Cancels the current call at `until`, or sooner after the watch ends as too slow."""
+        """Cancels the current call at `until`, or sooner if the watch ends as too slow."""
         self._call = asyncio.current_task()
         self._cancel_at(until)
         try:
@@ -62,7 +62,7 @@ class Watcher:
         for post_id, post in posts:
             self._newest = max(self._newest, post_id)
             self._queue.put_nowait(WatchMessage(self._newest, post, post_id))
-        if self._queue.qsize() > self._limits.waiting:
+        if self._queue.qsize() > self._limits.max_queued:
             unread = [self._queue.get_nowait().post_id for _ in range(self._queue.qsize())]
             self._newest = min(self.resume_after, min(unread) - 1)
             self.end(WatchFeedEnd.WATCH_FEED_END_TOO_SLOW)
@@ -77,8 +77,8 @@ class Watcher:
     def raise_floor(self, floor: int) -> None:
         """Forgets posts that are too old to appear again."""
         self.floor = max(self.floor, floor)
-        if len(self.known) > _MOST_KNOWN:
-            self.floor = max(self.floor, sorted(self.known)[-_MOST_KNOWN])
+        if len(self.known) > _MAX_KNOWN:
+            self.floor = max(self.floor, sorted(self.known)[-_MAX_KNOWN])
         self.known = {post_id for post_id in self.known if post_id > self.floor}
 
     def _cancel_at(self, when: float) -> None:

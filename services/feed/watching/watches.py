@@ -1,4 +1,4 @@
-"""One watch from its first message to its last. Used by WatchFeed."""
+"""Watches from their first message to their last. Used by WatchFeed."""
 
 import asyncio
 import random
@@ -18,7 +18,7 @@ from services.feed.watching.watched import Watcher
 _WINDOW = 200
 """How many posts a watch reads when it begins."""
 
-_MOST_MISSED = 100
+_MAX_MISSED = 100
 """Maximum number of missed posts that a resumed watch sends first."""
 
 
@@ -33,7 +33,7 @@ class Watches:
         self._hydration = hydration
         self._limits = limits
         self._open = OpenStreams(
-            "watches of feeds", most=limits.most, of_one_user=limits.of_one_reader
+            "watches of feeds", most=limits.max_open, of_one_user=limits.max_per_reader
         )
 
     async def watch(self, reader_id: int, after: int) -> AsyncGenerator[WatchMessage, None]:
@@ -54,17 +54,17 @@ class Watches:
             if newest.more:
                 floor = max(floor, newest.post_ids[-1])
             known = newest.post_ids
-            # Not 0, even for an empty feed: a watch that resumes after 0 skips posts made until
-            # then.
+            # Not 0, even for an empty feed: a watch that resumes after 0 starts at the newest post
+            # and would skip posts made in between.
             resume_after = after or max([*known[:1], 1])
             message = WatchMessage(resume_after)
             yield message
             missed = sorted(post_id for post_id in known if post_id > resume_after)
-            if len(missed) > _MOST_MISSED:
+            if len(missed) > _MAX_MISSED:
                 yield WatchMessage(resume_after, end=WatchFeedEnd.WATCH_FEED_END_TOO_FAR_BEHIND)
                 return
             if newest.more and missed and missed[0] == known[-1]:
-                # Some between `after` and the oldest one are not among them.
+                # There may be missed posts between `after` and the oldest known one.
                 raise Unavailable("A part of the feed")
             hydrated = await self._hydration.hydrate(missed)
             if not hydrated.all_known:
@@ -83,7 +83,7 @@ class Watches:
                     yield message
 
     async def _next(self, watcher: Watcher, end: float) -> WatchMessage:
-        """Waits for the next message; returns a heartbeat, or the end, when it is due."""
+        """Returns the next message, or a heartbeat or the end when it is due."""
         clock = asyncio.get_running_loop().time
         heartbeat_at = clock() + self._limits.heartbeat_seconds
         try:

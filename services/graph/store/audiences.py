@@ -2,9 +2,9 @@
 
 An account's mode (see AudienceMode in the contract) depends on its number of followers. A gap
 between the thresholds keeps accounts near them from flapping. Callers that change the number call
-`update_mode` after their commit, which begins a change of mode in a separate transaction: in the
-same one, all who follow a celebrity would wait for a lock on one row. If a process dies between
-the two, the mode stays as it is until the next follow or unfollow of that account.
+`update_mode` after their commit. It begins a mode change in a separate transaction: in the same
+one, all new followers of a celebrity would wait for a lock on one row. If a process dies between
+the two, the mode stays unchanged until the next follow or unfollow of that account.
 """
 
 from dataclasses import dataclass
@@ -18,9 +18,9 @@ from services.chassis.database.ids import shard_of
 from services.chassis.database.pool import Database
 from services.chassis.events.outbox import Outbox
 
-# Keyset, not OFFSET: a celebrity's thousandth batch must cost what the first does. Answered by the
-# primary key alone. The ids are packed, 8 bytes each, big-endian, because a Python integer for each
-# would cost more than all the rest.
+# Keyset, not OFFSET: a celebrity's thousandth batch must cost as much as the first. Answered by the
+# primary key alone. The ids are packed, 8 bytes each, big-endian, because creating Python integers
+# would cost more than everything else.
 _FOLLOWERS = """
     SELECT coalesce(string_agg(int8send(follower_id), ''), '')
       FROM (
@@ -65,7 +65,7 @@ _BOUNDS = """
     SELECT follower_id
       FROM bounds
      WHERE follower_id > 0
-           -- Behind the last follower no chunk begins.
+           -- No chunk begins after the last follower.
        AND EXISTS (
                SELECT FROM followers
                 WHERE shard = %(shard)s AND followee_id = %(account_id)s
@@ -111,7 +111,7 @@ class Thresholds:
     """Below this number, posts are pushed again. At most `promote_at`."""
 
     def due(self, mode: Mode, followers: int) -> Mode | None:
-        """Returns the change of mode that must begin; None if none must."""
+        """Returns the mode that a change must begin with; None if no change is due."""
         if mode in (Mode.PUSHED, Mode.DEMOTING) and followers >= self.promote_at:
             return Mode.PROMOTING
         if mode in (Mode.PULLED, Mode.PROMOTING) and followers < self.demote_below:
@@ -125,7 +125,7 @@ class Audience:
 
     mode: Mode
     change_id: int
-    """The latest change of mode; 0: there was none."""
+    """The id of the latest mode change; 0: there was none."""
     followers: int
 
 
@@ -161,7 +161,7 @@ class Audiences:
         return await self._database.fetch(_BOUNDS, values, scalar_row)
 
     async def update_mode(self, account_id: int) -> None:
-        """Begins the change of mode that an account's number of followers requires, if any."""
+        """Begins the mode change that an account's number of followers requires, if any."""
         if self._due(await self.audience(account_id)) is None:
             return
         async with self._outbox.transaction() as tx:
@@ -173,7 +173,7 @@ class Audiences:
                 tx.publish(CelebrityChanged(account_id=account_id))
 
     async def finish_change(self, account_id: int, change_id: int) -> None:
-        """Ends a change of mode, unless it has already ended or was reversed."""
+        """Finishes a mode change, unless it has already finished or was reversed."""
         values = {"account_id": account_id, "change_id": change_id}
         await self._database.execute(_FINISH_CHANGE, values)
 

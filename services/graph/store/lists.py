@@ -10,7 +10,7 @@ from psycopg.rows import class_row
 from services.chassis.database.ids import shard_of
 from services.chassis.database.pool import Database
 
-# Keyset, not OFFSET: a celebrity's thousandth page must cost what the first does. Answered by the
+# Keyset, not OFFSET: a celebrity's thousandth page must cost as much as the first. Answered by the
 # index <table>_newest (shard, <owner>, create_time DESC, <listed> DESC).
 _PAGE = """
     SELECT {listed} AS account_id, create_time
@@ -58,7 +58,7 @@ class Position:
 
 def _query(which: AccountList) -> sql.Composed:
     table, owner, listed = (sql.Identifier(part) for part in which.value)
-    # In a list of blocks, the blocked accounts must be visible.
+    # A list of blocks must include blocked accounts.
     visible = sql.SQL("" if which is AccountList.BLOCKS else _VISIBLE).format(listed=listed)
     return sql.SQL(_PAGE).format(table=table, owner=owner, listed=listed, visible=visible)
 

@@ -1,12 +1,12 @@
 """Relations between accounts: follows, requests, blocks, mutes.
 
-A change to what a reader gets from an author, or to their relation, first locks the reader's row of
-followee_counts. So changes of one reader are serialized, and what is read under the lock stays true
-until the commit. Locks are taken in this order, so there are no deadlocks:
+A change to what a reader receives from an author, or to their relation, first locks the reader's
+row in followee_counts. So changes of one reader are serialized, and data read under the lock stays
+valid until the commit. Locks are taken in this order, which prevents deadlocks:
 
 1. rows of followee_counts; a block, which changes both accounts as readers, locks the lower id
    first;
-2. rows that belong to the locked readers alone: follows, followers, requests, blocks, mutes,
+2. rows that only the locked readers change: follows, followers, requests, blocks, mutes,
    departures;
 3. slots of follower_counts, the only rows that readers share; a block that removes follows in both
    directions locks the slot of the lower followee first.
@@ -43,12 +43,12 @@ _ADD_READER = """
 """
 
 _COUNT_FOLLOWEE = """
-    UPDATE followee_counts SET followees = followees + %(more)s
+    UPDATE followee_counts SET followees = followees + %(delta)s
      WHERE shard = %(follower_shard)s AND follower_id = %(follower_id)s
 """
 
 _COUNT_REQUESTED = """
-    UPDATE followee_counts SET requested = requested + %(more)s
+    UPDATE followee_counts SET requested = requested + %(delta)s
      WHERE shard = %(follower_shard)s AND follower_id = %(follower_id)s
 """
 
@@ -111,7 +111,7 @@ _REMOVE_OLD_DEPARTURES = """
        AND leave_time < now() - interval '1 hour'
 """
 
-# The pairs that are not follows now, but were within the last hour.
+# Those of the pairs that stopped being follows within the last hour.
 _DEPARTED = """
     SELECT departures.follower_id AS reader_id, departures.followee_id AS author_id,
            followee_counts.version
@@ -240,7 +240,7 @@ _RELATIONS = """
      ORDER BY position
 """
 
-# One lookup in a primary key per column and pair.
+# One primary key lookup per column and pair.
 _CHECK = """
     SELECT EXISTS (
                SELECT FROM follows
@@ -321,12 +321,12 @@ class FollowState(Enum):
 
 @dataclass(frozen=True)
 class Loss:
-    """A reader no longer gets an author's posts."""
+    """A reader no longer receives an author's posts."""
 
     reader_id: int
     author_id: int
     version: int
-    """The reader's version, which includes this loss."""
+    """The reader's version after this loss."""
 
 
 @dataclass(frozen=True)
@@ -350,13 +350,13 @@ class Relation:
 
     @property
     def sees(self) -> bool:
-        """Whether the account may see what the other shows to its followers."""
+        """Whether the account may see the other's posts and lists."""
         return not self.blocked and (self.follows or not self.private)
 
 
 @dataclass(frozen=True)
 class Check:
-    """The relation between a follower and a followee, as far as it concerns feeds."""
+    """The part of the relation between a follower and a followee that affects feeds."""
 
     follows: bool
     muted: bool
@@ -366,7 +366,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Reading:
-    """The authors whose posts a reader gets. Ids are ascending, 8 bytes each, big-endian."""
+    """The authors whose posts a reader receives. Ids are ascending, 8 bytes each, big-endian."""
 
     followees: bytes
     pulled: bytes
@@ -382,7 +382,7 @@ class _Edge:
     followee_id: int
 
     @property
-    def back(self) -> "_Edge":
+    def reverse(self) -> "_Edge":
         return _Edge(self.followee_id, self.follower_id)
 
     @property
@@ -409,7 +409,7 @@ class Relations:
     # -- Changes -------------------------------------------------------------------------------
 
     async def follow(self, follower_id: int, followee_id: int) -> FollowState:
-        """Makes one account follow another or, if that is private, request to follow it.
+        """Makes one account follow another or, if the other is private, request to follow it.
 
         Raises:
             AccountUnknown: one blocks the other.
@@ -417,7 +417,7 @@ class Relations:
         """
         edge = _Edge(follower_id, followee_id)
         async with self._outbox.transaction() as tx:
-            taken = await _enter(tx, edge)
+            count = await _add_and_lock(tx, edge)
             [relation] = await _relations(tx.connection, follower_id, [followee_id])
             if relation.blocked:
                 raise AccountUnknown(followee_id)
@@ -426,7 +426,7 @@ class Relations:
             if relation.requested and relation.private:
                 return FollowState.REQUESTED
             # A request already counts toward the limit.
-            if not relation.requested and taken >= self._follow_limit:
+            if not relation.requested and count >= self._follow_limit:
                 raise FollowLimit(self._follow_limit)
             if relation.private:
                 await _request(tx, edge)
@@ -485,10 +485,10 @@ class Relations:
         Returns the losses of the last hour, so a repeated call returns them again.
         """
         edge = _Edge(blocker_id, blocked_id)
-        edges = sorted((edge, edge.back), key=lambda one: one.follower_id)
+        edges = sorted((edge, edge.reverse), key=lambda each: each.follower_id)
         async with self._outbox.transaction() as tx:
             for each in edges:
-                await _enter(tx, each)
+                await _add_and_lock(tx, each)
             added = await tx.connection.execute(_ADD_BLOCK, edge.values)
             if added.rowcount:
                 for each in edges:
@@ -502,10 +502,10 @@ class Relations:
         await self._database.execute(_REMOVE_BLOCK, _Edge(blocker_id, blocked_id).values)
 
     async def mute(self, muter_id: int, muted_id: int) -> list[Loss]:
-        """Keeps an account's posts out of another's feed; returns what to hide.
+        """Excludes an account's posts from another's feed; returns the loss to hide.
 
-        Returns a loss even if nothing is followed: if a follow begins, posts may reach the feed
-        before its event arrives.
+        Returns a loss even if the muter does not follow the account: if it follows later, posts may
+        reach the feed before the event of that follow arrives.
 
         Raises:
             AccountUnknown: one blocks the other.
@@ -513,7 +513,7 @@ class Relations:
         """
         edge = _Edge(muter_id, muted_id)
         async with self._outbox.transaction() as tx:
-            await _enter(tx, edge)
+            await _add_and_lock(tx, edge)
             [relation] = await _relations(tx.connection, muter_id, [muted_id])
             if relation.blocked:
                 raise AccountUnknown(muted_id)
@@ -528,7 +528,7 @@ class Relations:
             return [Loss(muter_id, muted_id, check.version)]
 
     async def unmute(self, muter_id: int, muted_id: int) -> None:
-        """Allows an account's posts in another's feed again, if it is followed."""
+        """Restores an account's posts in another's feed, if the other follows it."""
         edge = _Edge(muter_id, muted_id)
         async with self._outbox.transaction() as tx:
             if not await _lock(tx, edge):
@@ -537,8 +537,8 @@ class Relations:
             if removed.rowcount:
                 await _change(tx, edge)
 
-    # A concurrent follow that still finds the account public counts as an earlier one, so this
-    # needs no lock.
+    # A concurrent follow that still reads the account as public counts as having come earlier, so
+    # this needs no lock.
     async def set_private(self, account_id: int, private: bool) -> None:
         """Makes an account private or public."""
         query = _ADD_PRIVATE if private else _REMOVE_PRIVATE
@@ -562,31 +562,31 @@ class Relations:
             return await _relations(connection, me, other_ids)
 
     async def check(self, pairs: Sequence[tuple[int, int]]) -> list[Check]:
-        """Returns the relation between each (follower, followee), in their order."""
+        """Returns the relation of each (follower, followee) pair, in their order."""
         async with self._database.connection() as connection:
             return await _check(connection, [_Edge(*pair) for pair in pairs])
 
     async def reading(self, follower_id: int) -> Reading:
-        """Returns the authors whose posts an account gets, in one snapshot."""
+        """Returns the authors whose posts an account receives, in one snapshot."""
         values = {"shard": shard_of(follower_id), "follower_id": follower_id}
         [reading] = await self._database.fetch(_READING, values, class_row(Reading), binary=True)
         return reading
 
 
-# -- Parts of changes: each requires the lock of the edge's follower ---------------------------
+# -- Parts of changes: each requires the lock on the edge's follower ---------------------------
 
 
 async def _lock(tx: Transaction, edge: _Edge) -> tuple[int] | None:
     """Locks a reader; returns how many follows and requests count toward its limit.
 
-    None: it has never followed, requested or muted, so there is nothing to lock or undo.
+    None: the reader has no row, because it has never followed, requested, muted or blocked.
     """
     cursor = await tx.connection.execute(_LOCK_READER, edge.values)
     return await cursor.fetchone()
 
 
-async def _enter(tx: Transaction, edge: _Edge) -> int:
-    """Locks a reader, who may be new; returns how many follows and requests count."""
+async def _add_and_lock(tx: Transaction, edge: _Edge) -> int:
+    """Like `_lock`, but first adds the reader's row if there is none."""
     row = await _lock(tx, edge)
     while row is None:
         await tx.connection.execute(_ADD_READER, edge.values)
@@ -597,7 +597,7 @@ async def _enter(tx: Transaction, edge: _Edge) -> int:
 async def _request(tx: Transaction, edge: _Edge) -> None:
     await tx.connection.execute(_ADD_SENT_REQUEST, edge.values)
     await tx.connection.execute(_ADD_RECEIVED_REQUEST, edge.values)
-    await tx.connection.execute(_COUNT_REQUESTED, {**edge.values, "more": 1})
+    await tx.connection.execute(_COUNT_REQUESTED, {**edge.values, "delta": 1})
 
 
 async def _withdraw(tx: Transaction, edge: _Edge) -> bool:
@@ -605,7 +605,7 @@ async def _withdraw(tx: Transaction, edge: _Edge) -> bool:
     removed = await tx.connection.execute(_REMOVE_SENT_REQUEST, edge.values)
     if removed.rowcount:
         await tx.connection.execute(_REMOVE_RECEIVED_REQUEST, edge.values)
-        await tx.connection.execute(_COUNT_REQUESTED, {**edge.values, "more": -1})
+        await tx.connection.execute(_COUNT_REQUESTED, {**edge.values, "delta": -1})
     return removed.rowcount > 0
 
 
@@ -613,29 +613,29 @@ async def _connect(tx: Transaction, edge: _Edge) -> None:
     await tx.connection.execute(_ADD_FOLLOW, edge.values)
     await tx.connection.execute(_ADD_FOLLOWER, edge.values)
     await tx.connection.execute(_REMOVE_DEPARTURE, edge.values)
-    await tx.connection.execute(_COUNT_FOLLOWEE, {**edge.values, "more": 1})
+    await tx.connection.execute(_COUNT_FOLLOWEE, {**edge.values, "delta": 1})
     await _change(tx, edge)
     await tx.connection.execute(_COUNT_FOLLOWER, edge.values)
 
 
 async def _disconnect(tx: Transaction, edges: Sequence[_Edge]) -> None:
     """Removes those of the edges that are follows."""
-    cut = []
+    removed_edges = []
     for edge in edges:
         removed = await tx.connection.execute(_REMOVE_FOLLOW, edge.values)
         if removed.rowcount:
             await tx.connection.execute(_REMOVE_FOLLOWER, edge.values)
             await tx.connection.execute(_REMOVE_OLD_DEPARTURES, edge.values)
             await tx.connection.execute(_ADD_DEPARTURE, edge.values)
-            await tx.connection.execute(_COUNT_FOLLOWEE, {**edge.values, "more": -1})
+            await tx.connection.execute(_COUNT_FOLLOWEE, {**edge.values, "delta": -1})
             await _change(tx, edge)
-            cut.append(edge)
-    for edge in sorted(cut, key=lambda one: one.followee_id):
+            removed_edges.append(edge)
+    for edge in sorted(removed_edges, key=lambda each: each.followee_id):
         await tx.connection.execute(_UNCOUNT_FOLLOWER, edge.values)
 
 
 async def _change(tx: Transaction, edge: _Edge) -> None:
-    """Publishes that what the follower gets from the followee has changed."""
+    """Increments the follower's version and publishes FollowChanged."""
     await tx.connection.execute(_NEXT_VERSION, edge.values)
     tx.publish(FollowChanged(follower_id=edge.follower_id, followee_id=edge.followee_id))
 

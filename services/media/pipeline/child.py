@@ -2,10 +2,10 @@
 
 It has no secrets and no network connections, only pipes to the worker (see `renderers`):
 
-    in:  for each file, the length of an order (4 bytes, big-endian) and the order (JSON); the file
-         descriptor arrives through a socket
-    out: for each answer, its length (4 bytes), the answer (JSON) and, if the answer announces a
-         variant, the variant's content. Each file gets one answer with the picture's width and
+    in:  for each file, the length of a request (4 bytes, big-endian) and the request (JSON); the
+         file descriptor arrives through a socket
+    out: for each response, its length (4 bytes), the response (JSON) and, if the response announces
+         a variant, the variant's content. Each file gets one response with the picture's width and
          height, one for each finished step, and a final one.
 
 The process ends when its input ends, so it never outlives the worker.
@@ -29,7 +29,7 @@ from services.media.pipeline.render import render
 
 LENGTH = struct.Struct(">I")
 
-_Orders = queue.SimpleQueue[tuple[dict[str, Any], BinaryIO]]
+_Requests = queue.SimpleQueue[tuple[dict[str, Any], BinaryIO]]
 
 
 def main(
@@ -39,67 +39,67 @@ def main(
 
     Args:
         memory_bytes: the process's total memory limit for an ordinary file.
-        large_memory_bytes: the limit for a large file, which the order marks as such.
+        large_memory_bytes: the limit for a large file, which the request marks as such.
         cpu_seconds: the CPU time limit for one file; SIGXCPU ends the process when it is exceeded.
         threads: how many steps run at a time; for a large file, one.
         files: the descriptor of the socket through which files arrive.
     """
     # Redirects standard output to standard error, so that output of libraries cannot corrupt the
-    # answers.
-    answers = _Answers(os.fdopen(os.dup(1), "wb"))
+    # responses.
+    responses = _Responses(os.fdopen(os.dup(1), "wb"))
     os.dup2(2, 1)
     # A crash is an expected result. Its core dump would be as large as the memory limit.
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
-    orders: _Orders = queue.SimpleQueue()
+    requests: _Requests = queue.SimpleQueue()
     # Reads in a separate thread, so that the process ends with its input even during a file.
     reading = threading.Thread(
-        target=_read_orders, args=(sys.stdin.buffer, files, orders), daemon=True
+        target=_read_requests, args=(sys.stdin.buffer, files, requests), daemon=True
     )
     reading.start()
-    answers.write({"ready": True})
+    responses.write({"ready": True})
     while True:
-        order, file = orders.get()
-        memory = large_memory_bytes if order["large"] else memory_bytes
+        request, file = requests.get()
+        memory = large_memory_bytes if request["large"] else memory_bytes
         resource.setrlimit(resource.RLIMIT_DATA, (memory, large_memory_bytes))
         spent = time.process_time()
         resource.setrlimit(
             resource.RLIMIT_CPU, (int(spent) + 1 + cpu_seconds, resource.RLIM_INFINITY)
         )
         with file:
-            _answer(order, file, answers, 1 if order["large"] else threads)
+            _handle(request, file, responses, 1 if request["large"] else threads)
 
 
-def _answer(order: dict[str, Any], file: BinaryIO, answers: "_Answers", threads: int) -> None:
+def _handle(request: dict[str, Any], file: BinaryIO, responses: "_Responses", threads: int) -> None:
     try:
         source = open_source(file)
-        if source.large and not order["large"]:
-            answers.write({"large": True})
+        if source.large and not request["large"]:
+            responses.write({"large": True})
             return
-        answers.write({"picture": source.size})
-        rendition = render(source, order["present"], answers.made, threads=threads)
+        responses.write({"picture": source.size})
+        rendition = render(source, request["present"], responses.made, threads=threads)
     except Unprocessable as error:
-        answers.write({"failure": error.failure})
+        responses.write({"failure": error.failure})
     except MemoryError:
         # The file needs more memory than estimated.
-        answers.write({"failure": Failure.TOO_EXPENSIVE} if order["large"] else {"large": True})
+        responses.write({"failure": Failure.TOO_EXPENSIVE} if request["large"] else {"large": True})
     except Exception:
-        answers.write({"bug": traceback.format_exc()})
+        responses.write({"bug": traceback.format_exc()})
     else:
-        answers.write({"facts": rendition.facts})
+        responses.write({"facts": rendition.facts})
 
 
-def _read_orders(pipe: BinaryIO, files: int, orders: _Orders) -> None:
+def _read_requests(pipe: BinaryIO, files: int, requests: _Requests) -> None:
     received = socket.socket(fileno=files)
     while length := pipe.read(LENGTH.size):
-        order = json.loads(pipe.read(*LENGTH.unpack(length)))
+        request = json.loads(pipe.read(*LENGTH.unpack(length)))
         _, [file], *_ = socket.recv_fds(received, 1, 1)
-        orders.put((order, os.fdopen(file, "rb")))
+        requests.put((request, os.fdopen(file, "rb")))
     os._exit(0)
 
 
-class _Answers:
-    """Writes answers to the worker. Thread-safe."""
+class _Responses:
+    """Writes responses to the worker. Thread-safe."""
 
     def __init__(self, pipe: BinaryIO) -> None:
         self._pipe = pipe
@@ -108,8 +108,8 @@ class _Answers:
     def made(self, made: Made) -> None:
         self.write({"step": made.step, "size_bytes": len(made.content)}, made.content)
 
-    def write(self, answer: dict[str, Any], content: bytes = b"") -> None:
-        text = json.dumps(answer).encode()
+    def write(self, response: dict[str, Any], content: bytes = b"") -> None:
+        text = json.dumps(response).encode()
         with self._lock:
             self._pipe.write(LENGTH.pack(len(text)))
             self._pipe.write(text)

@@ -43,7 +43,7 @@ def to_srgb(picture: MatLike, profile: bytes | None) -> MatLike:
 
 
 def inks_to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
-    """Converts a CMYK or LAB picture to sRGB; without a usable profile, as browsers do."""
+    """Converts a CMYK or LAB picture to sRGB. Without a usable profile, does so as browsers do."""
     found = ImageCms.ImageCmsProfile(_LAB) if image.mode == "LAB" else _opened(profile)
     wanted = {"CMYK": "CMYK", "LAB": "Lab"}[image.mode]
     if found is not None and found.profile.xcolor_space.strip() == wanted:

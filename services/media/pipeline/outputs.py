@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 
-_MOST_HEIGHT = 16_383
+_MAX_HEIGHT = 16_383
 """The format limit of WebP."""
 
 
@@ -26,7 +26,7 @@ class Failure(StrEnum):
 
 
 class Unprocessable(Exception):
-    """The file cannot be processed; a retry does not help."""
+    """The file cannot be processed. Retrying does not help."""
 
     def __init__(self, failure: Failure) -> None:
         super().__init__(failure)
@@ -49,7 +49,7 @@ class Size:
         if self.square:
             side = min(width, height, self.width)
             return side, side
-        scale = min(1.0, self.width / width, _MOST_HEIGHT / height)
+        scale = min(1.0, self.width / width, _MAX_HEIGHT / height)
         return max(1, round(width * scale)), max(1, round(height * scale))
 
 
@@ -74,8 +74,8 @@ SIZES = (
 
 JPEG = Encoding("image/jpeg", "jpg", quality=82)
 WEBP = Encoding("image/webp", "webp", quality=80)
-# Looks as good as the others in two thirds of their bytes, and encodes faster than WebP at the
-# speed that `render` sets.
+# Looks as good as the others at two thirds of their size, and encodes faster than WebP at the speed
+# that `render` sets.
 AVIF = Encoding("image/avif", "avif", quality=55)
 ENCODINGS = (JPEG, WEBP, AVIF)
 
@@ -107,7 +107,7 @@ class Step:
 
 _PICTURE = "picture"
 
-_SKETCH = "w600"
+_FACT_INPUT = "w600"
 """Large enough for every fact."""
 
 
@@ -120,7 +120,7 @@ def _steps() -> Iterator[Step]:
             name = f"{size.name}.{encoding.extension}"
             yield Step(name, encoding, encoding.version, inputs=(size.name,))
     for fact in Fact:
-        yield Step(fact, fact, version=1, inputs=(_SKETCH,))
+        yield Step(fact, fact, version=1, inputs=(_FACT_INPUT,))
 
 
 STEPS = {step.name: step for step in _steps()}
@@ -128,20 +128,20 @@ STEPS = {step.name: step for step in _steps()}
 
 
 def fingerprint(name: str) -> str:
-    """Returns 8 hex digits that change with the version of a step or of a step before it."""
-    return _digest(sorted(_behind(STEPS[name])))
+    """Returns 8 hex digits that change with the version of a step or of its transitive inputs."""
+    return _digest(sorted(_lineage(STEPS[name])))
 
 
-def _behind(step: Step) -> set[str]:
+def _lineage(step: Step) -> set[str]:
     lines = {f"{step.name}={step.version}<{','.join(step.inputs)}"}
-    return lines.union(*(_behind(STEPS[name]) for name in step.inputs))
+    return lines.union(*(_lineage(STEPS[name]) for name in step.inputs))
 
 
 def _digest(lines: list[str]) -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:8]
 
 
-RECIPE = _digest(sorted(set().union(*(_behind(step) for step in STEPS.values()))))
+RECIPE = _digest(sorted(set().union(*(_lineage(step) for step in STEPS.values()))))
 """Identifies this set of steps and versions. It is stored with each media item that they made."""
 
 

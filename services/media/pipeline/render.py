@@ -54,14 +54,14 @@ cv2.setNumThreads(1)
 
 
 def render(
-    source: Source, present: Mapping[str, int], tell: Callable[[Made], None], *, threads: int
+    source: Source, present: Mapping[str, int], on_step: Callable[[Made], None], *, threads: int
 ) -> Rendition:
     """Makes every size in every encoding, and every fact.
 
     Args:
         source: the file.
         present: the variants to skip: object names and sizes in bytes.
-        tell: called with each finished step, from any of several threads.
+        on_step: called with each finished step, from any of several threads.
         threads: how many steps run at a time.
 
     Raises:
@@ -73,9 +73,9 @@ def render(
     def run(step: Step, inputs: list[Future[Any]]) -> Any:
         result = _run(step, source, inputs)
         if step.name in VARIANT_STEPS:
-            tell(Made(step.name, variant(step.name, source.size, len(result)), result))
+            on_step(Made(step.name, variant(step.name, source.size, len(result)), result))
         else:
-            tell(Made(step.name))
+            on_step(Made(step.name))
         return result
 
     results: dict[str, Future[Any]] = {}

@@ -37,9 +37,9 @@ _CHILD = "services.media.pipeline.child"
 
 _LENGTH_BYTES = 4
 
-# Keeps a compromised child from exhausting the worker's memory with its answers.
-_MOST_ANSWER_BYTES = 64 * 1024
-_MOST_VARIANT_BYTES = 32 * 1024 * 1024
+# Keeps a compromised child from exhausting the worker's memory with its responses.
+_MAX_RESPONSE_BYTES = 64 * 1024
+_MAX_VARIANT_BYTES = 32 * 1024 * 1024
 
 _START_SECONDS = 30.0
 
@@ -70,7 +70,7 @@ class Renderers:
     def __init__(self, children: int, limits: Limits) -> None:
         self._limits = limits
         self._large = asyncio.Lock()
-        # None: a child that starts when its turn comes.
+        # None: a child that is started when it is needed.
         self._idle: asyncio.LifoQueue[_Child | None] = asyncio.LifoQueue()
         for _ in range(children):
             self._idle.put_nowait(None)
@@ -95,14 +95,14 @@ class Renderers:
         self,
         file: BinaryIO,
         present: Mapping[str, int] | None = None,
-        tell: Callable[[Made], None] = lambda _: None,
+        on_step: Callable[[Made], None] = lambda _: None,
     ) -> Rendition:
         """Makes every variant of a file, and every fact.
 
         Args:
             file: must be on a disk.
             present: the variants to skip: object names and sizes in bytes.
-            tell: called with each step as soon as it is finished. If a picture needs more memory
+            on_step: called with each step as soon as it is finished. If a picture needs more memory
                 than estimated, rendering restarts, and some steps are reported twice.
 
         Raises:
@@ -111,32 +111,32 @@ class Renderers:
                 too slow at present.
             RendererFailed: there is a bug.
         """
-        order = {"present": dict(present or {}), "large": False}
-        rendition = await self._render(file, order, tell)
+        request = {"present": dict(present or {}), "large": False}
+        rendition = await self._render(file, request, on_step)
         if rendition is None:
-            # Waits without occupying a child, so that smaller pictures can overtake it.
+            # Waits without occupying a child, so that smaller pictures are not delayed.
             async with self._large:
-                rendition = await self._render(file, order | {"large": True}, tell)
+                rendition = await self._render(file, request | {"large": True}, on_step)
         if rendition is None:
-            raise RendererFailed("a large picture was not rendered when it was its turn")
+            raise RendererFailed("a picture was reported as large again in a large request")
         return rendition
 
     async def _render(
-        self, file: BinaryIO, order: Mapping[str, Any], tell: Callable[[Made], None]
+        self, file: BinaryIO, request: Mapping[str, Any], on_step: Callable[[Made], None]
     ) -> Rendition | None:
-        """Renders a file; None: the file is large and the order does not mark it as such."""
+        """Renders a file; None: the file is large and the request does not mark it as such."""
         child = await self._idle.get()
         try:
             if child is None or child.ended:
                 child = await _Child.start(self._limits)
             async with asyncio.timeout(self._limits.wall_seconds):
-                return await child.render(file, order, tell)
+                return await child.render(file, request, on_step)
         except TimeoutError:
             raise Unavailable("The renderer") from None
         finally:
-            # Replaces the child after an interrupted or cancelled order, which leaves answers
+            # Replaces the child after an interrupted or canceled request, which leaves responses
             # unread, and after a large picture, whose memory the allocator would not return.
-            if child is not None and (child.busy or order["large"]):
+            if child is not None and (child.busy or request["large"]):
                 await child.kill()
                 child = None
             self._idle.put_nowait(child)
@@ -176,54 +176,54 @@ class _Child:
 
     async def _until_ready(self) -> None:
         try:
-            await self._answer()
+            await self._response()
         except BaseException:
             await self.kill()
             raise
 
     async def render(
-        self, file: BinaryIO, order: Mapping[str, Any], tell: Callable[[Made], None]
+        self, file: BinaryIO, request: Mapping[str, Any], on_step: Callable[[Made], None]
     ) -> Rendition | None:
         self.busy = True
         try:
-            text = json.dumps(order).encode()
+            text = json.dumps(request).encode()
             self._stdin.write(len(text).to_bytes(_LENGTH_BYTES, "big"))
             self._stdin.write(text)
             # The child maps the file through its descriptor, so that a file of any size is never
             # loaded into memory as a whole.
             socket.send_fds(self._files, [b"f"], [file.fileno()])
             await self._stdin.drain()
-            answer = await self._answer()
-            picture, contents = answer.get("picture"), {}
+            response = await self._response()
+            picture, contents = response.get("picture"), {}
             if picture is not None:
-                while "step" in (answer := await self._answer()):
-                    made = await self._made(answer, picture)
+                while "step" in (response := await self._response()):
+                    made = await self._made(response, picture)
                     if made.variant is not None:
                         contents[made.variant.object_name] = made.content
-                    tell(made)
+                    on_step(made)
         except (asyncio.IncompleteReadError, ConnectionError):
             raise _why(await self._process.wait()) from None
         self.busy = False
-        if "large" in answer:
+        if "large" in response:
             return None
-        if picture is not None and "facts" in answer:
-            return _rendition(picture, answer["facts"], order["present"], contents)
-        if "failure" in answer:
-            raise Unprocessable(Failure(answer["failure"]))
-        raise RendererFailed(answer.get("bug"))
+        if picture is not None and "facts" in response:
+            return _rendition(picture, response["facts"], request["present"], contents)
+        if "failure" in response:
+            raise Unprocessable(Failure(response["failure"]))
+        raise RendererFailed(response.get("bug"))
 
-    async def _answer(self) -> dict[str, Any]:
+    async def _response(self) -> dict[str, Any]:
         length = int.from_bytes(await self._stdout.readexactly(_LENGTH_BYTES), "big")
-        if length > _MOST_ANSWER_BYTES:
-            raise RendererFailed("an answer is too long")
-        answer: dict[str, Any] = json.loads(await self._stdout.readexactly(length))
-        return answer
+        if length > _MAX_RESPONSE_BYTES:
+            raise RendererFailed("a response is too long")
+        response: dict[str, Any] = json.loads(await self._stdout.readexactly(length))
+        return response
 
-    async def _made(self, answer: dict[str, Any], picture: tuple[int, int]) -> Made:
-        step, size_bytes = answer["step"], answer["size_bytes"]
+    async def _made(self, response: dict[str, Any], picture: tuple[int, int]) -> Made:
+        step, size_bytes = response["step"], response["size_bytes"]
         if step not in VARIANT_STEPS:
             return Made(step)
-        if size_bytes > _MOST_VARIANT_BYTES:
+        if size_bytes > _MAX_VARIANT_BYTES:
             raise RendererFailed("a variant is too long")
         # Computes the name and the type here, so that a compromised child cannot choose them.
         return Made(

@@ -29,7 +29,7 @@ class Requests:
     """Runs a limited number of requests at a time. Every method may raise Unavailable."""
 
     def __init__(self, settings: StorageSettings, *, at_a_time: int, read_timeout: int) -> None:
-        """Takes the timeout in seconds."""
+        """`read_timeout` is in seconds."""
         self._threads = ThreadPoolExecutor(at_a_time, thread_name_prefix="s3")
         self.client: S3Client = boto3.client(
             "s3",
@@ -52,7 +52,7 @@ class Requests:
         )
 
     async def run(self, request: Callable[["S3Client"], Result]) -> Result:
-        """Returns what `request` returns, which runs in a thread."""
+        """Runs `request` in a thread and returns its result."""
         loop = asyncio.get_running_loop()
         try:
             return await loop.run_in_executor(self._threads, request, self.client)
@@ -78,7 +78,7 @@ class Requests:
 
 
 class S3:
-    """The two buckets, and how requests are sent to them."""
+    """The two buckets, and the clients that send requests to them."""
 
     def __init__(self, settings: StorageSettings) -> None:
         self.originals_bucket = settings.originals_bucket

@@ -1,4 +1,4 @@
-"""Uploaded files in S3, and the forms with which clients upload them."""
+"""Uploaded files in S3, and the forms that clients upload them with."""
 
 import hashlib
 from base64 import b64decode, b64encode
@@ -142,8 +142,8 @@ class Originals:
     async def fetch(self, key_prefix: str, etag: str, into: BinaryIO) -> None:
         """Writes the content of the file with this ETag to a local file.
 
-        A missing file raises Unavailable: it existed when it was checked, and after a crash S3 may
-        take a while to find its objects again.
+        A missing file raises Unavailable: it existed when it was checked, and S3 may need time to
+        find its objects again after a crash.
 
         Raises:
             OriginalChanged: the file now has another ETag.

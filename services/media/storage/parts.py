@@ -98,8 +98,8 @@ class Parts:
     async def complete(self, key_prefix: str, s3_upload_id: str, parts: Sequence[Part]) -> None:
         """Assembles the original from exactly the parts with these ETags.
 
-        Does nothing if the upload was already completed or aborted. The caller finds out which by
-        reading the original.
+        Does nothing if the upload was already completed or aborted. To find out which, read the
+        original.
         """
         await self._s3.long.run_unless(
             (404,),

@@ -1,4 +1,4 @@
-"""What all upload methods share: opening, completing and aborting uploads."""
+"""Opening, completing and aborting uploads, for all upload methods."""
 
 from dataclasses import dataclass
 
@@ -70,21 +70,21 @@ class Uploads:
             if same is not None:
                 return OpenedUpload(same, reused=True)
         if media is None:
-            most = self._limits.open_uploads
-            if await self._store.count_open(owner_id, most=most) == most:
-                raise UploadLimit(most)
+            limit = self._limits.open_uploads
+            if await self._store.count_open(owner_id, limit=limit) == limit:
+                raise UploadLimit(limit)
             media = await self._store.add(owner_id, declaration)
         if not _matches(media, declaration):
             raise RequestIdReused
         return OpenedUpload(media, reused=False)
 
     def _check(self, declaration: Declaration) -> None:
-        most = self._limits.most_bytes
+        max_bytes = self._limits.max_bytes
         if declaration.method is UploadMethod.FORM:
-            most = self._limits.form_bytes
+            max_bytes = self._limits.form_bytes
         wrong = {}
-        if declaration.size_bytes > most:
-            wrong["size_bytes"] = f"must be at most {most}"
+        if declaration.size_bytes > max_bytes:
+            wrong["size_bytes"] = f"must be at most {max_bytes}"
         if declaration.content_type not in self._limits.content_types:
             wrong["content_type"] = f"must be one of {', '.join(self._limits.content_types)}"
         if wrong:
@@ -93,7 +93,7 @@ class Uploads:
     async def complete(self, media: Media) -> None:
         """Checks the file in S3, makes the item UPLOADED and publishes MediaUploaded. Idempotent.
 
-        Concurrent calls in this process share one task, which continues if the callers cancel.
+        Concurrent calls in this process share one task, which continues if callers are canceled.
 
         Raises:
             ObjectMissing: the file, or a part of it, is missing.
@@ -108,9 +108,9 @@ class Uploads:
         await self.finish(media)
 
     async def finish(self, media: Media, hashed: Hashed | None = None) -> None:
-        """Like `complete`, for a file that S3 stores as a whole.
+        """Like `complete`, for a file that S3 stores as one object.
 
-        `hashed`: what is known of its content without reading it.
+        `hashed`: the SHA-256 of the received bytes; saves reading an object with the same ETag.
         """
         original = await self._originals.find(media.key_prefix)
         if original is None:
@@ -152,8 +152,8 @@ class Uploads:
 
     async def remove_data(self, media: Media) -> None:
         """Removes the data of an aborted upload from S3. Idempotent."""
-        # Removes the parts first. Afterwards they are either already assembled, and removed with
-        # the original, or cannot be assembled any more.
+        # Parts first: afterwards they are either already assembled, and removed with the original,
+        # or can no longer be assembled.
         await self._multipart.abort(media)
         await self._originals.remove(media.key_prefix)
 

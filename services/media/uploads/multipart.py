@@ -1,4 +1,4 @@
-"""Uploads in parts: which parts a file has, and which of them S3 stores."""
+"""Multipart uploads: the division of files into parts, and the parts that S3 stores."""
 
 import asyncio
 from collections.abc import Mapping, Sequence
@@ -24,7 +24,7 @@ class MultipartUploads:
         """Returns a PENDING upload with its S3 upload id, which is created if missing.
 
         Raises:
-            MediaUnknown: the upload was aborted meanwhile.
+            MediaUnknown: the upload was aborted in the meantime.
         """
         if media.s3_upload_id is not None:
             return media
@@ -38,12 +38,12 @@ class MultipartUploads:
         return found
 
     async def sign(self, media: Media, numbers: Sequence[int]) -> list[tuple[Part, str]]:
-        """Returns the parts with these numbers, without ETags, each with the URL to PUT it to.
+        """Returns the parts with these numbers, without ETags, each with its upload URL.
 
         Raises:
             UploadCompleted: the upload is not open.
             UploadNotMultipart: the client does not send this upload in parts.
-            FieldInvalid: the upload has no such part.
+            FieldInvalid: a part number is out of range.
         """
         s3_upload_id = _open_upload_id(media)
         count = self._limits.part_count(media.size_bytes)

@@ -18,9 +18,9 @@ async def paced(
 ) -> AsyncIterator[Message]:
     """Yields a client's messages while their average speed is above a minimum.
 
-    The client has a time budget of `patience` seconds. Waiting for its messages uses up the budget;
-    each received byte adds 1 / `bytes_per_second` seconds, up to `patience` in total. The time that
-    the reader spends between messages, for example to wait for S3, does not count.
+    The client has a time budget of `patience` seconds. Waiting for its messages consumes the
+    budget; each received byte adds 1 / `bytes_per_second` seconds, up to `patience` in total. The
+    time that the consumer spends between messages, for example waiting for S3, does not count.
 
     Raises:
         StreamTooSlow: the client used up its budget.
@@ -36,6 +36,6 @@ async def paced(
             return
         except TimeoutError:
             raise StreamTooSlow(bytes_per_second) from None
-        bought = size_of(message) / bytes_per_second
-        left = min(left - (clock() - began) + bought, patience)
+        earned = size_of(message) / bytes_per_second
+        left = min(left - (clock() - began) + earned, patience)
         yield message

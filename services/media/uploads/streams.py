@@ -1,4 +1,4 @@
-"""Uploads that clients stream through this process, which sends them to S3."""
+"""Uploads that clients stream to this process, which sends them to S3."""
 
 import asyncio
 import hashlib
@@ -26,8 +26,7 @@ class StoredBeginning:
     size_bytes: int
     parts: tuple[Part, ...] = ()
     is_whole: bool = False
-    """Whether the whole file is stored, so that only MediaUploaded may still have to be
-    published."""
+    """Whether the whole file is stored. Then at most MediaUploaded remains to be published."""
 
 
 class StreamedUploads:
@@ -48,13 +47,13 @@ class StreamedUploads:
         self._limits = limits
 
     async def stored(self, media: Media) -> StoredBeginning:
-        """Returns how much of a stream S3 stores, in whole parts from the beginning."""
+        """Returns the beginning of a stream that S3 stores, in complete parts."""
         if media.state is not State.PENDING:
             return StoredBeginning(media.size_bytes, is_whole=True)
         if media.s3_upload_id is not None:
             stored = await self._parts.stored(media.key_prefix, media.s3_upload_id)
             if stored is not None:
-                parts = tuple(_without_gap(stored, self._limits.part_bytes))
+                parts = tuple(_contiguous(stored, self._limits.part_bytes))
                 return StoredBeginning(len(parts) * self._limits.part_bytes, parts)
         original = await self._originals.find(media.key_prefix)
         return (
@@ -64,7 +63,7 @@ class StreamedUploads:
     async def receive(
         self, owner_id: int, declaration: Declaration, offset: int, chunks: AsyncIterator[bytes]
     ) -> OpenedUpload:
-        """Stores a file, or its rest from `offset`, and publishes MediaUploaded.
+        """Stores a file, or the rest of it from `offset`, and publishes MediaUploaded.
 
         Raises:
             FieldInvalid: as for `Uploads.open`; or the offset is beyond the stored parts or not at
@@ -104,7 +103,7 @@ class StreamedUploads:
         part_bytes = self._limits.part_bytes
         parts = list(stored)
         received = len(parts) * part_bytes
-        most = media.size_bytes or self._limits.most_bytes
+        max_bytes = media.size_bytes or self._limits.max_bytes
         # An earlier stream received the stored parts, so hashing them would need a second read.
         digest = None if parts else hashlib.sha256()
         storing: deque[asyncio.Task[Part]] = deque()
@@ -121,7 +120,7 @@ class StreamedUploads:
             storing.append(asyncio.create_task(self._put_part(media, number, piece)))
 
         try:
-            async for piece in _pieces(chunks, part_bytes, received=received, most=most):
+            async for piece in _pieces(chunks, part_bytes, received=received, max_bytes=max_bytes):
                 received += len(piece)
                 is_last = len(piece) < part_bytes
                 if not is_last or (piece and (parts or storing) and received >= media.size_bytes):
@@ -150,24 +149,24 @@ class StreamedUploads:
         assert media.s3_upload_id is not None  # noqa: S101 -- See MultipartUploads.begin.
         part = await self._parts.put(media.key_prefix, media.s3_upload_id, number, content)
         if part is None:
-            # A concurrent stream has completed the upload, or it was aborted. A retry finds out.
+            # The upload was completed by a concurrent stream, or aborted. The retry detects which.
             raise Unavailable("The upload")
         return part
 
 
 async def _pieces(
-    chunks: AsyncIterator[bytes], size: int, *, received: int, most: int
+    chunks: AsyncIterator[bytes], size: int, *, received: int, max_bytes: int
 ) -> AsyncIterator[bytearray]:
-    """Yields the bytes of a stream in pieces of `size` bytes; the last is shorter, maybe empty.
+    """Yields the bytes of a stream in pieces of `size` bytes; the last is shorter, possibly empty.
 
     Raises:
-        FieldInvalid: with the bytes `received` before, the file has more than `most` bytes.
+        FieldInvalid: the stream and the `received` bytes before it exceed `max_bytes`.
     """
     buffer, filled = bytearray(size), 0
     async for chunk in chunks:
         received += len(chunk)
-        if received > most:
-            raise FieldInvalid({"file": f"must be of at most {most} bytes"})
+        if received > max_bytes:
+            raise FieldInvalid({"file": f"must have at most {max_bytes} bytes"})
         rest = memoryview(chunk)
         while rest:
             part = rest[: size - filled]
@@ -184,8 +183,8 @@ async def _pieces(
 def _etag_of(parts: Sequence[Part]) -> str:
     """Returns the ETag of an object assembled from these parts, if ETags are MD5s.
 
-    With some types of encryption they are not. Then no object has the returned ETag, and the
-    object is read to hash it.
+    With some types of encryption they are not. Then the returned ETag matches no object, and the
+    object must be read to hash it.
     """
     try:
         digests = b"".join(bytes.fromhex(part.etag.strip('"')) for part in parts)
@@ -194,7 +193,7 @@ def _etag_of(parts: Sequence[Part]) -> str:
     return f'"{hashlib.md5(digests, usedforsecurity=False).hexdigest()}-{len(parts)}"'
 
 
-def _without_gap(stored: Mapping[int, Sequence[Part]], part_bytes: int) -> list[Part]:
+def _contiguous(stored: Mapping[int, Sequence[Part]], part_bytes: int) -> list[Part]:
     """Returns the full-size parts before the first gap."""
     parts: list[Part] = []
     while full := [p for p in stored.get(len(parts) + 1, ()) if p.size_bytes == part_bytes]:

@@ -44,7 +44,7 @@ async def main() -> None:
             renderers,
             progress_seconds=settings.progress_seconds,
         )
-        # Twice the renderers: others are fetched or stored while some are rendered.
+        # Twice the renderers, so that some photos are fetched or stored while others are rendered.
         events = MediaEvents(store, s3, processor, at_a_time=2 * settings.renderers)
         group = ConsumerGroup(
             "media-worker",

@@ -13,7 +13,7 @@ from services.media.worker.processor import Processor
 _log = logs.logger(__name__)
 
 _USUAL_BYTES = 64 * 1024 * 1024
-"""Larger originals are processed one at a time, while smaller ones overtake them: they take long to
+"""Larger originals are processed one at a time, without delaying smaller ones: they take long to
 fetch, and need up to 4 GiB of disk space."""
 
 
@@ -21,7 +21,7 @@ class MediaEvents:
     """Handles uploads and deletions. Handlers raise Unavailable if a dependency is unavailable."""
 
     def __init__(self, store: MediaStore, s3: S3, processor: Processor, *, at_a_time: int) -> None:
-        """Takes how many photos are processed at a time, including fetching and storing."""
+        """`at_a_time`: how many photos are fetched, rendered or stored concurrently."""
         self._store = store
         self._s3 = s3
         self._processor = processor

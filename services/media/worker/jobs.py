@@ -1,8 +1,8 @@
-"""Jobs of the media worker that run by time.
+"""Periodic jobs of the media worker.
 
-The files of deleted media are removed twice: at once, and again 20 minutes later. The second
-removal catches variants that a worker was still making, and files that were uploaded with a form
-that was still valid. No file can arrive after it. Both are idempotent.
+The files of deleted media are removed twice: immediately, and again 20 minutes later. The second
+removal catches variants that a worker was still making, and files uploaded with a form that was
+still valid. No file can arrive after it. Both are idempotent.
 """
 
 from services.chassis.telemetry import logs

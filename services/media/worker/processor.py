@@ -39,7 +39,7 @@ class Processor:
         *,
         progress_seconds: float,
     ) -> None:
-        """Takes the shortest interval between two writes of a photo's progress, in seconds."""
+        """`progress_seconds`: the minimum interval between two writes of a photo's progress."""
         self._store = store
         self._originals = originals
         self._variants = variants
@@ -62,11 +62,11 @@ class Processor:
                 # Keeps the old variants, because the current steps cannot make new ones.
                 _log.warning("remake.failed", media_id=media.media_id, failure=error.failure)
                 return
-            # A result, not a dead letter: the file is the problem, not the event.
+            # Not an error, which would lead to a dead letter: the file is invalid, not the event.
             await self._store.mark_failed(media, error.failure)
             _log.info("media.failed", media_id=media.media_id, failure=error.failure)
             return
-        # After all variants are stored, so that nobody sees a variant that does not exist yet.
+        # After all variants are stored, so that no client sees a variant that does not exist yet.
         await self._store.mark_ready(media, rendition)
         _log.info("media.ready", media_id=media.media_id)
 

@@ -1,14 +1,14 @@
--- The shard is the author's; it is part of author_id, of post_id and of the media's ids, too. On
--- Citus it is the distribution column.
+-- The shard is the author's; it is also part of author_id, post_id and the media ids. On Citus it is
+-- the distribution column.
 CREATE TABLE posts (
     shard       smallint NOT NULL,
     post_id     bigint NOT NULL,
     author_id   bigint NOT NULL,
     caption     text NOT NULL,
     state       text NOT NULL CHECK (state IN ('PROCESSING', 'PUBLISHED', 'FAILED')),
-    -- Empty: the client gave none.
+    -- Empty: the client sent none.
     request_id  text NOT NULL,
-    -- When the sweep looks at the post next, while it is PROCESSING.
+    -- When the sweep next tries to resolve the post, while it is PROCESSING.
     settle_time timestamptz NOT NULL,
     PRIMARY KEY (shard, post_id)
 ) PARTITION BY HASH (shard);
@@ -24,16 +24,17 @@ CREATE INDEX posts_published ON posts (shard, author_id, post_id DESC)
 CREATE UNIQUE INDEX posts_request ON posts (shard, author_id, request_id)
     WHERE request_id <> '';
 
--- Holds only what is on its way, so looking into it costs nothing when nothing is.
+-- Contains only PROCESSING posts, so scanning it is cheap.
 CREATE INDEX posts_unsettled ON posts (settle_time) WHERE state = 'PROCESSING';
 
--- What a post shows, in the author's order.
+-- The media of a post, in the author's order.
 CREATE TABLE post_media (
     shard    smallint NOT NULL,
     post_id  bigint NOT NULL,
     position smallint NOT NULL,
     media_id bigint NOT NULL,
-    -- The media as it was when the post was published: a photomesh.media.v1.StoredMedia.
+    -- The media item as readers see it, a photomesh.media.v1.StoredMedia; NULL while the post waits
+    -- for it.
     snapshot bytea,
     PRIMARY KEY (shard, post_id, position)
 ) PARTITION BY HASH (shard);
@@ -43,5 +44,5 @@ CREATE TABLE post_media_1 PARTITION OF post_media FOR VALUES WITH (MODULUS 4, RE
 CREATE TABLE post_media_2 PARTITION OF post_media FOR VALUES WITH (MODULUS 4, REMAINDER 2);
 CREATE TABLE post_media_3 PARTITION OF post_media FOR VALUES WITH (MODULUS 4, REMAINDER 3);
 
--- Which posts wait for a media item.
+-- Finds posts that wait for a media item.
 CREATE INDEX post_media_awaited ON post_media (shard, media_id) WHERE snapshot IS NULL;

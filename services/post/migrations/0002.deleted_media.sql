@@ -1,2 +1,2 @@
--- Which posts show a media item that is deleted.
+-- Finds posts that show a media item, for example when it is deleted.
 CREATE INDEX post_media_shown ON post_media (shard, media_id);
