@@ -1,7 +1,8 @@
-"""The client of Valkey or Redis: scripts that run next to the data of one owner, and plain values.
+"""The client of Valkey or Redis, for Lua scripts and for plain values.
 
-The keys of an owner, such as a user, contain its id in braces: `bookmarks:{17}`. So in a cluster
-they are on one node, in the slot of the text `17`.
+The keys of an owner, such as a user, contain its id in braces: `bookmarks:{17}`. In a cluster, only
+the text in braces determines the slot, so one server holds all keys of an owner, and one script can
+use them atomically.
 """
 
 import asyncio
@@ -19,17 +20,17 @@ from services.chassis.config import CacheSettings
 from services.chassis.errors import Unavailable
 
 _MAX_ATTEMPTS = 4
-"""How often a command is sent while servers refuse it because they do not own its slot."""
+"""How many times a command is sent while servers reject it because they do not own its slot."""
 
 # MGET accepts only keys of one slot. A GET for each key would cost this process half as much again.
 _GET_MANY = load(Path(__file__).with_name("get_many.lua"))
 
 
 class Cache:
-    """One Valkey, or a cluster.
+    """A single server, or a cluster.
 
-    Every method raises Unavailable if a server is unreachable, slow, loading or full, and
-    ReplyError if a script or a command is wrong.
+    Every method raises Unavailable if a server is unreachable, slow, loading its data or out of
+    memory, and ReplyError if a script or a command is invalid.
     """
 
     def __init__(self, servers: OneServer | Cluster) -> None:
@@ -54,9 +55,9 @@ class Cache:
     ) -> list[Any]:
         """Runs a script once on each server that holds keys of some of the owners.
 
-        Returns one result per call: one per server, or more while slots move or a server fails
-        over. In these cases the script may run twice for an owner, and if a server fails, it has
-        run on others: it must be idempotent.
+        Returns one result per server, or more while slots move or a server fails over. The script
+        must be idempotent: in these cases it can run twice for an owner, and when a server fails,
+        it may have run on others.
         """
         words = script.pack(arguments)
         groups = await self._by_server(owner_ids)
@@ -142,7 +143,7 @@ class Cache:
         return reply
 
     async def _ask_owners(self, commands: Sequence[tuple[int, Command]]) -> list[Any]:
-        """Sends each command to the server that owns its slot, again after a redirection."""
+        """Sends each command to the server that owns its slot, and follows redirections."""
         replies: list[Any] = [None] * len(commands)
         left: Sequence[int] = range(len(commands))
         redirected: dict[int, Server] = {}
@@ -173,7 +174,7 @@ class Cache:
                         if _code(reply) == "MOVED":
                             redirected[index] = self._servers.moved(slot, _address(reply))
                         elif _code(reply) == "ASK":
-                            # Valid once: the slot is being moved key by key.
+                            # Applies to this command only: the slot is being moved key by key.
                             server = self._servers.at(_address(reply))
                             _, replies[index] = await self._ask(server, [("ASKING",), command])
             left = [index for index in left if _is_misplaced(replies[index])]
@@ -232,7 +233,7 @@ def _address(redirection: ReplyError) -> Address:
 
 
 def _is_misplaced(reply: Any) -> bool:
-    """Reports whether a server refused because it does not own the keys, or not at present."""
+    """Reports whether a server rejected a command because it does not own the keys now."""
     return isinstance(reply, ReplyError) and (
         _code(reply) in ("MOVED", "ASK", "TRYAGAIN", "READONLY")
         or "a non local key in a cluster" in str(reply)

@@ -6,10 +6,10 @@ measures how much). The gateway therefore forwards well-formed requests for such
 unchanged, and all others to the equivalent gRPC method, which rejects malformed requests like any
 other method.
 
-HTTP parsing comes from a library: httptools wraps the parser that Node.js uses. No whole server,
-because the methods themselves cost little more: a request for 40 KB costs 13 us of CPU here, 21 in
-aiohttp 3.14's low-level server, 23 with its router, and 23 in uvicorn 0.54 with httptools,
-which also does not tell its application who the client is.
+httptools, which wraps the parser of Node.js, parses HTTP. The rest of the server is our own, because
+the methods themselves cost little more than a server does: a request for 40 KB costs 13 us of CPU
+here, 21 us in aiohttp 3.14's low-level server, 23 us with its router, and 23 us in uvicorn 0.54
+with httptools, which also does not pass the client's identity to the application.
 """
 
 import asyncio
@@ -40,9 +40,9 @@ from services.chassis.telemetry import logs
 HEALTH_PATH = b"/healthz"
 """Returns 200 while the server accepts calls, and 503 while it drains."""
 
-_MOST_HEAD_BYTES = 64 * 1024
-"""The largest request line with headers. The gateway accepts half of this and adds its own headers.
-Request bodies are ignored; the gateway also limits how long they may take to arrive."""
+_MAX_HEAD_BYTES = 64 * 1024
+"""The maximum size of the request line and headers. The gateway accepts half of this, and adds its
+own headers. Request bodies are ignored; the gateway limits how long they may take to arrive."""
 
 _KEEPALIVE = (
     (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
@@ -78,12 +78,12 @@ _audit = logs.audit(__name__)
 
 @dataclass(frozen=True)
 class RestMethod:
-    """A method that is also called with GET and a query string, at the path in its contract."""
+    """A method that the gateway also calls with GET and a query, at the path in its contract."""
 
     name: str
     """The full name of the method, such as "photomesh.bookmark.v1.BookmarkService.GetBookmark"."""
     answer: Callable[[Any], Awaitable[bytes]]
-    """Takes a valid request and returns JSON. Raises the same errors as the gRPC method."""
+    """Takes a valid request and returns JSON. Raises the errors of the gRPC method."""
 
 
 class RestServer:
@@ -98,7 +98,7 @@ class RestServer:
         self._server: asyncio.Server | None = None
 
     async def start(self) -> None:
-        """Starts to listen.
+        """Starts listening.
 
         Raises:
             SystemExit: the address cannot be bound.
@@ -113,10 +113,10 @@ class RestServer:
                 backlog=1_024,
             )
         except OSError as error:
-            raise SystemExit(f"Cannot listen on {self._listen}: is the port taken?") from error
+            raise SystemExit(f"Cannot listen on {self._listen}: is the port in use?") from error
 
     async def stop(self, grace: float) -> None:
-        """Stops accepting calls, and aborts those that take longer than `grace` seconds."""
+        """Stops accepting calls, and aborts calls that take longer than `grace` seconds."""
         if self._server:
             self._server.close()
         ended = [connection.drain() for connection in self._connections]
@@ -232,7 +232,7 @@ class _Connection(asyncio.Protocol):
 
     def on_message_begin(self) -> None:
         if self._answering:
-            raise httptools.HttpParserError("a request came before the last one was answered")
+            raise httptools.HttpParserError("a request arrived before the response to the last one")
 
     def on_url(self, part: bytes) -> None:
         self._count(part)
@@ -255,8 +255,8 @@ class _Connection(asyncio.Protocol):
 
     def _count(self, *parts: bytes) -> None:
         self._head_bytes += sum(map(len, parts))
-        if self._head_bytes > _MOST_HEAD_BYTES:
-            raise httptools.HttpParserError("the request's head is too large")
+        if self._head_bytes > _MAX_HEAD_BYTES:
+            raise httptools.HttpParserError("the request line and headers are too large")
 
     async def _answer(self, answerer: _Answerer, query: bytes) -> None:
         answer = await answerer.answer(query, self._headers)
