@@ -85,9 +85,9 @@ _PURGE = """
 """
 
 KEEP_CLOSED = timedelta(days=30)
-"""How long a closed dead letter is kept. It must be longer than the retention of the topics: a purged
-dead letter that is still in `<topic>.dlq` would be open again if that topic were read again from
-the beginning."""
+"""How long a closed dead letter is kept. It must be longer than the retention of the topics: a
+purged dead letter that is still in `<topic>.dlq` would be open again if that topic were read again
+from the beginning."""
 
 _PURGE_BATCH = 1000
 """The maximum number of dead letters that one transaction purges."""

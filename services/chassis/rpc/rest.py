@@ -6,10 +6,10 @@ measures how much). The gateway therefore forwards well-formed requests for such
 unchanged, and all others to the equivalent gRPC method, which rejects malformed requests like any
 other method.
 
-httptools, which wraps the parser of Node.js, parses HTTP. The rest of the server is our own, because
-the methods themselves cost little more than a server does: a request for 40 KB costs 13 us of CPU
-here, 21 us in aiohttp 3.14's low-level server, 23 us with its router, and 23 us in uvicorn 0.54
-with httptools, which also does not pass the client's identity to the application.
+httptools, which wraps the parser of Node.js, parses HTTP. The rest of the server is our own,
+because the methods themselves cost little more than a server does: a request for 40 KB costs 13 us
+of CPU here, 21 us in aiohttp 3.14's low-level server, 23 us with its router, and 23 us in uvicorn
+0.54 with httptools, which also does not pass the client's identity to the application.
 """
 
 import asyncio
