@@ -47,7 +47,7 @@ class Cache:
         if _is_misplaced(reply):
             # Servers only redirect calls that declare a key.
             declared = ("EVAL", script.source, 1, f"{{{owner_id}}}", *words)
-            [reply] = await self._ask_owners([(slot, declared)])
+            [reply] = await self._execute_on_owners([(slot, declared)])
         return _checked(reply)
 
     async def run_on_owners(
@@ -78,7 +78,7 @@ class Cache:
             else:
                 results.append(_checked(reply))
         if alone:
-            results += map(_checked, await self._ask_owners(alone))
+            results += map(_checked, await self._execute_on_owners(alone))
         return results
 
     async def get_many(self, keys: Sequence[str]) -> list[bytes | None]:
@@ -87,31 +87,31 @@ class Cache:
             return []
         if isinstance(self._servers, OneServer):
             server = await self._servers.owner_of(0)
-            [found] = await self._ask(server, [("MGET", *keys)])
+            [found] = await self._execute(server, [("MGET", *keys)])
             return cast(list[bytes | None], _checked(found))
         groups: dict[Server, list[int]] = {}
         for index, key in enumerate(keys):
             slot = slot_of(key)
             server = self._servers.owners[slot] or await self._servers.owner_of(slot)
             groups.setdefault(server, []).append(index)
-        answers = await _all(
+        replies = await _all(
             self._evaluate(server, _GET_MANY, [keys[index] for index in group])
             for server, group in groups.items()
         )
         values: list[bytes | None] = [None] * len(keys)
-        for group, answer in zip(groups.values(), answers, strict=True):
-            if _is_misplaced(answer):
-                answer = await self._ask_owners(
+        for group, reply in zip(groups.values(), replies, strict=True):
+            if _is_misplaced(reply):
+                reply = await self._execute_on_owners(
                     [(slot_of(keys[index]), ("GET", keys[index])) for index in group]
                 )
-            for index, value in zip(group, _checked(answer), strict=True):
+            for index, value in zip(group, _checked(reply), strict=True):
                 values[index] = _checked(value)
         return values
 
     async def put_many(self, values: Mapping[str, bytes], *, seconds: int, only_new: bool) -> None:
         """Sets values with a TTL of `seconds`; with `only_new`, keeps values that exist."""
         condition = ("NX",) if only_new else ()
-        replies = await self._ask_owners(
+        replies = await self._execute_on_owners(
             [
                 (slot_of(key), ("SET", key, value, "EX", seconds, *condition))
                 for key, value in values.items()
@@ -122,7 +122,7 @@ class Cache:
 
     async def delete(self, key: str) -> None:
         """Removes a key, if it exists."""
-        [reply] = await self._ask_owners([(slot_of(key), ("UNLINK", key))])
+        [reply] = await self._execute_on_owners([(slot_of(key), ("UNLINK", key))])
         _checked(reply)
 
     async def _by_server(self, owner_ids: Sequence[int]) -> Mapping[Server, Sequence[int]]:
@@ -137,12 +137,12 @@ class Cache:
         return groups
 
     async def _evaluate(self, server: Server, script: Script, words: Sequence[Word]) -> Any:
-        [reply] = await self._ask(server, [("EVALSHA", script.sha, 0, *words)])
+        [reply] = await self._execute(server, [("EVALSHA", script.sha, 0, *words)])
         if isinstance(reply, ReplyError) and _code(reply) == "NOSCRIPT":
-            [reply] = await self._ask(server, [("EVAL", script.source, 0, *words)])
+            [reply] = await self._execute(server, [("EVAL", script.source, 0, *words)])
         return reply
 
-    async def _ask_owners(self, commands: Sequence[tuple[int, Command]]) -> list[Any]:
+    async def _execute_on_owners(self, commands: Sequence[tuple[int, Command]]) -> list[Any]:
         """Sends each command to the server that owns its slot, and follows redirections."""
         replies: list[Any] = [None] * len(commands)
         left: Sequence[int] = range(len(commands))
@@ -161,13 +161,13 @@ class Cache:
                     or await self._servers.owner_of(slot)
                 )
                 groups.setdefault(server, []).append(index)
-            answers = await _all(
-                self._ask(server, [commands[index][1] for index in group])
+            batches = await _all(
+                self._execute(server, [commands[index][1] for index in group])
                 for server, group in groups.items()
             )
             redirected = {}
-            for group, answer in zip(groups.values(), answers, strict=True):
-                for index, reply in zip(group, answer, strict=True):
+            for group, batch in zip(groups.values(), batches, strict=True):
+                for index, reply in zip(group, batch, strict=True):
                     replies[index] = reply
                     if isinstance(reply, ReplyError) and isinstance(self._servers, Cluster):
                         slot, command = commands[index]
@@ -176,15 +176,15 @@ class Cache:
                         elif _code(reply) == "ASK":
                             # Applies to this command only: the slot is being moved key by key.
                             server = self._servers.at(_address(reply))
-                            _, replies[index] = await self._ask(server, [("ASKING",), command])
+                            _, replies[index] = await self._execute(server, [("ASKING",), command])
             left = [index for index in left if _is_misplaced(replies[index])]
             if not left:
                 return replies
         raise Unavailable(PART)
 
-    async def _ask(self, server: Server, commands: Sequence[Command]) -> list[Any]:
+    async def _execute(self, server: Server, commands: Sequence[Command]) -> list[Any]:
         try:
-            return await server.ask(commands)
+            return await server.execute(commands)
         except Unavailable:
             self._servers.suspect()
             raise

@@ -2,7 +2,7 @@
 
 In a cluster, a key's slot is the CRC16 of the text in its first braces, modulo 16,384. Each slot
 belongs to a master. Replicas can be promoted and slots moved at any time, so the map can be
-outdated; servers then answer with redirections, which correct it.
+outdated; servers then reply with redirections, which correct it.
 """
 
 import asyncio
@@ -120,23 +120,23 @@ class Cluster:
         try:
             for address in random.sample(list(known), len(known)):
                 try:
-                    [ranges] = await self.at(address).ask([("CLUSTER", "SLOTS")])
+                    [ranges] = await self.at(address).execute([("CLUSTER", "SLOTS")])
                 except Unavailable:
                     continue
                 if isinstance(ranges, hiredis.ReplyError):
                     _log.warning("cluster.slots_refused", error=str(ranges))
                 else:
-                    await self._apply(ranges, asked=address)
+                    await self._apply(ranges, source=address)
                     return
         finally:
             self._learned_at = asyncio.get_running_loop().time()
 
-    async def _apply(self, ranges: Iterable[Any], asked: Address) -> None:
+    async def _apply(self, ranges: Iterable[Any], source: Address) -> None:
         before = set(self._masters())
         owners: list[Server | None] = [None] * _SLOTS
         for first, last, (host, port, *_), *_replicas in ranges:
-            # An empty host means the server that answered.
-            master = self.at(Address(host.decode() if host else asked.host, port))
+            # An empty host means the server that replied.
+            master = self.at(Address(host.decode() if host else source.host, port))
             owners[first : last + 1] = [master] * (last + 1 - first)
         self.owners = owners
         masters = set(self._masters())

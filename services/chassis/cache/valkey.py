@@ -97,23 +97,23 @@ class Server:
         """Whether there is a connection."""
         return self._connection is not None and not self._connection.is_lost
 
-    async def ask(self, commands: Sequence[Command]) -> list[Any]:
+    async def execute(self, commands: Sequence[Command]) -> list[Any]:
         """Sends commands in one batch and returns their replies; an error reply is a ReplyError.
 
         Raises:
             Unavailable: the server is unreachable, slow or loading. It may have run the commands.
         """
         with self.breaker.call(probe=self._ping):
-            return await self._ask(commands)
+            return await self._execute(commands)
 
     async def _ping(self) -> None:
-        await self._ask([("PING",)])
+        await self._execute([("PING",)])
 
-    async def _ask(self, commands: Sequence[Command]) -> list[Any]:
+    async def _execute(self, commands: Sequence[Command]) -> list[Any]:
         connection = self._connection
         if connection is None or connection.is_lost:
             connection = await self._connecting.run(self.address, self._connect)
-        return await connection.ask(commands)
+        return await connection.execute(commands)
 
     async def close(self) -> None:
         """Closes the connection. Callers that still wait get Unavailable."""
@@ -134,7 +134,7 @@ class Server:
             raise Unavailable(PART) from error
         # The kernel accepts connections for a stalled process, too; only a reply proves it works.
         try:
-            for reply in await connection.ask([*self._login.commands, ("PING",)]):
+            for reply in await connection.execute([*self._login.commands, ("PING",)]):
                 if isinstance(reply, hiredis.ReplyError):
                     raise Unavailable(PART) from reply
         except BaseException:
@@ -173,7 +173,7 @@ class _Connection(asyncio.BufferedProtocol):
         self._paused = False
         self.is_lost = False
 
-    def ask(self, commands: Sequence[Command]) -> asyncio.Future[list[Any]]:
+    def execute(self, commands: Sequence[Command]) -> asyncio.Future[list[Any]]:
         if self.is_lost or self._paused or len(self._waiting) >= _MAX_WAITING:
             raise Unavailable(PART)
         # The type annotations of hiredis allow only one word.

@@ -82,7 +82,7 @@ class RestMethod:
 
     name: str
     """The full name of the method, such as "photomesh.bookmark.v1.BookmarkService.GetBookmark"."""
-    answer: Callable[[Any], Awaitable[bytes]]
+    respond: Callable[[Any], Awaitable[bytes]]
     """Takes a valid request and returns JSON. Raises the errors of the gRPC method."""
 
 
@@ -92,8 +92,8 @@ class RestServer:
     def __init__(self, listen: Address, tls_dir: Path, methods: Sequence[RestMethod]) -> None:
         self._listen = listen
         self._tls_dir = tls_dir
-        answerers = map(_Answerer, methods)
-        self._answerers = {answerer.path: answerer for answerer in answerers}
+        endpoints = map(_Endpoint, methods)
+        self._endpoints = {endpoint.path: endpoint for endpoint in endpoints}
         self._connections: set[_Connection] = set()
         self._server: asyncio.Server | None = None
 
@@ -106,7 +106,7 @@ class RestServer:
         host, _, port = self._listen.rpartition(":")
         try:
             self._server = await asyncio.get_running_loop().create_server(
-                lambda: _Connection(self._answerers, self._connections),
+                lambda: _Connection(self._endpoints, self._connections),
                 host,
                 int(port),
                 ssl=tls.server_context(self._tls_dir, protocol="http/1.1"),
@@ -126,7 +126,7 @@ class RestServer:
             connection.abort()
 
 
-class _Answerer:
+class _Endpoint:
     """Handles the calls of one method."""
 
     def __init__(self, method: RestMethod) -> None:
@@ -135,9 +135,9 @@ class _Answerer:
         self._method = Method.of(contract)
         self._request = GetMessageClass(contract.input_type)
         self._read = functools.lru_cache(_QUERIES)(self._parse)
-        self._proceed = intercepted(lambda call: method.answer(call.request))
+        self._proceed = intercepted(lambda call: method.respond(call.request))
 
-    async def answer(self, query: bytes, headers: Mapping[str, str]) -> tuple[bytes, bytes]:
+    async def respond(self, query: bytes, headers: Mapping[str, str]) -> tuple[bytes, bytes]:
         """Returns an HTTP status and a JSON body."""
         call = Call(
             self._method,
@@ -177,23 +177,23 @@ class _Connection(asyncio.Protocol):
     """One connection from the gateway, which does not pipeline requests."""
 
     def __init__(
-        self, answerers: Mapping[bytes, _Answerer], connections: "set[_Connection]"
+        self, endpoints: Mapping[bytes, _Endpoint], connections: "set[_Connection]"
     ) -> None:
-        self._answerers = answerers
+        self._endpoints = endpoints
         self._connections = connections
         self._transport: asyncio.Transport
         self._parser = httptools.HttpRequestParser(self)
         self._url = b""
         self._headers: dict[str, str] = {}
         self._head_bytes = 0
-        self._answering: asyncio.Task[None] | None = None
+        self._responding: asyncio.Task[None] | None = None
         self._draining = False
         self._ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def drain(self) -> "asyncio.Future[None]":
         """Closes the connection after the current call; the future resolves when it is closed."""
         self._draining = True
-        if self._answering is None:
+        if self._responding is None:
             self._transport.close()
         return self._ended
 
@@ -217,8 +217,8 @@ class _Connection(asyncio.Protocol):
 
     def connection_lost(self, _: Exception | None) -> None:
         self._connections.discard(self)
-        if self._answering:
-            self._answering.cancel()
+        if self._responding:
+            self._responding.cancel()
         self._ended.set_result(None)
 
     def data_received(self, data: bytes) -> None:
@@ -231,7 +231,7 @@ class _Connection(asyncio.Protocol):
     # Callbacks of the parser.
 
     def on_message_begin(self) -> None:
-        if self._answering:
+        if self._responding:
             raise httptools.HttpParserError("a request arrived before the response to the last one")
 
     def on_url(self, part: bytes) -> None:
@@ -246,8 +246,8 @@ class _Connection(asyncio.Protocol):
         path, _, query = self._url.partition(b"?")
         if self._parser.get_method() != b"GET":
             self._send(b"405 Method Not Allowed", b"")
-        elif answerer := self._answerers.get(path):
-            self._answering = asyncio.create_task(self._answer(answerer, query))
+        elif endpoint := self._endpoints.get(path):
+            self._responding = asyncio.create_task(self._respond(endpoint, query))
         elif path == HEALTH_PATH:
             self._send(b"503 Service Unavailable" if self._draining else _OK, b"")
         else:
@@ -258,10 +258,10 @@ class _Connection(asyncio.Protocol):
         if self._head_bytes > _MAX_HEAD_BYTES:
             raise httptools.HttpParserError("the request line and headers are too large")
 
-    async def _answer(self, answerer: _Answerer, query: bytes) -> None:
-        answer = await answerer.answer(query, self._headers)
-        self._answering = None
-        self._send(*answer)
+    async def _respond(self, endpoint: _Endpoint, query: bytes) -> None:
+        status, body = await endpoint.respond(query, self._headers)
+        self._responding = None
+        self._send(status, body)
 
     def _send(self, status: bytes, body: bytes) -> None:
         closing = self._draining or not self._parser.should_keep_alive()

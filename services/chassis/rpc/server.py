@@ -235,7 +235,7 @@ def _grpc_handler(
 
     proceed = intercepted(respond_in_stream if descriptor.server_streaming else respond)
 
-    async def answer(received: Any, servicer: Servicer) -> Any:
+    async def handle(received: Any, servicer: Servicer) -> Any:
         call = Call(
             method,
             metadata=dict(servicer.invocation_metadata() or ()),
@@ -254,7 +254,7 @@ def _grpc_handler(
 
     to_handler = _HANDLERS[bool(descriptor.client_streaming), bool(descriptor.server_streaming)]
     # Without a deserializer, gRPC passes the raw bytes.
-    return to_handler(answer, response_serializer=_serialized)
+    return to_handler(handle, response_serializer=_serialized)
 
 
 def _serialized(response: Message | bytes) -> bytes:

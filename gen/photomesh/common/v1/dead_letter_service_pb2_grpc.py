@@ -26,8 +26,8 @@ if _version_not_supported:
 
 
 class DeadLetterServiceStub:
-    """Dead letters: events that a consumer group gave up on after several attempts. Not reachable from
-    outside the mesh.
+    """Dead letters: events that a consumer group could not handle after several attempts. Not reachable
+    from outside the mesh.
 
     Every process that consumes events serves this API for its own group. The audit log records each
     call.
@@ -62,8 +62,8 @@ class DeadLetterServiceStub:
 
 
 class DeadLetterServiceServicer:
-    """Dead letters: events that a consumer group gave up on after several attempts. Not reachable from
-    outside the mesh.
+    """Dead letters: events that a consumer group could not handle after several attempts. Not reachable
+    from outside the mesh.
 
     Every process that consumes events serves this API for its own group. The audit log records each
     call.
@@ -141,8 +141,8 @@ def add_DeadLetterServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class DeadLetterService:
-    """Dead letters: events that a consumer group gave up on after several attempts. Not reachable from
-    outside the mesh.
+    """Dead letters: events that a consumer group could not handle after several attempts. Not reachable
+    from outside the mesh.
 
     Every process that consumes events serves this API for its own group. The audit log records each
     call.

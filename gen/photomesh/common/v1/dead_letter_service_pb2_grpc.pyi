@@ -13,8 +13,8 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class DeadLetterServiceStub:
-    """Dead letters: events that a consumer group gave up on after several attempts. Not reachable from
-    outside the mesh.
+    """Dead letters: events that a consumer group could not handle after several attempts. Not reachable
+    from outside the mesh.
 
     Every process that consumes events serves this API for its own group. The audit log records each
     call.
@@ -47,8 +47,8 @@ class DeadLetterServiceStub:
     """
 
 class DeadLetterServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Dead letters: events that a consumer group gave up on after several attempts. Not reachable from
-    outside the mesh.
+    """Dead letters: events that a consumer group could not handle after several attempts. Not reachable
+    from outside the mesh.
 
     Every process that consumes events serves this API for its own group. The audit log records each
     call.
