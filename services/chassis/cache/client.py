@@ -143,7 +143,7 @@ class Cache:
         return reply
 
     async def _execute_on_owners(self, commands: Sequence[tuple[int, Command]]) -> list[Any]:
-        """Sends each command to the server that owns its slot, and follows redirections."""
+        """Sends each command to the owner of its slot, and resends it after a redirection."""
         replies: list[Any] = [None] * len(commands)
         left: Sequence[int] = range(len(commands))
         redirected: dict[int, Server] = {}

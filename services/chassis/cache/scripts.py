@@ -68,7 +68,7 @@ class Script:
         """The SHA-1 of the source in hexadecimal, by which the server knows the script."""
 
     def pack(self, arguments: Mapping[str, Word | Sequence[Word]]) -> list[Word]:
-        """Returns the words of ARGV that follow the owners.
+        """Returns the words of ARGV that come after the owners.
 
         Raises:
             TypeError: the arguments differ from the declared ones.
