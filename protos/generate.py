@@ -63,8 +63,8 @@ def generate(output: Path) -> None:
 def _mark_imports(path: Path, ours: set[str]) -> None:
     """Makes a FileDescriptorSet a buf image: marks the files that are not ours as imports.
 
-    buf neither lints nor compares imports. The mark is buf.alpha.image.v1.ImageFileExtension
-    {is_import: true}, field 8042 of each file; other readers ignore it.
+    buf neither lints nor compares imports. The mark is field 8042 of each file,
+    buf.alpha.image.v1.ImageFileExtension {is_import: true}; other readers ignore it.
     """
     files = descriptor_pb2.FileDescriptorSet.FromString(path.read_bytes())
     for file in files.file:
@@ -91,14 +91,14 @@ def _folder_of(file: str, distribution: str) -> Path:
     """Returns the import root of a file in an installed distribution."""
     root = Path(str(metadata.distribution(distribution).locate_file("")))
     if not (root / file).exists():
-        raise FileNotFoundError(f"{distribution} does not carry {file}")
+        raise FileNotFoundError(f"{distribution} does not contain {file}")
     return root
 
 
 def _validate_descriptors() -> descriptor_pb2.FileDescriptorSet:
     """Returns buf/validate/validate.proto and its imports as descriptors.
 
-    The protovalidate distribution carries the contract compiled, not as text.
+    The protovalidate distribution contains the compiled contract, not its text.
     """
     generated = importlib.import_module("protovalidate._gen.buf.validate.validate_pb")
     files = descriptor_pb2.FileDescriptorSet()

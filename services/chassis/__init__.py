@@ -1,1 +1,1 @@
-"""The chassis: what every process is built on. It knows no domain."""
+"""The chassis: the code that every process is built on. It contains no domain logic."""

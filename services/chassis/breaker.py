@@ -1,8 +1,8 @@
 """A circuit breaker, which stops calling a dependency after several failures in a row.
 
-The asyncio libraries have two shortcomings. They count only completed failures, so that a stalled
-peer costs every caller the whole timeout until the first calls fail. After the wait they let all
-calls through, where a single probe is enough.
+The asyncio libraries have two shortcomings. They count only completed failures, so while a peer
+stalls, every caller waits for the whole timeout until the first calls fail. After the wait, they
+let all calls through, although a single probe is enough.
 """
 
 import asyncio
@@ -25,19 +25,19 @@ class Breaker:
 
     The circuit opens in two cases: `threshold` attempts in a row failed with Unavailable; or
     `threshold` attempts started, none has succeeded since, and the newest of them has waited longer
-    than `patience`. Any other error is a response, and counts as a success.
+    than `patience`. Any other error is a response, so it counts as a success.
 
     An open circuit rejects calls immediately. It waits `shortest` seconds before the first probe,
     and doubles the wait after each failed probe, up to `longest`. Random jitter shortens each wait
-    by up to half, so that the processes of a service do not probe at the same time. A probe runs in
-    the background, and any response to it closes the circuit.
+    by up to half, so that the replicas of a service do not probe at the same time. Probes run in
+    the background, and any response to a probe closes the circuit.
 
     Args:
         part: the dependency's name in error messages, such as "The cache".
         threshold: how many attempts must fail or stall.
-        patience: seconds.
-        shortest: seconds.
-        longest: seconds.
+        patience: how long an attempt may wait before it counts as stalled, in seconds.
+        shortest: the wait before the first probe, in seconds.
+        longest: the longest wait before a probe, in seconds.
         clock: returns the time in seconds.
         chance: returns a random number between two numbers.
     """
@@ -75,11 +75,11 @@ class Breaker:
         return self._is_open
 
     def call(self, *, probe: Callable[[], Awaitable[object]]) -> "Attempt":
-        """Returns a context for one call.
+        """Returns a context manager for one call.
 
         Args:
-            probe: finds out whether the dependency responds. This method starts it if the circuit
-                is open and a probe is due.
+            probe: calls the dependency to check whether it responds. Started if the circuit is open
+                and a probe is due.
 
         Raises:
             Unavailable: the circuit is open.
@@ -111,8 +111,7 @@ class Breaker:
         self._wait = min(2 * self._wait, self._longest)
 
     def _succeeded(self) -> None:
-        # This also applies to a call that started before the circuit opened: the dependency
-        # responds.
+        # A call that started before the circuit opened also proves that the dependency responds.
         if self._is_open:
             _log.info("circuit.closed", part=self._part)
         self._is_open = False
@@ -127,7 +126,7 @@ class Breaker:
             self._open("calls fail")
 
     def _cancelled(self, attempt: "Attempt") -> None:
-        # A caller that cancels within `patience` says nothing about the dependency.
+        # A call that is cancelled within `patience` shows nothing about the dependency.
         if attempt is self._probe:
             self._probe = None
         elif attempt.began in self._unanswered and self._clock() - attempt.began <= self._patience:
@@ -148,13 +147,15 @@ class Attempt:
 
     def __exit__(
         self,
-        kind: type[BaseException] | None,
+        error_type: type[BaseException] | None,
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if kind is None or (issubclass(kind, Exception) and not issubclass(kind, Unavailable)):
+        if error_type is None or (
+            issubclass(error_type, Exception) and not issubclass(error_type, Unavailable)
+        ):
             self._breaker._succeeded()
-        elif issubclass(kind, Unavailable):
+        elif issubclass(error_type, Unavailable):
             self._breaker._failed(self)
         else:
             self._breaker._cancelled(self)

@@ -39,14 +39,14 @@ def _addresses(value: str) -> str:
 
 
 Addresses = Annotated[str, AfterValidator(_addresses)]
-"""The replicas of a service: a name and a port, such as `thing.mesh:443`, or the addresses of all,
-such as `10.0.0.1:443,10.0.0.2:443` (IPv4 only)."""
+"""The replicas of a service: a name and a port, such as `thing.mesh:443`, or the addresses of all
+replicas, such as `10.0.0.1:443,10.0.0.2:443` (IPv4 only)."""
 
 
 class Group(BaseSettings):
-    """The base of all groups.
+    """The base class of all groups.
 
-    It sets `model_config` once: a class with several bases would use that of the last base.
+    It alone sets `model_config`, because a class with several bases uses that of the last base.
     """
 
     model_config = SettingsConfigDict(env_prefix="PHOTOMESH_", frozen=True, extra="ignore")

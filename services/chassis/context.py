@@ -1,4 +1,4 @@
-"""The context of the current call, available anywhere in the code: trace, user, deadline."""
+"""The context of the current call: trace, user, deadline. Any code can read it."""
 
 import asyncio
 import re
@@ -28,9 +28,9 @@ class CallContext:
     trace_id: str
     """32 hexadecimal digits."""
     user_id: int = 0
-    """The signed-in user; 0: nobody is signed in."""
+    """The signed-in user; 0: no user is signed in."""
     deadline: float | None = None
-    """When the caller stops waiting, by the event loop's clock; None: it has no deadline."""
+    """When the caller stops waiting, by the event loop's clock; None: there is no deadline."""
     event: str = ""
     """The unique id of the event being handled. A redelivered event keeps its id; a republished
     one, such as a replayed dead letter, gets a new id."""
@@ -39,11 +39,11 @@ class CallContext:
         """Returns the header for the next hop, with a new span id."""
         return f"00-{self.trace_id}-{secrets.token_hex(8)}-01"
 
-    def remaining(self, most: float) -> float:
-        """Returns how many seconds the next hop may take, at most `most`."""
+    def remaining(self, limit: float) -> float:
+        """Returns the seconds until the deadline, at least 0 and at most `limit`."""
         if self.deadline is None:
-            return most
-        return max(0.0, min(most, self.deadline - asyncio.get_running_loop().time()))
+            return limit
+        return max(0.0, min(limit, self.deadline - asyncio.get_running_loop().time()))
 
 
 _current: ContextVar[CallContext | None] = ContextVar("call", default=None)
@@ -64,7 +64,7 @@ def enter(call: CallContext) -> None:
 
 
 def detached(work: Coroutine[Any, Any, Result]) -> "asyncio.Task[Result]":
-    """Starts a task that does not have the deadline of the current call."""
+    """Starts a task in the context of the current call, but without its deadline."""
     copy = copy_context()
     copy.run(lambda: enter(replace(current(), deadline=None)))
     return asyncio.create_task(work, context=copy)
@@ -74,7 +74,7 @@ def signed_in() -> int:
     """Returns the id of the user who makes the current call.
 
     Raises:
-        TokenMissing: nobody is signed in.
+        TokenMissing: no user is signed in.
     """
     user_id = current().user_id
     if not user_id:

@@ -19,7 +19,7 @@ def files() -> FileDescriptorSet:
 def contracts() -> DescriptorPool:
     """Returns what gRPC reflection serves: all contracts, and those of health and reflection.
 
-    From the generated modules, which lack JSON names, grpcurl would print `user_id` where REST uses
+    The generated modules lack JSON names: from those, grpcurl would print `user_id` where REST uses
     `userId`.
     """
     pool = DescriptorPool()

@@ -1,8 +1,8 @@
-"""Errors that own their gRPC status and reason, and their encoding.
+"""Errors with their gRPC status and reason, and their encoding.
 
-A service raises a subclass of `MeshError`; the server encodes it once, as
-google.rpc.Status with ErrorInfo, BadRequest and RetryInfo. Any other exception reaches the caller
-as INTERNAL without its text.
+A service raises a subclass of `MeshError`, and the server encodes it as google.rpc.Status with
+ErrorInfo, BadRequest and RetryInfo. For any other exception, the caller gets INTERNAL without the
+exception's text.
 """
 
 from collections.abc import Mapping
@@ -48,7 +48,7 @@ class MeshError(Exception):
         self.retry_after = retry_after
 
     def __init_subclass__(cls) -> None:
-        # A reason that the contract does not list fails at import, not in a client.
+        # A reason that the contract does not list fails here, at import, and not in a client.
         if hasattr(cls, "reason"):
             ErrorReason.Value(f"ERROR_REASON_{cls.reason}")
 
@@ -104,13 +104,13 @@ class BadPageToken(MeshError):
 
     def __init__(self) -> None:
         super().__init__(
-            "This method gave you no such page token.",
+            "This method did not issue the page token to you; start again without a token.",
             fields={"page_token": "must be a next_page_token of this method, or empty"},
         )
 
 
 class TokenMissing(MeshError):
-    """The call needs a signed-in user and has none."""
+    """The call requires a signed-in user and has none."""
 
     code = grpc.StatusCode.UNAUTHENTICATED
     reason = "TOKEN_MISSING"
@@ -159,19 +159,19 @@ class Internal(MeshError):
     reason = "INTERNAL"
 
     def __init__(self) -> None:
-        super().__init__("Something went wrong on our side; the trace id leads to it.")
+        super().__init__("An internal error occurred; include the trace id when you report it.")
 
 
 class RequestIdReused(MeshError):
-    """The request id was used before for a different request."""
+    """The request id was already used for a different request."""
 
     code = grpc.StatusCode.ALREADY_EXISTS
     reason = "REQUEST_ID_REUSED"
 
     def __init__(self) -> None:
         super().__init__(
-            "This request id was used before with another request.",
-            fields={"request_id": "must be new for a new request"},
+            "This request id was already used for a different request.",
+            fields={"request_id": "must be unique to the request"},
         )
 
 
@@ -182,4 +182,4 @@ class DeadLetterUnknown(MeshError):
     reason = "DEAD_LETTER_UNKNOWN"
 
     def __init__(self, dead_letter_id: int) -> None:
-        super().__init__(f"There is no dead letter {dead_letter_id}.")
+        super().__init__(f"Dead letter {dead_letter_id} does not exist.")

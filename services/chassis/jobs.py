@@ -15,9 +15,9 @@ _log = logs.logger(__name__)
 def periodic(name: str, job: Callable[[], Awaitable[object]], *, seconds: float) -> Worker:
     """Returns a worker that runs a job every `seconds` on average until it is cancelled.
 
-    The pauses are random, which spreads the runs of all replicas. Each run has its own trace. A
-    run that raises Unavailable is logged, and the next run makes up for it; any other error ends
-    the process.
+    The pauses are random, so that the replicas of a service do not run the job at the same time.
+    Each run has its own trace. If a run raises Unavailable, the worker logs that and tries again at
+    the next run; any other error ends the process.
     """
 
     async def run(ready: Callable[[], None]) -> None:

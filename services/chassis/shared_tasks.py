@@ -14,9 +14,9 @@ Result = TypeVar("Result")
 class SharedTasks(Generic[Key, Result]):
     """Tasks by key, at most one per key at a time.
 
-    A task outlives its callers: it has no deadline, and continues when they are canceled or stop
-    waiting. To wait for one, use `run`, asyncio.wait, or await it through asyncio.shield. A task
-    that has ended is forgotten, so the next caller starts a new one.
+    A task does not depend on its callers: it has no deadline, and continues when they are cancelled
+    or stop waiting. To wait for one, use `run` or asyncio.wait, or await it in asyncio.shield. A
+    task that has ended is removed, so the next caller starts a new one.
     """
 
     def __init__(self) -> None:
@@ -31,20 +31,20 @@ class SharedTasks(Generic[Key, Result]):
         return self._tasks.get(key)
 
     async def run(self, key: Key, work: Callable[[], Coroutine[Any, Any, Result]]) -> Result:
-        """Returns the result of a key's task, which is started with `work` unless it runs."""
+        """Returns the result of a key's task. Starts one with `work` if none is running."""
         return await asyncio.shield(self.start(key, work))
 
     def start(
         self, key: Key, work: Callable[[], Coroutine[Any, Any, Result]]
     ) -> "asyncio.Task[Result]":
-        """Returns the task of a key, which is started with `work` unless it runs."""
+        """Returns the task of a key. Starts one with `work` if none is running."""
         [task] = self.start_batch([key], lambda _: work())
         return task
 
     def start_batch(
         self, keys: Sequence[Key], work: Callable[[Sequence[Key]], Coroutine[Any, Any, Result]]
     ) -> "set[asyncio.Task[Result]]":
-        """Returns the tasks of several keys. Starts one task for all those that have none."""
+        """Returns the tasks of several keys. Starts one task for all keys that have none."""
         missing = [key for key in keys if key not in self._tasks]
         if missing:
             task = detached(work(missing))
@@ -62,6 +62,7 @@ class SharedTasks(Generic[Key, Result]):
     def _forget(self, keys: Sequence[Key], task: "asyncio.Task[Result]") -> None:
         for key in keys:
             del self._tasks[key]
-        # Callers that wait receive the error. If none does, asyncio must not log it.
+        # Waiting callers receive the error. If there are none, asyncio would log it; this prevents
+        # that.
         with contextlib.suppress(asyncio.CancelledError):
             task.exception()

@@ -1,4 +1,4 @@
-"""Blocking clients in threads of their own, awaited like any coroutine."""
+"""Runs blocking code in dedicated threads."""
 
 import asyncio
 import threading
@@ -8,8 +8,8 @@ from collections.abc import Callable
 async def run_in_thread(name: str, work: Callable[[], None], stop: threading.Event) -> None:
     """Runs `work` in a new thread; when cancelled, sets `stop` and waits until `work` returns.
 
-    asyncio's own executor is for short calls: it has few threads, and this work lasts as long as
-    the process.
+    `work` runs for the lifetime of the process, and would occupy one of the few threads of
+    asyncio's default executor.
     """
     loop = asyncio.get_running_loop()
     ended: asyncio.Future[None] = loop.create_future()

@@ -1,1 +1,1 @@
-"""What several services share of the domain: timelines, cached posts, media URLs, names."""
+"""Domain code that several services share: timelines, cached posts, media URLs, account names."""

@@ -1,4 +1,4 @@
-"""The names of accounts, which account owns and other services show."""
+"""The names of accounts, which the account service stores and other services show."""
 
 from collections.abc import Sequence
 
@@ -18,8 +18,8 @@ _log = logs.logger(__name__)
 class AccountNames:
     """Looks up the names of accounts.
 
-    What is shown without a name is better than nothing. So while account is unavailable or stalls,
-    names are empty, which tells callers not to cache what they show.
+    While account is unavailable or stalls, names are empty, because content without names is better
+    than none. Callers must not cache content that has an empty name.
     """
 
     def __init__(self, accounts: AccountInternalServiceStub) -> None:
@@ -33,7 +33,7 @@ class AccountNames:
         if not account_ids:
             return []
         try:
-            answer = await client.call(
+            response = await client.call(
                 self._accounts.BatchGetAccounts,
                 BatchGetAccountsRequest(account_ids=account_ids),
                 within=_WITHIN_SECONDS,
@@ -41,4 +41,4 @@ class AccountNames:
         except (MeshError, client.PeerRefused) as error:
             _log.warning("names.omitted", error=repr(error))
             return [AccountSummary(account_id=account_id) for account_id in account_ids]
-        return answer.accounts
+        return response.accounts

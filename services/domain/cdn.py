@@ -25,7 +25,7 @@ from services.chassis.rpc.paging import read_key
 
 _HOUR = 3600
 
-_REMEMBERED = 10_000
+_CACHE_SIZE = 10_000
 """How many signatures a process caches. Each takes 0.5 KB; for CloudFront, 1 KB."""
 
 
@@ -81,10 +81,10 @@ class EdgeSigner:
             self._key = read_key(settings.cdn_key_file)
         except ValueError:
             raise _wrong_key(settings.cdn_key_file, "hexadecimal text", "edge") from None
-        self._remembered = lru_cache(_REMEMBERED)(self._signed)
+        self._cached = lru_cache(_CACHE_SIZE)(self._signed)
 
     def sign(self, prefix: str) -> SignedPrefix:
-        return self._remembered(prefix, _expiry())
+        return self._cached(prefix, _expiry())
 
     def _signed(self, prefix: str, expiry: int) -> SignedPrefix:
         path = f"/media/{prefix}"
@@ -99,17 +99,16 @@ class CloudFrontSigner:
     """
 
     def __init__(self, settings: CdnSettings) -> None:
-        # Imported here because botocore takes a third of a second to import and the edge does not
-        # need it.
+        # Imported here because the import takes a third of a second, and the edge does not need it.
         from botocore.signers import CloudFrontSigner
 
         self._origin = settings.cdn_url
         sign = _rsa_sha1(settings.cdn_key_file)
         self._cloudfront = CloudFrontSigner(settings.cdn_key_pair_id, sign)
-        self._remembered = lru_cache(_REMEMBERED)(self._signed)
+        self._cached = lru_cache(_CACHE_SIZE)(self._signed)
 
     def sign(self, prefix: str) -> SignedPrefix:
-        return self._remembered(prefix, _expiry())
+        return self._cached(prefix, _expiry())
 
     def _signed(self, prefix: str, expiry: int) -> SignedPrefix:
         base = f"{self._origin}/media/{prefix}"
@@ -146,5 +145,5 @@ def _rsa_sha1(key_file: Path) -> Callable[[bytes], bytes]:
 
 def _wrong_key(key_file: Path, expected: str, signer: str) -> SystemExit:
     return SystemExit(
-        f"PHOTOMESH_CDN_KEY_FILE: {key_file} must hold {expected}, which the signer {signer} needs."
+        f"PHOTOMESH_CDN_KEY_FILE: {key_file} must contain {expected} for the signer {signer}."
     )

@@ -1,4 +1,4 @@
--- Removes cached copies of an older version. Keeps tombstones and markers, which have no version.
+-- Removes copies of older versions. Keeps tombstones and markers, which have no version.
 
 --!arguments space, version, owners[]
 

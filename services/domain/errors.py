@@ -12,7 +12,9 @@ class AccountUnknown(MeshError):
     reason = "ACCOUNT_UNKNOWN"
 
     def __init__(self, account_id: int) -> None:
-        super().__init__(f"There is no account {account_id}.", fields={"account_id": "is unknown"})
+        super().__init__(
+            f"Account {account_id} does not exist.", fields={"account_id": "does not exist"}
+        )
 
 
 class MediaUnknown(MeshError):
@@ -23,5 +25,6 @@ class MediaUnknown(MeshError):
 
     def __init__(self, media_id: int, field: str = "media_id") -> None:
         super().__init__(
-            f"You have no media {media_id}.", fields={field: "is unknown, or somebody else's"}
+            f"You have no media {media_id}.",
+            fields={field: "does not exist, or belongs to another account"},
         )

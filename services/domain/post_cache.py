@@ -4,36 +4,38 @@ A post is cached once per form: `post1:{<id>}` for gRPC, `post.json1:{<id>}` for
 responses are assembled from ready-made JSON. The value is one of:
 
 * a copy: the version of this layout (1 byte), the author's id (8 bytes, big-endian), and the
-  photomesh.post.v1.Post, serialized or as JSON. Readers write it after a cache miss, with the
-  answer of the post service;
-* a tombstone, which is empty: the post must not be shown. Written by whoever hides or deletes the
-  post, and by readers to whom the post service said so;
+  photomesh.post.v1.Post, serialized or as JSON. Readers write it after a cache miss, from the
+  response of the post service.
+* a tombstone, which is empty: the post must not be shown. Post and fanout write it when a post is
+  hidden or deleted; readers write it when the post service returns no post.
 * a marker, `?`: the post has just changed. Readers treat it as a miss.
 
-Readers write only where there is no value. Only post and fanout overwrite values, with tombstones
-and markers but never with copies, and only after the change is committed. That decides each race:
+Readers write only if the key has no value. Only post and fanout overwrite values, with tombstones
+and markers but never with copies, and only after the change is committed. That makes each of these
+races harmless, or at least rare:
 
-* A reader fetches a post, the post is deleted, the tombstone is written, the reader writes its
-  copy: the tombstone is there, so nothing is written. In the other order, the tombstone replaces
-  the copy. So once `withdraw` returns, no reader gets the post, whatever is in flight: the
-  tombstone's TTL is longer than any request.
-* A reader fetches a post, the post changes, the marker is written, the reader writes its outdated
-  copy: the marker is there, so nothing is written. A fetch that starts after the marker is written
-  returns the changed post, so its copy is good when the marker expires. The marker only has to
-  outlive answers in flight at the time it is written: see `_MARKER_TTL_SECONDS`.
-* A tombstone and a marker of two changes of one post arrive in the wrong order. A marker instead
-  of a tombstone is harmless: readers fetch, and find that there is nothing to show. A tombstone
-  instead of a marker would hide a post that is visible again. So whoever withdraws a post that may
-  become visible again must check afterwards that it is still hidden, and otherwise `forget` it;
-  the post service does. Deletions are final. If the cache or the network delays a withdrawal until
-  after that check, the post is hidden for a minute.
+* A reader fetches a post, the post is deleted, the tombstone is written, and the reader writes its
+  copy: the key has a value, the tombstone, so nothing is written. In the other order, the tombstone
+  replaces the copy. The tombstone's TTL is longer than any request, so after `withdraw` returns, no
+  reader gets the post.
+* A reader fetches a post, the post changes, the marker is written, and the reader writes its
+  outdated copy: the key has a value, the marker, so nothing is written. A fetch that starts after
+  the marker is written returns the changed post, so its copy is current when the marker expires.
+  The marker only has to outlive the responses that are in flight when it is written: see
+  `_MARKER_TTL_SECONDS`.
+* A tombstone and a marker for two changes of one post arrive in the wrong order. A marker instead
+  of a tombstone is harmless: readers fetch, and the post service returns no post. A tombstone
+  instead of a marker would hide a post that is visible again. So a service that withdraws a post
+  that can become visible again must check afterwards that it is still hidden, and otherwise
+  `forget` it; the post service does. Deletions are final. If the cache or the network delays a
+  withdrawal until after that check, the post is hidden for a minute.
 * All or some keys are lost: readers fetch. If a tombstone is lost while a copy from before the
-  change is in flight, that copy is written. For one key in the memory of one server, that takes
-  two rare events within two seconds; three, as fanout repeats each withdrawal when it handles the
-  event.
-* A replica without the tombstone is promoted, and the old copy is back. Replicas lag by
-  milliseconds; fanout repeats the withdrawal tens of milliseconds later or, if the cache refused
-  writes meanwhile, after the promotion.
+  change is in flight, that copy is written. For one key in the memory of one server, that requires
+  two rare events within two seconds, and a third one, because fanout repeats each withdrawal when
+  it handles the event.
+* A replica without the tombstone is promoted, so the old copy is served again. Replicas lag by
+  milliseconds, and fanout repeats the withdrawal tens of milliseconds later or, if the cache
+  rejected writes meanwhile, after the promotion.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -48,27 +50,27 @@ VERSION = 1
 """The version of copies, in both forms. At most 62, so that it differs from a marker.
 
 Raise it when a process of the previous release would misread a copy, or a new one must not serve
-copies of the previous release: another order of fields, other JSON. A reader treats copies of other
-versions as misses, and replaces older ones. So during a roll-out, processes of the previous release
-fetch from post the posts that others have cached.
+copies of the previous release: for example, when the order of fields or the JSON changes. A reader
+treats copies of other versions as misses, and replaces older ones. So during a rollout, processes
+of the previous release fetch posts that newer processes have cached.
 
-Tombstones and markers have no version: they must stop readers of every release. Change the number
-in the names of `Form` only when tombstones or markers change, and only after a release that writes
-them under both names.
+Tombstones and markers have no version, because they apply to readers of every release. Change the
+number in the key spaces of `Form` only when tombstones or markers change, and only after a release
+that writes them to both key spaces.
 """
 
 _TTL_SECONDS = 3600
-"""An hour. The media URLs in a post are valid for at least two, see services/domain/cdn.py.
+"""One hour. The media URLs in a post are valid for at least two, see services/domain/cdn.py.
 
-Tombstones written by readers have the same TTL: they save a fetch.
+Tombstones that readers write have the same TTL: each saves fetches.
 """
 
 _TOMBSTONE_TTL_SECONDS = 60
-"""The TTL of a withdrawal's tombstone. Readers who fetch after that write their own."""
+"""The TTL of a withdrawal's tombstone. Readers that fetch after that write their own."""
 
 _MARKER_TTL_SECONDS = 5
-"""Twice the longest time from a fetch to the end of writing its answer: the timeout of a call to
-post (2 s, services/chassis/rpc/client.py) and half a second for the cache."""
+"""Twice the longest time between the start of a fetch and the end of writing its response: the
+timeout of a call to post (2 s, services/chassis/rpc/client.py) and half a second for the cache."""
 
 _TOMBSTONE = b""
 _MARKER = b"?"
@@ -92,9 +94,9 @@ class CachedPost(NamedTuple):
     """A post as it is served to everyone who may see it."""
 
     author_id: int
-    """The author, whom readers may follow or block."""
+    """The author. Callers check whether a reader may see the author's posts."""
     post: bytes
-    """The post in the form in question."""
+    """The post in the form of the cache."""
 
 
 class PostCache:
@@ -121,17 +123,17 @@ class PostCache:
                 elif value[0] < VERSION:
                     outdated.append(post_id)
         if outdated:
-            # Else they would be misses until they expire.
+            # Otherwise they would remain misses until they expire: `put` does not overwrite.
             await self._cache.run_on_owners(
                 _DISCARD_OUTDATED, outdated, space=self._form, version=VERSION
             )
         return found
 
     async def put(self, posts: Mapping[int, CachedPost | None]) -> None:
-        """Caches answers of the post service, except where there is a value.
+        """Caches responses of the post service for keys that have no value.
 
-        Only for complete answers to calls made in the last two seconds. None: the post must not be
-        shown.
+        The responses must be complete and to calls made in the last two seconds. None: the post
+        must not be shown.
         """
         await self._cache.put_many(
             dict(zip(_keys(self._form, posts), map(_encode, posts.values()), strict=True)),
@@ -148,7 +150,7 @@ class PostCache:
         await self._replace(post_ids, _TOMBSTONE, _TOMBSTONE_TTL_SECONDS)
 
     async def forget(self, post_ids: Iterable[int]) -> None:
-        """Makes readers fetch posts again that have changed or are visible again.
+        """Makes readers fetch posts that have changed or are visible again.
 
         Call it after the change is committed.
         """

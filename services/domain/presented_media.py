@@ -1,4 +1,4 @@
-"""Conversion of stored media to the public message, for media methods and for posts."""
+"""Converts stored media to the public message, for the methods of media and for posts."""
 
 from photomesh.media.v1.media_internal_service_pb2 import StoredMedia
 from photomesh.media.v1.media_service_pb2 import Media

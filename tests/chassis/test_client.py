@@ -232,7 +232,7 @@ async def test_an_error_of_a_peer_has_its_code_reason_message_and_fields(graph):
         grpc.StatusCode.NOT_FOUND,
         "DEAD_LETTER_UNKNOWN",
     )
-    assert unknown.value.message == f"There is no dead letter {UNKNOWN}."
+    assert unknown.value.message == f"Dead letter {UNKNOWN} does not exist."
     assert "GetAudience: NOT_FOUND (DEAD_LETTER_UNKNOWN)" in str(unknown.value)
     assert invalid.value.code is grpc.StatusCode.INVALID_ARGUMENT
     assert set(invalid.value.fields) == {"chunk_size"}

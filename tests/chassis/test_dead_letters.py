@@ -9,7 +9,7 @@ import pytest
 from services.chassis.database.pool import Database
 from services.chassis.errors import DeadLetterUnknown
 from services.chassis.events.consumer import Consumer
-from services.chassis.events.dead_letters import KEPT_SETTLED, DeadLetters
+from services.chassis.events.dead_letters import KEEP_CLOSED, DeadLetters
 from services.chassis.events.outbox import Outbox, Relay
 from services.chassis.events.topics import topic_of
 from tests.chassis.test_events import consuming, event_type, publish, quick_kafka, running
@@ -208,7 +208,7 @@ async def test_an_unknown_one_is_told(parts):
         await parts[1].get(12345)
 
 
-async def test_what_was_settled_long_ago_is_purged_and_nothing_else(database_of, quick_kafka):
+async def test_dead_letters_closed_long_ago_are_purged_and_no_others(database_of, quick_kafka):
     settings = database_of("graph")
     async with Database(settings) as database:
         letters = DeadLetters(
@@ -230,8 +230,8 @@ async def test_what_was_settled_long_ago_is_purged_and_nothing_else(database_of,
         now = datetime.now(UTC)
 
         # Those that are open stay, however old they are.
-        assert await letters.purge(now + KEPT_SETTLED - timedelta(minutes=1)) == 0
-        later = now + KEPT_SETTLED + timedelta(minutes=1)
+        assert await letters.purge(now + KEEP_CLOSED - timedelta(minutes=1)) == 0
+        later = now + KEEP_CLOSED + timedelta(minutes=1)
         purged = await asyncio.gather(*(letters.purge(later) for _ in range(3)))
 
         assert sum(purged) == len(others) == 1499

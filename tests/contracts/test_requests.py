@@ -9,7 +9,7 @@ from google.protobuf.descriptor import FieldDescriptor
 
 from deploy.processes import MESH, Kind
 from services.chassis import contracts
-from services.chassis.rpc.requests import MOST_REQUEST_BYTES
+from services.chassis.rpc.requests import MAX_REQUEST_BYTES
 from tests.requests import Method, all_methods, fields_of, valid_request
 
 # Google's HttpBody: its bytes are the file of an upload, which the service counts.
@@ -54,7 +54,7 @@ def test_the_largest_list_of_numbers_fits_into_a_request(method):
             # Ids have up to 63 bits.
             first = 2**62 if field.cpp_type == FieldDescriptor.CPPTYPE_INT64 else 2**30
             getattr(holder, field.name)[:] = range(first, first + most)
-    assert request.ByteSize() <= MOST_REQUEST_BYTES
+    assert request.ByteSize() <= MAX_REQUEST_BYTES
 
 
 @pytest.mark.parametrize("method", [m for m in all_methods() if m.writes], ids=str)

@@ -1,7 +1,8 @@
-"""The client of Valkey or Redis: scripts that run next to the data of one owner, and plain values.
+"""The client of Valkey or Redis, for Lua scripts and for plain values.
 
-The keys of an owner, such as a user, contain its id in braces: `bookmarks:{17}`. So in a cluster
-they are on one node, in the slot of the text `17`.
+The keys of an owner, such as a user, contain its id in braces: `bookmarks:{17}`. In a cluster, only
+the text in braces determines the slot, so one server holds all keys of an owner, and one script can
+use them atomically.
 """
 
 import asyncio
@@ -19,17 +20,17 @@ from services.chassis.config import CacheSettings
 from services.chassis.errors import Unavailable
 
 _MAX_ATTEMPTS = 4
-"""How often a command is sent while servers refuse it because they do not own its slot."""
+"""How many times a command is sent while servers reject it because they do not own its slot."""
 
 # MGET accepts only keys of one slot. A GET for each key would cost this process half as much again.
 _GET_MANY = load(Path(__file__).with_name("get_many.lua"))
 
 
 class Cache:
-    """One Valkey, or a cluster.
+    """A single server, or a cluster.
 
-    Every method raises Unavailable if a server is unreachable, slow, loading or full, and
-    ReplyError if a script or a command is wrong.
+    Every method raises Unavailable if a server is unreachable, slow, loading its data or out of
+    memory, and ReplyError if a script or a command is invalid.
     """
 
     def __init__(self, servers: OneServer | Cluster) -> None:
@@ -46,7 +47,7 @@ class Cache:
         if _is_misplaced(reply):
             # Servers only redirect calls that declare a key.
             declared = ("EVAL", script.source, 1, f"{{{owner_id}}}", *words)
-            [reply] = await self._ask_owners([(slot, declared)])
+            [reply] = await self._execute_on_owners([(slot, declared)])
         return _checked(reply)
 
     async def run_on_owners(
@@ -54,9 +55,9 @@ class Cache:
     ) -> list[Any]:
         """Runs a script once on each server that holds keys of some of the owners.
 
-        Returns one result per call: one per server, or more while slots move or a server fails
-        over. In these cases the script may run twice for an owner, and if a server fails, it has
-        run on others: it must be idempotent.
+        Returns one result per server, or more while slots move or a server fails over. The script
+        must be idempotent: in these cases it can run twice for an owner, and when a server fails,
+        it may have run on others.
         """
         words = script.pack(arguments)
         groups = await self._by_server(owner_ids)
@@ -77,7 +78,7 @@ class Cache:
             else:
                 results.append(_checked(reply))
         if alone:
-            results += map(_checked, await self._ask_owners(alone))
+            results += map(_checked, await self._execute_on_owners(alone))
         return results
 
     async def get_many(self, keys: Sequence[str]) -> list[bytes | None]:
@@ -86,31 +87,31 @@ class Cache:
             return []
         if isinstance(self._servers, OneServer):
             server = await self._servers.owner_of(0)
-            [found] = await self._ask(server, [("MGET", *keys)])
+            [found] = await self._execute(server, [("MGET", *keys)])
             return cast(list[bytes | None], _checked(found))
         groups: dict[Server, list[int]] = {}
         for index, key in enumerate(keys):
             slot = slot_of(key)
             server = self._servers.owners[slot] or await self._servers.owner_of(slot)
             groups.setdefault(server, []).append(index)
-        answers = await _all(
+        replies = await _all(
             self._evaluate(server, _GET_MANY, [keys[index] for index in group])
             for server, group in groups.items()
         )
         values: list[bytes | None] = [None] * len(keys)
-        for group, answer in zip(groups.values(), answers, strict=True):
-            if _is_misplaced(answer):
-                answer = await self._ask_owners(
+        for group, reply in zip(groups.values(), replies, strict=True):
+            if _is_misplaced(reply):
+                reply = await self._execute_on_owners(
                     [(slot_of(keys[index]), ("GET", keys[index])) for index in group]
                 )
-            for index, value in zip(group, _checked(answer), strict=True):
+            for index, value in zip(group, _checked(reply), strict=True):
                 values[index] = _checked(value)
         return values
 
     async def put_many(self, values: Mapping[str, bytes], *, seconds: int, only_new: bool) -> None:
         """Sets values with a TTL of `seconds`; with `only_new`, keeps values that exist."""
         condition = ("NX",) if only_new else ()
-        replies = await self._ask_owners(
+        replies = await self._execute_on_owners(
             [
                 (slot_of(key), ("SET", key, value, "EX", seconds, *condition))
                 for key, value in values.items()
@@ -121,7 +122,7 @@ class Cache:
 
     async def delete(self, key: str) -> None:
         """Removes a key, if it exists."""
-        [reply] = await self._ask_owners([(slot_of(key), ("UNLINK", key))])
+        [reply] = await self._execute_on_owners([(slot_of(key), ("UNLINK", key))])
         _checked(reply)
 
     async def _by_server(self, owner_ids: Sequence[int]) -> Mapping[Server, Sequence[int]]:
@@ -136,13 +137,13 @@ class Cache:
         return groups
 
     async def _evaluate(self, server: Server, script: Script, words: Sequence[Word]) -> Any:
-        [reply] = await self._ask(server, [("EVALSHA", script.sha, 0, *words)])
+        [reply] = await self._execute(server, [("EVALSHA", script.sha, 0, *words)])
         if isinstance(reply, ReplyError) and _code(reply) == "NOSCRIPT":
-            [reply] = await self._ask(server, [("EVAL", script.source, 0, *words)])
+            [reply] = await self._execute(server, [("EVAL", script.source, 0, *words)])
         return reply
 
-    async def _ask_owners(self, commands: Sequence[tuple[int, Command]]) -> list[Any]:
-        """Sends each command to the server that owns its slot, again after a redirection."""
+    async def _execute_on_owners(self, commands: Sequence[tuple[int, Command]]) -> list[Any]:
+        """Sends each command to the owner of its slot, and resends it after a redirection."""
         replies: list[Any] = [None] * len(commands)
         left: Sequence[int] = range(len(commands))
         redirected: dict[int, Server] = {}
@@ -160,30 +161,30 @@ class Cache:
                     or await self._servers.owner_of(slot)
                 )
                 groups.setdefault(server, []).append(index)
-            answers = await _all(
-                self._ask(server, [commands[index][1] for index in group])
+            batches = await _all(
+                self._execute(server, [commands[index][1] for index in group])
                 for server, group in groups.items()
             )
             redirected = {}
-            for group, answer in zip(groups.values(), answers, strict=True):
-                for index, reply in zip(group, answer, strict=True):
+            for group, batch in zip(groups.values(), batches, strict=True):
+                for index, reply in zip(group, batch, strict=True):
                     replies[index] = reply
                     if isinstance(reply, ReplyError) and isinstance(self._servers, Cluster):
                         slot, command = commands[index]
                         if _code(reply) == "MOVED":
                             redirected[index] = self._servers.moved(slot, _address(reply))
                         elif _code(reply) == "ASK":
-                            # Valid once: the slot is being moved key by key.
+                            # Applies to this command only: the slot is being moved key by key.
                             server = self._servers.at(_address(reply))
-                            _, replies[index] = await self._ask(server, [("ASKING",), command])
+                            _, replies[index] = await self._execute(server, [("ASKING",), command])
             left = [index for index in left if _is_misplaced(replies[index])]
             if not left:
                 return replies
         raise Unavailable(PART)
 
-    async def _ask(self, server: Server, commands: Sequence[Command]) -> list[Any]:
+    async def _execute(self, server: Server, commands: Sequence[Command]) -> list[Any]:
         try:
-            return await server.ask(commands)
+            return await server.execute(commands)
         except Unavailable:
             self._servers.suspect()
             raise
@@ -232,7 +233,7 @@ def _address(redirection: ReplyError) -> Address:
 
 
 def _is_misplaced(reply: Any) -> bool:
-    """Reports whether a server refused because it does not own the keys, or not at present."""
+    """Reports whether a server rejected a command because it does not own the keys now."""
     return isinstance(reply, ReplyError) and (
         _code(reply) in ("MOVED", "ASK", "TRYAGAIN", "READONLY")
         or "a non local key in a cluster" in str(reply)

@@ -1,8 +1,8 @@
 """Maps keys to servers: one server holds all keys, or each master of a cluster holds some.
 
-In a cluster a key's slot is the CRC16 of the text in its first braces, modulo 16,384, and each slot
-belongs to a master. Replicas can be promoted and slots moved at any time. So the map here may be
-outdated, and servers correct it with redirections.
+In a cluster, a key's slot is the CRC16 of the text in its first braces, modulo 16,384. Each slot
+belongs to a master. Replicas can be promoted and slots moved at any time, so the map can be
+outdated; servers then reply with redirections, which correct it.
 """
 
 import asyncio
@@ -22,7 +22,7 @@ _log = logs.logger(__name__)
 
 _SLOTS = 16_384
 _RELEARN_SECONDS = 0.1
-"""The shortest time between two refreshes of the map in the background."""
+"""The minimum time between two background refreshes of the map."""
 
 
 def slot_of(key: str) -> int:
@@ -120,23 +120,23 @@ class Cluster:
         try:
             for address in random.sample(list(known), len(known)):
                 try:
-                    [ranges] = await self.at(address).ask([("CLUSTER", "SLOTS")])
+                    [ranges] = await self.at(address).execute([("CLUSTER", "SLOTS")])
                 except Unavailable:
                     continue
                 if isinstance(ranges, hiredis.ReplyError):
                     _log.warning("cluster.slots_refused", error=str(ranges))
                 else:
-                    await self._apply(ranges, asked=address)
+                    await self._apply(ranges, source=address)
                     return
         finally:
             self._learned_at = asyncio.get_running_loop().time()
 
-    async def _apply(self, ranges: Iterable[Any], asked: Address) -> None:
+    async def _apply(self, ranges: Iterable[Any], source: Address) -> None:
         before = set(self._masters())
         owners: list[Server | None] = [None] * _SLOTS
         for first, last, (host, port, *_), *_replicas in ranges:
-            # An empty host means the server that answered.
-            master = self.at(Address(host.decode() if host else asked.host, port))
+            # An empty host means the server that replied.
+            master = self.at(Address(host.decode() if host else source.host, port))
             owners[first : last + 1] = [master] * (last + 1 - first)
         self.owners = owners
         masters = set(self._masters())
@@ -146,7 +146,7 @@ class Cluster:
                 masters=sorted(f"{m.address.host}:{m.address.port}" for m in masters),
             )
         for address in [a for a, server in self._servers.items() if server not in masters]:
-            # Connected ones are kept: callers may be waiting for replies.
+            # Keeps connected servers, because callers may be waiting for their replies.
             if not self._servers[address].is_connected:
                 await self._servers.pop(address).close()
 

@@ -1,4 +1,4 @@
--- Returns the values of keys, in their order.
+-- Returns the values of keys, in the order of the keys.
 
 --!arguments keys[]
 

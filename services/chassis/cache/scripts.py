@@ -6,9 +6,9 @@ Lines that begin with `--!` are directives, which the loader replaces with Lua:
     --!arguments space, bookmarks[], owners[]
 
 `include` inserts a file of the same folder. `arguments` declares a local variable for each
-argument; one marked with `[]` is a list, and its variable a table. The last argument is the owner
-(with `[]`: the owners) of the keys that the script uses. `Cache` passes it; callers pass the
-others, by name. Constants that Python and Lua share are locals, too; their names are upper-case.
+argument; `[]` marks a list, whose variable is a table. The last argument is the owner (with `[]`:
+the owners) of the keys that the script uses. `Cache` passes it; callers pass the others by name.
+Constants that Python and Lua share are also local variables, with upper-case names.
 """
 
 import hashlib
@@ -19,15 +19,16 @@ from typing import cast
 
 from services.chassis.cache.valkey import Word
 
-# Scripts build their keys themselves, so one call can use the keys of many owners of one node. The
-# server still refuses keys that it does not hold.
+# Scripts build their keys themselves, so one call can use the keys of many owners on one server.
+# The server still rejects keys that it does not hold.
 _SHEBANG = "#!lua flags=allow-cross-slot-keys"
 
 _INCLUDE = re.compile(r"^ *--!include (\S+)$", re.MULTILINE)
 _ARGUMENTS = re.compile(r"^ *--!arguments (.+)$", re.MULTILINE)
 
-# ARGV holds the owners, then the items of lists, then one word for each other argument: a list's is
-# its length. Removing what comes after the owners leaves a table of them without copying it.
+# ARGV holds the owners, then the items of all lists, then one word for each other argument; for a
+# list, this word is its length. Removing all words after the owners leaves ARGV as the table of
+# owners, without a copy.
 _TAKE = """\
 local function take(count)
     local taken, first = {}, #ARGV - count
@@ -44,14 +45,14 @@ class Script:
     """A Lua script.
 
     Args:
-        text: the script; may have an `arguments` directive.
-        constants: the values of its constants.
+        text: the script, which may have an `arguments` directive.
+        constants: the values of the constants by name.
     """
 
     def __init__(self, text: str, constants: Mapping[str, int | str] | None = None) -> None:
         declared = _ARGUMENTS.search(text)
         self.parameters: Sequence[str] = declared[1].split(", ") if declared else ()
-        """The declared arguments; lists end in `[]`."""
+        """The declared arguments. The names of lists end with `[]`."""
         self._is_list = {
             name.removesuffix("[]"): name.endswith("[]") for name in self.parameters[:-1]
         }
@@ -70,7 +71,7 @@ class Script:
         """Returns the words of ARGV that come after the owners.
 
         Raises:
-            TypeError: these are not the declared arguments.
+            TypeError: the arguments differ from the declared ones.
         """
         if arguments.keys() != self._is_list.keys():
             raise TypeError(f"expected arguments {[*self._is_list]}, got {[*arguments]}")
@@ -87,7 +88,7 @@ class Script:
 
 
 def load(path: Path, constants: Mapping[str, int | str] | None = None) -> Script:
-    """Reads a script, and the files that it includes."""
+    """Reads a script and the files that it includes."""
     text = _INCLUDE.sub(lambda include: (path.parent / include[1]).read_text(), path.read_text())
     return Script(text, constants)
 

@@ -1,12 +1,13 @@
 """One Valkey or Redis server, over one connection that all callers share.
 
-Commands that callers send in the same iteration of the event loop leave in one write, and replies
-arrive in their order. So a command costs a few microseconds, where a pool of connections takes
-hundreds. Only the protocol comes from a library: hiredis packs commands and parses replies.
+Commands that callers send in the same iteration of the event loop go out in one write, and replies
+arrive in the same order. So a command costs a few microseconds, compared with hundreds for a pool
+of connections. hiredis encodes commands and parses replies.
 
-No whole client, because the cache is on the path of the most frequent reads. One script and one
-MGET of 20 values, for 50 callers at a time on two cores, cost this client 11 us of CPU,
-valkey-glide 2.6 54 to 72, redis-py 8.1 with hiredis 97, and coredis 6.9 with its pipelining 120.
+The rest of the client is our own, because the most frequent reads use the cache. One script and one
+MGET of 20 values, for 50 concurrent callers on two cores, cost this client 11 us of CPU,
+valkey-glide 2.6 54 to 72 us, redis-py 8.1 with hiredis 97 us, and coredis 6.9 with its pipelining
+120 us.
 """
 
 import asyncio
@@ -27,10 +28,10 @@ PART = "The cache"
 """The name of the cache in error messages."""
 
 _READ_BYTES = 256 * 1024
-_MOST_WAITING = 10_000
-"""The most callers that may wait for replies of one server."""
-_MOST_UNSENT_BYTES = 32 * 2**20
-"""The most data buffered for a server that does not read it."""
+_MAX_WAITING = 10_000
+"""The maximum number of callers that wait for replies of one server."""
+_MAX_UNSENT_BYTES = 32 * 2**20
+"""The maximum amount of data buffered for a server that does not read it."""
 
 Word = bytes | str | int | float
 Command = tuple[Word, ...]
@@ -46,7 +47,7 @@ class Address:
 
 @dataclass(frozen=True)
 class Login:
-    """What every new connection sends first."""
+    """The commands that every new connection sends first, and its TLS settings."""
 
     commands: tuple[Command, ...]
     tls: ssl.SSLContext | None
@@ -86,7 +87,7 @@ class Server:
         self.address = address
         self._login = login
         self._timeout = timeout
-        # The connection itself times out, at once for all callers that wait for it.
+        # The connection itself enforces the timeout, for all its callers at the same time.
         self.breaker = Breaker(f"{PART} at {address.host}:{address.port}", patience=timeout)
         self._connection: _Connection | None = None
         self._connecting = SharedTasks[Address, _Connection]()
@@ -96,23 +97,23 @@ class Server:
         """Whether there is a connection."""
         return self._connection is not None and not self._connection.is_lost
 
-    async def ask(self, commands: Sequence[Command]) -> list[Any]:
+    async def execute(self, commands: Sequence[Command]) -> list[Any]:
         """Sends commands in one batch and returns their replies; an error reply is a ReplyError.
 
         Raises:
             Unavailable: the server is unreachable, slow or loading. It may have run the commands.
         """
         with self.breaker.call(probe=self._ping):
-            return await self._ask(commands)
+            return await self._execute(commands)
 
     async def _ping(self) -> None:
-        await self._ask([("PING",)])
+        await self._execute([("PING",)])
 
-    async def _ask(self, commands: Sequence[Command]) -> list[Any]:
+    async def _execute(self, commands: Sequence[Command]) -> list[Any]:
         connection = self._connection
         if connection is None or connection.is_lost:
             connection = await self._connecting.run(self.address, self._connect)
-        return await connection.ask(commands)
+        return await connection.execute(commands)
 
     async def close(self) -> None:
         """Closes the connection. Callers that still wait get Unavailable."""
@@ -133,7 +134,7 @@ class Server:
             raise Unavailable(PART) from error
         # The kernel accepts connections for a stalled process, too; only a reply proves it works.
         try:
-            for reply in await connection.ask([*self._login.commands, ("PING",)]):
+            for reply in await connection.execute([*self._login.commands, ("PING",)]):
                 if isinstance(reply, hiredis.ReplyError):
                     raise Unavailable(PART) from reply
         except BaseException:
@@ -156,7 +157,7 @@ class _Batch:
 class _Connection(asyncio.BufferedProtocol):
     """One connection.
 
-    An overdue reply closes it, because the replies to later commands would be later still.
+    An overdue reply closes it, because replies arrive in order: later ones would be overdue, too.
     """
 
     def __init__(self, timeout: float) -> None:
@@ -172,8 +173,8 @@ class _Connection(asyncio.BufferedProtocol):
         self._paused = False
         self.is_lost = False
 
-    def ask(self, commands: Sequence[Command]) -> asyncio.Future[list[Any]]:
-        if self.is_lost or self._paused or len(self._waiting) >= _MOST_WAITING:
+    def execute(self, commands: Sequence[Command]) -> asyncio.Future[list[Any]]:
+        if self.is_lost or self._paused or len(self._waiting) >= _MAX_WAITING:
             raise Unavailable(PART)
         # The type annotations of hiredis allow only one word.
         packed = [hiredis.pack_command(cast(Any, command)) for command in commands]
@@ -213,8 +214,8 @@ class _Connection(asyncio.BufferedProtocol):
         if self._loop.time() < oldest.due:
             self._timer = self._loop.call_at(oldest.due, self._look_for_overdue)
         elif oldest is not self._suspect:
-            # This process may have been too busy to read: replies that have arrived are read before
-            # the next check.
+            # This process may have been too busy to read replies that have arrived. The event loop
+            # reads them before the next check.
             self._suspect = oldest
             self._timer = self._loop.call_later(0.001, self._look_for_overdue)
         else:
@@ -225,7 +226,7 @@ class _Connection(asyncio.BufferedProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # The transport of uvloop has another base class.
         self._transport = cast(asyncio.Transport, transport)
-        self._transport.set_write_buffer_limits(high=_MOST_UNSENT_BYTES)
+        self._transport.set_write_buffer_limits(high=_MAX_UNSENT_BYTES)
 
     def get_buffer(self, _: int) -> memoryview:
         return self._buffer

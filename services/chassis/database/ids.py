@@ -1,7 +1,7 @@
 """64-bit, time-ordered ids: 41 bits of milliseconds since 2026, 13 of shard, 10 of sequence.
 
-The database generates ids (`next_id(shard)`, see migrations/), so that two processes never generate
-the same one. This module decodes them. Ids stay positive until the year 2060.
+The database generates ids (`next_id(shard)`, see migrations/), so that processes cannot generate
+the same id. This module decodes them. Ids stay positive until the year 2060.
 """
 
 from datetime import UTC, datetime
@@ -14,7 +14,7 @@ SHARDS = 1 << 13
 
 
 def shard_of(identifier: int) -> int:
-    """Returns the logical shard, 0 to 8191, which an owner and all its data share."""
+    """Returns the logical shard, 0 to 8191. All data of an owner has the shard of the owner."""
     return identifier >> 10 & (SHARDS - 1)
 
 

@@ -14,8 +14,8 @@ from psycopg_pool import AsyncConnectionPool, PoolTimeout
 from services.chassis.config import DatabaseSettings
 from services.chassis.errors import Unavailable
 
-# Transient errors: the server shuts down, fails over, is overloaded, or resolves a deadlock.
-_PASSING = (
+# Raised while the server shuts down, fails over, is overloaded, or resolves a deadlock.
+_TRANSIENT = (
     psycopg.OperationalError,
     psycopg.errors.DeadlockDetected,
     psycopg.errors.SerializationFailure,
@@ -63,7 +63,7 @@ class Database:
         try:
             async with self._pool.connection() as connection:
                 yield connection
-        except _PASSING as error:
+        except _TRANSIENT as error:
             raise Unavailable("The database") from error
 
     @asynccontextmanager
@@ -84,9 +84,9 @@ class Database:
         *,
         binary: bool = False,
     ) -> list[Row]:
-        """Runs a statement on a connection of its own, and returns its rows.
+        """Runs a statement on a connection from the pool, and returns its rows.
 
-        `binary`: whether the server sends values in their binary form.
+        `binary`: whether the server sends values in binary format.
 
         Raises:
             Unavailable: the database is unavailable or overloaded.
@@ -95,7 +95,7 @@ class Database:
             return await fetch(connection, query, values, rows, binary=binary)
 
     async def execute(self, query: Query, values: Mapping[str, Any]) -> int:
-        """Runs a statement on a connection of its own, and returns how many rows it changed.
+        """Runs a statement on a connection from the pool, and returns how many rows it changed.
 
         Raises:
             Unavailable: the database is unavailable or overloaded.
@@ -104,9 +104,9 @@ class Database:
             return (await connection.execute(query, values)).rowcount
 
     async def purge(self, query: Query, values: Mapping[str, Any], *, batch: int) -> int:
-        """Runs a statement that deletes up to `%(most)s` rows until none are left to delete.
+        """Runs a statement that deletes up to `%(most)s` rows, until it finds fewer than `batch`.
 
-        Returns how many rows it deleted.
+        Returns the total number of deleted rows.
 
         Raises:
             Unavailable: the database is unavailable or overloaded.
@@ -144,8 +144,9 @@ def int_array(numbers: Iterable[int]) -> str:
 async def _check(connection: AsyncConnection) -> None:
     """Raises an error if a connection is broken, so that the pool replaces it before use.
 
-    Queries the server only if the socket is readable: a server (or its kernel) that closes a
-    connection notifies the client. A query each time would take as long as a short statement.
+    Queries the server only if the socket is readable, because a server (or its kernel) that closes
+    a connection makes the socket readable. A query every time would take as long as a short
+    statement.
     """
     poll = select.poll()
     poll.register(connection.fileno(), select.POLLIN)

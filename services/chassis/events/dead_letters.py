@@ -2,8 +2,9 @@
 
 Consumers write them to the topic `<topic>.dlq`, see burials.py. Single records of a topic cannot be
 removed, so each service copies the dead letters of its own consumer group into a table, which
-records what became of each. A replay goes through the outbox, in the transaction that settles the
-dead letter, and reaches no other consumer group. Settled dead letters are purged after a while.
+records whether each one is open, replayed or dropped. A replay stores the event in the outbox in
+the same transaction, and reaches no other consumer group. Dead letters that are closed, which
+means replayed or dropped, are purged after `KEEP_CLOSED`.
 """
 
 from collections.abc import Awaitable, Callable, Sequence
@@ -55,7 +56,7 @@ _ONE = f"""
      WHERE dead_letter_id = %(dead_letter_id)s AND consumer_group = %(group)s
 """  # noqa: S608
 
-# Of several transactions that settle one dead letter, the first changes the row.
+# If several transactions close one dead letter, only the first changes the row.
 _REPLAY = f"""
     UPDATE dead_letters
        SET state = 'REPLAYED', settle_time = now()
@@ -70,7 +71,7 @@ _DROP = """
     RETURNING dead_letter_id
 """
 
-# Answered by dead_letters_settled. Concurrent purges take different rows.
+# Answered by dead_letters_settled. Concurrent purges delete different rows.
 _PURGE = """
     DELETE FROM dead_letters
      WHERE dead_letter_id IN (
@@ -83,13 +84,13 @@ _PURGE = """
            )
 """
 
-KEPT_SETTLED = timedelta(days=30)
-"""How long a settled dead letter is kept. It must be longer than the retention of the topics: a
-purged dead letter that is still in `<topic>.dlq` would be open again if that topic were read from
-its beginning."""
+KEEP_CLOSED = timedelta(days=30)
+"""How long a closed dead letter is kept. It must be longer than the retention of the topics: a
+purged dead letter that is still in `<topic>.dlq` would be open again if that topic were read again
+from the beginning."""
 
 _PURGE_BATCH = 1000
-"""How many dead letters one transaction purges at most."""
+"""The maximum number of dead letters that one transaction purges."""
 
 _log = logs.logger(__name__)
 
@@ -121,23 +122,23 @@ class DeadLetters:
         group: str,
         messages: Sequence[type[Message]],
     ) -> None:
-        """Takes the group, and the types of the events that it handles."""
+        """Takes the consumer group, and the types of the events that it handles."""
         self._database = database
         self._outbox = outbox
         self._group = group
         self._messages = {topic_of(message).name: message for message in messages}
 
     def subscriptions(self) -> list[RawSubscription]:
-        """Returns what a consumer needs to fill the table."""
+        """Returns the subscriptions with which a consumer fills the table."""
         return [
             RawSubscription(dead_letters(topic), self._adder(topic))
             for topic in map(topic_of, self._messages.values())
         ]
 
     async def open(self, *, topic: str, after_id: int, limit: int) -> list[DeadLetterPb]:
-        """Returns open dead letters above `after_id`, oldest first, without their events.
+        """Returns open dead letters with ids above `after_id`, oldest first, without their events.
 
-        An empty topic stands for all topics.
+        `topic`: "" means all topics.
         """
         values = {"topic": topic, "after_id": after_id, "limit": limit, "group": self._group}
         found = await self._database.fetch(_LIST, values, class_row(DeadLetter))
@@ -160,7 +161,7 @@ class DeadLetters:
         return message
 
     async def replay(self, ids: Sequence[int]) -> list[int]:
-        """Publishes the events of open dead letters to this group again; returns their ids."""
+        """Publishes events again, for this group only; returns the ids that were still open."""
         async with self._outbox.transaction() as tx:
             values = {"ids": list(ids), "group": self._group}
             replayed = await fetch(tx.connection, _REPLAY, values, class_row(DeadLetter))
@@ -178,16 +179,16 @@ class DeadLetters:
         return replayed_ids
 
     async def drop(self, ids: Sequence[int]) -> list[int]:
-        """Gives up open dead letters; returns their ids."""
+        """Drops dead letters; returns the ids that were still open."""
         values = {"ids": list(ids), "group": self._group}
         dropped = sorted(await self._database.fetch(_DROP, values, scalar_row))
         _log.warning("dead_letters.dropped", dead_letter_ids=dropped)
         return dropped
 
     async def purge(self, now: datetime) -> int:
-        """Removes dead letters settled longer than KEPT_SETTLED before `now`; returns how many."""
+        """Deletes dead letters closed more than KEEP_CLOSED before `now`; returns how many."""
         purged = await self._database.purge(
-            _PURGE, {"before": now - KEPT_SETTLED}, batch=_PURGE_BATCH
+            _PURGE, {"before": now - KEEP_CLOSED}, batch=_PURGE_BATCH
         )
         if purged:
             _log.info("dead_letters.purged", dead_letters=purged)
@@ -205,7 +206,7 @@ class DeadLetters:
                 "partition": _number(headers.get(DLQ_PARTITION)),
                 "offset": _number(headers.get(DLQ_OFFSET)),
                 "group": self._group,
-                # PostgreSQL does not store NUL characters.
+                # PostgreSQL cannot store NUL characters.
                 "reason": headers.get(DLQ_REASON, "").replace("\0", "\N{SYMBOL FOR NULL}"),
                 "key": record.key,
                 "payload": record.value or b"",
@@ -228,7 +229,7 @@ def _number(text: str | None) -> int | None:
 
 
 def _id_in(key: bytes | None) -> int:
-    """Returns the id in the key of a record; 0 if the outbox did not make it."""
+    """Returns the id in the key of a record; 0 if the outbox did not write the key."""
     return _number((key or b"").decode("ascii", "replace")) or 0
 
 

@@ -1,4 +1,4 @@
-"""Kafka topics, as the contracts declare them: see `Topic` in photomesh/common/v1/options.proto."""
+"""The Kafka topics that contracts declare: see `Topic` in photomesh/common/v1/options.proto."""
 
 import functools
 from dataclasses import dataclass
@@ -42,12 +42,12 @@ def key_of(event: Message) -> int:
 
 
 def dead_letters(topic: Topic) -> Topic:
-    """Returns the topic of those events of `topic` that a consumer could not handle."""
+    """Returns the topic for events of `topic` that a consumer could not handle."""
     return Topic(f"{topic.name}.dlq", partitions=1, retention=topic.retention)
 
 
 def all_topics() -> list[Topic]:
-    """Returns every topic that a contract declares, each followed by its dead letters."""
+    """Returns every topic that a contract declares, each followed by its dead-letter topic."""
     declared = [
         _topic(message.options)
         for file in contracts.files().file

@@ -5,4 +5,4 @@ from typing import Any
 import grpc
 
 Context = grpc.aio.ServicerContext[Any, Any]
-"""What gRPC passes to each handler besides the request."""
+"""The second argument of each handler, which gRPC passes."""

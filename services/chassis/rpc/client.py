@@ -1,15 +1,15 @@
 """Calls to peers: balanced over their replicas, with mutual TLS, a deadline, and typed errors.
 
-gRPC itself balances and retries. What it cannot do was measured with three replicas and grpcio
-1.85, of which one is suspended by SIGSTOP:
+gRPC itself balances and retries. Measurements with grpcio 1.85 and three replicas, one of them
+suspended by SIGSTOP, show its limits:
 
 - Without `grpc.http2.ping_timeout_ms`, the connection to a stalled replica stays in use for a
   minute, whatever the keepalive settings are.
-- `perAttemptRecvTimeout` needs an experimental option, holds for all calls of a channel, and ends
+- `perAttemptRecvTimeout` needs an experimental option, applies to all calls of a channel, and ends
   slow attempts even if the retry budget is used up: with 8 concurrent callers, 41 calls failed
   before the connection was closed. `call` sends a backup attempt instead.
-- A replica that drains ends the calls that arrive in the same moment with CANCELLED, so that code
-  is retried, too.
+- A replica that starts to drain ends the calls that arrive at that moment with CANCELLED. So
+  CANCELLED is retried, too.
 """
 
 import asyncio
@@ -29,13 +29,13 @@ from services.chassis.config import Addresses
 from services.chassis.errors import Unavailable
 from services.chassis.rpc import tls
 
-# Calls are retried on another replica, because every internal method is idempotent. The throttle is
-# the retry budget: each failure takes one of 100 tokens, each success returns 0.2, and gRPC retries
-# only while more than half remain. So a replica may fail 50 calls at once.
+# Calls can be retried on another replica, because every internal method is idempotent. The throttle
+# is the retry budget: each failure takes one of 100 tokens, each success returns 0.2, and gRPC
+# retries only while more than half remain. So a replica can fail 50 calls at once.
 _SERVICE_CONFIG = json.dumps(
     {
         "loadBalancingConfig": [{"round_robin": {}}],
-        # A draining replica reports NOT_SERVING, and gets no more calls.
+        # A draining replica reports NOT_SERVING, and gets no new calls.
         "healthCheckConfig": {"serviceName": ""},
         "methodConfig": [
             {
@@ -54,15 +54,16 @@ _SERVICE_CONFIG = json.dumps(
 )
 
 _PING_MS = 2_000
-"""How long a connection is silent before a ping, and how long the reply to the ping may take. The
+"""How long a connection is idle before a ping, and how long the reply to the ping may take. The
 server's `min_ping_interval_without_data_ms` must be lower."""
 
 _STALL_SECONDS = 2 * _PING_MS / 1_000
 """After this time the connection to a stalled replica is closed, and gRPC retries its calls."""
 
 _backups = asyncio.Semaphore(32)
-"""Limits the concurrent backup attempts of the process, for the case that a peer is slow because it
-is overloaded. Those to a healthy replica end soon, so that a stall does not reach the limit."""
+"""Limits the concurrent backup attempts of the process, so that they add little load when a peer is
+slow because it is overloaded. When one replica stalls, attempts go to healthy ones and end soon, so
+they stay below the limit."""
 
 _UNAVAILABLE = frozenset(
     {
@@ -78,13 +79,13 @@ Response = TypeVar("Response", bound=Message)
 
 
 class PeerRefused(Exception):
-    """A peer returned an error, and it is not that the peer is unavailable.
+    """A peer returned an error other than that it is unavailable.
 
-    This is no MeshError: if a service does not catch it, its own caller gets INTERNAL.
+    Not a MeshError: if a service does not catch it, the service's caller gets INTERNAL.
     """
 
     def __init__(self, method: str, error: grpc.aio.AioRpcError) -> None:
-        """Decodes an error that the method at a gRPC path returned."""
+        """Decodes the error of a call; `method` is its gRPC path."""
         self.code = error.code()
         self.message = error.details() or ""
         self.reason = ""
@@ -102,9 +103,9 @@ class PeerRefused(Exception):
 
 
 def channel(peer: str, addresses: Addresses, tls_dir: Path) -> grpc.aio.Channel:
-    """Returns a channel to all replicas of the service `peer`, which their certificates name.
+    """Returns a channel to all replicas of a service. Their certificates must name it: `peer`.
 
-    A name is resolved again when a replica disappears.
+    If the address is a name, it is resolved again when a replica disappears.
     """
     return grpc.aio.secure_channel(
         f"ipv4:{addresses}" if "," in addresses else f"dns:///{addresses}",
@@ -117,7 +118,7 @@ def channel(peer: str, addresses: Addresses, tls_dir: Path) -> grpc.aio.Channel:
             ("grpc.initial_reconnect_backoff_ms", 100),
             ("grpc.min_reconnect_backoff_ms", 500),
             ("grpc.max_reconnect_backoff_ms", 2_000),
-            # The default is 30 seconds, within which a deployment can replace all replicas.
+            # A deployment can replace all replicas within the default of 30 seconds.
             ("grpc.dns_min_time_between_resolutions_ms", 2_000),
             ("grpc.keepalive_time_ms", _PING_MS),
             ("grpc.keepalive_timeout_ms", _PING_MS),
@@ -134,13 +135,14 @@ async def call(
     *,
     within: float = 2.0,
 ) -> Response:
-    """Calls a peer's unary method, which is idempotent, on behalf of the current call.
+    """Calls a peer's unary method, which must be idempotent, for the current call.
 
     The timeout is `within` seconds, or the time until the current call's deadline if that is less.
 
-    If there is no response after half of a short timeout, the replica may have stalled: a second
-    attempt goes to the next one, and the first response counts. Calls with a longer timeout are
-    retried when the connection is closed.
+    If there is no response after half of the timeout, the replica may have stalled: a second
+    attempt goes to the next replica, and the first response is returned. Calls with a timeout
+    longer than `_STALL_SECONDS` have no second attempt: gRPC retries them when the connection is
+    closed.
 
     Raises:
         Unavailable: the peer is unavailable, slow or overloaded.
@@ -192,7 +194,7 @@ def _metadata() -> list[tuple[str, str]]:
 class _Outgoing:
     """One call to a peer, unary or streaming, with all its attempts.
 
-    It converts the errors of gRPC. Whatever else concerns the end of every call belongs here.
+    Converts the errors of gRPC. Add here whatever else happens at the end of every call.
     """
 
     __slots__ = ("_method",)
@@ -205,7 +207,7 @@ class _Outgoing:
 
     def __exit__(
         self,
-        kind: type[BaseException] | None,
+        error_type: type[BaseException] | None,
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
@@ -219,7 +221,7 @@ class _Outgoing:
 
 
 class _Backup(Generic[Request, Response]):
-    """The second attempt of a call, which starts if the first has no response by then."""
+    """The second attempt of a call, which starts if the first attempt is slow."""
 
     __slots__ = ("_first", "_method", "_request", "_seconds", "_task", "_timer", "response")
 
@@ -231,7 +233,7 @@ class _Backup(Generic[Request, Response]):
         *,
         after: float,
     ) -> None:
-        """Waits `after` seconds, and at most as long for a response."""
+        """Starts the attempt after `after` seconds, with a timeout of the same length."""
         self._first = first
         self._method = method
         self._request = request

@@ -1,11 +1,11 @@
-"""The interceptors, which surround the handler of every method, over gRPC and over REST.
+"""The interceptors, which wrap the handler of every method, over gRPC and over REST.
 
-An interceptor is a coroutine function. It takes the rest of the chain and the call. It awaits the
-rest and returns the result, or raises an error. To add one, write the function and list it in
-`INTERCEPTORS`, outermost first. One that is listed before `convert_errors` sees how the call ends
-for its caller: the result, a `MeshError`, or a cancellation.
+An interceptor is a coroutine function that takes the rest of the chain and the call. It awaits the
+rest and returns its result, or raises an error. To add one, write the function and list it in
+`INTERCEPTORS`, outermost first. One that is listed before `convert_errors` sees what the caller
+gets: the result, a `MeshError`, or a cancellation.
 
-A call of any type passes each interceptor once, also if its requests or responses are a stream.
+Each interceptor runs once per call, also if the requests or responses are a stream.
 """
 
 import asyncio
@@ -29,8 +29,8 @@ from services.chassis.errors import (
 from services.chassis.rpc.methods import GATEWAY, OPERATOR, Method
 from services.chassis.telemetry import logs, redaction
 
-MOST_SECONDS = 30.0
-"""The longest that a call without streams may take, and its deadline if it came without one."""
+MAX_SECONDS = 30.0
+"""The maximum duration of a call without streams, and its deadline if the caller sets none."""
 
 _log = logs.logger(__name__)
 _audit = logs.audit(__name__)
@@ -44,15 +44,15 @@ class Call:
     metadata: Mapping[str, Any]
     """gRPC metadata, or HTTP headers with lowercase names."""
     caller: str
-    """The authenticated identity; "": it has none."""
+    """The identity in the caller's certificate; "": there is none."""
     peer: Callable[[], str]
     """Returns the peer's network address."""
     seconds: float | None
-    """How long the caller waits; None: it has no deadline."""
+    """How long the caller waits; None: there is no deadline."""
     received: Any
     """What the transport received: bytes, or an asynchronous iterator of them."""
     read: Callable[[Any], Any]
-    """Returns the valid request in `received`, or an asynchronous iterator of requests."""
+    """Parses and validates `received`. Returns a request, or an asynchronous iterator of them."""
     servicer: Any = None
     """gRPC's own context of the call; None: the call came over REST."""
     request: Any = None
@@ -63,10 +63,10 @@ Handler = Callable[[Call], Awaitable[Any]]
 
 
 async def enter_context(proceed: Handler, call: Call) -> Any:
-    """Makes the trace, the signed-in user and the deadline available to the code that runs.
+    """Stores the trace, the signed-in user and the deadline in the call context.
 
     The gateway's timeout header (x-envoy-expected-rq-timeout-ms) can shorten the deadline, because
-    the gateway stops waiting then, whatever timeout its own client asked for.
+    the gateway then stops waiting, whatever timeout its own client set.
     """
     seconds = call.seconds
     expected_ms = call.metadata.get("x-envoy-expected-rq-timeout-ms", "")
@@ -85,7 +85,7 @@ async def enter_context(proceed: Handler, call: Call) -> Any:
 
 
 async def convert_errors(proceed: Handler, call: Call) -> Any:
-    """Raises only errors that the caller may see, and logs the others."""
+    """Passes errors that the caller may see, and converts others to INTERNAL and logs them."""
     try:
         return await proceed(call)
     except MeshError as error:
@@ -95,7 +95,7 @@ async def convert_errors(proceed: Handler, call: Call) -> Any:
     except TimeoutError:
         raise DeadlineExceeded from None
     except grpc.aio.BaseError:
-        # The connection ended, or the handler aborted the call: gRPC handles both.
+        # The connection closed, or the handler aborted the call. gRPC handles both.
         raise
     except Exception as error:
         _log.error("call.failed", method=call.method.path, exc_info=error)
@@ -103,9 +103,9 @@ async def convert_errors(proceed: Handler, call: Call) -> Any:
 
 
 async def authorize(proceed: Handler, call: Call) -> Any:
-    """Rejects callers that the contract does not name, and users who must be signed in.
+    """Rejects callers that the contract does not list, and users who are not signed in.
 
-    Both before the request is parsed.
+    Runs before the request is parsed.
     """
     if call.caller not in call.method.callers:
         _audit.warning(
@@ -118,10 +118,10 @@ async def authorize(proceed: Handler, call: Call) -> Any:
 
 
 async def limit_time(proceed: Handler, call: Call) -> Any:
-    """Ends a call at its deadline. A stream without a deadline may take any time."""
+    """Ends a call at its deadline. A stream without a deadline can run for any time."""
     deadline = context.current().deadline
     if not call.method.streams:
-        latest = asyncio.get_running_loop().time() + MOST_SECONDS
+        latest = asyncio.get_running_loop().time() + MAX_SECONDS
         deadline = latest if deadline is None else min(deadline, latest)
     async with asyncio.timeout_at(deadline):
         return await proceed(call)
@@ -148,9 +148,9 @@ INTERCEPTORS = (enter_context, convert_errors, authorize, limit_time, read_reque
 
 
 def intercepted(handler: Handler) -> Handler:
-    """Returns a handler that passes each call through the interceptors.
+    """Returns the handler wrapped in all interceptors.
 
-    It raises `MeshError`, whose encoding depends on the transport.
+    It raises `MeshError`, which the transport encodes.
     """
     for interceptor in reversed(INTERCEPTORS):
         handler = functools.partial(interceptor, handler)

@@ -1,4 +1,4 @@
-"""A method as its contract describes it, and the identities that call."""
+"""The options of a method in its contract, and well-known callers."""
 
 from dataclasses import dataclass
 
@@ -14,7 +14,7 @@ OPERATOR = "operator"
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """A method, with what its options say."""
+    """A method with its options."""
 
     path: str
     """The gRPC path, such as "/photomesh.bookmark.v1.BookmarkService/GetBookmark"."""

@@ -1,4 +1,4 @@
-"""Limits how many long calls of one type (uploads, watches) a process serves at a time."""
+"""Limits how many long calls of one type (uploads, watches) a process serves concurrently."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -20,20 +20,20 @@ class TooManyStreams(MeshError):
 
 
 class OpenStreams:
-    """Counts the open streams of one type in this process, in total and per user.
+    """Limits the open streams of one type in this process, in total and per user.
 
     The limit per user keeps one user from using up the limit of the process.
     """
 
-    def __init__(self, kind: str, *, most: int, of_one_user: int) -> None:
+    def __init__(self, name: str, *, most: int, of_one_user: int) -> None:
         """Creates a counter.
 
         Args:
-            kind: the type of stream, in the plural, for error messages.
-            most: how many streams may be open in total.
-            of_one_user: how many streams of one user may be open.
+            name: the type of stream, in the plural, for error messages.
+            most: the maximum number of open streams in total.
+            of_one_user: the maximum number of open streams of one user.
         """
-        self._kind = kind
+        self._name = name
         self._most = most
         self._of_one_user = of_one_user
         self._count_of: Counter[int] = Counter()
@@ -53,11 +53,11 @@ class OpenStreams:
         # Checks the user's limit first, because the user can act on that error.
         if self._count_of[user_id] >= self._of_one_user:
             raise TooManyStreams(
-                f"You have {self._of_one_user} {self._kind} open, the most for one user: "
-                "end one, or wait until one ends."
+                f"You have {self._of_one_user} {self._name} open, the limit for one user: "
+                "close one, or wait until one ends."
             )
         if self.count >= self._most:
-            raise TooManyStreams(f"Too many {self._kind} are open now; try again in a few seconds.")
+            raise TooManyStreams(f"Too many {self._name} are open now; try again in a few seconds.")
         self._count_of[user_id] += 1
         try:
             yield

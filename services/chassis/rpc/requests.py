@@ -11,15 +11,15 @@ from google.protobuf.message import DecodeError, Message
 
 from services.chassis.errors import FieldInvalid, RequestMalformed
 
-MOST_REQUEST_BYTES = 64 * 1024
-"""The largest accepted request, except for the messages of an upload."""
+MAX_REQUEST_BYTES = 64 * 1024
+"""The maximum size of a request, except for the messages of an upload."""
 
-_MOST_VIOLATIONS = 20
-"""The largest number of invalid fields that an error names."""
+_MAX_VIOLATIONS = 20
+"""The maximum number of invalid fields that an error names."""
 
 _EXPLAINED_BYTES = 1024
-"""The largest invalid request for which all violations are collected. For a larger one, validation
-stops at the first: a request of 64 KiB can have 65,000 violations, at 7 us each."""
+"""The maximum size of an invalid request for which all violations are collected. In a larger one,
+validation stops at the first: a request of 64 KiB can have 65,000 violations, at 7 us each."""
 
 _validator = protovalidate.Validator()
 
@@ -31,9 +31,9 @@ def read(raw: bytes, parse: Callable[[bytes], Message]) -> Message:
         RequestMalformed: the request is too large, or is not a message of the method's type.
         FieldInvalid: the request violates the rules of its contract.
     """
-    if len(raw) > MOST_REQUEST_BYTES:
+    if len(raw) > MAX_REQUEST_BYTES:
         raise RequestMalformed(
-            f"The request has {len(raw)} bytes; at most {MOST_REQUEST_BYTES} are allowed."
+            f"The request has {len(raw)} bytes; at most {MAX_REQUEST_BYTES} are allowed."
         )
     request = _decode(raw, parse)
     validate(request)
@@ -43,10 +43,10 @@ def read(raw: bytes, parse: Callable[[bytes], Message]) -> Message:
 async def read_stream(
     raws: AsyncIterator[bytes], parse: Callable[[bytes], Message]
 ) -> AsyncIterator[Message]:
-    """Parses a stream of requests, and validates the first: the others carry nothing but bytes.
+    """Parses a stream of requests, and validates the first. The others contain only bytes.
 
     Raises:
-        RequestMalformed: one of the requests is not a message of the method's type.
+        RequestMalformed: a request is not a message of the method's type.
         FieldInvalid: the first request violates the rules of its contract.
     """
     is_first = True
@@ -64,10 +64,10 @@ def validate(request: Message) -> None:
     PostgreSQL cannot store NUL characters, and legitimate text has none.
 
     Raises:
-        FieldInvalid: names at most the first 20 invalid fields; for a request of more than 1 KiB,
-            only the first violation of the contract.
+        FieldInvalid: a field is invalid. The error names at most the first 20 invalid fields; for a
+            request of more than 1 KiB, only the first violation of the contract.
     """
-    # fail_fast: the number of items is checked before the items themselves.
+    # With fail_fast, the number of items is checked before the items themselves.
     violations = _validator.collect_violations(request, fail_fast=True)
     if violations and request.ByteSize() <= _EXPLAINED_BYTES:
         violations = _validator.collect_violations(request)
@@ -75,10 +75,10 @@ def validate(request: Message) -> None:
         raise FieldInvalid(
             {
                 _path(violation.proto.field): violation.proto.message
-                for violation in violations[:_MOST_VIOLATIONS]
+                for violation in violations[:_MAX_VIOLATIONS]
             }
         )
-    if with_nul := list(islice(_texts_with_nul(request), _MOST_VIOLATIONS)):
+    if with_nul := list(islice(_texts_with_nul(request), _MAX_VIOLATIONS)):
         raise FieldInvalid(dict.fromkeys(with_nul, "must not contain a NUL character"))
 
 
@@ -94,7 +94,7 @@ def _texts_with_nul(message: Message, scope: str = "") -> Iterator[str]:
     for field in _fields_with_text(message.DESCRIPTOR):
         value, path = getattr(message, field.name), scope + field.name
         if _is_map(field):
-            # The path omits the key: it is client text, which errors do not repeat.
+            # Omits the key, because errors do not repeat text from clients.
             items = [(path, item) for pair in value.items() for item in pair]
         elif field.is_repeated:
             items = [(f"{path}[{index}]", item) for index, item in enumerate(value)]
@@ -135,6 +135,6 @@ def _path(field: Any) -> str:
         subscript = element.subscript
         path += ("." if path else "") + element.field_name
         if subscript is not None:
-            # The key of a map is client text of any length.
+            # The key of a map is text of any length from a client.
             path += f"[{str(subscript.value)[:40]}]"
     return path

@@ -6,10 +6,10 @@ measures how much). The gateway therefore forwards well-formed requests for such
 unchanged, and all others to the equivalent gRPC method, which rejects malformed requests like any
 other method.
 
-HTTP parsing comes from a library: httptools wraps the parser that Node.js uses. No whole server,
-because the methods themselves cost little more: a request for 40 KB costs 13 us of CPU here, 21 in
-aiohttp 3.14's low-level server, 23 with its router, and 23 in uvicorn 0.54 with httptools,
-which also does not tell its application who the client is.
+httptools, which wraps the parser of Node.js, parses HTTP. The rest of the server is our own,
+because the methods themselves cost little more than a server does: a request for 40 KB costs 13 us
+of CPU here, 21 us in aiohttp 3.14's low-level server, 23 us with its router, and 23 us in uvicorn
+0.54 with httptools, which also does not pass the client's identity to the application.
 """
 
 import asyncio
@@ -40,9 +40,9 @@ from services.chassis.telemetry import logs
 HEALTH_PATH = b"/healthz"
 """Returns 200 while the server accepts calls, and 503 while it drains."""
 
-_MOST_HEAD_BYTES = 64 * 1024
-"""The largest request line with headers. The gateway accepts half of this and adds its own headers.
-Request bodies are ignored; the gateway also limits how long they may take to arrive."""
+_MAX_HEAD_BYTES = 64 * 1024
+"""The maximum size of the request line and headers. The gateway accepts half of this, and adds its
+own headers. Request bodies are ignored; the gateway limits how long they may take to arrive."""
 
 _KEEPALIVE = (
     (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
@@ -78,12 +78,12 @@ _audit = logs.audit(__name__)
 
 @dataclass(frozen=True)
 class RestMethod:
-    """A method that is also called with GET and a query string, at the path in its contract."""
+    """A method that the gateway also calls with GET and a query, at the path in its contract."""
 
     name: str
     """The full name of the method, such as "photomesh.bookmark.v1.BookmarkService.GetBookmark"."""
-    answer: Callable[[Any], Awaitable[bytes]]
-    """Takes a valid request and returns JSON. Raises the same errors as the gRPC method."""
+    respond: Callable[[Any], Awaitable[bytes]]
+    """Takes a valid request and returns JSON. Raises the errors of the gRPC method."""
 
 
 class RestServer:
@@ -92,13 +92,13 @@ class RestServer:
     def __init__(self, listen: Address, tls_dir: Path, methods: Sequence[RestMethod]) -> None:
         self._listen = listen
         self._tls_dir = tls_dir
-        answerers = map(_Answerer, methods)
-        self._answerers = {answerer.path: answerer for answerer in answerers}
+        endpoints = map(_Endpoint, methods)
+        self._endpoints = {endpoint.path: endpoint for endpoint in endpoints}
         self._connections: set[_Connection] = set()
         self._server: asyncio.Server | None = None
 
     async def start(self) -> None:
-        """Starts to listen.
+        """Starts listening.
 
         Raises:
             SystemExit: the address cannot be bound.
@@ -106,17 +106,17 @@ class RestServer:
         host, _, port = self._listen.rpartition(":")
         try:
             self._server = await asyncio.get_running_loop().create_server(
-                lambda: _Connection(self._answerers, self._connections),
+                lambda: _Connection(self._endpoints, self._connections),
                 host,
                 int(port),
                 ssl=tls.server_context(self._tls_dir, protocol="http/1.1"),
                 backlog=1_024,
             )
         except OSError as error:
-            raise SystemExit(f"Cannot listen on {self._listen}: is the port taken?") from error
+            raise SystemExit(f"Cannot listen on {self._listen}: is the port in use?") from error
 
     async def stop(self, grace: float) -> None:
-        """Stops accepting calls, and aborts those that take longer than `grace` seconds."""
+        """Stops accepting calls, and aborts calls that take longer than `grace` seconds."""
         if self._server:
             self._server.close()
         ended = [connection.drain() for connection in self._connections]
@@ -126,7 +126,7 @@ class RestServer:
             connection.abort()
 
 
-class _Answerer:
+class _Endpoint:
     """Handles the calls of one method."""
 
     def __init__(self, method: RestMethod) -> None:
@@ -135,9 +135,9 @@ class _Answerer:
         self._method = Method.of(contract)
         self._request = GetMessageClass(contract.input_type)
         self._read = functools.lru_cache(_QUERIES)(self._parse)
-        self._proceed = intercepted(lambda call: method.answer(call.request))
+        self._proceed = intercepted(lambda call: method.respond(call.request))
 
-    async def answer(self, query: bytes, headers: Mapping[str, str]) -> tuple[bytes, bytes]:
+    async def respond(self, query: bytes, headers: Mapping[str, str]) -> tuple[bytes, bytes]:
         """Returns an HTTP status and a JSON body."""
         call = Call(
             self._method,
@@ -177,23 +177,23 @@ class _Connection(asyncio.Protocol):
     """One connection from the gateway, which does not pipeline requests."""
 
     def __init__(
-        self, answerers: Mapping[bytes, _Answerer], connections: "set[_Connection]"
+        self, endpoints: Mapping[bytes, _Endpoint], connections: "set[_Connection]"
     ) -> None:
-        self._answerers = answerers
+        self._endpoints = endpoints
         self._connections = connections
         self._transport: asyncio.Transport
         self._parser = httptools.HttpRequestParser(self)
         self._url = b""
         self._headers: dict[str, str] = {}
         self._head_bytes = 0
-        self._answering: asyncio.Task[None] | None = None
+        self._responding: asyncio.Task[None] | None = None
         self._draining = False
         self._ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def drain(self) -> "asyncio.Future[None]":
         """Closes the connection after the current call; the future resolves when it is closed."""
         self._draining = True
-        if self._answering is None:
+        if self._responding is None:
             self._transport.close()
         return self._ended
 
@@ -217,8 +217,8 @@ class _Connection(asyncio.Protocol):
 
     def connection_lost(self, _: Exception | None) -> None:
         self._connections.discard(self)
-        if self._answering:
-            self._answering.cancel()
+        if self._responding:
+            self._responding.cancel()
         self._ended.set_result(None)
 
     def data_received(self, data: bytes) -> None:
@@ -231,8 +231,8 @@ class _Connection(asyncio.Protocol):
     # Callbacks of the parser.
 
     def on_message_begin(self) -> None:
-        if self._answering:
-            raise httptools.HttpParserError("a request came before the last one was answered")
+        if self._responding:
+            raise httptools.HttpParserError("a request arrived before the response to the last one")
 
     def on_url(self, part: bytes) -> None:
         self._count(part)
@@ -246,8 +246,8 @@ class _Connection(asyncio.Protocol):
         path, _, query = self._url.partition(b"?")
         if self._parser.get_method() != b"GET":
             self._send(b"405 Method Not Allowed", b"")
-        elif answerer := self._answerers.get(path):
-            self._answering = asyncio.create_task(self._answer(answerer, query))
+        elif endpoint := self._endpoints.get(path):
+            self._responding = asyncio.create_task(self._respond(endpoint, query))
         elif path == HEALTH_PATH:
             self._send(b"503 Service Unavailable" if self._draining else _OK, b"")
         else:
@@ -255,13 +255,13 @@ class _Connection(asyncio.Protocol):
 
     def _count(self, *parts: bytes) -> None:
         self._head_bytes += sum(map(len, parts))
-        if self._head_bytes > _MOST_HEAD_BYTES:
-            raise httptools.HttpParserError("the request's head is too large")
+        if self._head_bytes > _MAX_HEAD_BYTES:
+            raise httptools.HttpParserError("the request line and headers are too large")
 
-    async def _answer(self, answerer: _Answerer, query: bytes) -> None:
-        answer = await answerer.answer(query, self._headers)
-        self._answering = None
-        self._send(*answer)
+    async def _respond(self, endpoint: _Endpoint, query: bytes) -> None:
+        status, body = await endpoint.respond(query, self._headers)
+        self._responding = None
+        self._send(status, body)
 
     def _send(self, status: bytes, body: bytes) -> None:
         closing = self._draining or not self._parser.should_keep_alive()

@@ -1,8 +1,8 @@
 """The gRPC server of every process: mutual TLS, health, reflection, and the methods of contracts.
 
-Each method is wrapped in the interceptors once, at startup. They, not gRPC, parse requests, so that
-the caller is checked before its bytes are parsed and malformed bytes return the same error details
-as any other invalid request.
+Each method is wrapped in the interceptors once, at startup. They parse requests instead of gRPC, so
+that the caller is checked before its bytes are parsed, and malformed bytes get the same error
+details as any other invalid request.
 """
 
 import asyncio
@@ -34,16 +34,15 @@ from services.chassis.rpc.methods import Method
 from services.chassis.rpc.rest import RestServer
 from services.chassis.telemetry import logs
 
-_OF_GRPC_ITSELF = ("grpc.health.v1.Health", reflection.SERVICE_NAME)
-"""Services without interceptors: any certificate of the mesh may call them. They disclose no
-secrets."""
+_GRPC_SERVICES = ("grpc.health.v1.Health", reflection.SERVICE_NAME)
+"""Services without interceptors. Any identity may call them; they disclose no secrets."""
 
-_MOST_MESSAGE_BYTES = 1 << 20
-"""The largest message that gRPC reads into memory. A request that is larger than
-`requests.MOST_REQUEST_BYTES` is rejected with a reason; one that is larger than this, by gRPC."""
+_MAX_MESSAGE_BYTES = 1 << 20
+"""The maximum size of a message that gRPC reads into memory. gRPC rejects larger messages itself; a
+request between `requests.MAX_REQUEST_BYTES` and this is rejected with a reason."""
 
-_MOST_CHUNK_BYTES = 8 << 20
-"""The same limit for a server that has client-streaming methods, which receive files."""
+_MAX_CHUNK_BYTES = 8 << 20
+"""The same limit for a server with client-streaming methods, which receive files."""
 
 _STATUS_DETAILS = "grpc-status-details-bin"
 
@@ -62,9 +61,8 @@ class Service:
     name: str
     """The full name, such as "photomesh.bookmark.v1.BookmarkService"."""
     servicer: object
-    """Has a coroutine method or, for responses in a stream, an asynchronous generator for each
-    method of the contract. It returns or yields messages, or messages that are serialized
-    already."""
+    """Implements each method of the contract as a coroutine or, for streamed responses, as an
+    asynchronous generator. They return or yield messages, or serialized messages as bytes."""
 
 
 @dataclass(frozen=True)
@@ -74,8 +72,8 @@ class Worker:
     name: str
     """The name in grpc.health.v1, such as "consumer"."""
     run: Callable[[Callable[[], None]], Awaitable[None]]
-    """Runs until it is cancelled. It calls its argument, from the event loop or from any thread,
-    to report to the health service that the worker is ready."""
+    """Runs until it is cancelled. Calls its argument, from any thread, when the worker is ready;
+    then the health service reports the worker as SERVING."""
 
 
 async def serve(
@@ -97,9 +95,10 @@ async def serve(
         settings: the address, the certificates and the drain time.
         services: the gRPC services.
         workers: the background tasks.
-        describes: the names of services that reflection describes, but other processes serve.
-        rest: a REST server to run next to gRPC.
-        before_drain: called before draining, to end calls that do not end by themselves.
+        describes: the names of services that other processes serve, and that reflection also
+            describes.
+        rest: the REST server, if any.
+        before_drain: called before draining, to end calls that do not end on their own.
     """
     names = [*(service.name for service in services), *describes]
     pool = contracts()
@@ -111,7 +110,7 @@ async def serve(
             ("grpc.so_reuseport", 0),
             (
                 "grpc.max_receive_message_length",
-                _MOST_CHUNK_BYTES if takes_files else _MOST_MESSAGE_BYTES,
+                _MAX_CHUNK_BYTES if takes_files else _MAX_MESSAGE_BYTES,
             ),
             # Limits how many bytes of a stream gRPC buffers when its handler reads slowly. By
             # default the buffer grows with the bandwidth, to many MiB per uploading client.
@@ -128,9 +127,9 @@ async def serve(
         register(service, server)
     health = HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
-    reflection.enable_server_reflection([*names, *_OF_GRPC_ITSELF], server, pool)
+    reflection.enable_server_reflection([*names, *_GRPC_SERVICES], server, pool)
     if server.add_secure_port(settings.listen, tls.server_credentials(settings.tls_dir)) == 0:
-        raise SystemExit(f"Cannot listen on {settings.listen}: is the port taken?")
+        raise SystemExit(f"Cannot listen on {settings.listen}: is the port in use?")
     await server.start()
     if rest:
         await rest.start()
@@ -154,13 +153,14 @@ async def serve(
     await asyncio.gather(
         server.stop(settings.drain_seconds), *([rest.stop(settings.drain_seconds)] if rest else [])
     )
-    # After the server has stopped, so that the relay still publishes the events of the last calls.
+    # Cancels workers after the server stops, so that the relay publishes the events of the last
+    # calls.
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
     for task in ended:
         await task
-        raise RuntimeError("a worker ended by itself")
+        raise RuntimeError("a worker ended before it was cancelled")
 
 
 async def _run_worker(worker: Worker, health: HealthServicer) -> None:
@@ -198,14 +198,14 @@ def register(service: Service, server: grpc.aio.Server) -> None:
     handlers = {}
     for method in contract.methods:
         handler = getattr(service.servicer, method.name, None)
-        # The generated base class has every method of the contract, and implements none.
+        # The generated base class defines every method of the contract without implementing it.
         if handler is None or handler.__module__.endswith("_pb2_grpc"):
             raise TypeError(f"{type(service.servicer).__name__} does not implement {method.name}.")
         handlers[method.name] = _grpc_handler(method, handler)
     server.add_registered_method_handlers(service.name, handlers)
 
 
-# By whether the requests and the responses are a stream.
+# The keys say whether the requests and the responses are streams.
 _HANDLERS = {
     (False, False): grpc.unary_unary_rpc_method_handler,
     (False, True): grpc.unary_stream_rpc_method_handler,
@@ -217,7 +217,7 @@ _HANDLERS = {
 def _grpc_handler(
     descriptor: MethodDescriptor, handler: Callable[..., Any]
 ) -> "grpc.RpcMethodHandler[Any, Any]":
-    """Returns what gRPC calls for a method."""
+    """Returns the handler that gRPC calls for a method."""
     method = Method.of(descriptor)
     read = functools.partial(
         requests.read_stream if descriptor.client_streaming else requests.read,
@@ -235,7 +235,7 @@ def _grpc_handler(
 
     proceed = intercepted(respond_in_stream if descriptor.server_streaming else respond)
 
-    async def answer(received: Any, servicer: Servicer) -> Any:
+    async def handle(received: Any, servicer: Servicer) -> Any:
         call = Call(
             method,
             metadata=dict(servicer.invocation_metadata() or ()),
@@ -254,7 +254,7 @@ def _grpc_handler(
 
     to_handler = _HANDLERS[bool(descriptor.client_streaming), bool(descriptor.server_streaming)]
     # Without a deserializer, gRPC passes the raw bytes.
-    return to_handler(answer, response_serializer=_serialized)
+    return to_handler(handle, response_serializer=_serialized)
 
 
 def _serialized(response: Message | bytes) -> bytes:

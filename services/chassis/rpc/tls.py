@@ -31,7 +31,7 @@ def channel_credentials(folder: Path) -> grpc.ChannelCredentials:
 
 
 def server_context(folder: Path, *, protocol: str) -> ssl.SSLContext:
-    """Returns the same as `server_credentials` for another protocol, given by its ALPN name."""
+    """Returns the same as `server_credentials` for the protocol with this ALPN name."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.load_cert_chain(folder / "cert.pem", folder / "key.pem")
@@ -48,7 +48,7 @@ def peer_identity(context: "grpc.aio.ServicerContext[Any, Any]") -> str:
 
 
 def certified_identity(certificate: Mapping[str, Any]) -> str:
-    """Returns the same for a certificate in the format of `ssl.SSLSocket.getpeercert`."""
+    """Returns the identity in a certificate in the format of `ssl.SSLSocket.getpeercert`."""
     return _identity(name for _, name in certificate.get("subjectAltName", ()))
 
 

@@ -1,1 +1,1 @@
-"""What a process reports about itself: logs."""
+"""Telemetry: structured logs."""

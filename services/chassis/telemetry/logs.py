@@ -1,7 +1,7 @@
-"""Structured logs: one JSON object a line on standard output, with the trace id.
+"""Structured logs: one JSON object per line on standard output, with the trace id.
 
-A line holds no secret of a contract (redaction.py), no local variable of a frame, and at most
-`MOST_LINE_BYTES`, whatever it is about.
+Whatever is logged, a line contains no field that a contract marks as secret (redaction.py), no
+local variables of stack frames, and at most `MAX_LINE_BYTES`.
 """
 
 import logging
@@ -18,30 +18,29 @@ from structlog.typing import EventDict, ExcInfo, WrappedLogger
 from services.chassis import context
 from services.chassis.telemetry import redaction
 
-MOST_LINE_BYTES = 16 * 1024
-"""Of one line, its end included. Of a longer one, the beginning of each field is kept."""
+MAX_LINE_BYTES = 16 * 1024
+"""The maximum length of a line, including the newline. In longer lines, fields are truncated."""
 
 _FIRST = ("time", "level", "event", "service", "trace_id", "audit", "logger")
-"""The fields that a line begins with, and keeps however many others it has."""
+"""The fields at the start of each line. They are kept, however many other fields there are."""
 
-_MOST_FIELDS = 40
-_MOST_NAME = 40
-"""How many characters of a field's name are kept."""
+_MAX_FIELDS = 40
+_MAX_NAME_CHARACTERS = 40
 
-_MOST_FRAMES = 20
-"""Of one exception: the innermost."""
+_MAX_FRAMES = 20
+"""The maximum number of frames logged per exception: the innermost ones."""
 
-_MOST_CAUSES = 5
-"""How many exceptions of a chain, and of a group, are told."""
+_MAX_EXCEPTIONS = 5
+"""The maximum number of exceptions logged per chain and per group."""
 
-_MOST_GROUPS = 3
-"""How many groups within each other are told."""
+_MAX_NESTED_GROUPS = 3
+"""The maximum nesting depth of logged exception groups."""
 
 _AUDIT = "audit"
 
 
 def configure(service: str, level: str) -> None:
-    """Makes every logger of the process write JSON lines that name `service`."""
+    """Makes every logger of the process write JSON lines with the field `service`."""
 
     def add_service_and_trace(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
         event["service"] = service
@@ -69,11 +68,11 @@ def configure(service: str, level: str) -> None:
     )
     logging.basicConfig(handlers=[handler], level=level, force=True)
     logging.getLogger(_AUDIT).setLevel(logging.INFO)
-    # The Kafka client tells each reconnect several times over.
+    # The Kafka client logs each reconnect several times.
     logging.getLogger("kafka").setLevel(logging.ERROR)
-    # The S3 client tells what it signs, and the signatures.
+    # At DEBUG, the S3 client logs what it signs, and the signatures.
     logging.getLogger("botocore").setLevel(max(logging.INFO, logging.getLogger().level))
-    _log_what_nobody_catches()
+    _log_uncaught_errors()
 
 
 def logger(name: str) -> structlog.stdlib.BoundLogger:
@@ -83,9 +82,9 @@ def logger(name: str) -> structlog.stdlib.BoundLogger:
 
 
 def audit(name: str) -> structlog.stdlib.BoundLogger:
-    """Returns a logger for what engineers do.
+    """Returns a logger for the audit log.
 
-    Its events are written whatever PHOTOMESH_LOG_LEVEL is, with the field `audit`: true.
+    Its events have the field `audit`: true, and are written whatever PHOTOMESH_LOG_LEVEL is.
     """
     bound: structlog.stdlib.BoundLogger = structlog.wrap_logger(
         logging.getLogger(f"{_AUDIT}.{name}"),
@@ -97,20 +96,23 @@ def audit(name: str) -> structlog.stdlib.BoundLogger:
 
 class _Handler(logging.StreamHandler[Any]):
     def handleError(self, record: logging.LogRecord) -> None:
-        """Tells that a record could not be written. By itself logging would print its arguments."""
+        """Logs that a record could not be written. The default handler prints its arguments."""
         if record.name == __name__:
-            # Not even this can be written: standard output is closed.
+            # This event cannot be written either: standard output is closed.
             return
-        kind, _, _ = sys.exc_info()
+        error_type, _, _ = sys.exc_info()
         logger(__name__).error(
             "log.failed",
             source=f"{record.name}, {record.pathname}:{record.lineno}",
-            error=kind.__name__ if kind else "",
+            error=error_type.__name__ if error_type else "",
         )
 
 
-def _log_what_nobody_catches() -> None:
-    """Has Python log uncaught errors of threads and destructors, which it prints uncut."""
+def _log_uncaught_errors() -> None:
+    """Logs uncaught errors, including those of threads and destructors.
+
+    By default, Python prints them, with tracebacks of any length.
+    """
     log = logger(__name__)
 
     def in_thread(uncaught: threading.ExceptHookArgs) -> None:
@@ -125,65 +127,65 @@ def _log_what_nobody_catches() -> None:
     sys.excepthook = lambda _, error, __: log.critical("process.failed", exc_info=error)
 
 
-def _traceback(exc_info: ExcInfo, within: int = 0) -> list[dict[str, Any]]:
-    """Returns an exception and those that led to it, the last one first.
+def _traceback(exc_info: ExcInfo, depth: int = 0) -> list[dict[str, Any]]:
+    """Returns an exception and its causes, the outermost exception first.
 
-    `within`: in how many groups it is.
+    `depth`: the number of exception groups that contain it.
 
-    Unlike structlog's, it never looks at the local variables of a frame: passwords and tokens lie
-    there, and whole files.
+    Unlike structlog's renderer, it never reads the local variables of a frame, which can hold
+    passwords, tokens, and whole files.
     """
-    told: list[dict[str, Any]] = []
+    chain: list[dict[str, Any]] = []
     error: BaseException | None = exc_info[1]
-    while error is not None and len(told) < _MOST_CAUSES:
-        # Of a deep recursion only one end is of use, and it costs little to walk.
+    while error is not None and len(chain) < _MAX_EXCEPTIONS:
+        # In a deep recursion, only the innermost frames are useful. Walking all of them is cheap.
         frames = [
             {"filename": frame.f_code.co_filename, "lineno": line, "name": frame.f_code.co_name}
             for frame, line in walk_tb(error.__traceback__)
-        ][-_MOST_FRAMES:]
+        ][-_MAX_FRAMES:]
         one = {"exc_type": type(error).__name__, "exc_value": error, "frames": frames}
-        if isinstance(error, BaseExceptionGroup) and within < _MOST_GROUPS:
+        if isinstance(error, BaseExceptionGroup) and depth < _MAX_NESTED_GROUPS:
             one["exceptions"] = [
-                _traceback((type(each), each, each.__traceback__), within + 1)
-                for each in error.exceptions[:_MOST_CAUSES]
+                _traceback((type(each), each, each.__traceback__), depth + 1)
+                for each in error.exceptions[:_MAX_EXCEPTIONS]
             ]
-        told.append(one)
+        chain.append(one)
         error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
-    return told
+    return chain
 
 
 def _line(_: WrappedLogger, __: str, event: EventDict) -> str:
-    """Returns an event as one line of JSON, without its end."""
+    """Returns an event as one line of JSON, without the newline."""
     names = [name for name in _FIRST if name in event]
-    names += islice((name for name in event if name not in _FIRST), _MOST_FIELDS - len(names))
-    fields = {str(name)[:_MOST_NAME]: redaction.plain(event[name]) for name in names}
+    names += islice((name for name in event if name not in _FIRST), _MAX_FIELDS - len(names))
+    fields = {str(name)[:_MAX_NAME_CHARACTERS]: redaction.plain(event[name]) for name in names}
     if len(names) < len(event):
         fields["fields"] = len(event)
     line = _to_json(fields)
-    return (line if len(line) < MOST_LINE_BYTES else _cut(fields, len(line))).decode()
+    return (line if len(line) < MAX_LINE_BYTES else _truncated(fields, len(line))).decode()
 
 
-def _cut(fields: dict[str, Any], length: int) -> bytes:
-    """Returns a line that shares its bytes fairly among the fields: short ones stay whole."""
+def _truncated(fields: dict[str, Any], length: int) -> bytes:
+    """Returns a line in which long fields share the space equally, and short ones are whole."""
     fields["line_bytes"] = length
     texts = {name: _to_json(value) for name, value in fields.items()}
-    left = MOST_LINE_BYTES - 3 - sum(len(_to_json(name)) + 2 for name in texts)
+    left = MAX_LINE_BYTES - 3 - sum(len(_to_json(name)) + 2 for name in texts)
     by_size = sorted(texts, key=lambda name: len(texts[name]))
-    for waiting, name in zip(range(len(by_size), 0, -1), by_size, strict=True):
-        if len(texts[name]) > left // waiting:
-            texts[name] = _beginning(fields[name], left // waiting)
+    for remaining, name in zip(range(len(by_size), 0, -1), by_size, strict=True):
+        if len(texts[name]) > left // remaining:
+            texts[name] = _beginning(fields[name], left // remaining)
         left -= len(texts[name])
     return _to_json({name: orjson.Fragment(text) for name, text in texts.items()})
 
 
-def _beginning(value: Any, most: int) -> bytes:
-    """Returns the beginning of a value as a JSON string of at most `most` bytes."""
+def _beginning(value: Any, limit: int) -> bytes:
+    """Returns the beginning of a value as a JSON string of at most `limit` bytes."""
     text = value if isinstance(value, str) else _to_json(value).decode()
-    kept = most
-    # Which characters JSON makes longer is not known before.
-    while len(cut := _to_json(f"{text[:kept]}...")) > most:
+    kept = limit
+    # JSON escapes some characters, so the length of the result is known only afterwards.
+    while len(beginning := _to_json(f"{text[:kept]}...")) > limit:
         kept = kept * 3 // 4
-    return cut
+    return beginning
 
 
 def _to_json(value: Any) -> bytes:

@@ -1,8 +1,8 @@
-"""What may be printed of a value: no secret of a contract, and no more than a few kilobytes.
+"""Converts values for the logs: without secrets, and to at most a few kilobytes.
 
-Contracts mark the fields that are secrets: `[debug_redact = true]`. In texts, such as those of a
-driver's errors, what grants something is recognised by its form. Nothing is turned into text only
-to be cut, so a large value costs no more than a small one.
+Contracts mark secret fields with `[debug_redact = true]`. In text, such as a driver's error
+messages, a regular expression finds passwords and tokens. Large values are truncated before they
+are converted to text, so they cost no more than small ones.
 """
 
 import functools
@@ -16,22 +16,22 @@ from google.protobuf.message import Message
 
 REDACTED = "[redacted]"
 
-_MOST_CHARACTERS = 4_096
-"""Of one text."""
+_MAX_CHARACTERS = 4_096
+"""The maximum length of one string."""
 
-_MOST_ITEMS = 50
-"""Of one list, map or message."""
+_MAX_ITEMS = 50
+"""The maximum number of items in one list, map, or message."""
 
-_MOST_DEPTH = 10
+_MAX_DEPTH = 10
 
-_ROOM = 16 * 1024
-"""How many characters a whole value may take, give or take one text's end."""
+_BUDGET = 16 * 1024
+"""The approximate number of characters that a whole value may take."""
 
-_NODE = 4
-"""How many characters the punctuation around a value is taken for."""
+_PUNCTUATION = 4
+"""How many characters are counted for the punctuation around each value."""
 
-_GRANTING = re.compile(
-    # The password of a URL, the token or signature of another, a JWT.
+_CREDENTIALS = re.compile(
+    # A password in a URL, a token or signature in a query string, a JWT.
     r"""(://[^/\s:@]*:)[^/\s@]+(?=@)|((?:token|signature)=)[^&\s"']+|eyJ[\w-]+\.[\w-]+\.[\w-]+""",
     re.IGNORECASE,
 )
@@ -40,26 +40,26 @@ _GRANTING = re.compile(
 def printable(message: Message) -> dict[str, Any]:
     """Returns a message as plain data, ready for JSON.
 
-    Fields marked `debug_redact` are "[redacted]", bytes are told as their length, enums by name.
-    Long texts are cut, and long lists and maps; what is cut says how long it was. Fields that are
-    not set are left out.
+    Fields marked `debug_redact` become "[redacted]", bytes their length, and enums their name.
+    Long strings, lists and maps are truncated, and their full length is added. Fields that are not
+    set are omitted.
     """
     return _Printer().message(message, 0)
 
 
 def plain(value: Any) -> Any:
-    """Returns any value as plain data, ready for JSON: messages as `printable` does.
+    """Returns any value as plain data, ready for JSON. Converts messages as `printable` does.
 
-    What is neither a number, a text nor a collection is told by its `str()`.
+    Values other than numbers, strings, bytes, and collections become their `str()`.
     """
     return _Printer().value(value, 0)
 
 
 class _Printer:
-    """Prints one value within one allowance of characters."""
+    """Converts one value within a budget of characters."""
 
     def __init__(self) -> None:
-        self._room = _ROOM
+        self._budget = _BUDGET
 
     def message(self, message: Message, depth: int) -> dict[str, Any]:
         secret = _secret_fields(message.DESCRIPTOR)
@@ -70,16 +70,16 @@ class _Printer:
             else self._field(field, value, depth + 1)
             for field, value in self._some(fields)
         }
-        return self._told_rest(shown, len(fields))
+        return self._with_length(shown, len(fields))
 
     def value(self, value: Any, depth: int) -> Any:
-        self._room -= _NODE
+        self._budget -= _PUNCTUATION
         if value is None or isinstance(value, bool):
             return value
         if isinstance(value, float):
             return float(value)
         if isinstance(value, int):
-            # JSON as orjson writes it has 64 bits, and long numbers take long to print.
+            # orjson writes at most 64 bits, and converting large numbers to text is slow.
             large = value.bit_length() > 63
             return f"<a number of {value.bit_length()} bits>" if large else int(value)
         if isinstance(value, str):
@@ -90,7 +90,7 @@ class _Printer:
             return self._text(_text_of_error(value))
         if not isinstance(value, Message | Mapping | Sequence | Set):
             return self._text(_text_of(value))
-        if depth >= _MOST_DEPTH or self._room <= 0:
+        if depth >= _MAX_DEPTH or self._budget <= 0:
             return "..."
         if isinstance(value, Message):
             return self.message(value, depth)
@@ -124,24 +124,24 @@ class _Printer:
             self._text(name if isinstance(name, str) else _text_of(name)): one(value, depth + 1)
             for name, value in self._some(values.items())
         }
-        return self._told_rest(shown, len(values))
+        return self._with_length(shown, len(values))
 
     @staticmethod
-    def _told_rest(shown: dict[str, Any], length: int) -> dict[str, Any]:
+    def _with_length(shown: dict[str, Any], length: int) -> dict[str, Any]:
         return shown if len(shown) >= length else {**shown, "...": f"{length} in all"}
 
     def _some(self, values: Iterable[Any]) -> Iterable[Any]:
-        """Yields the first values, for as long as there is room."""
-        for value in islice(values, _MOST_ITEMS):
-            if self._room <= 0:
+        """Yields the first values until the budget is used up."""
+        for value in islice(values, _MAX_ITEMS):
+            if self._budget <= 0:
                 return
             yield value
 
     def _text(self, text: str) -> str:
-        kept = text[: max(0, min(_MOST_CHARACTERS, self._room))]
-        self._room -= len(kept)
-        shown = _GRANTING.sub(lambda found: (found[1] or found[2] or "") + REDACTED, kept)
-        # Half of a surrogate pair, as JSON may bring it, is no UTF-8.
+        kept = text[: max(0, min(_MAX_CHARACTERS, self._budget))]
+        self._budget -= len(kept)
+        shown = _CREDENTIALS.sub(lambda found: (found[1] or found[2] or "") + REDACTED, kept)
+        # JSON input can contain half of a surrogate pair, which UTF-8 cannot encode.
         whole = shown.encode(errors="replace").decode()
         return whole if len(kept) == len(text) else f"{whole}... ({len(text)} characters)"
 
@@ -154,7 +154,7 @@ def _secret_fields(message: Descriptor) -> frozenset[int]:
 
 def _text_of_error(error: BaseException) -> str:
     if type(error).__str__ is BaseException.__str__:
-        return "; ".join(str(plain(part)) for part in error.args[:_MOST_ITEMS])
+        return "; ".join(str(plain(part)) for part in error.args[:_MAX_ITEMS])
     return _text_of(error)
 
 

@@ -1,4 +1,4 @@
-"""Author timelines: the posts that an account made."""
+"""Author timelines: the posts of one author."""
 
 from collections.abc import Mapping, Sequence
 
@@ -13,7 +13,7 @@ from services.domain.timelines.layout import (
 from services.domain.timelines.shared import Timelines
 
 _TTL_SECONDS = 24 * 3600
-"""Each read extends the TTL to this."""
+"""The TTL of a timeline. Each read renews it."""
 
 _READ = script("read_authors")
 
@@ -40,6 +40,6 @@ class AuthorTimelines(Timelines):
     ) -> bool:
         """Stores the result of a rebuild; `whole`: there are no older posts.
 
-        Returns False if the result may be outdated: the timeline was dropped meanwhile.
+        Returns False if the result can be outdated, because the timeline was dropped meanwhile.
         """
         return await self._finish_rebuild(author_id, marker, post_ids, whole=whole)

@@ -17,7 +17,7 @@ from services.domain.timelines.layout import (
 from services.domain.timelines.shared import REBUILD_SECONDS, Timelines
 
 _TTL_SECONDS = 30 * 24 * 3600
-"""Each read extends the TTL to this."""
+"""The TTL of a timeline. Each read renews it."""
 
 _READ = script("read_home")
 _READ_NEWER = script("read_newer")
@@ -28,12 +28,12 @@ _PULL_AUTHOR = script("pull_author")
 
 @dataclass(frozen=True)
 class HomeSlice(Slice):
-    """Part of a home timeline, with the rules for all of it."""
+    """Part of a home timeline, with the rules of the whole timeline."""
 
     pulled: Sequence[int] = ()
-    """Authors whose own timelines also belong to the feed."""
+    """Authors whose posts are read from their own timelines."""
     hidden: frozenset[int] = frozenset()
-    """Authors whose posts must not be shown, though they may be in the slice."""
+    """Authors whose posts must not be shown, although they can be in the slice."""
 
 
 class HomeTimelines(Timelines):
@@ -71,12 +71,12 @@ class HomeTimelines(Timelines):
     ) -> bool:
         """Stores the result of a rebuild.
 
-        Returns False if the result may be outdated: meanwhile the timeline was dropped, or an
-        author was hidden.
+        Returns False if the result can be outdated, because meanwhile the timeline was dropped, or
+        an author was hidden.
 
         Args:
-            reader_id: whose timeline.
-            marker: what `begin_rebuild` returned.
+            reader_id: the owner of the timeline.
+            marker: the result of `begin_rebuild`.
             post_ids: the newest posts.
             whole: whether there are no older posts.
             version: the version of the reader's relations in graph.
@@ -94,9 +94,9 @@ class HomeTimelines(Timelines):
         )
 
     async def hide(self, reader_id: int, author_id: int, version: int) -> bool:
-        """Hides an author's posts from a reader, given relations read at `version`.
+        """Hides an author's posts from a reader, given relations of this version.
 
-        Returns False if a show at a later version came first: read graph again.
+        Returns False if an author was shown at a later version: read graph again.
         """
         return bool(
             await self._cache.run(
@@ -109,16 +109,16 @@ class HomeTimelines(Timelines):
         )
 
     async def show(self, reader_id: int, author_id: int, version: int) -> bool:
-        """Removes an author's rule, given relations read at `version`.
+        """Removes an author's rule, given relations of this version.
 
-        Returns False if a hide at a later version came first: read graph again.
+        Returns False if an author was hidden at a later version: read graph again.
         """
         return await self._show(reader_id, author_id, version, b"")
 
     async def pull(self, reader_id: int, author_id: int, version: int) -> bool:
-        """Adds an author's timeline to the feed, given relations read at `version`.
+        """Adds an author's timeline to the feed, given relations of this version.
 
-        Returns False if a hide at a later version came first: read graph again.
+        Returns False if an author was hidden at a later version: read graph again.
         """
         return await self._show(reader_id, author_id, version, PULL)
 
@@ -130,7 +130,7 @@ class HomeTimelines(Timelines):
         )
 
     async def pull_all(self, reader_ids: Sequence[int], author_id: int) -> None:
-        """Adds an author's timeline to the feeds of those readers who do not hide the author."""
+        """Adds an author's timeline to the feeds of all readers that do not hide the author."""
         await self._cache.run_on_owners(_PULL_AUTHOR, reader_ids, author=author_id, is_pulled=1)
 
     async def unpull_all(self, reader_ids: Sequence[int], author_id: int) -> None:
@@ -149,4 +149,4 @@ def _home_slice(last: bytes, members: Sequence[bytes], rules: Sequence[bytes]) -
 
 
 def _authors_with(rule: bytes, by_author: Mapping[bytes, bytes]) -> list[int]:
-    return [int(author) for author, its in by_author.items() if its == rule]
+    return [int(author) for author, each in by_author.items() if each == rule]

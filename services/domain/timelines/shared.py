@@ -1,4 +1,4 @@
-"""What home and author timelines have in common."""
+"""The operations that home and author timelines share."""
 
 import secrets
 from collections.abc import Mapping, Sequence
@@ -7,7 +7,7 @@ from services.chassis.cache.client import Cache
 from services.domain.timelines.layout import MARKER, START, member_of, script
 
 REBUILD_SECONDS = 10
-"""How long a rebuild may take. After that, another one may begin."""
+"""How long a rebuild can take. After that, another one can begin."""
 
 Signature = tuple[bytes, int]
 """Identifies a state of a timeline: the newest member and the length."""
@@ -34,16 +34,16 @@ class Timelines:
     async def push(
         self, owner_ids: Sequence[int], post_ids: Sequence[int], *, complete_from: int = 0
     ) -> int:
-        """Adds posts to those of the timelines that exist; returns how many do.
+        """Adds posts to all of the timelines that exist; returns how many exist.
 
         Changes each timeline atomically. An older post never evicts a newer one.
 
         Args:
-            owner_ids: whose timelines.
+            owner_ids: the owners of the timelines.
             post_ids: the posts to add.
-            complete_from: if not 0, the posts are all of their author's posts from this id on, and
-                there may be older ones. Then the timelines are cut below this id, and readers
-                continue in the database.
+            complete_from: if not 0, the posts are all posts of their author from this id on, and
+                older ones can exist. Then all members below this id are removed, and readers fetch
+                older posts from the database.
         """
         if not owner_ids or not post_ids:
             return 0
@@ -57,7 +57,7 @@ class Timelines:
         return sum(reached)
 
     async def retract(self, owner_ids: Sequence[int], post_ids: Sequence[int]) -> None:
-        """Removes posts from timelines; leaves timelines without them as they are."""
+        """Removes posts from the timelines that contain them."""
         await self._cache.run_on_owners(
             _RETRACT,
             owner_ids,
@@ -66,10 +66,10 @@ class Timelines:
         )
 
     async def signatures(self, owner_ids: Sequence[int]) -> Mapping[int, Signature | None]:
-        """Returns a value per timeline that changes when the timeline does; None: no timeline.
+        """Returns a value per timeline that changes with the timeline; None: there is no timeline.
 
-        Cheap enough to poll thousands of timelines. Misses one case: between two polls, a post
-        other than the newest is added and another one is removed.
+        Cheap enough to poll thousands of timelines. It does not change if, between two polls, one
+        post other than the newest is added and another one is removed.
         """
         replies = await self._cache.run_on_owners(_SIGNATURES, owner_ids, space=self._space)
         return {
@@ -83,8 +83,9 @@ class Timelines:
     async def begin_rebuild(self, owner_id: int) -> bytes | None:
         """Claims the rebuild of a timeline that does not exist.
 
-        Returns the marker that finishes the rebuild; None: the timeline exists, or a rebuild is in
-        progress. Read the database only after this call, or posts made in between are lost.
+        Returns the marker to finish the rebuild with; None: the timeline exists, or a rebuild is in
+        progress. Read the database only after this call: otherwise, posts published in between are
+        lost.
         """
         marker = MARKER + secrets.token_hex(8).encode()
         is_claimed = await self._cache.run(
@@ -97,7 +98,7 @@ class Timelines:
         await self._cache.run(_ABANDON_REBUILD, owner_id, space=self._space, marker=marker)
 
     async def exists(self, owner_id: int) -> bool:
-        """Reports whether there is a timeline to push into; it may be in a rebuild."""
+        """Reports whether a timeline exists. A rebuild of it can be in progress."""
         return bool(await self._cache.run(_EXISTS, owner_id, space=self._space))
 
     async def drop(self, owner_id: int) -> None:

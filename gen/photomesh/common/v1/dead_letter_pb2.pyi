@@ -58,7 +58,7 @@ class DeadLetter(_message.Message):
     """
     @_builtins.property
     def bury_time(self) -> _timestamp_pb2.Timestamp:
-        """When the consumer group gave up."""
+        """When the event became a dead letter."""
 
     def __init__(
         self,

@@ -26,8 +26,8 @@ if _version_not_supported:
 
 
 class DeadLetterServiceStub:
-    """Dead letters: events that a consumer group gave up on after several attempts. Not reachable from
-    outside the mesh.
+    """Dead letters: events that a consumer group could not handle after several attempts. Not reachable
+    from outside the mesh.
 
     Every process that consumes events serves this API for its own group. The audit log records each
     call.
@@ -62,8 +62,8 @@ class DeadLetterServiceStub:
 
 
 class DeadLetterServiceServicer:
-    """Dead letters: events that a consumer group gave up on after several attempts. Not reachable from
-    outside the mesh.
+    """Dead letters: events that a consumer group could not handle after several attempts. Not reachable
+    from outside the mesh.
 
     Every process that consumes events serves this API for its own group. The audit log records each
     call.
@@ -73,7 +73,7 @@ class DeadLetterServiceServicer:
         """Lists dead letters that are neither replayed nor dropped, oldest first.
 
         Errors:
-        - INVALID_ARGUMENT (FIELD_INVALID): the page size is not 1 to 500.
+        - INVALID_ARGUMENT (FIELD_INVALID): the page size is negative, or above 500.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -102,7 +102,7 @@ class DeadLetterServiceServicer:
     def DropDeadLetters(self, request, context):
         """Drops dead letters permanently. Skips those that were already replayed or dropped.
 
-        A fan-out whose chunk is dropped never completes; ListFanouts returns it until it is 30 days
+        A fan-out whose chunk is dropped never completes. ListFanouts returns it until it is 30 days
         old.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -141,8 +141,8 @@ def add_DeadLetterServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class DeadLetterService:
-    """Dead letters: events that a consumer group gave up on after several attempts. Not reachable from
-    outside the mesh.
+    """Dead letters: events that a consumer group could not handle after several attempts. Not reachable
+    from outside the mesh.
 
     Every process that consumes events serves this API for its own group. The audit log records each
     call.

@@ -13,8 +13,8 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class DeadLetterServiceStub:
-    """Dead letters: events that a consumer group gave up on after several attempts. Not reachable from
-    outside the mesh.
+    """Dead letters: events that a consumer group could not handle after several attempts. Not reachable
+    from outside the mesh.
 
     Every process that consumes events serves this API for its own group. The audit log records each
     call.
@@ -25,7 +25,7 @@ class DeadLetterServiceStub:
     """Lists dead letters that are neither replayed nor dropped, oldest first.
 
     Errors:
-    - INVALID_ARGUMENT (FIELD_INVALID): the page size is not 1 to 500.
+    - INVALID_ARGUMENT (FIELD_INVALID): the page size is negative, or above 500.
     """
     GetDeadLetter: _aio.UnaryUnaryMultiCallable[_dead_letter_service_pb2.GetDeadLetterRequest, _dead_letter_service_pb2.GetDeadLetterResponse]
     """Returns one dead letter with its event, even if it was replayed or dropped.
@@ -42,13 +42,13 @@ class DeadLetterServiceStub:
     DropDeadLetters: _aio.UnaryUnaryMultiCallable[_dead_letter_service_pb2.DropDeadLettersRequest, _dead_letter_service_pb2.DropDeadLettersResponse]
     """Drops dead letters permanently. Skips those that were already replayed or dropped.
 
-    A fan-out whose chunk is dropped never completes; ListFanouts returns it until it is 30 days
+    A fan-out whose chunk is dropped never completes. ListFanouts returns it until it is 30 days
     old.
     """
 
 class DeadLetterServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Dead letters: events that a consumer group gave up on after several attempts. Not reachable from
-    outside the mesh.
+    """Dead letters: events that a consumer group could not handle after several attempts. Not reachable
+    from outside the mesh.
 
     Every process that consumes events serves this API for its own group. The audit log records each
     call.
@@ -63,7 +63,7 @@ class DeadLetterServiceServicer(metaclass=_abc_1.ABCMeta):
         """Lists dead letters that are neither replayed nor dropped, oldest first.
 
         Errors:
-        - INVALID_ARGUMENT (FIELD_INVALID): the page size is not 1 to 500.
+        - INVALID_ARGUMENT (FIELD_INVALID): the page size is negative, or above 500.
         """
 
     @_abc_1.abstractmethod
@@ -98,7 +98,7 @@ class DeadLetterServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _abc.Awaitable[_dead_letter_service_pb2.DropDeadLettersResponse]:
         """Drops dead letters permanently. Skips those that were already replayed or dropped.
 
-        A fan-out whose chunk is dropped never completes; ListFanouts returns it until it is 30 days
+        A fan-out whose chunk is dropped never completes. ListFanouts returns it until it is 30 days
         old.
         """
 

@@ -55,7 +55,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_FOLLOW_LIMIT: _ErrorReason.ValueType  # 23
     """The caller has reached the limit of followed accounts and pending follow requests."""
     ERROR_REASON_FOLLOW_REQUEST_UNKNOWN: _ErrorReason.ValueType  # 24
-    """The account has neither a pending request to follow the caller nor follows the caller."""
+    """The account neither follows the caller nor has a pending request to follow the caller."""
     ERROR_REASON_ACCOUNT_PRIVATE: _ErrorReason.ValueType  # 25
     """The account is private, and the caller does not follow it."""
     ERROR_REASON_MUTE_LIMIT: _ErrorReason.ValueType  # 26
@@ -137,7 +137,7 @@ ERROR_REASON_OWN_ACCOUNT: ErrorReason.ValueType  # 22
 ERROR_REASON_FOLLOW_LIMIT: ErrorReason.ValueType  # 23
 """The caller has reached the limit of followed accounts and pending follow requests."""
 ERROR_REASON_FOLLOW_REQUEST_UNKNOWN: ErrorReason.ValueType  # 24
-"""The account has neither a pending request to follow the caller nor follows the caller."""
+"""The account neither follows the caller nor has a pending request to follow the caller."""
 ERROR_REASON_ACCOUNT_PRIVATE: ErrorReason.ValueType  # 25
 """The account is private, and the caller does not follow it."""
 ERROR_REASON_MUTE_LIMIT: ErrorReason.ValueType  # 26

@@ -38,8 +38,8 @@ class Topic(_message.Message):
     Events with the same key are published and handled in order.
     """
     partitions: _builtins.int
-    """The number of partitions. 0: 8. Fixed once the topic exists: a different number would route
-    later events of a key to another partition, out of order.
+    """The number of partitions. 0: 8. It must not change once the topic exists: later events of a key
+    would go to another partition, out of order.
     """
     retention_hours: _builtins.int
     """How long the broker keeps a record, in hours. 0: 168 (one week)."""
@@ -64,16 +64,16 @@ CALLERS_FIELD_NUMBER: _builtins.int
 WITHOUT_TOKEN_FIELD_NUMBER: _builtins.int
 TOPIC_FIELD_NUMBER: _builtins.int
 default_callers: _extension_dict._ExtensionFieldDescriptor[_descriptor_pb2.ServiceOptions, _containers.RepeatedScalarFieldContainer[_builtins.str]]
-"""The identities that may call the service's methods, as proven by the caller's certificate, such
-as "gateway". A method with its own `callers` ignores these.
+"""The identities that may call the service's methods, such as "gateway". The caller's certificate
+proves its identity. The option `callers` of a method replaces these.
 """
 callers: _extension_dict._ExtensionFieldDescriptor[_descriptor_pb2.MethodOptions, _containers.RepeatedScalarFieldContainer[_builtins.str]]
 """The identities that may call a method. A method that has neither `callers` nor
 `default_callers` refuses every caller.
 """
 without_token: _extension_dict._ExtensionFieldDescriptor[_descriptor_pb2.MethodOptions, _builtins.bool]
-"""The method can be called by users who are not signed in. The gateway rejects a call of any other
-method without an access token, and so does the service.
+"""Users who are not signed in can call the method. For any other method, the gateway and the
+service reject calls without an access token.
 """
 topic: _extension_dict._ExtensionFieldDescriptor[_descriptor_pb2.MessageOptions, Global___Topic]
 """The topic of an event message. Every message in an events.proto has one."""

@@ -81,7 +81,7 @@ class PartitionLag(_message.Message):
     committed_offset: _builtins.int
     """The offset below which all events are handled. -1: no event was ever handled."""
     lag: _builtins.int
-    """The number of events not yet known to be handled. Workers report once a second."""
+    """The number of events not reported as handled yet. Workers report once a second."""
     paused: _builtins.bool
     """Whether the topic is paused."""
     def __init__(

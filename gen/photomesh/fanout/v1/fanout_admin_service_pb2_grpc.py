@@ -71,7 +71,7 @@ class FanoutAdminServiceServicer:
         """Returns the consumer lag of fan-out for each partition of each topic.
 
         Errors:
-        - UNAVAILABLE (UNAVAILABLE): the broker does not answer.
+        - UNAVAILABLE (UNAVAILABLE): the broker is unavailable.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -83,14 +83,14 @@ class FanoutAdminServiceServicer:
         Smaller fan-outs complete within the event that triggers them and are not listed.
 
         Errors:
-        - INVALID_ARGUMENT (FIELD_INVALID): the page size is not 1 to 500.
+        - INVALID_ARGUMENT (FIELD_INVALID): the page size is negative, or above 500.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def PauseTopic(self, request, context):
-        """Makes all workers stop handling a topic within about 2 seconds, until it is resumed.
+        """Pauses a topic: within about 2 seconds, no worker handles its events, until it is resumed.
 
         Workers finish the event that they are handling, and start no other. Workers that start while a
         topic is paused do not handle it either. No event is lost: events wait in the broker for its
@@ -104,7 +104,7 @@ class FanoutAdminServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ResumeTopic(self, request, context):
-        """Makes all workers resume a topic within about 2 seconds.
+        """Resumes a topic: within about 2 seconds, workers handle its events again.
 
         Resuming a topic that is not paused has no effect.
 

@@ -24,7 +24,7 @@ class FanoutAdminServiceStub:
     """Returns the consumer lag of fan-out for each partition of each topic.
 
     Errors:
-    - UNAVAILABLE (UNAVAILABLE): the broker does not answer.
+    - UNAVAILABLE (UNAVAILABLE): the broker is unavailable.
     """
     ListFanouts: _aio.UnaryUnaryMultiCallable[_fanout_admin_service_pb2.ListFanoutsRequest, _fanout_admin_service_pb2.ListFanoutsResponse]
     """Lists large fan-outs that are in progress, oldest first.
@@ -32,10 +32,10 @@ class FanoutAdminServiceStub:
     Smaller fan-outs complete within the event that triggers them and are not listed.
 
     Errors:
-    - INVALID_ARGUMENT (FIELD_INVALID): the page size is not 1 to 500.
+    - INVALID_ARGUMENT (FIELD_INVALID): the page size is negative, or above 500.
     """
     PauseTopic: _aio.UnaryUnaryMultiCallable[_fanout_admin_service_pb2.PauseTopicRequest, _fanout_admin_service_pb2.PauseTopicResponse]
-    """Makes all workers stop handling a topic within about 2 seconds, until it is resumed.
+    """Pauses a topic: within about 2 seconds, no worker handles its events, until it is resumed.
 
     Workers finish the event that they are handling, and start no other. Workers that start while a
     topic is paused do not handle it either. No event is lost: events wait in the broker for its
@@ -45,7 +45,7 @@ class FanoutAdminServiceStub:
     - INVALID_ARGUMENT (FIELD_INVALID): fan-out does not consume this topic.
     """
     ResumeTopic: _aio.UnaryUnaryMultiCallable[_fanout_admin_service_pb2.ResumeTopicRequest, _fanout_admin_service_pb2.ResumeTopicResponse]
-    """Makes all workers resume a topic within about 2 seconds.
+    """Resumes a topic: within about 2 seconds, workers handle its events again.
 
     Resuming a topic that is not paused has no effect.
 
@@ -69,7 +69,7 @@ class FanoutAdminServiceServicer(metaclass=_abc_1.ABCMeta):
         """Returns the consumer lag of fan-out for each partition of each topic.
 
         Errors:
-        - UNAVAILABLE (UNAVAILABLE): the broker does not answer.
+        - UNAVAILABLE (UNAVAILABLE): the broker is unavailable.
         """
 
     @_abc_1.abstractmethod
@@ -83,7 +83,7 @@ class FanoutAdminServiceServicer(metaclass=_abc_1.ABCMeta):
         Smaller fan-outs complete within the event that triggers them and are not listed.
 
         Errors:
-        - INVALID_ARGUMENT (FIELD_INVALID): the page size is not 1 to 500.
+        - INVALID_ARGUMENT (FIELD_INVALID): the page size is negative, or above 500.
         """
 
     @_abc_1.abstractmethod
@@ -92,7 +92,7 @@ class FanoutAdminServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _fanout_admin_service_pb2.PauseTopicRequest,
         context: _aio.ServicerContext[_fanout_admin_service_pb2.PauseTopicRequest, _abc.Awaitable[_fanout_admin_service_pb2.PauseTopicResponse]],
     ) -> _abc.Awaitable[_fanout_admin_service_pb2.PauseTopicResponse]:
-        """Makes all workers stop handling a topic within about 2 seconds, until it is resumed.
+        """Pauses a topic: within about 2 seconds, no worker handles its events, until it is resumed.
 
         Workers finish the event that they are handling, and start no other. Workers that start while a
         topic is paused do not handle it either. No event is lost: events wait in the broker for its
@@ -108,7 +108,7 @@ class FanoutAdminServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _fanout_admin_service_pb2.ResumeTopicRequest,
         context: _aio.ServicerContext[_fanout_admin_service_pb2.ResumeTopicRequest, _abc.Awaitable[_fanout_admin_service_pb2.ResumeTopicResponse]],
     ) -> _abc.Awaitable[_fanout_admin_service_pb2.ResumeTopicResponse]:
-        """Makes all workers resume a topic within about 2 seconds.
+        """Resumes a topic: within about 2 seconds, workers handle its events again.
 
         Resuming a topic that is not paused has no effect.
 

@@ -28,7 +28,7 @@ class _TimelineStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Timelin
     TIMELINE_STATE_UNSPECIFIED: _TimelineState.ValueType  # 0
     """Never sent."""
     TIMELINE_STATE_ABSENT: _TimelineState.ValueType  # 1
-    """The cache has no timeline: nobody has read this feed for a long time, or the cache was full."""
+    """The cache has no timeline: the feed was not read for 30 days, or the cache was full."""
     TIMELINE_STATE_REBUILDING: _TimelineState.ValueType  # 2
     """The timeline is being built."""
     TIMELINE_STATE_PARTIAL: _TimelineState.ValueType  # 3
@@ -42,7 +42,7 @@ class TimelineState(_TimelineState, metaclass=_TimelineStateEnumTypeWrapper):
 TIMELINE_STATE_UNSPECIFIED: TimelineState.ValueType  # 0
 """Never sent."""
 TIMELINE_STATE_ABSENT: TimelineState.ValueType  # 1
-"""The cache has no timeline: nobody has read this feed for a long time, or the cache was full."""
+"""The cache has no timeline: the feed was not read for 30 days, or the cache was full."""
 TIMELINE_STATE_REBUILDING: TimelineState.ValueType  # 2
 """The timeline is being built."""
 TIMELINE_STATE_PARTIAL: TimelineState.ValueType  # 3
@@ -89,8 +89,8 @@ class InspectFeedResponse(_message.Message):
     """The state of the timeline. The other fields describe the cached timeline."""
     @_builtins.property
     def post_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """The posts in the timeline: at most about 500. Some are not shown: their author is hidden, or
-        they were deleted.
+        """The posts in the timeline: at most about 500. A read omits those whose author is hidden, and
+        those that were deleted.
         """
 
     @_builtins.property

@@ -58,7 +58,7 @@ class FeedAdminServiceServicer:
         Work that fan-out has yet to do also shows as a difference, so call it twice.
 
         Errors:
-        - UNAVAILABLE (UNAVAILABLE): the cache, graph or post does not answer.
+        - UNAVAILABLE (UNAVAILABLE): the cache, graph, or post is unavailable.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -67,11 +67,11 @@ class FeedAdminServiceServicer:
     def RebuildFeed(self, request, context):
         """Rebuilds an account's home timeline from the database.
 
-        Readers only notice a slower page. The call is safe to repeat.
+        The only effect on readers is a slower page. The call is safe to repeat.
 
         Errors:
-        - UNAVAILABLE (UNAVAILABLE): the cache, graph, or post does not answer. Unless the cache
-        failed, the timeline is deleted, and the next read rebuilds it.
+        - UNAVAILABLE (UNAVAILABLE): the cache, graph, or post is unavailable. Unless the cache failed,
+        the timeline is deleted, and the next read rebuilds it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

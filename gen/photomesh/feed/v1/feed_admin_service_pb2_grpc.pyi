@@ -23,16 +23,16 @@ class FeedAdminServiceStub:
     Work that fan-out has yet to do also shows as a difference, so call it twice.
 
     Errors:
-    - UNAVAILABLE (UNAVAILABLE): the cache, graph or post does not answer.
+    - UNAVAILABLE (UNAVAILABLE): the cache, graph, or post is unavailable.
     """
     RebuildFeed: _aio.UnaryUnaryMultiCallable[_feed_admin_service_pb2.RebuildFeedRequest, _feed_admin_service_pb2.RebuildFeedResponse]
     """Rebuilds an account's home timeline from the database.
 
-    Readers only notice a slower page. The call is safe to repeat.
+    The only effect on readers is a slower page. The call is safe to repeat.
 
     Errors:
-    - UNAVAILABLE (UNAVAILABLE): the cache, graph, or post does not answer. Unless the cache
-      failed, the timeline is deleted, and the next read rebuilds it.
+    - UNAVAILABLE (UNAVAILABLE): the cache, graph, or post is unavailable. Unless the cache failed,
+      the timeline is deleted, and the next read rebuilds it.
     """
 
 class FeedAdminServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -50,7 +50,7 @@ class FeedAdminServiceServicer(metaclass=_abc_1.ABCMeta):
         Work that fan-out has yet to do also shows as a difference, so call it twice.
 
         Errors:
-        - UNAVAILABLE (UNAVAILABLE): the cache, graph or post does not answer.
+        - UNAVAILABLE (UNAVAILABLE): the cache, graph, or post is unavailable.
         """
 
     @_abc_1.abstractmethod
@@ -61,11 +61,11 @@ class FeedAdminServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _abc.Awaitable[_feed_admin_service_pb2.RebuildFeedResponse]:
         """Rebuilds an account's home timeline from the database.
 
-        Readers only notice a slower page. The call is safe to repeat.
+        The only effect on readers is a slower page. The call is safe to repeat.
 
         Errors:
-        - UNAVAILABLE (UNAVAILABLE): the cache, graph, or post does not answer. Unless the cache
-          failed, the timeline is deleted, and the next read rebuilds it.
+        - UNAVAILABLE (UNAVAILABLE): the cache, graph, or post is unavailable. Unless the cache failed,
+          the timeline is deleted, and the next read rebuilds it.
         """
 
 def add_FeedAdminServiceServicer_to_server(servicer: FeedAdminServiceServicer, server: _aio.Server) -> None: ...

@@ -71,9 +71,9 @@ class FeedServiceServicer:
         Errors:
         - INVALID_ARGUMENT (BAD_PAGE_TOKEN): this method did not issue the token to the caller.
 
-        Over REST, feed itself writes the JSON from posts that are cached as JSON: a page has some
-        5,000 fields, and encoding them for each reader would cost the gateway far more than the
-        services behind it.
+        Over REST, feed writes the JSON itself, from posts that are cached as JSON. A page has about
+        5,000 fields; to encode them for each reader would cost the gateway far more than the request
+        costs the services.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -91,7 +91,7 @@ class FeedServiceServicer:
 
         A watch never sends a post twice. Posts can arrive out of order, because a post is published
         when its media are ready. A watch does not send a post whose publication took longer than ten
-        minutes, nor one that was published while nobody watched and is older than `after_post_id`;
+        minutes, nor one that was published while no watch was open and is older than `after_post_id`;
         GetFeed returns both. A watch does not send changes of posts, such as deletions; GetFeed
         reflects them.
 
@@ -99,7 +99,7 @@ class FeedServiceServicer:
 
         Errors:
         - RESOURCE_EXHAUSTED (TOO_MANY_STREAMS): the caller has five watches open at this process, or
-        the process serves as many people as it can. Watch again in a few seconds.
+        the process has reached its limit. Watch again in a few seconds.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

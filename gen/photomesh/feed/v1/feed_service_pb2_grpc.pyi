@@ -32,9 +32,9 @@ class FeedServiceStub:
     Errors:
     - INVALID_ARGUMENT (BAD_PAGE_TOKEN): this method did not issue the token to the caller.
 
-    Over REST, feed itself writes the JSON from posts that are cached as JSON: a page has some
-    5,000 fields, and encoding them for each reader would cost the gateway far more than the
-    services behind it.
+    Over REST, feed writes the JSON itself, from posts that are cached as JSON. A page has about
+    5,000 fields; to encode them for each reader would cost the gateway far more than the request
+    costs the services.
     """
     WatchFeed: _aio.UnaryStreamMultiCallable[_feed_service_pb2.WatchFeedRequest, _feed_service_pb2.WatchFeedResponse]
     """Streams new posts of the caller's home feed, each within about a second of its publication;
@@ -48,7 +48,7 @@ class FeedServiceStub:
 
     A watch never sends a post twice. Posts can arrive out of order, because a post is published
     when its media are ready. A watch does not send a post whose publication took longer than ten
-    minutes, nor one that was published while nobody watched and is older than `after_post_id`;
+    minutes, nor one that was published while no watch was open and is older than `after_post_id`;
     GetFeed returns both. A watch does not send changes of posts, such as deletions; GetFeed
     reflects them.
 
@@ -56,7 +56,7 @@ class FeedServiceStub:
 
     Errors:
     - RESOURCE_EXHAUSTED (TOO_MANY_STREAMS): the caller has five watches open at this process, or
-      the process serves as many people as it can. Watch again in a few seconds.
+      the process has reached its limit. Watch again in a few seconds.
     """
 
 class FeedServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -83,9 +83,9 @@ class FeedServiceServicer(metaclass=_abc_1.ABCMeta):
         Errors:
         - INVALID_ARGUMENT (BAD_PAGE_TOKEN): this method did not issue the token to the caller.
 
-        Over REST, feed itself writes the JSON from posts that are cached as JSON: a page has some
-        5,000 fields, and encoding them for each reader would cost the gateway far more than the
-        services behind it.
+        Over REST, feed writes the JSON itself, from posts that are cached as JSON. A page has about
+        5,000 fields; to encode them for each reader would cost the gateway far more than the request
+        costs the services.
         """
 
     @_abc_1.abstractmethod
@@ -105,7 +105,7 @@ class FeedServiceServicer(metaclass=_abc_1.ABCMeta):
 
         A watch never sends a post twice. Posts can arrive out of order, because a post is published
         when its media are ready. A watch does not send a post whose publication took longer than ten
-        minutes, nor one that was published while nobody watched and is older than `after_post_id`;
+        minutes, nor one that was published while no watch was open and is older than `after_post_id`;
         GetFeed returns both. A watch does not send changes of posts, such as deletions; GetFeed
         reflects them.
 
@@ -113,7 +113,7 @@ class FeedServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Errors:
         - RESOURCE_EXHAUSTED (TOO_MANY_STREAMS): the caller has five watches open at this process, or
-          the process serves as many people as it can. Watch again in a few seconds.
+          the process has reached its limit. Watch again in a few seconds.
         """
 
 def add_FeedServiceServicer_to_server(servicer: FeedServiceServicer, server: _aio.Server) -> None: ...

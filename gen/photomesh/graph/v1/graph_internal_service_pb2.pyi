@@ -212,7 +212,7 @@ class ListFolloweesResponse(_message.Message):
     HIDDEN_IDS_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
     version: _builtins.int
-    """Grows with every change of the posts that the follower receives."""
+    """Increases with every change that affects which posts the follower receives."""
     @_builtins.property
     def followee_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """The accounts whose posts belong in the feed: all followees that are not muted. In ascending
@@ -291,7 +291,7 @@ class FollowCheck(_message.Message):
     mode: Global___AudienceMode.ValueType
     """How the followee's posts reach its followers."""
     version: _builtins.int
-    """Grows with every change of the posts that the follower receives."""
+    """Increases with every change that affects which posts the follower receives."""
     def __init__(
         self,
         *,

@@ -85,7 +85,7 @@ class GraphInternalServiceServicer:
         """Returns how an account's posts reach its followers, how many followers it has, and where to
         split them into chunks that StreamFollowers can stream independently.
 
-        For an audience of one chunk it costs one lookup; a larger audience is scanned once.
+        An audience of one chunk costs one lookup; a larger audience is scanned once.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

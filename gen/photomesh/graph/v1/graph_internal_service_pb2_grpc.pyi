@@ -26,7 +26,7 @@ class GraphInternalServiceStub:
     """Returns how an account's posts reach its followers, how many followers it has, and where to
     split them into chunks that StreamFollowers can stream independently.
 
-    For an audience of one chunk it costs one lookup; a larger audience is scanned once.
+    An audience of one chunk costs one lookup; a larger audience is scanned once.
     """
     ListFollowees: _aio.UnaryUnaryMultiCallable[_graph_internal_service_pb2.ListFolloweesRequest, _graph_internal_service_pb2.ListFolloweesResponse]
     """Returns the accounts that an account follows (at most 7,500), and how its feed treats each.
@@ -79,7 +79,7 @@ class GraphInternalServiceServicer(metaclass=_abc_1.ABCMeta):
         """Returns how an account's posts reach its followers, how many followers it has, and where to
         split them into chunks that StreamFollowers can stream independently.
 
-        For an audience of one chunk it costs one lookup; a larger audience is scanned once.
+        An audience of one chunk costs one lookup; a larger audience is scanned once.
         """
 
     @_abc_1.abstractmethod

@@ -506,7 +506,7 @@ class GetPrivacyResponse(_message.Message):
 
     PRIVATE_FIELD_NUMBER: _builtins.int
     private: _builtins.bool
-    """Whether the account is private. A new one is public."""
+    """Whether the account is private. A new account is public."""
     def __init__(
         self,
         *,

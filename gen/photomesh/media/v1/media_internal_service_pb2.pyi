@@ -22,10 +22,10 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class StoredMedia(_message.Message):
-    """A media item and the location of its variants, with which a service can sign their URLs.
+    """A media item and the location of its variants, which a service needs to sign their URLs.
 
-    A post stores the READY item. The item changes after that only when its variants are regenerated
-    (MediaProcessed; the old variants stay where they are), and when it is deleted (MediaDeleted).
+    A post stores the READY item. After that, the item changes only when its variants are regenerated
+    (MediaProcessed; the old variants keep their location), or when it is deleted (MediaDeleted).
     """
 
     DESCRIPTOR: _descriptor.Descriptor

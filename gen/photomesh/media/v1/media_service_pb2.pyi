@@ -267,7 +267,7 @@ class GetUploadLimitsResponse(_message.Message):
 
     @_builtins.property
     def abandoned_after(self) -> _duration_pb2.Duration:
-        """How long after it was opened an incomplete upload is aborted."""
+        """The age at which an incomplete upload is aborted."""
 
     @_builtins.property
     def pictures(self) -> _containers.RepeatedCompositeFieldContainer[Global___PictureLimit]:

@@ -18,9 +18,9 @@ class MediaServiceStub:
     There are four ways to upload a file: a form POSTed directly to S3 (CreateUpload), parts PUT
     directly to S3 (CreateMultipartUpload), a gRPC stream, or the raw body of a REST request (both
     UploadMedia). The service checks the size, the SHA-256 (if declared, or if the bytes pass through
-    the service), and the type before any other service learns of the file: a file that starts with
-    the signature of another known type than the declared one is rejected. A file of unknown type is
-    accepted and ends as FAILED with a reason.
+    the service), and the type before other services receive an event about the file. It rejects a
+    file that starts with the signature of a known type other than the declared one. It accepts a
+    file of unknown type, which ends as FAILED with a reason.
 
     Every method requires a session, and fails with UNAUTHENTICATED (TOKEN_MISSING, TOKEN_INVALID,
     TOKEN_EXPIRED) without one. Every method can also fail with INTERNAL, UNAVAILABLE (retry with
@@ -92,7 +92,7 @@ class MediaServiceStub:
     - FAILED_PRECONDITION (OBJECT_MISMATCH): the uploaded file differs from the declared one.
     """
     AbortUpload: _aio.UnaryUnaryMultiCallable[_media_service_pb2.AbortUploadRequest, _media_service_pb2.AbortUploadResponse]
-    """Aborts an upload: removes the uploaded bytes and forgets the media.
+    """Aborts an upload: removes the uploaded bytes and the media.
 
     The service aborts an upload that is not completed within a day (see the limits). After an
     abort, the same `request_id` opens a new upload.
@@ -128,8 +128,8 @@ class MediaServiceStub:
       aborted.
     - FAILED_PRECONDITION (UPLOAD_LIMIT): as in CreateUpload.
     - RESOURCE_EXHAUSTED (TOO_MANY_STREAMS): the caller has `max_streams` streams open at this
-      process, or the process has as many as it accepts. Retry when another stream has ended, or in
-      a few seconds.
+      process, or the process has reached its limit. Retry when another stream has ended, or in a
+      few seconds.
     - ABORTED (STREAM_TOO_SLOW): the stream was too slow for too long. Stored bytes are kept:
       resume it.
     """
@@ -149,8 +149,8 @@ class MediaServiceStub:
     """Streams the progress of one of the caller's media: first its current state, then a message for
     each change of state and each completed processing step.
 
-    Steps completed within a quarter of a second can share a message. A completed step is never
-    withdrawn, even when another worker restarts the processing.
+    Steps completed within a quarter of a second can share a message. A completed step stays
+    completed, even when another worker restarts the processing.
 
     The message with `last` set is the last one: the media is READY, FAILED, or DELETED, or 10
     minutes have passed, in which case watch again. A stream that ends without it was interrupted.
@@ -160,7 +160,7 @@ class MediaServiceStub:
     Errors:
     - NOT_FOUND (MEDIA_UNKNOWN): the media does not exist, or does not belong to the caller.
     - RESOURCE_EXHAUSTED (TOO_MANY_STREAMS): the caller has 20 watches open at this process, or the
-      process serves as many as it can. Close one, or watch again in a few seconds.
+      process has reached its limit. Close one, or watch again in a few seconds.
     """
     DeleteMedia: _aio.UnaryUnaryMultiCallable[_media_service_pb2.DeleteMediaRequest, _media_service_pb2.DeleteMediaResponse]
     """Deletes one of the caller's media in any state: the original and all variants.
@@ -179,9 +179,9 @@ class MediaServiceServicer(metaclass=_abc_1.ABCMeta):
     There are four ways to upload a file: a form POSTed directly to S3 (CreateUpload), parts PUT
     directly to S3 (CreateMultipartUpload), a gRPC stream, or the raw body of a REST request (both
     UploadMedia). The service checks the size, the SHA-256 (if declared, or if the bytes pass through
-    the service), and the type before any other service learns of the file: a file that starts with
-    the signature of another known type than the declared one is rejected. A file of unknown type is
-    accepted and ends as FAILED with a reason.
+    the service), and the type before other services receive an event about the file. It rejects a
+    file that starts with the signature of a known type other than the declared one. It accepts a
+    file of unknown type, which ends as FAILED with a reason.
 
     Every method requires a session, and fails with UNAUTHENTICATED (TOKEN_MISSING, TOKEN_INVALID,
     TOKEN_EXPIRED) without one. Every method can also fail with INTERNAL, UNAVAILABLE (retry with
@@ -293,7 +293,7 @@ class MediaServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _media_service_pb2.AbortUploadRequest,
         context: _aio.ServicerContext[_media_service_pb2.AbortUploadRequest, _abc.Awaitable[_media_service_pb2.AbortUploadResponse]],
     ) -> _abc.Awaitable[_media_service_pb2.AbortUploadResponse]:
-        """Aborts an upload: removes the uploaded bytes and forgets the media.
+        """Aborts an upload: removes the uploaded bytes and the media.
 
         The service aborts an upload that is not completed within a day (see the limits). After an
         abort, the same `request_id` opens a new upload.
@@ -335,8 +335,8 @@ class MediaServiceServicer(metaclass=_abc_1.ABCMeta):
           aborted.
         - FAILED_PRECONDITION (UPLOAD_LIMIT): as in CreateUpload.
         - RESOURCE_EXHAUSTED (TOO_MANY_STREAMS): the caller has `max_streams` streams open at this
-          process, or the process has as many as it accepts. Retry when another stream has ended, or in
-          a few seconds.
+          process, or the process has reached its limit. Retry when another stream has ended, or in a
+          few seconds.
         - ABORTED (STREAM_TOO_SLOW): the stream was too slow for too long. Stored bytes are kept:
           resume it.
         """
@@ -374,8 +374,8 @@ class MediaServiceServicer(metaclass=_abc_1.ABCMeta):
         """Streams the progress of one of the caller's media: first its current state, then a message for
         each change of state and each completed processing step.
 
-        Steps completed within a quarter of a second can share a message. A completed step is never
-        withdrawn, even when another worker restarts the processing.
+        Steps completed within a quarter of a second can share a message. A completed step stays
+        completed, even when another worker restarts the processing.
 
         The message with `last` set is the last one: the media is READY, FAILED, or DELETED, or 10
         minutes have passed, in which case watch again. A stream that ends without it was interrupted.
@@ -385,7 +385,7 @@ class MediaServiceServicer(metaclass=_abc_1.ABCMeta):
         Errors:
         - NOT_FOUND (MEDIA_UNKNOWN): the media does not exist, or does not belong to the caller.
         - RESOURCE_EXHAUSTED (TOO_MANY_STREAMS): the caller has 20 watches open at this process, or the
-          process serves as many as it can. Close one, or watch again in a few seconds.
+          process has reached its limit. Close one, or watch again in a few seconds.
         """
 
     @_abc_1.abstractmethod

@@ -68,10 +68,10 @@ class PostInternalServiceServicer:
     def ListRecentByAuthors(self, request, context):
         """Returns the ids of the newest published posts of several authors, newest first.
 
-        Feeds are rebuilt from this list, and read it past the end of the cache. A post whose media
-        took long to process, or that was archived for a while, enters the list below posts created
-        after it: a reader who has already paged past that position sees it when they start again at
-        the first page. Pages never repeat a post.
+        Feeds are rebuilt from this list, and read older posts than the cache holds from it. A post
+        whose media took long to process, or that was archived for a while, enters the list below posts
+        created after it: a reader who has already paged past that position sees it after starting
+        again at the first page. Pages never repeat a post.
 
         Errors:
         - INVALID_ARGUMENT (FIELD_INVALID): no author, more than 8,000, or a bad limit.

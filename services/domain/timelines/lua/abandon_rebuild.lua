@@ -1,4 +1,4 @@
--- Removes a timeline whose rebuild failed, with what was pushed into it meanwhile.
+-- Removes a timeline whose rebuild failed, including posts pushed during the rebuild.
 
 --!include keys.lua
 --!arguments space, marker, owner

@@ -1,6 +1,6 @@
--- Creates a timeline that holds only a rebuild marker; returns 0 if there is a timeline already.
+-- Creates a timeline that contains only a rebuild marker; returns 0 if the timeline exists.
 --
--- Removes rules left from a timeline that is gone.
+-- Removes the rules of an earlier timeline that expired or was evicted.
 
 --!include keys.lua
 --!arguments space, marker, seconds, owner

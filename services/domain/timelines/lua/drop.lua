@@ -1,4 +1,4 @@
--- Removes a timeline, and its rules.
+-- Removes a timeline and its rules.
 
 --!include keys.lua
 --!arguments space, owner

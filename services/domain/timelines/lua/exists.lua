@@ -1,4 +1,4 @@
--- Returns 1 if there is a timeline.
+-- Returns 1 if the timeline exists.
 
 --!include keys.lua
 --!arguments space, owner

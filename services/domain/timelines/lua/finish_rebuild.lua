@@ -1,9 +1,9 @@
--- Replaces the rebuild marker by the members read from the database, newest first; returns 0 if the
--- result is outdated.
+-- Replaces the rebuild marker with the members read from the database, newest first; returns 0 if
+-- the result is outdated.
 --
--- A home timeline's result is outdated if an author was hidden after `version` was read from graph.
--- Posts pushed during the rebuild that are older than all of `members` would stand behind a gap, so
--- they are left out.
+-- The result for a home timeline is outdated if an author was hidden after `version` was read from
+-- graph. Posts that were pushed during the rebuild and are older than all of `members` are omitted:
+-- there can be a gap before them.
 
 --!include keys.lua
 --!include writing.lua

@@ -1,7 +1,7 @@
 -- Hides an author from a reader; returns 0 if `version` is outdated.
 --
--- Without a timeline there is nothing to do: a rebuild reads the current relations. During a
--- rebuild only the version is recorded, for `seconds`, so that an outdated rebuild is refused.
+-- If there is no timeline, does nothing: a rebuild reads the current relations. During a rebuild,
+-- stores only the version, for `seconds`, so that an outdated result is rejected.
 
 --!include keys.lua
 --!arguments author, version, seconds, owner

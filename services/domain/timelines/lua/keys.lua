@@ -1,5 +1,5 @@
--- Shared by all scripts. Numbers are written as strings where possible: the server takes strings
--- without converting them.
+-- Shared by all scripts. Numbers in calls are strings where possible, because the server does not
+-- have to convert strings.
 
 local call = redis.call
 

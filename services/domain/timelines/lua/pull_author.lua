@@ -1,7 +1,7 @@
--- Adds (`is_pulled` is 1) or removes (0) the pull rule of an author for readers that do not hide
--- the author.
+-- Adds (`is_pulled` is 1) or removes (0) the pull rule of an author for all readers that do not
+-- hide the author.
 --
--- Abandons rebuilds in progress, which may have read the older rule.
+-- Abandons rebuilds in progress, because they may have read the previous rule.
 
 --!include keys.lua
 --!arguments author, is_pulled, owners[]

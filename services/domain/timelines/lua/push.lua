@@ -1,7 +1,7 @@
--- Adds posts, newest first, to the timelines that exist; returns how many do.
+-- Adds posts, newest first, to the timelines that exist; returns how many exist.
 --
--- If `bound` is not empty, the posts are all of their author's posts from this member on, and the
--- author has older ones. Then the timeline must end at the bound.
+-- If `bound` is not empty, the posts are all posts of their author up to this member, and older
+-- ones can exist. Then older members are removed, so that the timeline has no gap.
 
 --!include keys.lua
 --!include writing.lua
@@ -13,7 +13,7 @@ for _, owner in ipairs(owners) do
     local key = prefix .. owner .. '}'
     local newest = call('LINDEX', key, '0')
     if not newest then
-        -- No timeline, so nothing to push into.
+        -- There is no timeline to push into.
     elseif is_one then
         add_one(key, newest, post)
         reached = reached + 1

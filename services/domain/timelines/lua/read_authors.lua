@@ -1,6 +1,6 @@
 -- Returns for each author: the id, the timeline's last member (empty: no timeline), a slice.
 --
--- Extends TTLs to `seconds`, except during rebuilds.
+-- Renews TTLs to `seconds`, except during rebuilds.
 
 --!include keys.lua
 --!include reading.lua

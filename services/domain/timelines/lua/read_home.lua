@@ -1,6 +1,6 @@
--- Returns a home timeline's last member (empty: no timeline), a slice of its posts and its rules.
+-- Returns a home timeline's last member (empty: there is no timeline), a slice, and its rules.
 --
--- Extends the TTL to `seconds`, except during a rebuild, whose TTL limits the rebuilder's time.
+-- Renews the TTL to `seconds`, except during a rebuild, because that TTL is the rebuild's timeout.
 
 --!include keys.lua
 --!include reading.lua

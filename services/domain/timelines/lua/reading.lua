@@ -36,8 +36,8 @@ local function newer(key, bound)
     return members
 end
 
--- Extends a timeline's TTL. Does so only once a thirtieth of the TTL has passed, which saves most
--- readers the write.
+-- Renews a timeline's TTL, but only if at least a thirtieth of it has passed, so that most reads do
+-- not write.
 local function renew(key, seconds)
     if call('TTL', key) < seconds * 29 / 30 then
         return call('EXPIRE', key, seconds)

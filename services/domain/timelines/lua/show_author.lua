@@ -1,7 +1,7 @@
--- Sets the rule of an author that is not hidden: `p`, or empty for no rule. Returns 0 if `version`
--- is outdated.
+-- Sets the rule of an author that is shown: `p`, or empty for no rule. Returns 0 if `version` is
+-- outdated.
 --
--- Abandons a rebuild in progress, which may have read older relations.
+-- Abandons a rebuild in progress, because it may have read older relations.
 
 --!include keys.lua
 --!arguments author, version, rule, owner

@@ -1,7 +1,7 @@
 -- Shared by the scripts that add members to timelines.
 
--- Merges two lists without duplicates. Leaves out members of `added` that are older than all of
--- `held`: they would stand behind a gap.
+-- Merges two lists without duplicates. Omits members of `added` that are older than all of `held`:
+-- there can be a gap before them.
 local function merged(held, added)
     local members, following = {}, 1
     for _, member in ipairs(held) do
@@ -24,8 +24,8 @@ local function write(key, members, seconds)
     end
 end
 
--- Adds members anywhere in a timeline. A rebuild that would need trimming is abandoned: the
--- trimmed members would be missing from its result.
+-- Adds members at any position. Abandons a rebuild that would need trimming, because the trimmed
+-- members would be missing from its result.
 local function add(key, added)
     local held = all(key)
     local members = merged(held, added)
@@ -49,7 +49,7 @@ local function trim(key, length)
     end
 end
 
--- Adds one member. Looks at the head first, where nearly all members belong.
+-- Adds one member. Checks the head first, because nearly all members belong there.
 local function add_one(key, newest, member)
     if member < newest then
         trim(key, call('LPUSH', key, member))
