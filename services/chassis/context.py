@@ -58,6 +58,11 @@ def current() -> CallContext:
     return call
 
 
+def enter_new_trace() -> None:
+    """Enters a context of its own, for work that no call causes, such as one run of a job."""
+    enter(CallContext(trace_id=secrets.token_hex(16)))
+
+
 def enter(call: CallContext) -> None:
     """Makes `call` the current call for this task and the tasks that it starts."""
     _current.set(call)

@@ -25,7 +25,7 @@ def periodic(name: str, job: Callable[[], Awaitable[object]], *, seconds: float)
         pause = random.uniform(0, seconds)
         while True:
             await asyncio.sleep(pause)
-            context.enter(context.CallContext(trace_id=context.trace_id_of(None)))
+            context.enter_new_trace()
             try:
                 await job()
             except Unavailable:

@@ -47,7 +47,7 @@ class Watchers:
         ready()
         while True:
             await self._has_watches.wait()
-            context.enter(context.CallContext(trace_id=context.trace_id_of(None)))
+            context.enter_new_trace()
             media_ids = list(self._watching)
             try:
                 found = await self._store.many(media_ids)

@@ -28,7 +28,7 @@ from services.chassis import context
 from services.chassis.config import MeshSettings
 from services.chassis.contracts import contracts
 from services.chassis.errors import MeshError
-from services.chassis.rpc import requests, tls
+from services.chassis.rpc import Context, requests, tls
 from services.chassis.rpc.interceptors import Call, intercepted
 from services.chassis.rpc.methods import Method
 from services.chassis.rpc.rest import RestServer
@@ -50,8 +50,6 @@ _SERVING = health_pb2.HealthCheckResponse.SERVING
 _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
 _log = logs.logger(__name__)
-
-Servicer = grpc.aio.ServicerContext[Any, Any]
 
 
 @dataclass(frozen=True)
@@ -116,9 +114,10 @@ async def serve(
             # default the buffer grows with the bandwidth, to many MiB per uploading client.
             ("grpc.http2.bdp_probe", 0),
             ("grpc.http2.lookahead_bytes", 1 << 20),
-            # Detects a dead peer within 30 seconds.
+            # Detects a dead peer within 30 seconds. The last option's default is a minute.
             ("grpc.keepalive_time_ms", 20_000),
             ("grpc.keepalive_timeout_ms", 10_000),
+            ("grpc.http2.ping_timeout_ms", 10_000),
             # Callers ping after 2 seconds of silence (client.py).
             ("grpc.http2.min_ping_interval_without_data_ms", 1_000),
         ],
@@ -235,7 +234,7 @@ def _grpc_handler(
 
     proceed = intercepted(respond_in_stream if descriptor.server_streaming else respond)
 
-    async def handle(received: Any, servicer: Servicer) -> Any:
+    async def handle(received: Any, servicer: Context) -> Any:
         call = Call(
             method,
             metadata=dict(servicer.invocation_metadata() or ()),

@@ -117,7 +117,7 @@ class Hub:
         try:
             while True:
                 await self._has_feeds.wait()
-                context.enter(context.CallContext(trace_id=context.trace_id_of(None)))
+                context.enter_new_trace()
                 began = clock()
                 try:
                     await self._poll(began)
