@@ -1,5 +1,5 @@
--- The shard is assigned at random at sign-up and is also part of account_id. On Citus it is the
--- distribution column.
+-- The shard is the one that the account drew at sign-up; it is part of account_id, too. On Citus
+-- it is the distribution column.
 CREATE TABLE accounts (
     shard         smallint NOT NULL,
     account_id    bigint NOT NULL,
@@ -13,13 +13,13 @@ CREATE TABLE accounts_1 PARTITION OF accounts FOR VALUES WITH (MODULUS 4, REMAIN
 CREATE TABLE accounts_2 PARTITION OF accounts FOR VALUES WITH (MODULUS 4, REMAINDER 2);
 CREATE TABLE accounts_3 PARTITION OF accounts FOR VALUES WITH (MODULUS 4, REMAINDER 3);
 
--- Usernames are unique across all shards, so they have their own table, keyed by normalized name.
+-- A username is unique across all shards, so it has a table of its own, keyed by its normal form.
 CREATE TABLE usernames (
     normal_name text PRIMARY KEY,
     account_id  bigint NOT NULL
 );
 
--- A session is a chain of refresh tokens, of which only the newest is valid.
+-- A session is a chain of refresh tokens of which only the newest is good.
 CREATE TABLE sessions (
     shard          smallint NOT NULL,
     account_id     bigint NOT NULL,

@@ -1,7 +1,7 @@
--- Each follow is stored twice, once on the follower's shard and once on the followee's. On Citus the
--- shard is the distribution column.
+-- Each follow is kept twice, each time with its owner: whom do I follow, and who follows me. The
+-- shard is the owner's, and on Citus the distribution column.
 
--- The accounts that an account follows.
+-- The truth.
 CREATE TABLE follows (
     shard       smallint NOT NULL,
     follower_id bigint NOT NULL,
@@ -15,7 +15,7 @@ CREATE TABLE follows_1 PARTITION OF follows FOR VALUES WITH (MODULUS 4, REMAINDE
 CREATE TABLE follows_2 PARTITION OF follows FOR VALUES WITH (MODULUS 4, REMAINDER 2);
 CREATE TABLE follows_3 PARTITION OF follows FOR VALUES WITH (MODULUS 4, REMAINDER 3);
 
--- The followers of an account, who receive its posts.
+-- Who must receive a post.
 CREATE TABLE followers (
     shard       smallint NOT NULL,
     followee_id bigint NOT NULL,
@@ -29,8 +29,8 @@ CREATE TABLE followers_1 PARTITION OF followers FOR VALUES WITH (MODULUS 4, REMA
 CREATE TABLE followers_2 PARTITION OF followers FOR VALUES WITH (MODULUS 4, REMAINDER 2);
 CREATE TABLE followers_3 PARTITION OF followers FOR VALUES WITH (MODULUS 4, REMAINDER 3);
 
--- How many accounts an account follows. Follows by one account are serialized by a lock on this row,
--- which makes the limit exact.
+-- How many accounts one follows. An account's follows happen one at a time behind the lock of this
+-- row, which makes the limit exact.
 CREATE TABLE followee_counts (
     shard       smallint NOT NULL,
     follower_id bigint NOT NULL,
@@ -47,9 +47,9 @@ CREATE TABLE followee_counts_2 PARTITION OF followee_counts
 CREATE TABLE followee_counts_3 PARTITION OF followee_counts
     FOR VALUES WITH (MODULUS 4, REMAINDER 3);
 
--- How many followers an account has: the sum over its slots. Thousands may follow a celebrity within
--- a second, and a single row would serialize them, so followers are spread over 16 slots by their
--- shard.
+-- How many follow one: the sum over its slots. Thousands may follow a celebrity within a second,
+-- and one row would let them in one after the other, so followers are spread over 16 by their shard.
+-- Nothing reads it yet, but it can only be exact if it is kept from the first follow on.
 CREATE TABLE follower_counts (
     shard       smallint NOT NULL,
     followee_id bigint NOT NULL,

@@ -1,21 +1,20 @@
--- Relations between two accounts besides follows: requests, blocks and mutes. Blocks and mutes are
--- stored on the shard of the account that made them; requests, like follows, on both accounts'
--- shards.
+-- What stands between two accounts besides follows: requests, blocks, mutes. Like follows, each is
+-- kept with its owner, and a request, which has two, twice.
 
 CREATE FUNCTION shard_of(identifier bigint) RETURNS smallint
 LANGUAGE sql IMMUTABLE PARALLEL SAFE
 RETURN (identifier >> 10 & 8191)::smallint;
 
--- A row of `followee_counts` represents an account as a reader. Every change to what the reader
--- receives, or may receive, locks this row first.
+-- `followee_counts` is what an account is as a reader. Its lock is taken first by whatever changes
+-- what the reader gets, or may get, from anybody.
 ALTER TABLE followee_counts
-    -- The number of pending follow requests. They count towards the limit, so that accepting one
+    -- How many requests to follow wait. They count towards the limit, so that one that is accepted
     -- never exceeds it.
     ADD COLUMN requested integer NOT NULL DEFAULT 0,
-    -- Incremented with every change to what the reader receives.
+    -- Grows with every change of what the reader gets from anybody.
     ADD COLUMN version bigint NOT NULL DEFAULT 0;
 
--- Accounts that approve their followers; all others are public.
+-- The accounts whose owners choose their followers; all others are public.
 CREATE TABLE private_accounts (
     shard      smallint NOT NULL,
     account_id bigint NOT NULL,
@@ -54,8 +53,8 @@ CREATE TABLE mutes (
     PRIMARY KEY (shard, muter_id, muted_id)
 ) PARTITION BY HASH (shard);
 
--- The follows that ended within the last hour, by unfollow, removal or block: fan-out may still push
--- posts of these followees. Older rows are deleted when another follow of the follower ends.
+-- Whom an account ceased to follow within the last hour, by its own will or not: their posts may
+-- still be on their way into its feed. Older rows go with the account's next departure.
 CREATE TABLE departures (
     shard       smallint NOT NULL,
     follower_id bigint NOT NULL,
@@ -81,7 +80,7 @@ BEGIN
 END
 $$;
 
--- For lists, which are read newest first.
+-- Lists are read newest first.
 CREATE INDEX follows_newest ON follows (shard, follower_id, create_time DESC, followee_id DESC);
 CREATE INDEX followers_newest ON followers (shard, followee_id, create_time DESC, follower_id DESC);
 CREATE INDEX sent_requests_newest
@@ -91,13 +90,13 @@ CREATE INDEX received_requests_newest
 CREATE INDEX blocks_newest ON blocks (shard, blocker_id, create_time DESC, blocked_id DESC);
 CREATE INDEX mutes_newest ON mutes (shard, muter_id, create_time DESC, muted_id DESC);
 
--- Accounts that have, or once had, so many followers that their posts are pulled. The table is
--- small, and joined with every reader's follows, so each node has a full copy (on Citus: a reference
--- table).
+-- The accounts that are, or once were, followed by so many that their posts are not pushed. Few,
+-- and joined with every reader's follows, so the table is whole on each node (on Citus: a
+-- reference table).
 CREATE TABLE celebrities (
     account_id bigint PRIMARY KEY,
     mode       text NOT NULL DEFAULT 'PUSHED'
                CHECK (mode IN ('PUSHED', 'PROMOTING', 'PULLED', 'DEMOTING')),
-    -- The number of mode changes that have begun.
+    -- Counts the changes of mode that were begun.
     change_id  bigint NOT NULL DEFAULT 0
 );

@@ -4,22 +4,22 @@ CREATE TYPE media_failure AS ENUM (
     'NOT_AN_IMAGE', 'CORRUPT', 'TOO_MANY_PIXELS', 'TOO_EXPENSIVE'
 );
 
--- The shard is the owner's; on Citus it is the distribution column. The S3 keys of the files are
--- derived from the ids, see services/media/storage/keys.py.
+-- The shard is the owner's, and on Citus the distribution column. Where the files lie follows from
+-- the ids, see services/media/storage.py.
 CREATE TABLE media (
     shard        smallint NOT NULL,
     media_id     bigint NOT NULL,
     owner_id     bigint NOT NULL,
-    -- NULL: the client sent none.
+    -- NULL: the client gave none.
     request_id   text,
-    -- In bytes; declared while PENDING, then verified.
+    -- As declared, in bytes.
     size_bytes   bigint NOT NULL,
     content_type text NOT NULL,
     state        media_state NOT NULL DEFAULT 'PENDING',
-    -- The ETag of the original that was checked. Only this version of the file is processed.
+    -- Of the original that was checked: no other is ever processed.
     etag         text,
     failure      media_failure,
-    -- The size of the upright picture, in pixels.
+    -- Of the upright picture, in pixels.
     width        integer,
     height       integer,
     -- [{name, content_type, object_name, width, height, size_bytes}, ...], smallest first.

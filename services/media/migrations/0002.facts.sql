@@ -1,10 +1,9 @@
--- Facts of a photo, see services/media/pipeline/facts.py. NULL until READY, and for media that were
--- READY before these columns existed.
+-- What is told of a photo beside its variants, see services/media/pipeline/facts.py. NULL until
+-- READY, and for media that were READY before there was any.
 ALTER TABLE media
     ADD COLUMN blurhash        text,
     ADD COLUMN dominant_colour text,
     ADD COLUMN perceptual_hash text,
-    -- Identifies the steps and versions that made the variants and facts
-    -- (services/media/pipeline/outputs.py). `python -m services.media.reprocess` finds media whose
-    -- recipe is outdated.
+    -- The steps and versions that made what is stored (services/media/pipeline/outputs.py):
+    -- `python -m services.media.reprocess` looks for others than today's.
     ADD COLUMN recipe          text;

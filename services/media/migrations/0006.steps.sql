@@ -1,3 +1,3 @@
--- The names of the finished pipeline steps (services/media/pipeline/outputs.py) of a PROCESSING
--- item. Empty for a READY item, of which all steps are finished.
+-- Names of the pipeline's steps (services/media/pipeline/outputs.py) that are done of an item that is
+-- PROCESSING. Empty when it is READY: then all are.
 ALTER TABLE media ADD COLUMN steps_done text[] NOT NULL DEFAULT '{}';

@@ -1,14 +1,14 @@
--- The shard is the author's; it is also part of author_id, post_id and the media ids. On Citus it is
--- the distribution column.
+-- The shard is the author's; it is part of author_id, of post_id and of the media's ids, too. On
+-- Citus it is the distribution column.
 CREATE TABLE posts (
     shard       smallint NOT NULL,
     post_id     bigint NOT NULL,
     author_id   bigint NOT NULL,
     caption     text NOT NULL,
     state       text NOT NULL CHECK (state IN ('PROCESSING', 'PUBLISHED', 'FAILED')),
-    -- Empty: the client sent none.
+    -- Empty: the client gave none.
     request_id  text NOT NULL,
-    -- When the sweep next tries to resolve the post, while it is PROCESSING.
+    -- When the sweep looks at the post next, while it is PROCESSING.
     settle_time timestamptz NOT NULL,
     PRIMARY KEY (shard, post_id)
 ) PARTITION BY HASH (shard);
@@ -24,17 +24,16 @@ CREATE INDEX posts_published ON posts (shard, author_id, post_id DESC)
 CREATE UNIQUE INDEX posts_request ON posts (shard, author_id, request_id)
     WHERE request_id <> '';
 
--- Contains only PROCESSING posts, so scanning it is cheap.
+-- Holds only what is on its way, so looking into it costs nothing when nothing is.
 CREATE INDEX posts_unsettled ON posts (settle_time) WHERE state = 'PROCESSING';
 
--- The media of a post, in the author's order.
+-- What a post shows, in the author's order.
 CREATE TABLE post_media (
     shard    smallint NOT NULL,
     post_id  bigint NOT NULL,
     position smallint NOT NULL,
     media_id bigint NOT NULL,
-    -- The media item as readers see it, a photomesh.media.v1.StoredMedia; NULL while the post waits
-    -- for it.
+    -- The media as it was when the post was published: a photomesh.media.v1.StoredMedia.
     snapshot bytea,
     PRIMARY KEY (shard, post_id, position)
 ) PARTITION BY HASH (shard);
@@ -44,5 +43,5 @@ CREATE TABLE post_media_1 PARTITION OF post_media FOR VALUES WITH (MODULUS 4, RE
 CREATE TABLE post_media_2 PARTITION OF post_media FOR VALUES WITH (MODULUS 4, REMAINDER 2);
 CREATE TABLE post_media_3 PARTITION OF post_media FOR VALUES WITH (MODULUS 4, REMAINDER 3);
 
--- Finds posts that wait for a media item.
+-- Which posts wait for a media item.
 CREATE INDEX post_media_awaited ON post_media (shard, media_id) WHERE snapshot IS NULL;

@@ -1,2 +1,2 @@
--- Finds posts that show a media item, for example when it is deleted.
+-- Which posts show a media item that is deleted.
 CREATE INDEX post_media_shown ON post_media (shard, media_id);

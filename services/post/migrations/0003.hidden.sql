@@ -1,9 +1,10 @@
--- ARCHIVED: only the author sees the post, and posts_published excludes it.
--- DELETED: the row stays, without its caption and media. It keeps the request_id, so that a retry of
--- CreatePost does not create the post again, and a retry of DeletePost succeeds.
+-- ARCHIVED: only the author sees the post, and posts_published leaves it out.
+-- DELETED: what is left of a post is its row, without its caption and its media. It keeps the
+-- request_id, so that a repeat of the request that made the post does not make it anew, and it
+-- tells a repeat of the deletion that this is done.
 ALTER TABLE posts
     DROP CONSTRAINT posts_state_check,
-    -- NOT VALID: existing rows satisfy the stricter old constraint, so checking them would only hold
-    -- the lock longer.
+    -- Rows that are there obey the old one, which allowed less: looking at them all would only keep
+    -- everybody waiting.
     ADD CONSTRAINT posts_state_check
         CHECK (state IN ('PROCESSING', 'PUBLISHED', 'FAILED', 'ARCHIVED', 'DELETED')) NOT VALID;

@@ -1,7 +1,7 @@
--- Generates ids in a scheme that Instagram published, see services/chassis/database/ids.py.
+-- Ids as Instagram published them, see services/common/ids.py.
 CREATE SEQUENCE id_sequence CYCLE MINVALUE 0 MAXVALUE 1023;
 
--- The operators << and | have the same precedence in PostgreSQL, hence the parentheses.
+-- In SQL, << and | bind equally, from left to right; hence the parentheses.
 CREATE FUNCTION next_id(shard integer) RETURNS bigint
 LANGUAGE sql VOLATILE PARALLEL UNSAFE
 RETURN ((extract(epoch FROM clock_timestamp()) * 1000)::bigint - 1767225600000) << 23

@@ -1,4 +1,4 @@
--- Events that are committed but not published yet, see services/chassis/events/outbox.py.
+-- Events that are true but not yet published, see services/common/outbox.py.
 CREATE TABLE outbox (
     id          bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     topic       text NOT NULL,

@@ -1,13 +1,12 @@
--- The dead letters of the topics that a service consumes. They are in a table because single
--- records cannot be removed from a topic. See services/chassis/events/dead_letters.py.
+-- The dead letters of the topics that a service's consumers handle: a topic's log cannot give up
+-- a single record, a table can. See services/common/dead_letters.py.
 CREATE TABLE dead_letters (
     dead_letter_id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     topic          text NOT NULL,
-    -- The offset and the time of the record in `<topic>.dlq`. The time is part of the key because
-    -- offsets restart if the broker loses its log.
+    -- The record in `<topic>.dlq`. Its time, too: offsets begin anew in a broker that lost its log.
     dlq_offset     bigint NOT NULL,
     bury_time      timestamptz NOT NULL,
-    -- The record that could not be handled; NULL if unknown.
+    -- The record that could not be handled; NULL where the dead letter does not say.
     source_partition integer,
     source_offset    bigint,
     consumer_group text NOT NULL,
@@ -16,9 +15,8 @@ CREATE TABLE dead_letters (
     payload        bytea NOT NULL,
     traceparent    text NOT NULL,
     state          text NOT NULL DEFAULT 'OPEN' CHECK (state IN ('OPEN', 'REPLAYED', 'DROPPED')),
-    -- When it was replayed or dropped.
     settle_time    timestamptz,
-    -- Consuming the topic again adds no row, also for dead letters that were replayed or dropped.
+    -- Reading the log again adds nothing, not even what was settled.
     UNIQUE (topic, dlq_offset, bury_time)
 );
 

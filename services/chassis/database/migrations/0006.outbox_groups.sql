@@ -1,3 +1,3 @@
--- The consumer group whose dead letter is replayed; NULL: the event is for all groups. A relay of
--- the previous release ignores this column, so its replays reach all groups, as before.
+-- The consumer group whose dead letter an event was; NULL: the event is for all groups. A relay of
+-- the previous release does not publish it, so such a replay reaches all groups, as it used to.
 ALTER TABLE outbox ADD COLUMN consumer_group text;
