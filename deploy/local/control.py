@@ -1,6 +1,7 @@
 """Starts and stops one process."""
 
 import contextlib
+import signal
 import threading
 import time
 
@@ -108,7 +109,11 @@ class Control:
 
     def kill(self, process: Process) -> None:
         """Kills a process and its children, as a crash or the OOM killer would."""
-        proc.kill(self._records.family(process.name))
+        if record := self._records.read(process.name):
+            # A suspended process starts no child that the kill would miss. Such a child of
+            # PostgreSQL would keep a new server from starting for a moment.
+            proc.send(record.identity, signal.SIGSTOP)
+            proc.kill(proc.family(record.identity))
         self.forget(process)
 
     def forget(self, process: Process) -> None:
