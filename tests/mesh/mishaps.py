@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import psycopg
 from google.protobuf.message import Message
-from kafka import KafkaProducer, TopicPartition
+from kafka import KafkaProducer
 from photomesh.fanout.v1.events_pb2 import ChunkReady
 from photomesh.graph.v1.events_pb2 import CelebrityChanged, FollowChanged
 from photomesh.post.v1.events_pb2 import PostChanged, PostCreated
@@ -15,7 +15,7 @@ from redis import Redis
 
 from deploy.local.stack import Stack
 from services.chassis.config import KafkaSettings
-from services.chassis.events.lag import read_ends, read_lag
+from services.chassis.events.lag import read_lag
 from services.chassis.events.topics import all_topics, key_of, topic_of
 from tests.eventually import PATIENCE_SECONDS, eventually
 
@@ -71,11 +71,9 @@ def repeat(mesh: Stack, events: Iterable[Message]) -> None:
 
 def count_dead_letters(mesh: Stack) -> int:
     """Returns how many events the consumer groups of a mesh have given up so far."""
-    graves = [
-        TopicPartition(topic.name, 0) for topic in all_topics() if topic.name.endswith(".dlq")
-    ]
+    graves = [topic for topic in all_topics() if topic.name.endswith(".dlq")]
     settings = KafkaSettings(kafka_bootstrap=mesh.kafka_bootstrap)
-    return sum(read_ends(settings, dict.fromkeys(graves, 0)).values())
+    return sum(each.end for each in read_lag(settings, "nobody", graves))
 
 
 async def quiet(mesh: Stack, *, within: float = PATIENCE_SECONDS) -> None:

@@ -69,8 +69,6 @@ def configure(service: str, level: str) -> None:
     )
     logging.basicConfig(handlers=[handler], level=level, force=True)
     logging.getLogger(_AUDIT).setLevel(logging.INFO)
-    # The Kafka client tells each reconnect several times over.
-    logging.getLogger("kafka").setLevel(logging.ERROR)
     # The S3 client tells what it signs, and the signatures.
     logging.getLogger("botocore").setLevel(max(logging.INFO, logging.getLogger().level))
     _log_what_nobody_catches()
