@@ -35,8 +35,9 @@ def client_options(settings: KafkaSettings) -> dict[str, Any]:
         # to connect, which are up to 20 a second; 2 leaves what is critical.
         "log_level": 2,
         "logger": logging.getLogger("librdkafka"),
-        # Less than librdkafka's 10 s, so that a broker that restarts is found soon.
+        # Less than the defaults, 10 s and 60 s: a broker that restarts or fails over is found soon.
         "reconnect.backoff.max.ms": 1000,
+        "socket.timeout.ms": 10_000,
     }
 
 

@@ -9,7 +9,7 @@ import random
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
@@ -28,6 +28,7 @@ _POLL_RECORDS = 500
 
 _STORE_SECONDS = 0.2
 _COMMIT_MS = 1000
+_CLOSE_SECONDS = 3.0
 
 
 class Record(NamedTuple):
@@ -76,6 +77,10 @@ class Partition:
             return min(self._in_flight, default=self._position)
 
 
+_Partitions = dict[tuple[str, int], Partition]
+"""By topic and number."""
+
+
 class Poller:
     """One member of a consumer group."""
 
@@ -114,7 +119,6 @@ class Poller:
         self._group = group
         self._topics = list(topics)
         self._deliver = deliver
-        self._partitions: dict[tuple[str, int], Partition] = {}
 
     def run(self, ready: Callable[[], None], stopping: threading.Event) -> None:
         """Polls until `stopping` is set; reconnects while the broker is unavailable. Blocks.
@@ -129,16 +133,20 @@ class Poller:
                 stopping.wait(random.uniform(0.2, 2.0))
 
     def _poll_until_stopped(self, ready: Callable[[], None], stopping: threading.Event) -> None:
+        partitions: _Partitions = {}
+
         def on_assign(_: Consumer, assigned: Sequence[TopicPartition]) -> None:
-            self._partitions |= {(each.topic, each.partition): Partition() for each in assigned}
+            partitions.update({(each.topic, each.partition): Partition() for each in assigned})
             ready()
 
         def on_revoke(consumer: Consumer, revoked: Sequence[TopicPartition]) -> None:
-            self._store(consumer)
-            self._forget(revoked)
+            _store(consumer, partitions)
+            on_lost(consumer, revoked)
 
         def on_lost(_: Consumer, lost: Sequence[TopicPartition]) -> None:
-            self._forget(lost)
+            # Records that are being handled are handled again by their next owner.
+            for each in lost:
+                partitions.pop((each.topic, each.partition)).is_assigned = False
 
         consumer = Consumer(self._options)
         try:
@@ -147,52 +155,21 @@ class Poller:
             )
             next_store = 0.0
             while not stopping.is_set():
-                is_any_paused = self._pause_full(consumer)
+                is_any_paused = _pause_full(consumer, partitions)
                 for key, records in _poll(consumer, 0.02 if is_any_paused else 0.2).items():
                     # A rebalance during the poll may have revoked the partition.
-                    if partition := self._partitions.get(key):
+                    if partition := partitions.get(key):
                         partition.begin(records)
                         self._deliver(records, partition)
                 if time.monotonic() >= next_store:
                     next_store = time.monotonic() + _STORE_SECONDS
-                    self._store(consumer)
+                    _store(consumer, partitions)
         finally:
-            # Closing revokes what is assigned, unless it was lost.
-            consumer.close()
-            self._forget([TopicPartition(*key) for key in self._partitions])
-
-    def _pause_full(self, consumer: Consumer) -> bool:
-        """Pauses partitions whose window is full; resumes them when it is half empty.
-
-        Returns whether any is paused.
-        """
-        full: list[TopicPartition] = []
-        emptier: list[TopicPartition] = []
-        for key, partition in self._partitions.items():
-            if not partition.is_paused and partition.in_flight >= WINDOW:
-                partition.is_paused = True
-                full.append(TopicPartition(*key))
-            elif partition.is_paused and partition.in_flight <= WINDOW // 2:
-                partition.is_paused = False
-                emptier.append(TopicPartition(*key))
-        if full:
-            consumer.pause(full)
-        if emptier:
-            consumer.resume(emptier)
-        return any(partition.is_paused for partition in self._partitions.values())
-
-    def _store(self, consumer: Consumer) -> None:
-        """Notes what is done, to be committed."""
-        done = {key: partition.done_below() for key, partition in self._partitions.items()}
-        offsets = [TopicPartition(*key, offset) for key, offset in done.items() if offset >= 0]
-        if offsets:
-            consumer.store_offsets(offsets=offsets)
-
-    def _forget(self, partitions: Sequence[TopicPartition]) -> None:
-        """Gives up partitions; records that are being handled are handled again by their owner."""
-        for each in partitions:
-            if partition := self._partitions.pop((each.topic, each.partition), None):
-                partition.is_assigned = False
+            # Closing revokes what is assigned, commits, and leaves the group. It waits for a broker
+            # that accepts connections and does not answer.
+            closing = threading.Thread(target=consumer.close, name="kafka-close", daemon=True)
+            closing.start()
+            closing.join(_CLOSE_SECONDS)
 
     def _on_error(self, error: KafkaError) -> None:
         """Logs an outage; librdkafka reconnects. It reports each failed attempt, too."""
@@ -205,7 +182,36 @@ class Poller:
             _log.info("commit.refused", group=self._group, error=repr(error))
 
 
-def _poll(consumer: Consumer, seconds: float) -> Mapping[tuple[str, int], list[Record]]:
+def _pause_full(consumer: Consumer, partitions: _Partitions) -> bool:
+    """Pauses partitions whose window is full; resumes them when it is half empty.
+
+    Returns whether any is paused.
+    """
+    full: list[TopicPartition] = []
+    emptier: list[TopicPartition] = []
+    for key, partition in partitions.items():
+        if not partition.is_paused and partition.in_flight >= WINDOW:
+            partition.is_paused = True
+            full.append(TopicPartition(*key))
+        elif partition.is_paused and partition.in_flight <= WINDOW // 2:
+            partition.is_paused = False
+            emptier.append(TopicPartition(*key))
+    if full:
+        consumer.pause(full)
+    if emptier:
+        consumer.resume(emptier)
+    return any(partition.is_paused for partition in partitions.values())
+
+
+def _store(consumer: Consumer, partitions: _Partitions) -> None:
+    """Notes what is done, to be committed."""
+    done = {key: partition.done_below() for key, partition in partitions.items()}
+    offsets = [TopicPartition(*key, offset) for key, offset in done.items() if offset >= 0]
+    if offsets:
+        consumer.store_offsets(offsets=offsets)
+
+
+def _poll(consumer: Consumer, seconds: float) -> dict[tuple[str, int], list[Record]]:
     """Returns the records of each partition that have arrived, or that arrive first.
 
     Raises:
