@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("provision")
 
 _MILLISECOND = timedelta(milliseconds=1)
+_KAFKA_SECONDS = 15.0
 
 
 class Storage(BaseSettings):
@@ -155,34 +156,30 @@ def provision_topics(settings: Topics, topics: Sequence[Topic]) -> None:
         TopicMismatch: a topic exists with a different number of partitions. Changing the number
             would route later events of a key to another partition, out of order.
     """
-    from kafka.admin import KafkaAdminClient, NewTopic
-    from kafka.errors import TopicAlreadyExistsError
+    from confluent_kafka import KafkaError, KafkaException
+    from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]
 
-    admin = KafkaAdminClient(bootstrap_servers=settings.kafka_bootstrap, request_timeout_ms=15_000)
-    try:
-        existing = set(admin.list_topics())
+    with AdminClient({"bootstrap.servers": settings.kafka_bootstrap, "log_level": 3}) as admin:
+        existing = set(admin.list_topics(timeout=_KAFKA_SECONDS).topics)
         for topic in topics:
             if topic.name in existing:
                 continue
+            # -1: the cluster's default number of replicas.
+            new = NewTopic(
+                topic.name,
+                topic.partitions,
+                -1,
+                config={"retention.ms": str(topic.retention // _MILLISECOND)},
+            )
             try:
-                # -1: the cluster's default number of replicas.
-                admin.create_topics(
-                    [
-                        NewTopic(
-                            topic.name,
-                            num_partitions=topic.partitions,
-                            replication_factor=-1,
-                            topic_configs={"retention.ms": str(topic.retention // _MILLISECOND)},
-                        )
-                    ]
-                )
-            except TopicAlreadyExistsError:
+                admin.create_topics([new], request_timeout=_KAFKA_SECONDS)[topic.name].result()
+            except KafkaException as error:
+                if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
+                    raise
                 continue
             log.info("topic.created name=%s partitions=%d", topic.name, topic.partitions)
-        described = admin.describe_topics([topic.name for topic in topics])
-        partitions = {found["name"]: len(found["partitions"]) for found in described}
-    finally:
-        admin.close()
+        found = admin.list_topics(timeout=_KAFKA_SECONDS).topics
+    partitions = {name: len(metadata.partitions) for name, metadata in found.items()}
     wrong = [
         f"{topic.name} has {partitions.get(topic.name, 0)} partitions, not {topic.partitions}"
         for topic in topics
@@ -226,7 +223,7 @@ _STEPS: Mapping[str, Callable[[], None]] = {
 
 def main(names: Iterable[str]) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    for chatty in ("kafka", "yoyo.migrations", "botocore"):
+    for chatty in ("yoyo.migrations", "botocore"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     steps = list(names)
     unknown = set(steps) - set(_STEPS)

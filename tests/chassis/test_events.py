@@ -1,13 +1,14 @@
 """The outbox, its relay and the consumer, against a real database and a real broker."""
 
 import asyncio
+import itertools
+from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
 import pytest
 from google.protobuf.message import Message
 from kafka import KafkaConsumer, KafkaProducer
-from kafka.protocol.api_header import ResponseClassRegistry
 
 from services.chassis import context
 from services.chassis.config import KafkaSettings
@@ -430,10 +431,27 @@ async def test_messages_of_one_key_wait_for_each_other_only_where_order_matters(
     assert seen == [2, 1]
 
 
-def test_threads_find_the_classes_of_all_answers_made(quick_kafka):
-    Consumer(quick_kafka, group="nobody", subscriptions=[])
+async def test_a_key_has_the_same_partition_with_another_client(outbox, kafka):
+    event_type = make_event_type(kafka, partitions=8)
+    keys = [0, 7, *(3**n for n in range(1, 40, 3)), 2**63 - 1]
+    topic = topic_of(event_type).name
+    await publish(outbox, *(event_type(owner_id=key) for key in keys))
+    await asyncio.to_thread(send, kafka, [event_type(owner_id=key) for key in keys])
 
-    for answer in ResponseClassRegistry._response_class_registry.values():
-        whole = answer[None]
-        assert whole._VERSIONS.keys() == set(range(len(whole)))
-        assert whole._struct.data_class is whole
+    def read() -> dict[bytes, list[int]]:
+        consumer = KafkaConsumer(
+            topic,
+            bootstrap_servers=kafka.kafka_bootstrap,
+            auto_offset_reset="earliest",
+            consumer_timeout_ms=PATIENCE_SECONDS * 1000,
+        )
+        partitions = defaultdict(list)
+        for record in itertools.islice(consumer, 2 * len(keys)):
+            partitions[record.key].append(record.partition)
+        consumer.close()
+        return partitions
+
+    found = await asyncio.to_thread(read)
+    assert {int(key) for key in found} == set(keys)
+    assert all(ours == theirs for ours, theirs in found.values())
+    assert len({partition for partition, _ in found.values()}) > 1

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import psycopg
 from google.protobuf.message import Message
-from kafka import KafkaProducer, TopicPartition
+from kafka import KafkaProducer
 from photomesh.fanout.v1.events_pb2 import ChunkReady
 from photomesh.graph.v1.events_pb2 import CelebrityChanged, FollowChanged
 from photomesh.post.v1.events_pb2 import PostChanged, PostCreated
@@ -16,7 +16,7 @@ from redis import Redis
 from deploy.local.stack import Stack
 from deploy.processes import MESH, Need
 from services.chassis.config import KafkaSettings
-from services.chassis.events.lag import read_ends, read_lag
+from services.chassis.events.lag import read_lag
 from services.chassis.events.topics import all_topics, key_of, topic_of
 from tests.eventually import PATIENCE_SECONDS, eventually
 
@@ -78,11 +78,9 @@ def repeat(mesh: Stack, events: Iterable[Message]) -> None:
 
 def count_dead_letters(mesh: Stack) -> int:
     """Returns how many dead letters the consumer groups of a mesh have written so far."""
-    topics = [
-        TopicPartition(topic.name, 0) for topic in all_topics() if topic.name.endswith(".dlq")
-    ]
+    topics = [topic for topic in all_topics() if topic.name.endswith(".dlq")]
     settings = KafkaSettings(kafka_bootstrap=mesh.kafka_bootstrap)
-    return sum(read_ends(settings, dict.fromkeys(topics, 0)).values())
+    return sum(each.end for each in read_lag(settings, "none", topics))
 
 
 async def quiet(mesh: Stack, *, within: float = PATIENCE_SECONDS) -> None:

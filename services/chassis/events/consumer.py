@@ -24,14 +24,14 @@ from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from confluent_kafka import KafkaException
 from google.protobuf.message import DecodeError, Message
-from kafka.errors import KafkaError
 
 from services.chassis import context
 from services.chassis.config import KafkaSettings
 from services.chassis.errors import Unavailable
 from services.chassis.events.burials import ONLY_GROUP, Burials
-from services.chassis.events.polling import Partition, Poller
+from services.chassis.events.polling import Partition, Poller, Record
 from services.chassis.events.topics import Topic, topic_of
 from services.chassis.telemetry import logs
 from services.chassis.threads import run_in_thread
@@ -71,10 +71,10 @@ class Subscription:
         """The topic that the contract names."""
         return topic_of(self.message)
 
-    def lane_of(self, record: Any) -> bytes:
+    def lane_of(self, record: Record) -> bytes:
         return record.key if self.in_order and record.key else _alone(record)
 
-    async def call(self, records: Sequence[Any]) -> None:
+    async def call(self, records: Sequence[Record]) -> None:
         await self.handle(self.message.FromString(records[0].value))
 
 
@@ -100,10 +100,10 @@ class BatchSubscription:
         """The topic that the contract names."""
         return topic_of(self.message)
 
-    def lane_of(self, record: Any) -> bytes:
+    def lane_of(self, record: Record) -> bytes:
         return b"%d" % record.partition
 
-    async def call(self, records: Sequence[Any]) -> None:
+    async def call(self, records: Sequence[Record]) -> None:
         await self.handle([self.message.FromString(record.value) for record in records])
 
 
@@ -119,10 +119,10 @@ class RawSubscription:
     batch: ClassVar[int] = 1
     buries: ClassVar[bool] = False
 
-    def lane_of(self, record: Any) -> bytes:
+    def lane_of(self, record: Record) -> bytes:
         return _alone(record)
 
-    async def call(self, records: Sequence[Any]) -> None:
+    async def call(self, records: Sequence[Record]) -> None:
         await self.handle(records[0])
 
 
@@ -152,11 +152,11 @@ class Consumer:
             fetch_wait_ms=fetch_wait_ms,
             deliver=self._deliver,
         )
-        self._burials = Burials(settings.kafka_bootstrap.split(","), group)
+        self._burials = Burials(settings, group)
         self._places = {s.topic.name: asyncio.Semaphore(s.at_a_time) for s in subscriptions}
         self._open = {s.topic.name: asyncio.Event() for s in subscriptions}
         self.hold(())
-        self._lanes: dict[tuple[str, bytes], deque[tuple[Any, Partition]]] = {}
+        self._lanes: dict[tuple[str, bytes], deque[tuple[Record, Partition]]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
     def hold(self, topics: Collection[str]) -> None:
@@ -184,11 +184,11 @@ class Consumer:
                 task.cancel()
             await asyncio.to_thread(self._burials.close)
 
-    def _deliver(self, records: Sequence[Any], partition: Partition) -> None:
+    def _deliver(self, records: Sequence[Record], partition: Partition) -> None:
         """Takes new records of a partition, in the polling thread."""
         self._loop.call_soon_threadsafe(self._queue, records, partition)
 
-    def _queue(self, records: Sequence[Any], partition: Partition) -> None:
+    def _queue(self, records: Sequence[Record], partition: Partition) -> None:
         """Puts records at the ends of their lanes."""
         topic = records[0].topic
         subscription = self._subscriptions[topic]
@@ -206,7 +206,7 @@ class Consumer:
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
-    def _is_addressed(self, record: Any) -> bool:
+    def _is_addressed(self, record: Record) -> bool:
         """Returns False for a replayed dead letter of another group."""
         return all(
             value.decode("utf-8", "replace") == self._group
@@ -225,7 +225,7 @@ class Consumer:
         del self._lanes[key]
 
     async def _handle(
-        self, subscription: AnySubscription, records: Sequence[Any], partition: Partition
+        self, subscription: AnySubscription, records: Sequence[Record], partition: Partition
     ) -> None:
         """Returns when all records are handled or buried, or the partition was revoked."""
         topic = subscription.topic.name
@@ -260,7 +260,7 @@ class Consumer:
                 _log.warning("handler.failed", topic=topic, tries=failures, exc_info=error)
             await asyncio.sleep(delay)
 
-    async def _bury(self, topic: Topic, record: Any, error: Exception) -> None:
+    async def _bury(self, topic: Topic, record: Record, error: Exception) -> None:
         """Writes a dead letter, however long the broker takes to accept it."""
         _log.error("event.buried", topic=topic.name, offset=record.offset, exc_info=error)
         attempt = 0
@@ -268,13 +268,13 @@ class Consumer:
             try:
                 await asyncio.to_thread(self._burials.bury, topic, record, error)
                 return
-            except KafkaError as trouble:
+            except KafkaException as trouble:
                 attempt += 1
                 _log.warning("burial.blocked", topic=topic.name, error=repr(trouble))
                 await asyncio.sleep(_backoff(attempt))
 
 
-async def _attempt(subscription: AnySubscription, records: Sequence[Any]) -> Exception | None:
+async def _attempt(subscription: AnySubscription, records: Sequence[Record]) -> Exception | None:
     try:
         await subscription.call(records)
     except Exception as error:
@@ -282,12 +282,12 @@ async def _attempt(subscription: AnySubscription, records: Sequence[Any]) -> Exc
     return None
 
 
-def _alone(record: Any) -> bytes:
+def _alone(record: Record) -> bytes:
     """Returns a lane that no other record shares."""
     return b"%d/%d" % (record.partition, record.offset)
 
 
-def _take(lane: deque[tuple[Any, Partition]], most: int) -> tuple[list[Any], Partition]:
+def _take(lane: deque[tuple[Record, Partition]], most: int) -> tuple[list[Record], Partition]:
     """Takes records from the front of a lane, all from the same assignment of their partition."""
     record, partition = lane.popleft()
     records = [record]
@@ -296,7 +296,7 @@ def _take(lane: deque[tuple[Any, Partition]], most: int) -> tuple[list[Any], Par
     return records, partition
 
 
-def _enter_context(record: Any) -> None:
+def _enter_context(record: Record) -> None:
     """Makes a record the event that the current task handles."""
     traceparent = dict(record.headers).get(context.TRACEPARENT, b"").decode("ascii", "replace")
     context.enter(

@@ -10,7 +10,6 @@ means replayed or dropped, are purged after `KEEP_CLOSED`.
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any
 
 from google.protobuf.json_format import MessageToJson
 from google.protobuf.message import DecodeError, Message
@@ -23,6 +22,7 @@ from services.chassis.errors import DeadLetterUnknown
 from services.chassis.events.burials import DLQ_GROUP, DLQ_OFFSET, DLQ_PARTITION, DLQ_REASON
 from services.chassis.events.consumer import RawSubscription
 from services.chassis.events.outbox import Outbox
+from services.chassis.events.polling import Record
 from services.chassis.events.topics import Topic, dead_letters, topic_of
 from services.chassis.telemetry import logs
 from services.chassis.timestamps import to_timestamp
@@ -194,8 +194,8 @@ class DeadLetters:
             _log.info("dead_letters.purged", dead_letters=purged)
         return purged
 
-    def _adder(self, topic: Topic) -> Callable[[Any], Awaitable[None]]:
-        async def add(record: Any) -> None:
+    def _adder(self, topic: Topic) -> Callable[[Record], Awaitable[None]]:
+        async def add(record: Record) -> None:
             headers = {name: value.decode("utf-8", "replace") for name, value in record.headers}
             if headers.get(DLQ_GROUP) != self._group:
                 return
@@ -209,7 +209,7 @@ class DeadLetters:
                 # PostgreSQL cannot store NUL characters.
                 "reason": headers.get(DLQ_REASON, "").replace("\0", "\N{SYMBOL FOR NULL}"),
                 "key": record.key,
-                "payload": record.value or b"",
+                "payload": record.value,
                 "traceparent": headers.get(context.TRACEPARENT, "").replace("\0", ""),
             }
             await self._database.execute(_ADD, values)

@@ -4,18 +4,19 @@ The end of a partition is the high watermark of a fetch. ListOffsets is not used
 the first offset of a batch of records, so a lag of thousands appears as none.
 """
 
+import contextlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from kafka import KafkaAdminClient, KafkaConsumer, TopicPartition
-from kafka.errors import KafkaError, KafkaTimeoutError
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from services.chassis.config import KafkaSettings
 from services.chassis.errors import Unavailable
+from services.chassis.events.kafka import client_options
 from services.chassis.events.topics import Topic
 
-_TIMEOUT_MS = 5_000
+_TIMEOUT_SECONDS = 5.0
 
 _FETCH_MS = 200
 """How long a broker without new records may wait before it answers a fetch. Brokers that check for
@@ -45,59 +46,55 @@ def read_lag(settings: KafkaSettings, group: str, topics: Sequence[Topic]) -> li
     Raises:
         Unavailable: the broker does not answer.
     """
-    partitions = [
-        TopicPartition(topic.name, number) for topic in topics for number in range(topic.partitions)
-    ]
-    try:
-        admin = KafkaAdminClient(
-            bootstrap_servers=settings.kafka_bootstrap.split(","), request_timeout_ms=_TIMEOUT_MS
-        )
+    # It reads what the group has committed, and does not join it.
+    consumer = Consumer(
+        {
+            **client_options(settings),
+            "group.id": group,
+            "enable.auto.commit": False,
+            "auto.offset.reset": "earliest",
+            "fetch.wait.max.ms": _FETCH_MS,
+            # One batch of records per partition is enough.
+            "max.partition.fetch.bytes": 1,
+            "queued.min.messages": 1,
+        }
+    )
+    with contextlib.closing(consumer):
         try:
-            found = admin.list_group_offsets({group: partitions})[group]
-        finally:
-            admin.close()
-        committed = {key: found[key].offset if key in found else -1 for key in partitions}
-        ends = read_ends(settings, {key: max(offset, 0) for key, offset in committed.items()})
-    except KafkaError as error:
-        raise Unavailable("The broker") from error
-    return [PartitionLag(key.topic, key.partition, ends[key], committed[key]) for key in partitions]
+            committed = consumer.committed(
+                [
+                    TopicPartition(topic.name, number)
+                    for topic in topics
+                    for number in range(topic.partitions)
+                ],
+                timeout=_TIMEOUT_SECONDS,
+            )
+            return _fetch_ends(consumer, committed)
+        except KafkaException as error:
+            raise Unavailable("The broker") from error
 
 
-def read_ends(
-    settings: KafkaSettings, starts: Mapping[TopicPartition, int]
-) -> dict[TopicPartition, int]:
-    """Returns the end of each partition, by a fetch from the given offset. Blocks.
+def _fetch_ends(consumer: Consumer, committed: Sequence[TopicPartition]) -> list[PartitionLag]:
+    """Adds the end of each partition, by a fetch from the offset that is committed.
 
     Raises:
-        KafkaError: the broker does not answer.
+        KafkaException: the broker does not answer.
     """
     ends: dict[TopicPartition, int] = {}
-    deadline = time.monotonic() + _TIMEOUT_MS / 1000
-    consumer = KafkaConsumer(
-        bootstrap_servers=settings.kafka_bootstrap.split(","),
-        group_id=None,
-        enable_auto_commit=False,
-        auto_offset_reset="earliest",
-        fetch_max_wait_ms=_FETCH_MS,
-        # One batch of records per partition is enough.
-        max_partition_fetch_bytes=1,
+    deadline = time.monotonic() + _TIMEOUT_SECONDS
+    consumer.assign(
+        [TopicPartition(each.topic, each.partition, max(each.offset, 0)) for each in committed]
     )
-    try:
-        consumer.assign(list(starts))
-        for key, offset in starts.items():
-            consumer.seek(key, offset)
-        while len(ends) < len(starts):
-            if time.monotonic() > deadline:
-                raise KafkaTimeoutError("not all partitions were fetched in time")
-            consumer.poll(timeout_ms=_FETCH_MS)
-            fetched = {
-                key: end
-                for key in starts.keys() - ends.keys()
-                if (end := consumer.highwater(key)) is not None
-            }
-            ends |= fetched
-            # These are not fetched again.
-            consumer.pause(*fetched)
-    finally:
-        consumer.close(autocommit=False)
-    return ends
+    while len(ends) < len(committed):
+        if time.monotonic() > deadline:
+            raise KafkaException(KafkaError(KafkaError._TIMED_OUT))
+        consumer.consume(100, timeout=0.02)
+        for each in committed:
+            if each not in ends:
+                _, end = consumer.get_watermark_offsets(each, cached=True)
+                if end >= 0:
+                    ends[each] = end
+    return [
+        PartitionLag(each.topic, each.partition, ends[each], max(each.offset, -1))
+        for each in committed
+    ]

@@ -16,14 +16,13 @@ import asyncio
 import random
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, closing, contextmanager
 from functools import partial
 from typing import Any, NamedTuple
 
 import psycopg
+from confluent_kafka import KafkaException
 from google.protobuf.message import Message
-from kafka import KafkaProducer
-from kafka.errors import KafkaError
 from psycopg import AsyncConnection
 from tenacity import (
     RetryCallState,
@@ -37,8 +36,8 @@ from tenacity import (
 from services.chassis import context
 from services.chassis.config import DatabaseSettings, KafkaSettings
 from services.chassis.database.pool import Database, int_array
-from services.chassis.events import kafka_classes
 from services.chassis.events.burials import ONLY_GROUP
+from services.chassis.events.kafka import Publisher
 from services.chassis.events.topics import key_of, topic_of
 from services.chassis.telemetry import logs
 from services.chassis.threads import run_in_thread
@@ -98,11 +97,6 @@ _BATCH = 2000
 _IDLE_SECONDS = 1.0
 """How long an event waits at most if its process dies before it relays the event."""
 
-_RECORD_BATCH_BYTES = 256 * 1024
-"""With the client's default, 16 KiB, the local broker used twice the CPU for each event."""
-
-_ACK_SECONDS = 10.0
-
 
 class _Event(NamedTuple):
     topic: str
@@ -158,9 +152,8 @@ class Relay:
     """Publishes stored events, in a thread of its own because the Kafka client blocks."""
 
     def __init__(self, database: DatabaseSettings, kafka: KafkaSettings) -> None:
-        kafka_classes.make_all()
         self._database_url = database.database_url.get_secret_value()
-        self._bootstrap = kafka.kafka_bootstrap
+        self._kafka = kafka
         self._wake = threading.Event()
         self._backlog = threading.Event()
         self._stopping = threading.Event()
@@ -182,7 +175,7 @@ class Relay:
 
     def _retrying(self) -> Retrying:
         return Retrying(
-            retry=retry_if_exception_type((psycopg.Error, KafkaError)),
+            retry=retry_if_exception_type((psycopg.Error, KafkaException)),
             wait=wait_random(0.2, 2.0),
             sleep=sleep_using_event(self._stopping),
             stop=stop_when_event_set(self._stopping),
@@ -191,11 +184,11 @@ class Relay:
         )
 
     def _relay_until_stopped(self, ready: Callable[[], None]) -> None:
-        with self._connected() as (database, producer):
+        with self._connected() as (database, publisher):
             ready()
             while not self._stopping.is_set():
                 self._wake.clear()
-                if not self._relay_batch(database, producer):
+                if not self._relay_batch(database, publisher):
                     self._wake.wait(_IDLE_SECONDS)
 
     def _help_until_stopped(self) -> None:
@@ -205,33 +198,20 @@ class Relay:
         """
         while not self._stopping.is_set():
             if self._backlog.wait(_IDLE_SECONDS):
-                with self._connected() as (database, producer):
-                    while not self._stopping.is_set() and self._relay_batch(database, producer):
+                with self._connected() as (database, publisher):
+                    while not self._stopping.is_set() and self._relay_batch(database, publisher):
                         pass
                 self._backlog.clear()
 
     @contextmanager
-    def _connected(self) -> Iterator[tuple[psycopg.Connection, KafkaProducer]]:
-        # After an error a producer may have lost its place in the sequence of its messages, so
-        # each attempt starts with a new one.
-        producer = KafkaProducer(
-            bootstrap_servers=self._bootstrap.split(","),
-            acks="all",
-            enable_idempotence=True,
-            # One record batch for each partition: flush() sends it.
-            linger_ms=1000,
-            batch_size=_RECORD_BATCH_BYTES,
-            max_block_ms=int(_ACK_SECONDS * 1000),
-        )
-        try:
-            with psycopg.connect(
-                self._database_url, autocommit=True, connect_timeout=3
-            ) as database:
-                yield database, producer
-        finally:
-            producer.close(timeout=1)
+    def _connected(self) -> Iterator[tuple[psycopg.Connection, Publisher]]:
+        with (
+            psycopg.connect(self._database_url, autocommit=True, connect_timeout=3) as database,
+            closing(Publisher(self._kafka)) as publisher,
+        ):
+            yield database, publisher
 
-    def _relay_batch(self, database: psycopg.Connection, producer: KafkaProducer) -> bool:
+    def _relay_batch(self, database: psycopg.Connection, publisher: Publisher) -> bool:
         """Publishes the oldest events of some buckets and deletes them.
 
         Returns False if every bucket is empty or locked by another relay. After True the caller
@@ -257,7 +237,7 @@ class Relay:
             if not buckets:
                 return False
             rows = cursor.execute(_OLDEST, {"buckets": buckets, "limit": _BATCH}).fetchall()
-            _publish(producer, rows)
+            _publish(publisher, rows)
             cursor.execute(_DELETE, {"ids": int_array(row[0] for row in rows)})
         return True
 
@@ -267,24 +247,20 @@ def _log_blocked(state: RetryCallState) -> None:
     _log.warning("outbox.blocked", error=repr(error))
 
 
-def _publish(producer: KafkaProducer, rows: Sequence[tuple[Any, ...]]) -> None:
+def _publish(publisher: Publisher, rows: Sequence[tuple[Any, ...]]) -> None:
     """Publishes events; returns when the broker has acknowledged all of them.
 
     Raises:
-        KafkaError: it has not; some may have been published.
+        KafkaException: it has not; some may have been published.
     """
-    sent = [
-        producer.send(
+    for _, topic, key, payload, traceparent, consumer_group in rows:
+        publisher.add(
             topic,
             key=str(key).encode(),
             value=payload,
             headers=_headers(traceparent, consumer_group),
         )
-        for _, topic, key, payload, traceparent, consumer_group in rows
-    ]
-    producer.flush(timeout=_ACK_SECONDS)
-    for future in sent:
-        future.get(timeout=0)
+    publisher.flush()
 
 
 def _headers(traceparent: str, consumer_group: str | None) -> list[tuple[str, bytes]]:

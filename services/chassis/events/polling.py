@@ -1,21 +1,21 @@
 """Polling Kafka: the blocking side of a consumer, in a thread of its own.
 
-The Kafka client is not thread-safe, so this thread alone polls, pauses, commits and takes part in
-rebalances. It hands records over and learns through their `Partition` which are done. An offset is
-committed when everything before it is done: a crash repeats records and loses none.
+This thread alone polls, pauses and takes part in rebalances. It hands records over and learns
+through their `Partition` which are done. An offset is committed when everything before it is done:
+a crash repeats records and loses none.
 """
 
 import random
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
-from kafka import ConsumerRebalanceListener, KafkaConsumer, OffsetAndMetadata, TopicPartition
-from kafka.errors import CommitFailedError, KafkaError
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from services.chassis.config import KafkaSettings
-from services.chassis.events import kafka_classes
+from services.chassis.events.kafka import Headers, client_options
 from services.chassis.telemetry import logs
 
 _log = logs.logger(__name__)
@@ -26,7 +26,22 @@ WINDOW = 1000
 _POLL_RECORDS = 500
 """How many records one poll returns at most, and thus by how many a window may be exceeded."""
 
-_COMMIT_SECONDS = 1.0
+_STORE_SECONDS = 0.2
+_COMMIT_MS = 1000
+_CLOSE_SECONDS = 3.0
+
+
+class Record(NamedTuple):
+    """A record of a topic."""
+
+    topic: str
+    partition: int
+    offset: int
+    timestamp: int
+    """In milliseconds."""
+    key: bytes | None
+    value: bytes
+    headers: Headers
 
 
 class Partition:
@@ -35,7 +50,7 @@ class Partition:
     def __init__(self) -> None:
         self.is_assigned = True
         """False once another member of the group handles the records."""
-        self.committed = -1
+        self.is_paused = False
         self._lock = threading.Lock()
         self._position = -1
         self._in_flight: set[int] = set()
@@ -45,13 +60,13 @@ class Partition:
         """How many records are not done."""
         return len(self._in_flight)
 
-    def begin(self, records: Sequence[Any]) -> None:
+    def begin(self, records: Sequence[Record]) -> None:
         """Adds records that were polled, in their order."""
         with self._lock:
             self._in_flight.update(record.offset for record in records)
             self._position = records[-1].offset + 1
 
-    def finish(self, records: Iterable[Any]) -> None:
+    def finish(self, records: Iterable[Record]) -> None:
         """Removes records that were handled, buried or skipped."""
         with self._lock:
             self._in_flight.difference_update(record.offset for record in records)
@@ -60,6 +75,10 @@ class Partition:
         """Returns the offset to commit: every record before it is done."""
         with self._lock:
             return min(self._in_flight, default=self._position)
+
+
+_Partitions = dict[tuple[str, int], Partition]
+"""By topic and number."""
 
 
 class Poller:
@@ -72,17 +91,34 @@ class Poller:
         group: str,
         topics: Sequence[str],
         fetch_wait_ms: int,
-        deliver: Callable[[Sequence[Any], Partition], None],
+        deliver: Callable[[Sequence[Record], Partition], None],
     ) -> None:
         """Takes what is called, in the polling thread, with new records of one partition."""
-        kafka_classes.make_all()
-        self._bootstrap = settings.kafka_bootstrap.split(",")
-        self._session_ms = round(settings.kafka_session_seconds * 1000)
+        session_ms = round(settings.kafka_session_seconds * 1000)
+        self._options = {
+            **client_options(settings),
+            "group.id": group,
+            # A group can have members with other clients only while they share a strategy.
+            "partition.assignment.strategy": "range,roundrobin",
+            "session.timeout.ms": session_ms,
+            "heartbeat.interval.ms": session_ms // 6,
+            "auto.offset.reset": "earliest",
+            # What is stored is committed every second, before a rebalance and on close.
+            "enable.auto.offset.store": False,
+            "auto.commit.interval.ms": _COMMIT_MS,
+            "fetch.wait.max.ms": fetch_wait_ms,
+            # What is fetched of a partition is dropped when it is paused, and fetched again later.
+            "max.partition.fetch.bytes": 256 * 1024,
+            # Of all partitions together, before the next fetch.
+            "queued.min.messages": 2 * _POLL_RECORDS,
+            "queued.max.messages.kbytes": 16 * 1024,
+            "fetch.queue.backoff.ms": 5,
+            "error_cb": self._on_error,
+            "on_commit": self._on_commit,
+        }
         self._group = group
-        self._topics = topics
-        self._fetch_wait_ms = fetch_wait_ms
+        self._topics = list(topics)
         self._deliver = deliver
-        self._partitions: dict[TopicPartition, Partition] = {}
 
     def run(self, ready: Callable[[], None], stopping: threading.Event) -> None:
         """Polls until `stopping` is set; reconnects while the broker is unavailable. Blocks.
@@ -92,103 +128,116 @@ class Poller:
         while not stopping.is_set():
             try:
                 self._poll_until_stopped(ready, stopping)
-            except KafkaError as error:
+            except KafkaException as error:
                 _log.warning("consumer.blocked", group=self._group, error=repr(error))
                 stopping.wait(random.uniform(0.2, 2.0))
 
     def _poll_until_stopped(self, ready: Callable[[], None], stopping: threading.Event) -> None:
-        consumer = KafkaConsumer(
-            bootstrap_servers=self._bootstrap,
-            group_id=self._group,
-            enable_auto_commit=False,
-            auto_offset_reset="earliest",
-            session_timeout_ms=self._session_ms,
-            heartbeat_interval_ms=self._session_ms // 6,
-            fetch_max_wait_ms=self._fetch_wait_ms,
-            max_poll_records=_POLL_RECORDS,
-        )
-        consumer.subscribe(self._topics, listener=_Rebalance(self, consumer, ready))
-        last_commit = 0.0
-        try:
-            while not stopping.is_set():
-                self._pause_full(consumer)
-                _repair_fetcher(consumer)
-                polled = consumer.poll(timeout_ms=20 if consumer.paused() else 200)
-                for key, records in polled.items():
-                    partition = self._partitions.setdefault(key, Partition())
-                    partition.begin(records)
-                    self._deliver(records, partition)
-                now = time.monotonic()
-                if now - last_commit >= _COMMIT_SECONDS:
-                    last_commit = now
-                    self.commit(consumer)
-            self.commit(consumer)
-        finally:
-            self.forget(list(self._partitions))
-            consumer.close(autocommit=False)
+        partitions: _Partitions = {}
 
-    def _pause_full(self, consumer: KafkaConsumer) -> None:
-        """Pauses partitions whose window is full; resumes them when it is half empty."""
-        paused = consumer.paused()
-        in_flight = {key: partition.in_flight for key, partition in self._partitions.items()}
-        full = {key for key, count in in_flight.items() if count >= WINDOW}
-        if full - paused:
-            consumer.pause(*full - paused)
-        if emptier := {key for key in paused if in_flight.get(key, 0) <= WINDOW // 2}:
-            consumer.resume(*emptier)
+        def on_assign(_: Consumer, assigned: Sequence[TopicPartition]) -> None:
+            partitions.update({(each.topic, each.partition): Partition() for each in assigned})
+            ready()
 
-    def commit(self, consumer: KafkaConsumer) -> None:
-        """Commits what is done. A failure is harmless: the records are polled again."""
-        done = {key: partition.done_below() for key, partition in self._partitions.items()}
-        offsets = {
-            key: offset for key, offset in done.items() if offset > self._partitions[key].committed
-        }
-        if not offsets:
-            return
+        def on_revoke(consumer: Consumer, revoked: Sequence[TopicPartition]) -> None:
+            _store(consumer, partitions)
+            on_lost(consumer, revoked)
+
+        def on_lost(_: Consumer, lost: Sequence[TopicPartition]) -> None:
+            # Records that are being handled are handled again by their next owner.
+            for each in lost:
+                partitions.pop((each.topic, each.partition)).is_assigned = False
+
+        consumer = Consumer(self._options)
         try:
-            consumer.commit(
-                {key: OffsetAndMetadata(offset, "", -1) for key, offset in offsets.items()}
+            consumer.subscribe(
+                self._topics, on_assign=on_assign, on_revoke=on_revoke, on_lost=on_lost
             )
-        except CommitFailedError:
-            _log.info("commit.refused", group=self._group)
-            return
-        for key, offset in offsets.items():
-            # A rebalance during the commit may have revoked the partition.
-            if key in self._partitions:
-                self._partitions[key].committed = offset
+            next_store = 0.0
+            while not stopping.is_set():
+                is_any_paused = _pause_full(consumer, partitions)
+                for key, records in _poll(consumer, 0.02 if is_any_paused else 0.2).items():
+                    # A rebalance during the poll may have revoked the partition.
+                    if partition := partitions.get(key):
+                        partition.begin(records)
+                        self._deliver(records, partition)
+                if time.monotonic() >= next_store:
+                    next_store = time.monotonic() + _STORE_SECONDS
+                    _store(consumer, partitions)
+        finally:
+            # Closing revokes what is assigned, commits, and leaves the group. It waits for a broker
+            # that accepts connections and does not answer.
+            closing = threading.Thread(target=consumer.close, name="kafka-close", daemon=True)
+            closing.start()
+            closing.join(_CLOSE_SECONDS)
 
-    def forget(self, revoked: Sequence[TopicPartition]) -> None:
-        """Gives up partitions; records that are being handled are handled again by their owner."""
-        for key in revoked:
-            if partition := self._partitions.pop(key, None):
-                partition.is_assigned = False
+    def _on_error(self, error: KafkaError) -> None:
+        """Logs an outage; librdkafka reconnects. It reports each failed attempt, too."""
+        if error.fatal() or error.code() == KafkaError._ALL_BROKERS_DOWN:
+            _log.warning("consumer.blocked", group=self._group, error=repr(error))
 
-
-class _Rebalance(ConsumerRebalanceListener):  # type: ignore[misc]  # kafka-python is not typed
-    """Commits what is done before partitions go to another member."""
-
-    def __init__(
-        self, poller: Poller, consumer: KafkaConsumer, assigned: Callable[[], None]
-    ) -> None:
-        self._poller = poller
-        self._consumer = consumer
-        self._assigned = assigned
-
-    def on_partitions_revoked(self, revoked: Sequence[TopicPartition]) -> None:
-        self._poller.commit(self._consumer)
-        self._poller.forget(revoked)
-
-    def on_partitions_assigned(self, assigned: Sequence[TopicPartition]) -> None:
-        self._assigned()
+    def _on_commit(self, error: KafkaError | None, _: Sequence[TopicPartition]) -> None:
+        """Logs a failure. It is harmless: the records are handled again, or committed later."""
+        if error is not None and error.code() != KafkaError._NO_OFFSET:
+            _log.info("commit.refused", group=self._group, error=repr(error))
 
 
-def _repair_fetcher(consumer: KafkaConsumer) -> None:
-    """Drops a fetched partition that is used up, so that paused partitions can be resumed.
+def _pause_full(consumer: Consumer, partitions: _Partitions) -> bool:
+    """Pauses partitions whose window is full; resumes them when it is half empty.
 
-    kafka-python 3.0 returns to what it fetched of a partition before it was paused only while it
-    holds no other partition, and mistakes one that is used up for one that it holds: a partition
-    that was paused would wait forever.
+    Returns whether any is paused.
     """
-    fetcher = consumer._fetcher
-    if not fetcher._next_partition_records:
-        fetcher._next_partition_records = None
+    full: list[TopicPartition] = []
+    emptier: list[TopicPartition] = []
+    for key, partition in partitions.items():
+        if not partition.is_paused and partition.in_flight >= WINDOW:
+            partition.is_paused = True
+            full.append(TopicPartition(*key))
+        elif partition.is_paused and partition.in_flight <= WINDOW // 2:
+            partition.is_paused = False
+            emptier.append(TopicPartition(*key))
+    if full:
+        consumer.pause(full)
+    if emptier:
+        consumer.resume(emptier)
+    return any(partition.is_paused for partition in partitions.values())
+
+
+def _store(consumer: Consumer, partitions: _Partitions) -> None:
+    """Notes what is done, to be committed."""
+    done = {key: partition.done_below() for key, partition in partitions.items()}
+    offsets = [TopicPartition(*key, offset) for key, offset in done.items() if offset >= 0]
+    if offsets:
+        consumer.store_offsets(offsets=offsets)
+
+
+def _poll(consumer: Consumer, seconds: float) -> dict[tuple[str, int], list[Record]]:
+    """Returns the records of each partition that have arrived, or that arrive first.
+
+    Raises:
+        KafkaException: the consumer failed.
+    """
+    first = consumer.poll(seconds)
+    if first is None:
+        return {}
+    polled: defaultdict[tuple[str, int], list[Record]] = defaultdict(list)
+    # With a timeout, consume() would wait for that many messages.
+    for message in (first, *consumer.consume(_POLL_RECORDS - 1, timeout=0)):
+        record = _record(message)
+        polled[record.topic, record.partition].append(record)
+    return polled
+
+
+def _record(message: Any) -> Record:  # Each of its types allows for None.
+    if error := message.error():
+        raise KafkaException(error)
+    _, timestamp = message.timestamp()
+    return Record(
+        message.topic(),
+        message.partition(),
+        message.offset(),
+        timestamp,
+        message.key(),
+        message.value() or b"",
+        [(name, value or b"") for name, value in message.headers() or ()],
+    )

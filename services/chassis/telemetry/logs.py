@@ -68,8 +68,6 @@ def configure(service: str, level: str) -> None:
     )
     logging.basicConfig(handlers=[handler], level=level, force=True)
     logging.getLogger(_AUDIT).setLevel(logging.INFO)
-    # The Kafka client logs each reconnect several times.
-    logging.getLogger("kafka").setLevel(logging.ERROR)
     # At DEBUG, the S3 client logs what it signs, and the signatures.
     logging.getLogger("botocore").setLevel(max(logging.INFO, logging.getLogger().level))
     _log_uncaught_errors()
