@@ -149,8 +149,8 @@ async def test_the_oldest_events_of_a_bucket_are_found_by_the_index(settings):
             SELECT 'none', (number % 8192) << 10, 'x', '' FROM generate_series(1, 50000) AS number
             """
         )
-        for query in (outbox_module._OLDEST, outbox_module._WAITING):
-            cursor = await connection.execute(f"EXPLAIN {query}", values)
+        for query, its in ((outbox_module._OLDEST, values), (outbox_module._WAITING, None)):
+            cursor = await connection.execute(f"EXPLAIN {query}", its)
             plan = "\n".join(line for (line,) in await cursor.fetchall())
             assert "outbox_oldest" in plan, plan
             assert "Seq Scan on outbox" not in plan, plan

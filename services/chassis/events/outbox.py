@@ -54,16 +54,18 @@ _ADD = """
      ORDER BY number
 """
 
-# Answered by outbox_oldest.
+# Answered by outbox_oldest. Events are estimated, because counting a backlog takes longer than
+# reading a batch of it. Ids are spread over the buckets, so a bucket has about a 16th of those from
+# its oldest to its newest.
 _WAITING = """
-    SELECT bucket, events
+    SELECT bucket, (newest.id - oldest.id) / 16 + 1 AS events
       FROM generate_series(0, 15) AS bucket
            CROSS JOIN LATERAL (
-               SELECT count(*) AS events
-                 FROM (SELECT FROM outbox WHERE shard %% 16 = bucket ORDER BY id LIMIT %(limit)s)
-                      AS oldest
-           ) AS counted
-     WHERE events > 0
+               SELECT id FROM outbox WHERE shard % 16 = bucket ORDER BY id LIMIT 1
+           ) AS oldest
+           CROSS JOIN LATERAL (
+               SELECT id FROM outbox WHERE shard % 16 = bucket ORDER BY id DESC LIMIT 1
+           ) AS newest
 """
 
 # Relays of releases before migration 0005 lock the whole outbox; the first lock excludes them.
@@ -91,8 +93,12 @@ _OLDEST = """
 # By id, never "all up to": a smaller id may have been committed after the batch was read.
 _DELETE = "DELETE FROM outbox WHERE id = ANY(%(ids)s::bigint[])"
 
-_BATCH = 2000
-"""How many events of one bucket are relayed at a time."""
+_BATCH = 5000
+"""About how many events are relayed at a time. With 2000 the local broker, which writes a file for
+each partition, used half as much CPU again for each event."""
+
+_SHARE = _BATCH // 8
+"""Up to how many events of each bucket are relayed, however many buckets are locked."""
 
 _IDLE_SECONDS = 1.0
 """How long an event waits at most if its process dies before it relays the event."""
@@ -218,7 +224,7 @@ class Relay:
         calls again: another relay may have failed to lock a bucket meanwhile, and relies on this
         one to find the events that were committed after it read.
         """
-        waiting = database.execute(_WAITING, {"limit": _BATCH}).fetchall()
+        waiting = database.execute(_WAITING).fetchall()
         if not waiting:
             return False
         # Random order shares the buckets fairly. A relay takes no more than fill a batch and leaves
@@ -236,7 +242,8 @@ class Relay:
                     found += events
             if not buckets:
                 return False
-            rows = cursor.execute(_OLDEST, {"buckets": buckets, "limit": _BATCH}).fetchall()
+            limit = max(_SHARE, _BATCH // len(buckets))
+            rows = cursor.execute(_OLDEST, {"buckets": buckets, "limit": limit}).fetchall()
             _publish(publisher, rows)
             cursor.execute(_DELETE, {"ids": int_array(row[0] for row in rows)})
         return True
