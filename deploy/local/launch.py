@@ -85,7 +85,8 @@ def launch(process: Process, layout: Layout) -> tuple[subprocess.Popen[bytes], i
 def _environment(process: Process) -> dict[str, str]:
     inherited = {name: os.environ[name] for name in _INHERITED if name in os.environ}
     paths = os.pathsep.join((str(ROOT), str(ROOT / "gen")))
-    python = {"PYTHONPATH": paths, "PYTHONUNBUFFERED": "1"}
+    # gRPC's own log is plain text, and errors of calls are in the logs of the services.
+    python = {"PYTHONPATH": paths, "PYTHONUNBUFFERED": "1", "GRPC_VERBOSITY": "ERROR"}
     return {**inherited, **python, **process.environment}
 
 
