@@ -115,7 +115,7 @@ _PURGE = """
                  FROM fanouts
                 WHERE finish_time < %(finished_before)s
                    OR finish_time IS NULL AND begin_time < %(began_before)s
-                LIMIT %(most)s
+                LIMIT %(limit)s
                   FOR UPDATE SKIP LOCKED
            )
 """

@@ -38,7 +38,7 @@ class MediaWorkerSettings(MeshSettings, DatabaseSettings, KafkaSettings, Storage
     """The memory limit of a renderer. A phone's photo needs about 200 MiB."""
     renderer_large_memory_mib: int = 560
     """The memory limit for a large picture, of which one is rendered at a time. It suffices for the
-    guaranteed picture sizes (SURE_PIXELS in services/media/pipeline/header.py), and with two
+    guaranteed picture sizes (GUARANTEED_PIXELS in services/media/pipeline/header.py), and with two
     renderers, the worker's processes stay below 1 GiB."""
     renderer_cpu_seconds: int = 30
     """The CPU time limit for one photo."""

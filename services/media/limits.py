@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 
-from services.media.pipeline.header import MOST_PIXELS, SURE_PIXELS
+from services.media.pipeline.header import GUARANTEED_PIXELS, MAX_PIXELS
 from services.media.sniffing import SUPPORTED_TYPES
 
 _MIB = 2**20
@@ -29,10 +29,12 @@ class UploadLimits:
     """The largest message of a stream."""
     content_types: tuple[str, ...] = (*SUPPORTED_TYPES, UNDECLARED)
     """The types that a client may declare. For the last one, the content determines the type."""
-    max_pixels: int = MOST_PIXELS
+    max_pixels: int = MAX_PIXELS
     """The largest picture that the worker tries to decode."""
     sure_pixels: Mapping[str, int] = field(
-        default_factory=lambda: {name: SURE_PIXELS[kind] for name, kind in SUPPORTED_TYPES.items()}
+        default_factory=lambda: {
+            name: GUARANTEED_PIXELS[file_type] for name, file_type in SUPPORTED_TYPES.items()
+        }
     )
     """The largest picture of each type that the worker can always decode."""
     form_life: timedelta = timedelta(minutes=10)

@@ -50,7 +50,7 @@ class MediaService(MediaServiceServicer):
         self._signer = signer
         self._limits = limits
         self._open_streams = OpenStreams(
-            "streamed uploads", most=limits.streams, of_one_user=limits.streams_per_account
+            "streamed uploads", max_open=limits.streams, max_per_user=limits.streams_per_account
         )
 
     async def GetUploadLimits(

@@ -1,20 +1,20 @@
 """Checks whether the first bytes of a file match its declared type."""
 
-from services.media.pipeline.header import Kind, kind_of
+from services.media.pipeline.header import FileType, file_type_of
 from services.media.pipeline.outputs import Unprocessable
 
 SNIFFED_BYTES = 256
 """How many bytes the check needs."""
 
 SUPPORTED_TYPES = {
-    "image/jpeg": Kind.JPEG,
-    "image/png": Kind.PNG,
-    "image/webp": Kind.WEBP,
-    "image/avif": Kind.AVIF,
-    "image/heic": Kind.HEIF,
-    "image/heif": Kind.HEIF,
-    "image/gif": Kind.GIF,
-    "image/tiff": Kind.TIFF,
+    "image/jpeg": FileType.JPEG,
+    "image/png": FileType.PNG,
+    "image/webp": FileType.WEBP,
+    "image/avif": FileType.AVIF,
+    "image/heic": FileType.HEIF,
+    "image/heif": FileType.HEIF,
+    "image/gif": FileType.GIF,
+    "image/tiff": FileType.TIFF,
 }
 """The supported picture formats, by content type."""
 
@@ -26,7 +26,7 @@ def contradicts(content_type: str, first: bytes) -> bool:
     reason with the media item.
     """
     try:
-        kind = kind_of(first)
+        file_type = file_type_of(first)
     except Unprocessable:
         return False
-    return SUPPORTED_TYPES.get(content_type, kind) is not kind
+    return SUPPORTED_TYPES.get(content_type, file_type) is not file_type

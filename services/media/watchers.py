@@ -38,7 +38,9 @@ class Watchers:
     ) -> None:
         """`max_open` and `max_per_account` limit the watches that are open at a time."""
         self._store = store
-        self._open = OpenStreams("watches of media", most=max_open, of_one_user=max_per_account)
+        self._open = OpenStreams(
+            "watches of media", max_open=max_open, max_per_user=max_per_account
+        )
         self._watching: dict[int, list[asyncio.Queue[Media | None]]] = {}
         self._has_watches = asyncio.Event()
 

@@ -23,7 +23,7 @@ from PIL import ExifTags, Image
 
 from deploy.local.proc import Identity, identify
 from services.media.limits import LIMITS as UPLOADS
-from services.media.pipeline.header import SURE_PIXELS, Kind
+from services.media.pipeline.header import GUARANTEED_PIXELS, FileType
 from services.media.pipeline.outputs import Failure, Unprocessable
 from services.media.pipeline.renderers import Renderers
 from tests.eventually import eventually
@@ -200,13 +200,13 @@ def large() -> list[bytes]:
         return files
     noise = np.random.default_rng(1).integers(0, 256, (500, 500, 4), np.uint8)
 
-    def picture(kind: Kind, mode: str) -> Image.Image:
-        side = int(SURE_PIXELS[kind] ** 0.5)
+    def picture(file_type: FileType, mode: str) -> Image.Image:
+        side = int(GUARANTEED_PIXELS[file_type] ** 0.5)
         return Image.fromarray(noise, "RGBA").resize((side, side), NEAREST).convert(mode)
 
     turned = Image.Exif()
     turned[ExifTags.Base.Orientation] = 6
-    deep = cv2.resize(noise.astype(np.uint16) * 257, picture(Kind.AVIF, "L").size)
+    deep = cv2.resize(noise.astype(np.uint16) * 257, picture(FileType.AVIF, "L").size)
     _, avif = cv2.imencode(
         ".avif", deep >> 4, [cv2.IMWRITE_AVIF_DEPTH, 12, cv2.IMWRITE_AVIF_SPEED, 10]
     )
@@ -214,17 +214,17 @@ def large() -> list[bytes]:
         *files,
         png(9_990, 9_990, colours=RGBA, bits=16),
         png(5_600, 16_800, colours=RGB, bits=16),
-        saved(picture(Kind.JPEG, "CMYK"), "JPEG", progressive=True, subsampling=0),
-        saved(picture(Kind.JPEG, "RGB"), "JPEG", progressive=True, subsampling=0),
-        saved(picture(Kind.PNG, "RGB"), "JPEG", subsampling=0),
-        saved(picture(Kind.PNG, "RGBA"), "PNG", compress_level=1),
-        saved(picture(Kind.TIFF, "RGBA"), "TIFF", exif=turned),
-        saved(picture(Kind.TIFF, "CMYK"), "TIFF"),
-        saved(picture(Kind.GIF, "RGB").quantize(16), "GIF"),
-        saved(picture(Kind.WEBP, "RGBA"), "WEBP", lossless=True, quality=0, method=0),
-        saved(picture(Kind.WEBP, "RGB"), "WEBP", quality=10, method=0),
+        saved(picture(FileType.JPEG, "CMYK"), "JPEG", progressive=True, subsampling=0),
+        saved(picture(FileType.JPEG, "RGB"), "JPEG", progressive=True, subsampling=0),
+        saved(picture(FileType.PNG, "RGB"), "JPEG", subsampling=0),
+        saved(picture(FileType.PNG, "RGBA"), "PNG", compress_level=1),
+        saved(picture(FileType.TIFF, "RGBA"), "TIFF", exif=turned),
+        saved(picture(FileType.TIFF, "CMYK"), "TIFF"),
+        saved(picture(FileType.GIF, "RGB").quantize(16), "GIF"),
+        saved(picture(FileType.WEBP, "RGBA"), "WEBP", lossless=True, quality=0, method=0),
+        saved(picture(FileType.WEBP, "RGB"), "WEBP", quality=10, method=0),
         avif.tobytes(),
-        saved(picture(Kind.HEIF, "RGBA"), "HEIF", quality=30),
+        saved(picture(FileType.HEIF, "RGBA"), "HEIF", quality=30),
     ]
 
 

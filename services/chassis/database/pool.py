@@ -104,16 +104,16 @@ class Database:
             return (await connection.execute(query, values)).rowcount
 
     async def purge(self, query: Query, values: Mapping[str, Any], *, batch: int) -> int:
-        """Runs a statement that deletes up to `%(most)s` rows, until it finds fewer than `batch`.
+        """Runs a statement that deletes up to `%(limit)s` rows, until it finds fewer than `batch`.
 
         Returns the total number of deleted rows.
 
         Raises:
             Unavailable: the database is unavailable or overloaded.
         """
-        purged = deleted = await self.execute(query, {**values, "most": batch})
+        purged = deleted = await self.execute(query, {**values, "limit": batch})
         while deleted == batch:
-            deleted = await self.execute(query, {**values, "most": batch})
+            deleted = await self.execute(query, {**values, "limit": batch})
             purged += deleted
         return purged
 

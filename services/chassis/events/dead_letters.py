@@ -79,7 +79,7 @@ _PURGE = """
                  FROM dead_letters
                 WHERE state <> 'OPEN' AND settle_time < %(before)s
                 ORDER BY settle_time
-                LIMIT %(most)s
+                LIMIT %(limit)s
                   FOR UPDATE SKIP LOCKED
            )
 """

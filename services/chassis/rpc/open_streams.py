@@ -25,17 +25,17 @@ class OpenStreams:
     The limit per user keeps one user from using up the limit of the process.
     """
 
-    def __init__(self, name: str, *, most: int, of_one_user: int) -> None:
+    def __init__(self, name: str, *, max_open: int, max_per_user: int) -> None:
         """Creates a counter.
 
         Args:
             name: the type of stream, in the plural, for error messages.
-            most: the maximum number of open streams in total.
-            of_one_user: the maximum number of open streams of one user.
+            max_open: the maximum number of open streams in total.
+            max_per_user: the maximum number of open streams of one user.
         """
         self._name = name
-        self._most = most
-        self._of_one_user = of_one_user
+        self._max_open = max_open
+        self._max_per_user = max_per_user
         self._count_of: Counter[int] = Counter()
 
     @property
@@ -51,12 +51,12 @@ class OpenStreams:
             TooManyStreams: the limit of the user or of the process is reached.
         """
         # Checks the user's limit first, because the user can act on that error.
-        if self._count_of[user_id] >= self._of_one_user:
+        if self._count_of[user_id] >= self._max_per_user:
             raise TooManyStreams(
-                f"You have {self._of_one_user} {self._name} open, the limit for one user: "
+                f"You have {self._max_per_user} {self._name} open, the limit for one user: "
                 "close one, or wait until one ends."
             )
-        if self.count >= self._most:
+        if self.count >= self._max_open:
             raise TooManyStreams(f"Too many {self._name} are open now; try again in a few seconds.")
         self._count_of[user_id] += 1
         try:

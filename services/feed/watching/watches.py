@@ -33,7 +33,7 @@ class Watches:
         self._hydration = hydration
         self._limits = limits
         self._open = OpenStreams(
-            "watches of feeds", most=limits.max_open, of_one_user=limits.max_per_reader
+            "watches of feeds", max_open=limits.max_open, max_per_user=limits.max_per_reader
         )
 
     async def watch(self, reader_id: int, after: int) -> AsyncGenerator[WatchMessage, None]:

@@ -18,9 +18,9 @@ from cv2.typing import MatLike
 from PIL import Image
 
 from services.media.pipeline.colour import inks_to_srgb, to_srgb
-from services.media.pipeline.foreign import blamed_on_the_file, open_foreign
-from services.media.pipeline.header import Header, Kind, check_size, kind_of, read_header
+from services.media.pipeline.header import FileType, Header, check_size, file_type_of, read_header
 from services.media.pipeline.outputs import SIZES, Failure, Size, Unprocessable
+from services.media.pipeline.pillow_formats import open_with_pillow, pillow_errors_as_unprocessable
 
 Pixels = MatLike
 """Rows of BGR pixels, or of BGRA pixels with premultiplied alpha."""
@@ -54,15 +54,15 @@ _NEAR_PIXELS = 1_000_000
 
 # The decoders of these types (OpenCV's, and libtiff) keep all of the file that they have read in
 # memory.
-_MAPPED = frozenset({Kind.JPEG, Kind.WEBP, Kind.TIFF})
-MOST_MAPPED_BYTES = 256 * 1024 * 1024
+_MAPPED = frozenset({FileType.JPEG, FileType.WEBP, FileType.TIFF})
+MAX_MAPPED_BYTES = 256 * 1024 * 1024
 
 _MARGIN_BYTES = 24 * 1024 * 1024
 
 _LARGE_BYTES = 128 * 1024 * 1024
 
 # Bytes per pixel of a file while it is decoded, measured. OpenCV holds the picture twice.
-_BYTES_A_PIXEL = {Kind.PNG: 8, Kind.WEBP: 9, Kind.AVIF: 10, Kind.HEIF: 9}
+_BYTES_A_PIXEL = {FileType.PNG: 8, FileType.WEBP: 9, FileType.AVIF: 10, FileType.HEIF: 9}
 
 # Pillow holds the picture once, if it is read in bands.
 _BYTES_A_BANDED_PIXEL = 4
@@ -92,14 +92,14 @@ class Source:
         """Whether the file needs so much memory that only one such file may render at a time."""
         header = self.header
         pixels = header.width * header.height
-        if header.kind is Kind.JPEG:
+        if header.file_type is FileType.JPEG:
             needed = 6 * pixels // _reduction(self.size) ** 2
             if header.progressive:
                 needed += _coefficient_bytes(header)
         elif _banded(header):
             needed = _BYTES_A_BANDED_PIXEL * pixels
         else:
-            needed = _BYTES_A_PIXEL[header.kind] * pixels
+            needed = _BYTES_A_PIXEL[header.file_type] * pixels
         width, height = SIZES[-1].fit(*self.size)
         return max(needed, _BYTES_AN_ENCODED_PIXEL * width * height) > _LARGE_BYTES
 
@@ -114,18 +114,18 @@ def open_source(file: BinaryIO) -> Source:
     if not os.fstat(file.fileno()).st_size:
         raise Unprocessable(Failure.NOT_AN_IMAGE)
     data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    kind = kind_of(data)
+    file_type = file_type_of(data)
     image = None
-    if kind in (Kind.JPEG, Kind.PNG, Kind.WEBP):
-        header = read_header(kind, data)
+    if file_type in (FileType.JPEG, FileType.PNG, FileType.WEBP):
+        header = read_header(file_type, data)
         check_size(header)
         if header.unusual or _banded(header):
-            found, image = open_foreign(kind, data, file)
+            found, image = open_with_pillow(file_type, data, file)
             header = replace(found, progressive=header.progressive)
     else:
-        header, image = open_foreign(kind, data, file)
+        header, image = open_with_pillow(file_type, data, file)
     check_size(header)
-    if kind in _MAPPED and len(data) > MOST_MAPPED_BYTES:
+    if file_type in _MAPPED and len(data) > MAX_MAPPED_BYTES:
         raise Unprocessable(Failure.TOO_EXPENSIVE)
     # Releases the pages that reading the header has loaded.
     data.madvise(mmap.MADV_DONTNEED)
@@ -134,11 +134,12 @@ def open_source(file: BinaryIO) -> Source:
 
 def _banded(header: Header) -> bool:
     """Returns whether to read a picture from Pillow in bands, which saves memory."""
-    if header.kind is Kind.PNG:
+    if header.file_type is FileType.PNG:
         return (
-            header.unusual or _BYTES_A_PIXEL[Kind.PNG] * header.width * header.height > _LARGE_BYTES
+            header.unusual
+            or _BYTES_A_PIXEL[FileType.PNG] * header.width * header.height > _LARGE_BYTES
         )
-    return header.kind in (Kind.TIFF, Kind.GIF)
+    return header.file_type in (FileType.TIFF, FileType.GIF)
 
 
 def decode(source: Source) -> Pixels:
@@ -156,7 +157,7 @@ def decode(source: Source) -> Pixels:
     if source.image is None:
         pixels = _decode(source)
     else:
-        pixels, profile = _decode_foreign(source, source.image)
+        pixels, profile = _decode_with_pillow(source, source.image)
 
     upright = _enough(source.size)
     transposed, flip = _UPRIGHT[source.header.orientation]
@@ -231,18 +232,18 @@ def _decode(source: Source) -> Pixels:
     flags = cv2.IMREAD_UNCHANGED
     if not header.transparent:
         flags = cv2.IMREAD_COLOR
-        if header.kind is Kind.JPEG:
+        if header.file_type is FileType.JPEG:
             # A JPEG decoder can skip detail that no variant shows, which is faster.
             flags = dict(_REDUCED).get(_reduction(source.size), flags)
         flags |= cv2.IMREAD_IGNORE_ORIENTATION
     try:
-        with _complaints() as complaints:
+        with _decoder_messages() as messages:
             pixels = cv2.imdecode(encoded, flags)
     except cv2.error as error:
         if error.code == cv2.Error.StsNoMem:
             raise MemoryError from error
         raise Unprocessable(Failure.CORRUPT) from error
-    if pixels is None or any(complaint in complaints for complaint in _FATAL):
+    if pixels is None or any(message in messages for message in _FATAL):
         raise Unprocessable(Failure.CORRUPT)
     if pixels.ndim == 2:
         return cv2.cvtColor(pixels, cv2.COLOR_GRAY2BGR)
@@ -250,7 +251,7 @@ def _decode(source: Source) -> Pixels:
 
 
 @contextmanager
-def _complaints() -> Iterator[bytearray]:
+def _decoder_messages() -> Iterator[bytearray]:
     """Captures what the decoders' C code writes to standard error; filled when the block ends."""
     text = bytearray()
     before = os.dup(2)
@@ -265,15 +266,15 @@ def _complaints() -> Iterator[bytearray]:
         text += file.read()
 
 
-def _decode_foreign(source: Source, image: Image.Image) -> tuple[Pixels, bytes | None]:
+def _decode_with_pillow(source: Source, image: Image.Image) -> tuple[Pixels, bytes | None]:
     """Decodes with Pillow; returns the picture before rotation, possibly reduced, and its profile.
 
     The profile is None if the colours are already sRGB. Reads the picture from Pillow in bands, so
     that a large one is not in memory twice.
     """
     header = source.header
-    with blamed_on_the_file():
-        if header.kind is Kind.JPEG:
+    with pillow_errors_as_unprocessable():
+        if header.file_type is FileType.JPEG:
             factor = _reduction(source.size)
             image.draft(image.mode, (header.width // factor, header.height // factor))
         image.load()

@@ -3,7 +3,7 @@
 The header determines how to decode: the real type, the dimensions, the orientation, the colour
 profile, and whether the picture may be transparent. The bytes are untrusted. For AVIF, HEIF, GIF
 and TIFF, this module only detects the type: their headers are complex, and the libraries that
-decode these types parse them (see `foreign`).
+decode these types parse them (see `pillow_formats`).
 
 Pillow 13 was tried for the others, too:
 
@@ -24,8 +24,8 @@ from enum import Enum, auto
 
 from services.media.pipeline.outputs import Failure, Unprocessable
 
-MOST_PIXELS = 100_000_000
-MOST_SIDE = 30_000
+MAX_PIXELS = 100_000_000
+MAX_SIDE = 30_000
 
 _NAMED_BYTES = 256
 
@@ -34,7 +34,7 @@ _ORIENTATION_TAG = 0x0112
 _SHORT = 3
 
 
-class Kind(Enum):
+class FileType(Enum):
     """A supported file type."""
 
     JPEG = auto()
@@ -46,14 +46,14 @@ class Kind(Enum):
     TIFF = auto()
 
 
-SURE_PIXELS = {
-    Kind.JPEG: 50_000_000,
-    Kind.PNG: 100_000_000,
-    Kind.WEBP: 50_000_000,
-    Kind.AVIF: 24_000_000,
-    Kind.HEIF: 32_000_000,
-    Kind.GIF: 100_000_000,
-    Kind.TIFF: 100_000_000,
+GUARANTEED_PIXELS = {
+    FileType.JPEG: 50_000_000,
+    FileType.PNG: 100_000_000,
+    FileType.WEBP: 50_000_000,
+    FileType.AVIF: 24_000_000,
+    FileType.HEIF: 32_000_000,
+    FileType.GIF: 100_000_000,
+    FileType.TIFF: 100_000_000,
 }
 """The largest picture that fits the memory limits (see the worker's settings) in the costliest form
 of each type: progressive CMYK, lossless, 12 bits with transparency. For larger pictures, decoding
@@ -64,7 +64,7 @@ is tried and may fail."""
 class Header:
     """A picture as stored in its file."""
 
-    kind: Kind
+    file_type: FileType
     width: int
     """The width in pixels, before the orientation is applied; at least 1."""
     height: int
@@ -77,12 +77,12 @@ class Header:
     """The ICC profile of the colours; None: sRGB."""
     unusual: bool = False
     """Whether the picture has a rare format: CMYK, or 16 bits with transparency. Always True for
-    pictures that `open_foreign` opened."""
+    pictures that `open_with_pillow` opened."""
     progressive: bool = False
     """Whether the decoder must read the whole JPEG before it can output pixels."""
 
 
-def kind_of(data: bytes | mmap.mmap) -> Kind:
+def file_type_of(data: bytes | mmap.mmap) -> FileType:
     """Returns the type of a file from its first bytes, whatever type was declared.
 
     Raises:
@@ -90,28 +90,28 @@ def kind_of(data: bytes | mmap.mmap) -> Kind:
     """
     first = data[:_NAMED_BYTES]
     if first.startswith(b"\xff\xd8\xff"):
-        return Kind.JPEG
+        return FileType.JPEG
     if first.startswith(b"\x89PNG\r\n\x1a\n"):
-        return Kind.PNG
+        return FileType.PNG
     if first.startswith(b"RIFF") and first[8:12] == b"WEBP":
-        return Kind.WEBP
+        return FileType.WEBP
     if first.startswith((b"GIF87a", b"GIF89a")):
-        return Kind.GIF
+        return FileType.GIF
     if first.startswith((b"II*\0", b"MM\0*")):
-        return Kind.TIFF
+        return FileType.TIFF
     if first[4:8] == b"ftyp":
         return _boxed(first)
     raise Unprocessable(Failure.NOT_AN_IMAGE)
 
 
-def read_header(kind: Kind, data: mmap.mmap) -> Header:
+def read_header(file_type: FileType, data: mmap.mmap) -> Header:
     """Reads the header of a JPEG, PNG or WebP file.
 
     Raises:
         Unprocessable: CORRUPT.
     """
     try:
-        return {Kind.JPEG: _jpeg, Kind.PNG: _png, Kind.WEBP: _webp}[kind](data)
+        return {FileType.JPEG: _jpeg, FileType.PNG: _png, FileType.WEBP: _webp}[file_type](data)
     except (IndexError, struct.error, zlib.error, StopIteration):
         raise Unprocessable(Failure.CORRUPT) from None
 
@@ -124,7 +124,7 @@ def check_size(header: Header) -> None:
     """
     if header.width < 1 or header.height < 1:
         raise Unprocessable(Failure.CORRUPT)
-    if max(header.width, header.height) > MOST_SIDE or header.width * header.height > MOST_PIXELS:
+    if max(header.width, header.height) > MAX_SIDE or header.width * header.height > MAX_PIXELS:
         raise Unprocessable(Failure.TOO_MANY_PIXELS)
 
 
@@ -132,7 +132,7 @@ _AVIF_BRANDS = frozenset({b"avif", b"avis"})
 _HEIF_BRANDS = frozenset({b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1"})
 
 
-def _boxed(data: bytes) -> Kind:
+def _boxed(data: bytes) -> FileType:
     """Returns the type of an ISO base media file, which may also be a video, by its brands.
 
     Raises:
@@ -141,9 +141,9 @@ def _boxed(data: bytes) -> Kind:
     end = min(int.from_bytes(data[:4], "big"), _NAMED_BYTES)
     brands = {data[start : start + 4] for start in (8, *range(16, end, 4))}
     if brands & _AVIF_BRANDS:
-        return Kind.AVIF
+        return FileType.AVIF
     if brands & _HEIF_BRANDS:
-        return Kind.HEIF
+        return FileType.HEIF
     raise Unprocessable(Failure.NOT_AN_IMAGE)
 
 
@@ -190,7 +190,7 @@ def _jpeg(data: mmap.mmap) -> Header:
         raise Unprocessable(Failure.CORRUPT)
     height, width, components = size
     return Header(
-        Kind.JPEG,
+        FileType.JPEG,
         width,
         height,
         orientation,
@@ -204,7 +204,7 @@ def _jpeg(data: mmap.mmap) -> Header:
 _PNG_ALPHA = frozenset({4, 6})
 
 
-_MOST_PROFILE_BYTES = 4 * 1024 * 1024
+_MAX_PROFILE_BYTES = 4 * 1024 * 1024
 
 
 def _png(data: mmap.mmap) -> Header:
@@ -222,10 +222,10 @@ def _png(data: mmap.mmap) -> Header:
         elif name == b"iCCP":
             # Layout: name, zero byte, compression method (there is only one), compressed profile.
             _, _, packed = data[position + 8 : position + 8 + length].partition(b"\0")
-            profile = zlib.decompressobj().decompress(packed[1:], _MOST_PROFILE_BYTES)
+            profile = zlib.decompressobj().decompress(packed[1:], _MAX_PROFILE_BYTES)
         elif name == b"IEND":
             return Header(
-                Kind.PNG,
+                FileType.PNG,
                 width,
                 height,
                 orientation,
@@ -248,13 +248,13 @@ def _webp(data: mmap.mmap) -> Header:
         if data[first + 3 : first + 6] != b"\x9d\x01\x2a":
             raise Unprocessable(Failure.CORRUPT)
         width, height = struct.unpack_from("<HH", data, first + 6)
-        return Header(Kind.WEBP, width & 0x3FFF, height & 0x3FFF)
+        return Header(FileType.WEBP, width & 0x3FFF, height & 0x3FFF)
     if name == b"VP8L":
         signature, bits = struct.unpack_from("<BI", data, first)
         if signature != 0x2F:
             raise Unprocessable(Failure.CORRUPT)
         width, height = (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
-        return Header(Kind.WEBP, width, height, transparent=bool(bits >> 28 & 1))
+        return Header(FileType.WEBP, width, height, transparent=bool(bits >> 28 & 1))
     if name != b"VP8X":
         raise Unprocessable(Failure.CORRUPT)
     width = int.from_bytes(data[first + 4 : first + 7], "little") + 1
@@ -267,7 +267,7 @@ def _webp(data: mmap.mmap) -> Header:
         elif name == b"ICCP":
             profile = data[content]
     transparent = bool(data[first] & _WEBP_ALPHA_FLAG)
-    return Header(Kind.WEBP, width, height, orientation, transparent, profile)
+    return Header(FileType.WEBP, width, height, orientation, transparent, profile)
 
 
 def _webp_chunks(data: mmap.mmap) -> Iterator[tuple[bytes, slice]]:
@@ -289,8 +289,8 @@ def _orientation(exif: bytes) -> int:
         (directory,) = struct.unpack_from(order + "I", exif, 4)
         (count,) = struct.unpack_from(order + "H", exif, directory)
         for entry in range(directory + 2, directory + 2 + 12 * count, 12):
-            tag, kind, _, value = struct.unpack_from(order + "HHIH", exif, entry)
-            if tag == _ORIENTATION_TAG and kind == _SHORT and 1 <= value <= 8:
+            tag, value_type, _, value = struct.unpack_from(order + "HHIH", exif, entry)
+            if tag == _ORIENTATION_TAG and value_type == _SHORT and 1 <= value <= 8:
                 return int(value)
     except struct.error:
         pass

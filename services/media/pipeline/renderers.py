@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 
 from services.chassis.errors import Unavailable
 from services.chassis.telemetry import logs
-from services.media.pipeline.header import MOST_PIXELS
+from services.media.pipeline.header import MAX_PIXELS
 from services.media.pipeline.outputs import (
     VARIANT_STEPS,
     Fact,
@@ -285,7 +285,7 @@ async def _spawn_with(limits: Limits, files: socket.socket) -> Process:
             "MALLOC_ARENA_MAX": "2",
             # OpenCV reads this when it is imported. The header is checked before decoding, but the
             # decoder may see other dimensions in the file than `read_header`.
-            "OPENCV_IO_MAX_IMAGE_PIXELS": str(MOST_PIXELS),
+            "OPENCV_IO_MAX_IMAGE_PIXELS": str(MAX_PIXELS),
         },
     )
 

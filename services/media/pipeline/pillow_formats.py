@@ -14,12 +14,12 @@ from typing import BinaryIO
 import pillow_heif
 from PIL import AvifImagePlugin, ExifTags, Image, TiffImagePlugin
 
-from services.media.pipeline.header import MOST_PIXELS, Header, Kind
+from services.media.pipeline.header import MAX_PIXELS, FileType, Header
 from services.media.pipeline.outputs import Failure, Unprocessable
 
 # `check_size` already rejects larger pictures. This limit is for files whose decoder sees other
 # dimensions.
-Image.MAX_IMAGE_PIXELS = MOST_PIXELS
+Image.MAX_IMAGE_PIXELS = MAX_PIXELS
 
 # Imported here, so that no file makes Pillow load the plugins of all formats.
 _PLUGINS = (AvifImagePlugin, TiffImagePlugin)
@@ -32,18 +32,20 @@ pillow_heif.register_heif_opener(
 _TRANSPARENT_MODES = frozenset({"RGBA", "LA", "PA", "RGBa", "La"})
 
 
-def open_foreign(kind: Kind, data: mmap.mmap, file: BinaryIO) -> tuple[Header, Image.Image]:
+def open_with_pillow(
+    file_type: FileType, data: mmap.mmap, file: BinaryIO
+) -> tuple[Header, Image.Image]:
     """Returns the header of a file, whose content is `data`, and the image that decodes it.
 
     Raises:
         Unprocessable: CORRUPT or TOO_MANY_PIXELS.
         MemoryError: the memory limit is too low.
     """
-    with blamed_on_the_file():
-        image = Image.open(file, formats=[kind.name])
+    with pillow_errors_as_unprocessable():
+        image = Image.open(file, formats=[file_type.name])
         width, height = image.size
-        orientation = 1 if kind is Kind.GIF else _orientation(kind, data, image)
-        if kind is Kind.TIFF:
+        orientation = 1 if file_type is FileType.GIF else _orientation(file_type, data, image)
+        if file_type is FileType.TIFF:
             # Prevents Pillow from rotating after decoding, which would hold the picture twice.
             turned = image.tag_v2.get(ExifTags.Base.Orientation)  # type: ignore[attr-defined]
             if turned in (5, 6, 7, 8):
@@ -51,7 +53,7 @@ def open_foreign(kind: Kind, data: mmap.mmap, file: BinaryIO) -> tuple[Header, I
             image.getexif().pop(ExifTags.Base.Orientation, None)
         profile = image.info.get("icc_profile")
     return Header(
-        kind,
+        file_type,
         width,
         height,
         orientation,
@@ -61,8 +63,8 @@ def open_foreign(kind: Kind, data: mmap.mmap, file: BinaryIO) -> tuple[Header, I
     ), image
 
 
-def _orientation(kind: Kind, data: mmap.mmap, image: Image.Image) -> int:
-    if kind is Kind.HEIF:
+def _orientation(file_type: FileType, data: mmap.mmap, image: Image.Image) -> int:
+    if file_type is FileType.HEIF:
         # libheif applies HEIF's own rotation and mirroring. If there are any, EXIF only repeats
         # them and is ignored. In some files, however, only EXIF has the orientation.
         meta = _box(data, b"meta")
@@ -90,7 +92,7 @@ def _box(data: mmap.mmap, name: bytes) -> bytes:
 
 
 @contextmanager
-def blamed_on_the_file() -> Iterator[None]:
+def pillow_errors_as_unprocessable() -> Iterator[None]:
     """Converts the exceptions that Pillow raises for a damaged file, which have many types.
 
     Raises:
