@@ -270,6 +270,52 @@ async def test_a_burst_beyond_all_bounds_stops_only_its_own_partition(
     assert [event for event in handled if event.owner_id == 1] == burst
 
 
+async def test_a_partition_that_is_paused_during_a_rebalance_goes_on_after_it(
+    kafka, quick_kafka, subscribe
+):
+    event_type = make_event_type(kafka, partitions=2)
+    handled, is_open = set(), asyncio.Event()
+
+    async def handle(event):
+        await is_open.wait()
+        handled.add(event.number)
+
+    def member() -> Consumer:
+        return Consumer(
+            quick_kafka,
+            group=topic_of(event_type).name,
+            subscriptions=[subscribe(event_type, handle)],
+        )
+
+    for partition in (0, 1):
+        burst = [event_type(owner_id=1, number=n) for n in range(partition, 3000, 2)]
+        await asyncio.to_thread(send, quick_kafka, burst, partition)
+    async with running(member().run):
+        # Both windows are full. Another member comes and goes.
+        async with running(member().run):
+            pass
+        is_open.set()
+        await eventually(lambda: as_answer(handled), lambda _: len(handled) == 3000)
+
+
+async def test_a_member_that_leaves_while_its_group_forms_does_not_block_the_next(
+    event_type, quick_kafka
+):
+    seen = []
+    group = topic_of(event_type).name
+    subscription = Subscription(event_type, as_list(seen))
+    for seconds in (0.1, 0.5, 1.0):
+        consumer = Consumer(quick_kafka, group=group, subscriptions=[subscription])
+        task = asyncio.create_task(consumer.run(lambda: None))
+        await asyncio.sleep(seconds)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    await asyncio.to_thread(send, quick_kafka, [event_type(owner_id=1, number=1)])
+    async with consuming(quick_kafka, event_type, as_list(seen), group=group):
+        await eventually(lambda: as_answer(seen))
+
+
 async def test_a_topic_that_is_held_waits_while_others_go_on(kafka, quick_kafka, subscribe):
     held, other = make_event_type(kafka), make_event_type(kafka)
     handled = []

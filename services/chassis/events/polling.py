@@ -9,7 +9,7 @@ import random
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
@@ -28,6 +28,7 @@ _POLL_RECORDS = 500
 
 _STORE_SECONDS = 0.2
 _COMMIT_MS = 1000
+_REBALANCE_SECONDS = 5.0
 _CLOSE_SECONDS = 3.0
 
 
@@ -134,16 +135,23 @@ class Poller:
 
     def _poll_until_stopped(self, ready: Callable[[], None], stopping: threading.Event) -> None:
         partitions: _Partitions = {}
+        is_member = False
 
         def on_assign(_: Consumer, assigned: Sequence[TopicPartition]) -> None:
+            nonlocal is_member
+            is_member = True
             partitions.update({(each.topic, each.partition): Partition() for each in assigned})
             ready()
 
-        def on_revoke(consumer: Consumer, revoked: Sequence[TopicPartition]) -> None:
+        def on_revoke(consumer: Consumer, revoked: list[TopicPartition]) -> None:
             _store(consumer, partitions)
             on_lost(consumer, revoked)
 
-        def on_lost(_: Consumer, lost: Sequence[TopicPartition]) -> None:
+        def on_lost(consumer: Consumer, lost: list[TopicPartition]) -> None:
+            nonlocal is_member
+            is_member = False
+            # librdkafka would find it paused when it is assigned again.
+            consumer.resume(lost)
             # Records that are being handled are handled again by their next owner.
             for each in lost:
                 partitions.pop((each.topic, each.partition)).is_assigned = False
@@ -156,7 +164,7 @@ class Poller:
             next_store = 0.0
             while not stopping.is_set():
                 is_any_paused = _pause_full(consumer, partitions)
-                for key, records in _poll(consumer, 0.02 if is_any_paused else 0.2).items():
+                for key, records in self._poll(consumer, 0.02 if is_any_paused else 0.2).items():
                     # A rebalance during the poll may have revoked the partition.
                     if partition := partitions.get(key):
                         partition.begin(records)
@@ -164,12 +172,34 @@ class Poller:
                 if time.monotonic() >= next_store:
                     next_store = time.monotonic() + _STORE_SECONDS
                     _store(consumer, partitions)
+            # Tansu 0.6 makes a group wait forever for a leader that leaves during a rebalance.
+            deadline = time.monotonic() + _REBALANCE_SECONDS
+            while not is_member and time.monotonic() < deadline:
+                consumer.poll(0.1)
         finally:
             # Closing revokes what is assigned, commits, and leaves the group. It waits for a broker
             # that accepts connections and does not answer.
             closing = threading.Thread(target=consumer.close, name="kafka-close", daemon=True)
             closing.start()
             closing.join(_CLOSE_SECONDS)
+
+    def _poll(
+        self, consumer: Consumer, seconds: float
+    ) -> Mapping[tuple[str, int], Sequence[Record]]:
+        """Returns the records of each partition that have arrived, or that arrive first."""
+        first = consumer.poll(seconds)
+        if first is None:
+            return {}
+        polled: defaultdict[tuple[str, int], list[Record]] = defaultdict(list)
+        # With a timeout, consume() would wait for that many messages.
+        for message in (first, *consumer.consume(_POLL_RECORDS - 1, timeout=0)):
+            if error := message.error():
+                # librdkafka tries again by itself, such as when a topic does not exist yet.
+                _log.warning("consumer.blocked", group=self._group, error=repr(error))
+                continue
+            record = _record(message)
+            polled[record.topic, record.partition].append(record)
+        return polled
 
     def _on_error(self, error: KafkaError) -> None:
         """Logs an outage; librdkafka reconnects. It reports each failed attempt, too."""
@@ -211,26 +241,7 @@ def _store(consumer: Consumer, partitions: _Partitions) -> None:
         consumer.store_offsets(offsets=offsets)
 
 
-def _poll(consumer: Consumer, seconds: float) -> dict[tuple[str, int], list[Record]]:
-    """Returns the records of each partition that have arrived, or that arrive first.
-
-    Raises:
-        KafkaException: the consumer failed.
-    """
-    first = consumer.poll(seconds)
-    if first is None:
-        return {}
-    polled: defaultdict[tuple[str, int], list[Record]] = defaultdict(list)
-    # With a timeout, consume() would wait for that many messages.
-    for message in (first, *consumer.consume(_POLL_RECORDS - 1, timeout=0)):
-        record = _record(message)
-        polled[record.topic, record.partition].append(record)
-    return polled
-
-
 def _record(message: Any) -> Record:  # Each of its types allows for None.
-    if error := message.error():
-        raise KafkaException(error)
     _, timestamp = message.timestamp()
     return Record(
         message.topic(),
