@@ -121,7 +121,8 @@ def open_source(file: BinaryIO) -> Source:
         check_size(header)
         if header.unusual or _banded(header):
             found, image = open_with_pillow(file_type, data, file)
-            header = replace(found, progressive=header.progressive)
+            orientation = header.orientation if file_type is FileType.PNG else found.orientation
+            header = replace(found, progressive=header.progressive, orientation=orientation)
     else:
         header, image = open_with_pillow(file_type, data, file)
     check_size(header)

@@ -53,7 +53,7 @@ GUARANTEED_PIXELS = {
     FileType.AVIF: 24_000_000,
     FileType.HEIF: 32_000_000,
     FileType.GIF: 100_000_000,
-    FileType.TIFF: 100_000_000,
+    FileType.TIFF: 32_000_000,
 }
 """The largest picture that fits the memory limits (see the worker's settings) in the costliest form
 of each type: progressive CMYK, lossless, 12 bits with transparency. For larger pictures, decoding

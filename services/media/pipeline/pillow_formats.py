@@ -44,7 +44,10 @@ def open_with_pillow(
     with pillow_errors_as_unprocessable():
         image = Image.open(file, formats=[file_type.name])
         width, height = image.size
-        orientation = 1 if file_type is FileType.GIF else _orientation(file_type, data, image)
+        orientation = 1
+        # GIF has none. Of a PNG, Pillow may decode all pixels to find it; its header is parsed.
+        if file_type not in (FileType.GIF, FileType.PNG):
+            orientation = _orientation(file_type, data, image)
         if file_type is FileType.TIFF:
             # Prevents Pillow from rotating after decoding, which would hold the picture twice.
             turned = image.tag_v2.get(ExifTags.Base.Orientation)  # type: ignore[attr-defined]
@@ -70,10 +73,10 @@ def _orientation(file_type: FileType, data: mmap.mmap, image: Image.Image) -> in
         meta = _box(data, b"meta")
         turned = b"irot" in meta or b"imir" in meta
         # pillow-heif overwrites the EXIF orientation and keeps the original under this name.
-        told = None if turned else image.info.get("original_orientation")
+        value = None if turned else image.info.get("original_orientation")
     else:
-        told = image.getexif().get(ExifTags.Base.Orientation)
-    return told if isinstance(told, int) and 1 <= told <= 8 else 1
+        value = image.getexif().get(ExifTags.Base.Orientation)
+    return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
 def _box(data: mmap.mmap, name: bytes) -> bytes:
