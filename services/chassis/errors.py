@@ -16,6 +16,9 @@ from photomesh.common.v1.error_reason_pb2 import ErrorReason
 DOMAIN = "photomesh"
 """google.rpc.ErrorInfo.domain of all errors of this project."""
 
+STATUS_DETAILS = "grpc-status-details-bin"
+"""The key of the trailing metadata that holds the encoded error, a google.rpc.Status."""
+
 _PROBLEMS_IN_MESSAGE = 5
 """How many invalid fields the message of an error names. The details name all of them. Message and
 details are sent as trailers, which gRPC limits to 8 KiB."""

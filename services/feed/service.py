@@ -8,6 +8,7 @@ from photomesh.feed.v1 import feed_service_pb2 as pb
 from services.chassis.context import signed_in
 from services.chassis.rpc import Context
 from services.chassis.rpc.paging import PageTokens
+from services.chassis.wire import varint
 from services.domain.post_cache import Form
 from services.feed.home import HomeFeed, Page
 from services.feed.watching.messages import WatchMessage
@@ -31,7 +32,7 @@ class FeedService:
         page, next_page_token = await self._page(request, Form.PROTO)
         rest = pb.GetFeedResponse(next_page_token=next_page_token, state=page.state)
         # Copies posts into the response as bytes: parsing them would be the most expensive step.
-        posts = (part for post in page.posts for part in (_POST_TAG, _varint(len(post)), post))
+        posts = (part for post in page.posts for part in (_POST_TAG, varint(len(post)), post))
         return b"".join([*posts, rest.SerializeToString()])
 
     async def WatchFeed(
@@ -67,13 +68,4 @@ def _serialize(message: WatchMessage) -> bytes:
     rest = response.SerializeToString()
     if not message.post:
         return rest
-    return b"".join((_POST_TAG, _varint(len(message.post)), message.post, rest))
-
-
-def _varint(number: int) -> bytes:
-    encoded = bytearray()
-    while number > 0x7F:
-        encoded.append(number & 0x7F | 0x80)
-        number >>= 7
-    encoded.append(number)
-    return bytes(encoded)
+    return b"".join((_POST_TAG, varint(len(message.post)), message.post, rest))

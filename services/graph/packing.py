@@ -6,6 +6,8 @@ Converting a million followers to Python integers would take longer than reading
 import sys
 from array import array
 
+from services.chassis.wire import varint
+
 
 def packed(field: int, ids: bytes) -> bytes:
     """Returns a `repeated sfixed64` field in wire format.
@@ -19,12 +21,4 @@ def packed(field: int, ids: bytes) -> bytes:
     values = array("q", ids)
     if sys.byteorder == "little":
         values.byteswap()
-    return bytes([field << 3 | 2]) + _varint(len(ids)) + values.tobytes()
-
-
-def _varint(number: int) -> bytes:
-    septets = []
-    while number > 127:
-        septets.append(number & 127 | 128)
-        number >>= 7
-    return bytes([*septets, number])
+    return bytes([field << 3 | 2]) + varint(len(ids)) + values.tobytes()

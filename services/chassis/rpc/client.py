@@ -26,7 +26,7 @@ from google.rpc import error_details_pb2, status_pb2
 
 from services.chassis import context
 from services.chassis.config import Addresses
-from services.chassis.errors import Unavailable
+from services.chassis.errors import STATUS_DETAILS, Unavailable
 from services.chassis.rpc import tls
 
 # Calls can be retried on another replica, because every internal method is idempotent. The throttle
@@ -93,7 +93,7 @@ class PeerRefused(Exception):
         self.fields: dict[str, str] = {}
         """The invalid fields, each with its problem."""
         info, bad = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest()
-        encoded = dict(error.trailing_metadata()).get("grpc-status-details-bin", b"")
+        encoded = dict(error.trailing_metadata()).get(STATUS_DETAILS, b"")
         for detail in status_pb2.Status.FromString(encoded).details:
             if detail.Unpack(info):
                 self.reason = info.reason

@@ -27,7 +27,7 @@ from grpc_reflection.v1alpha import reflection
 from services.chassis import context
 from services.chassis.config import MeshSettings
 from services.chassis.contracts import contracts
-from services.chassis.errors import MeshError
+from services.chassis.errors import STATUS_DETAILS, MeshError
 from services.chassis.rpc import Context, requests, tls
 from services.chassis.rpc.interceptors import Call, intercepted
 from services.chassis.rpc.methods import Method
@@ -43,8 +43,6 @@ request between `requests.MAX_REQUEST_BYTES` and this is rejected with a reason.
 
 _MAX_CHUNK_BYTES = 8 << 20
 """The same limit for a server with client-streaming methods, which receive files."""
-
-_STATUS_DETAILS = "grpc-status-details-bin"
 
 _SERVING = health_pb2.HealthCheckResponse.SERVING
 _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
@@ -249,7 +247,7 @@ def _grpc_handler(
             return await proceed(call)
         except MeshError as error:
             details = error.to_status(context.current().trace_id).SerializeToString()
-            await servicer.abort(error.code, error.message, ((_STATUS_DETAILS, details),))
+            await servicer.abort(error.code, error.message, ((STATUS_DETAILS, details),))
 
     to_handler = _HANDLERS[bool(descriptor.client_streaming), bool(descriptor.server_streaming)]
     # Without a deserializer, gRPC passes the raw bytes.
